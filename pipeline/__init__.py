@@ -1,0 +1,1 @@
+"""The verbs: tile, extract-teacher, distill, evaluate. Imports `stores`, never `cli`."""

@@ -1,0 +1,67 @@
+"""Which device and arithmetic a stage uses, and why; how much memory it took."""
+
+import resource
+import sys
+
+import torch
+
+from stores.errors import OptionError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of ``--device``; ``auto`` takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises
+    ------
+    OptionError
+        When the name is unknown or there is no such device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise OptionError(f"--device {name}: allowed are auto, cpu, cuda, cuda:N, mps") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise OptionError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; see `g2l doctor`"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise OptionError(f"--device {name}: MPS is not available here; see `g2l doctor`")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The arithmetic of ``--dtype`` and the reason for it.
+
+    ``auto`` is bfloat16 on CUDA devices that have it, float16 on older ones, float32 elsewhere.
+    """
+    if name != "auto":
+        return _DTYPES[name], "asked for"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        title = f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
+        if major >= 8:
+            return torch.bfloat16, f"{title}: tensor cores for bfloat16, and no overflow"
+        return torch.float16, f"{title}: no bfloat16 before 8.0"
+    if device.type == "mps":
+        return torch.float32, "MPS: half precision is not faster for these models"
+    return torch.float32, "CPU: half precision is slower or not there"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32``, ``bfloat16`` or ``float16``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Peak resident memory of this process and, on CUDA, peak memory of the device, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.type == "cuda":
+        peak["peak_device_bytes"] = torch.cuda.max_memory_allocated(device)
+    return peak

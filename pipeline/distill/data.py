@@ -1,0 +1,130 @@
+"""What a run trains on: the store's views, where their pixels come from, held-out views, the targets' statistics."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import slides as slide_files
+from pipeline import views
+from pipeline.distill.loader import Batch, load_views
+from pipeline.options import DistillOptions
+from pipeline.patches import SlideSource, Source, StoreSource
+from pipeline.progress import Reporter
+from stores import features, files, manifest, pixels, recipe, sampler
+from stores.errors import OptionError, SlideError, StoreError, ViewMismatch
+
+CHECKED_BEFORE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Everything of the store that a run needs."""
+
+    store: Path
+    recipe: recipe.Recipe
+    policy: views.Policy
+    train: list[sampler.Unit]
+    held_out: Batch | None
+    sources: Mapping[str, Source]
+    mean: npt.NDArray[np.float64]
+    variance: npt.NDArray[np.float64]
+    teacher_licence: str
+
+    @property
+    def teacher(self) -> recipe.Teacher:
+        assert self.recipe.teacher is not None  # open_data lets complete recipes pass only
+        return self.recipe.teacher
+
+
+def open_data(store: Path, options: DistillOptions, threads: int, report: Reporter) -> Data:
+    """Find the views of a store and prove on a sample that they can be rebuilt.
+
+    Raises
+    ------
+    StoreError
+        When the store is incomplete for this run: no features, no training views, a needed seed missing.
+    ViewMismatch
+        When a rebuilt view is not the one that the teacher saw.
+    """
+    stored = recipe.load(store)
+    if stored.policy is None or stored.reader is None or stored.teacher is None:
+        raise StoreError(f"{store}: has no teacher features yet; run `g2l extract-teacher` first")
+    if stored.reader.rendering != views.RENDERING:
+        raise ViewMismatch(
+            f"{store}: views were rendered by {stored.reader.rendering}, this version renders {views.RENDERING}; "
+            "use the version that made the store, or extract again"
+        )
+    policy = views.Policy.from_json(stored.policy)
+    train = sampler.find_units(store, "train", options.seeds)
+    if not train:
+        raise StoreError(f"{store}: no committed views in the training split; see `g2l store info {store}`")
+    val = sampler.find_units(store, "val", 1)
+    sources = find_sources(store, stored, {unit.commit.slide_id for unit in [*train, *val]}, options.slides)
+    if options.check_views != "none":
+        for seed in train[0].seeds:
+            load_views(
+                store, train, sources, policy, seed, max(1, CHECKED_BEFORE // len(train[0].seeds)), threads
+            )
+    held_out = load_views(store, val, sources, policy, 0, options.val_views, threads) if val else None
+    if held_out is None or len(held_out.views) < 2:
+        held_out = None
+        report.note(
+            "no held-out views (the split val is empty), hence no validation; "
+            "tile with a larger --val, or give the splits in --slides-csv"
+        )
+    mean, variance = statistics(store, train)
+    licence = files.read_json(store / "options" / "extract-teacher.json").get("teacher_licence", "")
+    return Data(store, stored, policy, train, held_out, sources, mean, variance, str(licence))
+
+
+def find_sources(
+    store: Path, stored: recipe.Recipe, slide_ids: set[str], given: Sequence[Path]
+) -> dict[str, Source]:
+    """Where the patches of each slide come from: the store's pixels, otherwise the slide file.
+
+    Raises
+    ------
+    OptionError
+        When a slide is in neither.
+    SlideError
+        When a slide file is not the one that the teacher saw.
+    """
+    paths = slide_files.find_slides(given) if given else {}
+    rows: dict[str, dict[str, Any]] = {row["slide_id"]: row for row in manifest.read_slides(store)}
+    sources: dict[str, Source] = {}
+    for slide_id in sorted(slide_ids):
+        if pixels.has_pixels(store, slide_id):
+            sources[slide_id] = StoreSource(slide_id, store)
+            continue
+        if slide_id not in paths:
+            where = f"not found in {', '.join(map(str, given))}" if given else "give the slides with --slides"
+            raise OptionError(f"slide {slide_id}: the store keeps no pixels of it; {where}")
+        row = rows[slide_id]
+        info = slide_files.inspect(slide_id, paths[slide_id], row["mpp"], row["mpp_source"])
+        if info.fingerprint != row["fingerprint"]:
+            raise SlideError(f"{paths[slide_id]}: not the file that the teacher saw (fingerprint differs)")
+        plan = slide_files.plan_read(info, stored.patch.mpp, stored.patch.size_px)
+        sources[slide_id] = SlideSource(slide_id, info.path, plan)
+    return sources
+
+
+def statistics(
+    store: Path, units: Sequence[sampler.Unit]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Per-dimension mean and variance of the targets of `units`, (dim,) each, from the store's block statistics."""
+    running = features.RunningStats()
+    by_slide: dict[str, npt.NDArray[np.float64]] = {}
+    for unit in units:
+        slide_id, block = unit.commit.slide_id, unit.commit.block
+        if slide_id not in by_slide:
+            by_slide = {slide_id: features.read_stats(store, slide_id)}  # units are sorted by slide
+        for seed in unit.seeds:
+            mean, variance = by_slide[slide_id][seed, block]
+            running.add(len(unit.rows), mean, variance)
+    if not np.isfinite(running.mean).all():
+        raise StoreError(f"{store}: the statistics beside the features are incomplete; extract again")
+    return running.mean, running.variance

@@ -1,0 +1,108 @@
+"""The Hugging Face hub: what is cached, whether it answers, and what to do when it does not."""
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from stores.errors import WeightsError
+
+OTHER_WAYS = "or give --weights PATH with a file fetched elsewhere, or --random-weights SEED for a trial"
+
+
+def brief(error: BaseException | str, limit: int = 200) -> str:
+    """Another library's message as one line of at most `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def fetch(repo: str, names: Sequence[str], *, gated: bool = False, otherwise: str = OTHER_WAYS) -> Path:
+    """Path of the first of `names` that is in the hub's cache, or that repository `repo` has.
+
+    What is in the cache is taken without asking the hub, so that nodes without network work.
+
+    Parameters
+    ----------
+    repo
+        ``OWNER/NAME`` or ``OWNER/NAME@REVISION``.
+    gated
+        Whether the owner is known to grant access one by one.
+    otherwise
+        What to do without the hub, for the message.
+
+    Raises
+    ------
+    WeightsError
+        With what to do about it: no network, access not granted, no such repository or file.
+    """
+    from huggingface_hub.errors import GatedRepoError
+
+    cause: Exception | None = None
+    try:
+        found = find_cached(repo, names)
+        problem = hub_problem() if found is None else None
+        if found is None and problem is None:
+            found = _download(repo, names)
+            problem = f"it holds neither {' nor '.join(names)}"
+        if found is not None:
+            return found
+    except Exception as error:  # the client's HTTP library, hence its errors, changes with its version
+        cause, problem = error, _reason(error)
+        gated = gated or isinstance(error, GatedRepoError)
+    access = "request access on its page (it is gated), then " if gated else ""
+    raise WeightsError(
+        f"cannot fetch {repo} from the Hugging Face hub ({problem}): {access}log in with `hf auth login` "
+        f"(older: `huggingface-cli login`) or HF_TOKEN; {otherwise}"
+    ) from cause
+
+
+def find_cached(repo: str, names: Sequence[str]) -> Path | None:
+    """Path of the first of `names` in the hub's cache on this machine; touches no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    owner_name, _, revision = repo.partition("@")
+    for name in names:
+        path = try_to_load_from_cache(owner_name, name, revision=revision or None)
+        if isinstance(path, str):
+            return Path(path)
+    return None
+
+
+def hub_problem(timeout_s: float = 5.0) -> str | None:
+    """Why the hub cannot be asked at this moment, or None when it answers.
+
+    One request with a short timeout: without it, the hub's client takes 23 s (five retries) to say that
+    a machine has no network.
+    """
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        get_session().head(constants.ENDPOINT, timeout=timeout_s)
+    except Exception as error:  # whichever error the HTTP library has: the hub did not answer
+        return f"the hub cannot be reached: {brief(error, 80)}"
+    return None
+
+
+def _download(repo: str, names: Sequence[str]) -> Path | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    owner_name, _, revision = repo.partition("@")
+    for name in names:
+        with contextlib.suppress(RemoteEntryNotFoundError):
+            return Path(hf_hub_download(owner_name, name, revision=revision or None))
+    return None
+
+
+def _reason(error: Exception) -> str:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "access is not granted to you"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "there is no such revision"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "it does not exist or is private"
+    return brief(error)

@@ -1,0 +1,36 @@
+"""Ctrl-C and SIGTERM as a request that a loop honours at its next safe point."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+
+class Interrupted(KeyboardInterrupt):
+    """Work stopped on request, with everything so far on disk."""
+
+
+@dataclass(slots=True)
+class Stop:
+    """Whether somebody asked to stop."""
+
+    requested: bool = False
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[Stop]:
+    """Turn the first SIGINT or SIGTERM into a request; a second one interrupts at once."""
+    stop = Stop()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

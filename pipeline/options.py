@@ -1,0 +1,180 @@
+"""The options of every stage as frozen dataclasses, shared by command line, config file and written JSON.
+
+A field is the option ``--name-with-dashes``, the key in ``--config FILE.yaml`` and the key in ``options/*.json``.
+Its metadata carry the help text. This module imports nothing heavy, so that ``--help`` stays quick.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from stores.errors import OptionError
+
+
+def option(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
+    """A dataclass field with a help text, and the allowed values where they are a list."""
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+def to_json(options: Any) -> dict[str, Any]:
+    """Options as plain JSON types; paths become text."""
+    return {key: _plain(value) for key, value in asdict(options).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def from_json(kind: Any, value: Mapping[str, Any]) -> Any:
+    """Options from parsed JSON or YAML: what `to_json` wrote; unknown keys are an OptionError."""
+    known = {f.name: f.type for f in fields(kind)}
+    for key in value:
+        if key not in known:
+            raise OptionError(f"option {key!r}: not one of {', '.join(known)}")
+    return kind(**{key: _typed(known[key], item) for key, item in value.items()})
+
+
+def _typed(kind: Any, item: Any) -> Any:
+    if isinstance(item, list | tuple):
+        inner = Path if "Path" in str(kind) else str
+        return tuple(inner(x) for x in item)
+    return Path(item) if item is not None and "Path" in str(kind) else item
+
+
+def require(condition: bool, name: str, value: object, allowed: str) -> None:
+    """Raise OptionError ``--name VALUE: allowed ...`` unless `condition` holds."""
+    if not condition:
+        raise OptionError(f"--{name.replace('_', '-')} {value}: allowed is {allowed}")
+
+
+@dataclass(frozen=True, slots=True)
+class TileOptions:
+    """Stage zero: tissue, patch grid, splits."""
+
+    mpp: float = option(0.5, "Target resolution in micrometres per pixel.")
+    patch: int = option(256, "Side of a patch in pixels at that resolution.")
+    min_tissue: float = option(0.5, "Smallest share of tissue in a patch, 0 to 1.")
+    max_patches: int | None = option(None, "Keep at most this many patches a slide, drawn by position.")
+    val: float = option(0.1, "Share of patients in the validation split, when the CSV gives none.")
+    slides_csv: Path | None = option(
+        None, "CSV with slide_id and any of mpp, patient_id, split, and columns of your own."
+    )
+    slide_mpp: tuple[str, ...] = option((), "Level-0 mpp of one slide, as ID=0.25; may be repeated.")
+    masks: Path | None = option(
+        None, "Folder with a tissue mask (ID.png, ID.tif) or annotation (ID.geojson) for every slide."
+    )
+
+    def validate(self) -> None:
+        """Raise OptionError that names the first value that is not allowed."""
+        require(0.05 <= self.mpp <= 5, "mpp", self.mpp, "0.05 to 5")
+        require(32 <= self.patch <= 4096, "patch", self.patch, "32 to 4096")
+        require(0 < self.min_tissue <= 1, "min_tissue", self.min_tissue, "above 0, up to 1")
+        require(
+            self.max_patches is None or self.max_patches > 0, "max_patches", self.max_patches, "1 or more"
+        )
+        require(0 <= self.val < 1, "val", self.val, "0 up to, not including, 1")
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractOptions:
+    """Stage one: the teacher over every view of every patch."""
+
+    teacher: str = option("", "Preset, timm name, hf-hub:owner/name, folder, or module:function.")
+    seeds: int = option(4, "Views per patch: the centre crop and seeds 1, 2, ...")
+    policy: str = option("g2l", "Augmentation: g2l, none, hed, or a YAML file of your own.")
+    weights: Path | None = option(None, "Checkpoint file or folder, instead of the published weights.")
+    random_weights: int | None = option(None, "Seed of random weights, for trials without a download.")
+    batch_size: int | None = option(None, "Views per forward pass; 256 on a GPU, 16 on a CPU.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.")
+    dtype: str = option("auto", "Arithmetic of the forward pass.", ("auto", "float32", "bfloat16", "float16"))
+    threads: int | None = option(None, "Threads that read and render; the number of CPUs.")
+    pixels: bool = option(False, "Keep the patches' pixels, for labs without the slides.")
+    limit: int | None = option(None, "Stop after this many patches in total, for trials.")
+
+    def validate(self) -> None:
+        """Raise OptionError that names the first value that is not allowed."""
+        require(
+            bool(self.teacher), "teacher", "(missing)", "a preset (see `g2l models`) or a model of your own"
+        )
+        require(1 <= self.seeds <= 1000, "seeds", self.seeds, "1 to 1000")
+        require(self.limit is None or self.limit > 0, "limit", self.limit, "1 or more")
+        _validate_machine(self)
+        _validate_weights(self)
+
+
+@dataclass(frozen=True, slots=True)
+class DistillOptions:
+    """Stage two: the student against the store."""
+
+    student: str = option("", "Preset, timm name, hf-hub:owner/name, folder, or module:function.")
+    slides: tuple[Path, ...] = option((), "Slide files or folders; not needed when the store has pixels.")
+    weights: Path | None = option(None, "Checkpoint to start from, instead of the published weights.")
+    random_weights: int | None = option(None, "Seed of random weights, to train from scratch.")
+    loss: str = option("log-sum", "Loss.", ("log-sum", "mse", "l1", "smooth-l1", "cosine", "relational"))
+    alpha: float = option(4.0, "Exponent of the log-sum loss.")
+    teacher_norm: str = option(
+        "batch",
+        "Normalisation of the targets: by batch, by the store's statistics, none.",
+        ("batch", "store", "none"),
+    )
+    seeds: int | None = option(None, "Train on seeds 0 to N-1; all that the store has.")
+    batch_size: int = option(32, "Views per step.")
+    steps: int | None = option(None, "Training steps; overrides --epochs.")
+    epochs: float = option(10.0, "Passes over all training views (the paper does not say how many).")
+    lr: float = option(1e-4, "Learning rate at the start; cosine annealing to 0.")
+    weight_decay: float = option(0.05, "Weight decay at the start; cosine annealing to 0.")
+    warmup_steps: int = option(0, "Steps of linear warm-up of the learning rate.")
+    early_stop: str = option(
+        "in-a-row",
+        "Stop when the loss exceeded the mean of its last 100 values more than 10 times: in a row, in total, or never.",
+        ("in-a-row", "cumulative", "off"),
+    )
+    val_every: int = option(500, "Steps between validations; also before the first and after the last step.")
+    val_views: int = option(1024, "Views of the held-out split in a validation, seed 0.")
+    checkpoint_every: int = option(200, "Steps between checkpoints.")
+    check_views: str = option(
+        "sample", "Compare rebuilt views with the manifest's checksums.", ("sample", "all", "none")
+    )
+    views_per_read: int = option(1, "Seeds rendered from one decoding of a patch.")
+    window: int = option(2048, "Views that are mixed in memory (150 KB each).")
+    seed: int = option(0, "Seed of the order of views and of the projector.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.")
+    dtype: str = option("auto", "Arithmetic of the student.", ("auto", "float32", "bfloat16"))
+    threads: int | None = option(None, "Threads that read and render; the number of CPUs.")
+    tensorboard: bool = option(False, "Write TensorBoard events beside the JSON lines.")
+
+    def validate(self) -> None:
+        """Raise OptionError that names the first value that is not allowed."""
+        require(
+            bool(self.student), "student", "(missing)", "a preset (see `g2l models`) or a model of your own"
+        )
+        for name in ("batch_size", "val_views"):
+            value = getattr(self, name)
+            require(value >= 2, name, value, "2 or more (batch normalisation needs two views)")
+        for name in ("val_every", "checkpoint_every", "views_per_read", "window"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        for name in ("steps", "seeds"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "1 or more")
+        for name in ("alpha", "lr", "epochs"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        for name in ("weight_decay", "warmup_steps", "seed"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _validate_machine(self)
+        _validate_weights(self)
+
+
+def _validate_machine(options: ExtractOptions | DistillOptions) -> None:
+    for name in ("batch_size", "threads"):
+        value = getattr(options, name)
+        require(value is None or value >= 1, name, value, "1 or more")
+
+
+def _validate_weights(options: ExtractOptions | DistillOptions) -> None:
+    if options.weights is not None and options.random_weights is not None:
+        raise OptionError("--weights and --random-weights: give one of them")
+    if options.weights is not None and not options.weights.exists():
+        raise OptionError(f"--weights {options.weights}: no such file or folder")

@@ -1,0 +1,108 @@
+"""Progress of long work: a bar on a terminal, plain lines in a log file, nothing when asked."""
+
+import sys
+import time
+from typing import IO, Protocol, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+LINE_SECONDS = 15.0
+
+
+class Reporter(Protocol):
+    """What a stage tells while it works."""
+
+    def note(self, text: str) -> None:
+        """Say one line."""
+
+    def start(self, what: str, total: int, done: int = 0) -> None:
+        """Begin a piece of work of `total` units, `done` of which an earlier run has finished."""
+
+    def advance(self, by: int = 1, detail: str = "") -> None:
+        """Count units of the current work."""
+
+
+class Silent:
+    """Says nothing: for tests and for use as a library."""
+
+    def note(self, text: str) -> None: ...
+
+    def start(self, what: str, total: int, done: int = 0) -> None: ...
+
+    def advance(self, by: int = 1, detail: str = "") -> None: ...
+
+
+class Lines:
+    """Plain lines, at most one in 15 seconds: for log files and pipes."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._what, self._total, self._done, self._first, self._last = "", 0, 0, 0, 0.0
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def note(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def start(self, what: str, total: int, done: int = 0) -> None:
+        self._what, self._total, self._done, self._first = what, total, done, done
+        self._began = self._last = time.monotonic()
+
+    def advance(self, by: int = 1, detail: str = "") -> None:
+        self._done += by
+        now = time.monotonic()
+        if now - self._last < LINE_SECONDS and self._done < self._total:
+            return
+        self._last = now
+        rate = (self._done - self._first) / max(now - self._began, 1e-9)
+        self.note(f"{self._what}: {self._done}/{self._total} ({rate:.1f}/s) {detail}".rstrip())
+
+
+class Bar:
+    """A rich progress bar; use as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+        )
+        self._task = self._progress.add_task("", visible=False, detail="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False)
+
+    def start(self, what: str, total: int, done: int = 0) -> None:
+        self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(what, total=total, completed=done, detail="")
+
+    def advance(self, by: int = 1, detail: str = "") -> None:
+        self._progress.update(self._task, advance=by, detail=detail)
+
+
+def reporter_for(stream: IO[str] = sys.stderr) -> Lines | Bar:
+    """A bar when `stream` is a terminal, plain lines otherwise."""
+    return Bar(Console(file=stream)) if stream.isatty() else Lines(stream)

@@ -1,0 +1,153 @@
+"""What the commands print when they are done: one function for JSON, one for people."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stores.info import store_info
+
+
+def human_bytes(n: float) -> str:
+    """A size as people write it.
+
+    >>> human_bytes(3146), human_bytes(123e9)
+    ('3.1 kB', '123.0 GB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+def tile_json(store: Path, result: Any) -> dict[str, Any]:
+    """The summary of ``tile``."""
+    usable = [row for row in result.slides if row["status"] == "ok"]
+    return {
+        "store": str(store),
+        "slides": len(result.slides),
+        "slides_usable": len(usable),
+        "patches": result.n_patches,
+        "patches_by_slide": {row["slide_id"]: row["n_patches"] for row in result.slides},
+        "splits": {split: sum(row["split"] == split for row in usable) for split in ("train", "val", "test")},
+        "unusable": {row["slide_id"]: row["reason"] for row in result.unusable},
+    }
+
+
+def tile_lines(store: Path, result: Any) -> list[str]:
+    """The summary of ``tile`` for people."""
+    summary = tile_json(store, result)
+    splits = ", ".join(f"{name} {count}" for name, count in summary["splits"].items() if count)
+    lines = [
+        f"{summary['slides_usable']} of {summary['slides']} slides usable, {summary['patches']} patches; "
+        f"slides by split: {splits or 'none'}",
+        f"pictures: {store / 'pictures'}",
+    ]
+    return lines + _reasons(summary["unusable"])
+
+
+def _reasons(unusable: Mapping[str, str]) -> list[str]:
+    if not unusable:
+        return []
+    return [
+        f"{len(unusable)} slides could not be used:",
+        *(f"  {name}: {why}" for name, why in unusable.items()),
+    ]
+
+
+def extract_json(store: Path, result: Any) -> dict[str, Any]:
+    """The summary of ``extract-teacher``."""
+    info = store_info(store)
+    return {
+        "store": str(store),
+        "recipe_digest": info["recipe_digest"],
+        "views": info["views"],
+        "views_new": result.views,
+        "views_before": result.views_before,
+        "complete": info["complete"],
+        "bytes": info["bytes"],
+        "bytes_per_view": info["bytes_per_view"],
+        "seconds": result.seconds,
+        "views_per_s": result.views / result.seconds if result.views else None,
+        "data_wait": result.wait_seconds / result.seconds if result.views else None,
+        "bad_reads": result.bad_reads,
+        "unusable": result.failed_slides,
+        **result.figures,
+    }
+
+
+def extract_lines(store: Path, result: Any) -> list[str]:
+    """The summary of ``extract-teacher`` for people."""
+    summary = extract_json(store, result)
+    lines = [
+        f"{summary['views']} views in {store} ({summary['views_new']} new, {summary['views_before']} found done), "
+        f"{summary['complete']:.1%} of all patches; recipe {summary['recipe_digest'][:12]}"
+    ]
+    if summary["views_new"]:
+        lines.append(
+            f"{summary['views_per_s']:.1f} views/s, waited for data {summary['data_wait']:.1%} of the time; "
+            f"{human_bytes(summary['bytes_per_view'])} a view, peak memory {human_bytes(summary['peak_rss_bytes'])}"
+        )
+    if summary["bad_reads"]:
+        lines.append(f"{len(summary['bad_reads'])} patches could not be read (status bad_read):")
+        lines += [f"  {text}" for text in summary["bad_reads"][:20]]
+    return lines + _reasons(summary["unusable"])
+
+
+def distill_lines(run: Path, summary: Mapping[str, Any]) -> list[str]:
+    """The summary of ``distill`` for people."""
+    early = ", stopped early" if summary["stopped_early"] else ""
+    lines = [
+        f"{summary['steps']} of {summary['steps_planned']} steps{early}: "
+        f"loss {summary['loss_first']:.3f} -> {summary['loss_last']:.3f}"
+    ]
+    if summary["cka_after"] is not None:
+        lines.append(
+            f"held out: cosine {summary['cosine_before']:.3f} -> {summary['cosine_after']:.3f}, "
+            f"CKA to the teacher {summary['cka_before']:.3f} -> {summary['cka_after']:.3f}"
+        )
+    lines.append(
+        f"{summary['views_per_s']:.1f} views/s, waited for data {summary['data_wait']:.1%} of the time, "
+        f"peak memory {human_bytes(summary['peak_rss_bytes'])}"
+    )
+    return [*lines, f"student: {run / 'student'}", f"curves: {run / 'curves.png'}"]
+
+
+def info_lines(store: Path, info: Mapping[str, Any]) -> list[str]:
+    """``store info`` for people."""
+    recipe = info["recipe"]
+    teacher = recipe["teacher"] or {"name": "none yet", "weights_sha256": "", "dim": 0, "dtype": "-"}
+    lines = [
+        f"store     {store}",
+        f"recipe    {info['recipe_digest'] or 'incomplete: no teacher yet'}",
+        f"teacher   {teacher['name']}, {teacher['dim']}-d, {teacher['dtype']}, "
+        f"weights {teacher['weights_sha256'][:16]}",
+        f"patch     {recipe['patch']['size_px']} px at {recipe['patch']['mpp']:g} mpp",
+        f"slides    {info['slides']} ({_join(info['slides_by_status'])}), {info['patients']} patients",
+        f"patches   {info['patches']} ({_join(info['patches_by_split'])})",
+        f"views     {info['views']}, {info['complete']:.1%} complete, {info['bad_reads']} bad reads",
+    ]
+    lines += [f"  seed {seed:>3} {_join(splits)}" for seed, splits in info["views_by_seed_and_split"].items()]
+    lines.append(
+        "bytes     " + ", ".join(f"{name} {human_bytes(size)}" for name, size in info["bytes"].items())
+    )
+    if info["bytes_per_view"]:
+        lines.append(f"          {info['bytes_per_view']:.0f} B a view, manifest included")
+    return lines + _reasons(info["slides_unusable"])
+
+
+def _join(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def model_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """``models`` for people."""
+    lines = [f"{'name':<16} {'dim':>5} {'parameters':>13}  {'mpp':>4}  licence"]
+    for row in rows:
+        gated = ", gated" if row["gated"] else ""
+        lines.append(
+            f"{row['name']:<16} {row['dim']:>5} {row['params']:>13,}  {row['mpp']:>4g}  {row['licence']}{gated}"
+        )
+        if row["note"]:
+            lines.append(f"{'':<16} {row['note']}")
+    return lines

@@ -1,0 +1,317 @@
+"""Weights of encoders: checkpoint files, how they fill an architecture, their identity, and export.
+
+Nothing here unpickles objects: ``.safetensors``, or ``torch.load(weights_only=True)``. A file that does
+not fill an architecture exactly is refused by name; nothing is left at its random start.
+"""
+
+import argparse
+import hashlib
+import importlib.resources
+import json
+import os
+import re
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from pipeline.hub import brief, fetch
+from pipeline.presets import Preset
+from stores.errors import WeightsError
+
+if TYPE_CHECKING:
+    from pipeline.encoders import Encoder
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+# a training checkpoint wraps its tensors; of several, the averaged model is the one that is deployed
+_WRAPPERS = ("teacher", "state_dict_ema", "model_ema", "state_dict", "model", "encoder", "backbone", "module")
+
+
+# Checkpoint files
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint, unwrapped, under the names that the file gives them.
+
+    Parameters
+    ----------
+    path
+        ``.safetensors``; ``.bin``, ``.pt``, ``.pth`` or ``.ckpt`` from ``torch.save``; or a folder that
+        holds ``model.safetensors`` or ``pytorch_model.bin``.
+
+    Returns
+    -------
+    dict
+        CPU tensors. They may be mapped from the file: copy them before the file goes away.
+
+    Raises
+    ------
+    WeightsError
+        There is no such file, it is damaged, it needs objects unpickled, or it holds no tensors.
+    """
+    file = _checkpoint_file(path)
+    with file.open("rb") as stream:
+        if stream.read(24).startswith(b"version https://git-lfs"):
+            raise WeightsError(
+                f"{file} is a git-lfs pointer, not the weights; run `git lfs pull` where it lies"
+            )
+    if file.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{file} is damaged or no safetensors file ({brief(error)})") from error
+    if file.suffix in _TORCH_SUFFIXES:
+        return _tensors(_torch_load(file), file)
+    allowed = ", ".join((".safetensors", *_TORCH_SUFFIXES))
+    raise WeightsError(f"{file} is no checkpoint that can be read; allowed: {allowed}, or a folder")
+
+
+def _checkpoint_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise WeightsError(f"weights {path} do not exist; give a checkpoint file or a folder that holds one")
+    for name in WEIGHT_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise WeightsError(
+        f"folder {path} holds neither {' nor '.join(WEIGHT_FILES)}; give the checkpoint file itself"
+    )
+
+
+def _torch_load(file: Path) -> object:
+    try:
+        # timm and DINO keep their command line in the checkpoint; a Namespace is inert
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # damage surfaces as any of a dozen types, from pickle, zipfile and torch
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused:
+            raise WeightsError(
+                f"{file} needs Python objects unpickled ({refused[1]}), which could run any code: refused; "
+                "save its state_dict as .safetensors"
+            ) from error
+        raise WeightsError(f"{file} is damaged or no torch checkpoint ({brief(error)})") from error
+
+
+def _tensors(loaded: object, file: Path) -> dict[str, Tensor]:
+    while isinstance(loaded, Mapping):
+        inner = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
+        if inner is None:
+            break
+        loaded = inner
+    tensors: dict[str, Tensor] = {}
+    if isinstance(loaded, Mapping):
+        tensors = {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise WeightsError(f"{file} holds no state dict (a mapping of names to tensors)")
+    return tensors
+
+
+def fit(state: Mapping[str, Tensor], backbone: nn.Module, source: str, arch: str) -> dict[str, Tensor]:
+    """Rename a checkpoint's tensors so that they fill `backbone` exactly.
+
+    A common prefix (``module.``, ``teacher.backbone.``, ...) goes, with everything outside of it (DINO heads);
+    so does a classifier; then the architecture's own timm filter converts other layouts (native
+    DINOv2) and resamples position embeddings of another grid.
+
+    Parameters
+    ----------
+    backbone
+        May be on the meta device: only names and shapes are looked at.
+    source, arch
+        Names for the messages.
+
+    Raises
+    ------
+    WeightsError
+        A tensor is missing, left over, or has another shape.
+    """
+    expected = {name: tuple(value.shape) for name, value in backbone.state_dict().items()}
+    found = _strip_prefix(state, expected.keys(), source)
+    found = _drop_classifier(found, backbone, expected.keys())
+    patches = found.get("patch_embed.proj.weight")
+    other_shape = []
+    if patches is not None and patches.ndim == 4:  # timm would resample another patch size silently
+        other_shape += _shape_problem("patch_embed.proj.weight", patches, expected)
+    found = _timm_filter(found, backbone, source, arch)
+    for name in sorted(found.keys() & expected.keys() - {"patch_embed.proj.weight"}):
+        other_shape += _shape_problem(name, found[name], expected)
+    problems = [
+        _listed("missing", sorted(expected.keys() - found.keys())),
+        _listed("unexpected", sorted(found.keys() - expected.keys())),
+        _listed("of another shape", other_shape),
+    ]
+    if any(problems):
+        raise WeightsError(f"{source} does not fit {arch}: {'; '.join(filter(None, problems))}")
+    return found
+
+
+def _strip_prefix(state: Mapping[str, Tensor], expected: Iterable[str], source: str) -> dict[str, Tensor]:
+    names = set(expected)
+    prefixes: Counter[str] = Counter()
+    for name in state:
+        parts = name.split(".")
+        prefixes.update(".".join([*parts[:i], ""]) for i in range(len(parts)) if ".".join(parts[i:]) in names)
+    if not prefixes:
+        return dict(state)
+    (best, count), *others = prefixes.most_common(2)
+    if others and others[0][1] == count:
+        raise WeightsError(
+            f"{source} holds two models, under {best!r} and {others[0][0]!r}; save the one you mean by itself"
+        )
+    return {name.removeprefix(best): value for name, value in state.items() if name.startswith(best)}
+
+
+def _drop_classifier(
+    state: dict[str, Tensor], backbone: nn.Module, expected: Iterable[str]
+) -> dict[str, Tensor]:
+    heads = (getattr(backbone, "pretrained_cfg", None) or {}).get("classifier") or ()
+    prefixes = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
+    names = set(expected)
+    return {name: value for name, value in state.items() if name in names or not name.startswith(prefixes)}
+
+
+def _timm_filter(state: dict[str, Tensor], backbone: nn.Module, source: str, arch: str) -> dict[str, Tensor]:
+    module = type(backbone).__module__
+    convert = (
+        getattr(sys.modules[module], "checkpoint_filter_fn", None) if module.startswith("timm.") else None
+    )
+    if convert is None:
+        return state
+    try:
+        return dict(convert(state, backbone))
+    except Exception as error:  # written for the layouts that timm knows; anything may happen on another
+        raise WeightsError(f"{source} does not fit {arch}: its layout is unknown ({brief(error)})") from error
+
+
+def _shape_problem(name: str, value: Tensor, expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+    shape = tuple(value.shape)
+    if name not in expected or shape == expected[name]:
+        return []
+    return [f"{name} {'x'.join(map(str, shape))} instead of {'x'.join(map(str, expected[name]))}"]
+
+
+def _listed(what: str, names: Sequence[str], limit: int = 3) -> str:
+    more = ", ..." if len(names) > limit else ""
+    return f"{len(names)} {what} ({', '.join(names[:limit])}{more})" if names else ""
+
+
+# Published weights
+
+
+def published(preset: Preset) -> tuple[dict[str, Tensor], str]:
+    """Tensors of the weights that `preset` names, and their source in words for a message.
+
+    Raises
+    ------
+    WeightsError
+        They cannot be reached, or there are none.
+    """
+    if preset.asset is not None:
+        resource = importlib.resources.files("pipeline") / "assets" / preset.asset
+        with importlib.resources.as_file(resource) as file:
+            return read_checkpoint(file), f"shipped file {preset.asset}"
+    if preset.hub is not None:
+        return read_checkpoint(fetch(preset.hub, WEIGHT_FILES, gated=preset.gated)), preset.hub
+    raise WeightsError(
+        f"{preset.name} has no published weights on the hub; give --weights PATH or --random-weights SEED"
+    )
+
+
+# Identity and export
+
+
+def weights_sha256(encoder: "Encoder") -> str:
+    """Identity of an encoder's weights, whatever file they came from.
+
+    SHA-256 over the backbone's state dict in sorted order of names: for each tensor one line of JSON
+    ``[name, dtype, shape]``, then its bytes. 1.9 GB/s on one core (4.5 GB in 2.4 s) without a second copy.
+    Hash before casting: the dtype counts.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(encoder.backbone.state_dict().items()):
+        dtype = str(value.dtype).removeprefix("torch.")
+        digest.update(f"{json.dumps([name, dtype, list(value.shape)])}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def export_encoder(encoder: "Encoder", folder: Path, extra: Mapping[str, object]) -> None:
+    """Write ``model.safetensors`` and ``config.json``, for `load_encoder` and for timm alone.
+
+    ``timm.create_model(f"local-dir:{folder}", pretrained=True)`` opens the folder; what timm does not know
+    (pooling, mpp, `extra`) stands under ``g2l`` in the config. An encoder made by a user's function has no
+    timm architecture: its folder is opened by the function's name with ``--weights FOLDER``.
+
+    Each file is written whole or not at all; the config comes last. Other files in `folder` are left alone.
+
+    Parameters
+    ----------
+    extra
+        JSON values to keep beside the encoder, such as the run that made it.
+    """
+    config = json.dumps(_config(encoder, extra), indent=2)
+    tensors = {
+        name: value.detach().cpu().contiguous() for name, value in encoder.backbone.state_dict().items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / f".model.safetensors.{os.getpid()}.partial"
+    text = folder / f".config.json.{os.getpid()}.partial"
+    try:
+        safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})
+        text.write_text(config + "\n", encoding="utf-8")
+        for partial, name in ((weights, "model.safetensors"), (text, "config.json")):
+            with partial.open("rb") as stream:
+                os.fsync(stream.fileno())
+            partial.replace(folder / name)
+    finally:
+        weights.unlink(missing_ok=True)
+        text.unlink(missing_ok=True)
+
+
+def _config(encoder: "Encoder", extra: Mapping[str, object]) -> dict[str, object]:
+    preset = encoder.preset
+    described: dict[str, object] = {
+        "name": preset.name,
+        "pooling": preset.pooling,
+        "mean": preset.mean,
+        "std": preset.std,
+        "image_px": preset.image_px,
+        "mpp": preset.mpp,
+        "dim": preset.dim,
+        "licence": preset.licence,
+        "note": preset.note,
+        "weights_sha256": weights_sha256(encoder),
+        "extra": dict(extra),
+    }
+    if not preset.arch:
+        return {"g2l": described}
+    known = dict(getattr(encoder.backbone, "pretrained_cfg", {}))
+    kept = {key: known[key] for key in ("interpolation", "first_conv", "classifier") if key in known}
+    return {
+        "architecture": preset.arch.partition(".")[0],
+        "num_classes": 0,
+        "num_features": encoder.backbone.num_features,
+        "model_args": dict(preset.kwargs),
+        "pretrained_cfg": {
+            **kept,
+            "tag": "g2l",
+            "input_size": [3, preset.image_px, preset.image_px],
+            "fixed_input_size": known.get("fixed_input_size", False),
+            "crop_pct": 1.0,
+            "mean": preset.mean,
+            "std": preset.std,
+            "num_classes": 0,
+            "license": preset.licence,
+        },
+        "g2l": described,
+    }

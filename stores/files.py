@@ -1,0 +1,80 @@
+"""Writing files so that a kill or a power cut leaves the old file or the new one, never half of one."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stores.errors import StoreError
+
+PARTIAL = ".partial"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, cut to one line for use inside our own."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file or a folder (its list of names) to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is flushed and renamed onto `path`.
+
+    The name ends in ``.partial`` and carries the process id, so that two writers do not share it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        yield partial
+        fsync_path(partial)
+        os.replace(partial, path)
+        fsync_path(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file atomically, UTF-8."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON, atomically. NaN is refused: JSON has none."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, limit_bytes: int = 16 << 20) -> Any:
+    """Read a JSON file that may come from another lab.
+
+    Raises
+    ------
+    StoreError
+        When the file is absent, larger than `limit_bytes` or not JSON.
+    """
+    try:
+        if path.stat().st_size > limit_bytes:
+            raise StoreError(f"{path}: larger than {limit_bytes} bytes, which no file of this kind is")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{path}: no such file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise StoreError(f"{path}: not a readable JSON file ({error})") from None
+
+
+def sweep_partials(root: Path) -> int:
+    """Remove the ``*.partial`` files that killed writers left below `root`; return how many."""
+    found = [path for path in root.rglob(f"*{PARTIAL}") if path.is_file()]
+    for path in found:
+        path.unlink(missing_ok=True)
+    return len(found)

@@ -1,0 +1,229 @@
+"""The Parquet manifest: slides, patches and views of a store.
+
+``manifest/slides.parquet``             a row per slide, usable or not
+``manifest/patches/<slide_id>.parquet`` a row per patch, in row order (Morton)
+``manifest/views/<slide_id>/<block>-<seeds>.parquet``  a row per view, and the commit record: the
+file is written after the block's chunks are on disk, so only what it lists exists.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from stores.errors import CorruptStore, StoreError
+from stores.files import first_line, replacing
+
+OK = "ok"
+BAD_READ = "bad_read"
+SPLITS = ("train", "val", "test")
+
+SLIDES_SCHEMA = pa.schema(
+    [
+        ("slide_id", pa.string()),
+        ("file_name", pa.string()),
+        ("fingerprint", pa.string()),
+        ("vendor", pa.string()),
+        ("width_px0", pa.int32()),
+        ("height_px0", pa.int32()),
+        ("mpp", pa.float64()),  # of level 0
+        ("mpp_source", pa.string()),  # slide, option or csv
+        ("patch_px0", pa.int32()),  # side of a patch in level-0 pixels
+        ("patch_mpp", pa.float64()),  # the mpp that a patch really has
+        ("patient_id", pa.string()),
+        ("split", pa.string()),
+        ("status", pa.string()),  # ok, failed or no_tissue
+        ("reason", pa.string()),
+        ("n_patches", pa.int32()),
+    ]
+)
+PATCHES_SCHEMA = pa.schema([("x_px0", pa.int32()), ("y_px0", pa.int32()), ("tissue", pa.float32())])
+DRAWN_SCHEMA = pa.schema(
+    [
+        ("crop_x_px", pa.int16()),
+        ("crop_y_px", pa.int16()),
+        ("hflip", pa.bool_()),
+        ("vflip", pa.bool_()),
+        ("jitter", pa.bool_()),
+        ("brightness", pa.float32()),
+        ("contrast", pa.float32()),
+        ("saturation", pa.float32()),
+        ("hue", pa.float32()),
+        ("order", pa.int8()),
+        ("blur", pa.bool_()),
+        ("sigma", pa.float32()),
+        ("stain", pa.bool_()),
+        ("stain_h", pa.float32()),
+        ("stain_e", pa.float32()),
+        ("stain_d", pa.float32()),
+    ]
+)
+VIEWS_SCHEMA = pa.schema(
+    [
+        ("slide_id", pa.string()),
+        ("row", pa.int32()),
+        ("x_px0", pa.int32()),
+        ("y_px0", pa.int32()),
+        ("seed", pa.int16()),
+        ("split", pa.string()),
+        ("tissue", pa.float32()),
+        ("status", pa.string()),
+        ("view_crc32", pa.uint32()),  # null where status is bad_read
+        *DRAWN_SCHEMA,
+    ]
+)
+
+_SLIDE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_COMMIT_NAME = re.compile(r"(\d{5})-s(\d{4})-(\d{4})\.parquet")
+
+
+def is_slide_id(text: str) -> bool:
+    """Whether `text` may name a slide: it becomes a folder, so ``..`` or ``zarr.json`` may not."""
+    return _SLIDE_ID.fullmatch(text) is not None and text != "zarr.json"
+
+
+def check_slide_id(text: str) -> str:
+    """Return `text`, or raise CorruptStore: an id that comes from a file of another lab is untrusted."""
+    if not is_slide_id(text):
+        raise CorruptStore(f"slide id {text!r:.120}: allowed are letters, digits, '.', '_', '-', at most 200")
+    return text
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    with replacing(path) as partial:
+        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
+
+
+def _read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            found = file.schema_arrow
+            for field in schema:
+                if field.name not in found.names or found.field(field.name).type != field.type:
+                    raise CorruptStore(
+                        f"{path}: column {field.name} ({field.type}) is missing or of another type"
+                    )
+            return file.read(columns=columns)
+    except FileNotFoundError:
+        raise StoreError(f"{path}: no such file; is the store complete?") from None
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptStore(f"{path}: not a readable Parquet file ({first_line(error)})") from None
+
+
+def slides_path(store: Path) -> Path:
+    """Where the slides table is."""
+    return store / "manifest" / "slides.parquet"
+
+
+def write_slides(store: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the slides table, sorted by slide id. Columns beyond the schema are the user's own, as text."""
+    known = set(SLIDES_SCHEMA.names)
+    own = sorted({name for row in rows for name in row} - known)
+    schema = pa.schema([*SLIDES_SCHEMA, *((name, pa.string()) for name in own)])
+    ordered = sorted(rows, key=lambda row: row["slide_id"])
+    complete = [{name: row.get(name) for name in schema.names} for row in ordered]
+    _write(slides_path(store), pa.Table.from_pylist(complete, schema=schema))
+
+
+def read_slides(store: Path) -> list[dict[str, Any]]:
+    """All slides, sorted by id; an empty list when nothing is tiled yet."""
+    if not slides_path(store).is_file():
+        return []
+    rows: list[dict[str, Any]] = _read(slides_path(store), SLIDES_SCHEMA).to_pylist()
+    for row in rows:
+        check_slide_id(row["slide_id"])
+    return rows
+
+
+def patches_path(store: Path, slide_id: str) -> Path:
+    """Where a slide's patches are listed."""
+    return store / "manifest" / "patches" / f"{check_slide_id(slide_id)}.parquet"
+
+
+def write_patches(
+    store: Path,
+    slide_id: str,
+    x_px0: npt.NDArray[np.int32],
+    y_px0: npt.NDArray[np.int32],
+    tissue: npt.NDArray[np.float32],
+) -> None:
+    """Write a slide's patches, (n,) each, in row order."""
+    table = pa.table([x_px0, y_px0, tissue], schema=PATCHES_SCHEMA)
+    _write(patches_path(store, slide_id), table)
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """A slide's patches in row order, (n,) each."""
+
+    x_px0: npt.NDArray[np.int32]
+    y_px0: npt.NDArray[np.int32]
+    tissue: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.x_px0)
+
+
+def read_patches(store: Path, slide_id: str) -> Patches:
+    """The patches of a slide."""
+    table = _read(patches_path(store, slide_id), PATCHES_SCHEMA)
+    return Patches(*(table[name].to_numpy() for name in PATCHES_SCHEMA.names))
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One commit record: the views of `seeds` of one block of one slide."""
+
+    slide_id: str
+    block: int
+    seeds: range
+    path: Path
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of the record, ordered by seed, then row."""
+        return _read(self.path, VIEWS_SCHEMA, columns)
+
+
+def commit_path(store: Path, slide_id: str, block: int, seeds: range) -> Path:
+    """Where the commit record of a block is; only contiguous seeds are written together."""
+    name = f"{block:05d}-s{seeds.start:04d}-{seeds.stop - 1:04d}.parquet"
+    return store / "manifest" / "views" / check_slide_id(slide_id) / name
+
+
+def write_commit(store: Path, slide_id: str, block: int, seeds: range, views: pa.Table) -> None:
+    """Publish the views of a block. Call it last, when chunks are flushed to disk."""
+    _write(commit_path(store, slide_id, block, seeds), views.cast(VIEWS_SCHEMA))
+
+
+def commits(store: Path, slide_id: str | None = None) -> Iterator[Commit]:
+    """All commit records, sorted by slide, block and seeds. Names that are none are not ours: skipped."""
+    root = store / "manifest" / "views"
+    slide_ids = [slide_id] if slide_id is not None else sorted(path.name for path in root.glob("*"))
+    for name in slide_ids:
+        for path in sorted((root / check_slide_id(name)).glob("*.parquet")):
+            match = _COMMIT_NAME.fullmatch(path.name)
+            if match:
+                block, first, last = map(int, match.groups())
+                yield Commit(name, block, range(first, last + 1), path)
+
+
+def count_views(store: Path) -> pa.Table:
+    """Views per (slide_id, split, seed, status): columns of these names and ``views``."""
+    columns = ["slide_id", "split", "seed", "status"]
+    parts = [commit.read(columns).select(columns) for commit in commits(store)]
+    empty = pa.schema([VIEWS_SCHEMA.field(name) for name in columns]).empty_table()
+    table = pa.concat_tables([empty, *parts])
+    return table.group_by(columns).aggregate([([], "count_all")]).rename_columns([*columns, "views"])
+
+
+def ok_rows(views: pa.Table, seed: int) -> npt.NDArray[np.int32]:
+    """The rows of `seed` that have a feature."""
+    chosen = pc.and_(pc.equal(views["seed"], seed), pc.equal(views["status"], OK))
+    return views["row"].filter(chosen).to_numpy()

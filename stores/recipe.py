@@ -1,0 +1,185 @@
+"""The recipe: everything that decides the value of a stored feature, and nothing else.
+
+A store has one recipe. ``tile`` writes its `Patch` part, ``extract-teacher`` the rest. Batch size,
+workers, devices and hosts are left out on purpose: two labs that used other machines made the same store.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from stores import files
+from stores.errors import RecipeMismatch, StoreError
+
+SCHEMA_VERSION = 1
+FILE_NAME = "recipe.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """The encoder whose features are stored."""
+
+    name: str
+    """The preset or specification that it was loaded by."""
+    weights_sha256: str
+    """Identity of the parameters, whatever file they came in (`pipeline.weights.weights_sha256`)."""
+    pooling: str
+    """``cls``, ``cls+mean`` or ``forward``."""
+    mean: tuple[float, float, float]
+    """Normalize: subtracted from RGB in [0, 1]."""
+    std: tuple[float, float, float]
+    """Normalize: divided by."""
+    image_px: int
+    """Side of the view that the encoder takes, in pixels."""
+    dim: int
+    """Length of a feature."""
+    dtype: str
+    """Arithmetic of the forward pass: ``float32``, ``bfloat16`` or ``float16``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """What a patch is."""
+
+    mpp: float
+    """Target resolution in micrometres per pixel."""
+    size_px: int
+    """Side of the patch in pixels at that resolution."""
+    grid: str
+    """Where patches lie: ``non-overlapping`` is a grid that starts at the level-0 origin."""
+    min_tissue: float
+    """Smallest share of tissue in a patch."""
+    tissue: Mapping[str, Any]
+    """The tissue rule and its thresholds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """The software whose version can change a pixel."""
+
+    openslide: str
+    """Version of the OpenSlide C library: it decodes."""
+    opencv: str
+    """Version of OpenCV: it blurs."""
+    resampling: str
+    """Name and version of the rule that brings a patch to the target resolution."""
+    rendering: str
+    """Name and version of the rule that renders a view."""
+    colour: str
+    """``as stored``: embedded ICC profiles are not applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All of the above; `teacher`, `policy` and `reader` are None while only tiles exist."""
+
+    patch: Patch
+    teacher: Teacher | None = None
+    policy: Mapping[str, Any] | None = None
+    reader: Reader | None = None
+    schema: int = SCHEMA_VERSION
+
+    @property
+    def complete(self) -> bool:
+        """Whether features can exist: only a complete recipe has a digest that names a store."""
+        return None not in (self.teacher, self.policy, self.reader)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical JSON: sorted keys, no spaces, shortest round-trip floats."""
+        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def from_json(value: Any, source: str) -> Recipe:
+    """Build a recipe from parsed JSON of unknown origin.
+
+    Raises
+    ------
+    StoreError
+        When the schema is newer than this code, or a field is missing, unknown or of another type.
+    """
+    if not isinstance(value, dict):
+        raise StoreError(f"{source}: a recipe is a JSON object, this is {type(value).__name__}")
+    schema = value.get("schema")
+    if schema != SCHEMA_VERSION:
+        raise StoreError(f"{source}: schema {schema!r}, this version reads {SCHEMA_VERSION}; update g2l")
+    parts: dict[str, Any] = {"schema": schema, "policy": value.get("policy")}
+    if parts["policy"] is not None and not isinstance(parts["policy"], dict):
+        raise StoreError(f"{source}: policy: expected an object, found {parts['policy']!r}")
+    for name, kind in (("patch", Patch), ("teacher", Teacher), ("reader", Reader)):
+        parts[name] = _part(kind, value.get(name), f"{source}: {name}", optional=name != "patch")
+    unknown = sorted(set(value) - set(parts))
+    if unknown:
+        raise StoreError(f"{source}: unknown field {unknown[0]!r}; allowed: {', '.join(sorted(parts))}")
+    return Recipe(**parts)
+
+
+_JSON_TYPES: dict[Any, tuple[type, ...]] = {str: (str,), int: (int,), float: (int, float)}
+
+
+def _part(kind: type, value: Any, source: str, optional: bool) -> Any:
+    if value is None and optional:
+        return None
+    names = [field.name for field in fields(kind)]
+    if not isinstance(value, dict) or set(value) != set(names):
+        raise StoreError(f"{source}: expected the fields {', '.join(names)}; found {value!r:.200}")
+    return kind(**{f.name: _field(f.type, value[f.name], f"{source}.{f.name}") for f in fields(kind)})
+
+
+def _field(kind: Any, item: Any, source: str) -> Any:
+    if kind in _JSON_TYPES:
+        if not isinstance(item, _JSON_TYPES[kind]) or isinstance(item, bool):
+            raise StoreError(f"{source}: expected {kind.__name__}, found {item!r:.80}")
+        return kind(item)
+    if isinstance(item, list) and len(item) == 3 and all(type(x) in (int, float) for x in item):
+        return tuple(float(x) for x in item)
+    if isinstance(item, dict) and kind is not tuple[float, float, float]:
+        return item
+    raise StoreError(f"{source}: expected {kind}, found {item!r:.80}")
+
+
+def load(store: Path) -> Recipe:
+    """Read ``recipe.json`` of a store."""
+    path = store / FILE_NAME
+    if not path.is_file():
+        raise StoreError(f"{store}: no {FILE_NAME}, so this is not a store; make one with `g2l tile`")
+    return from_json(files.read_json(path), str(path))
+
+
+def save(store: Path, recipe: Recipe) -> None:
+    """Write ``recipe.json`` atomically."""
+    files.write_json(store / FILE_NAME, recipe.to_json())
+
+
+def differences(stored: Recipe, wanted: Recipe) -> list[tuple[str, Any, Any]]:
+    """Every field in which two recipes differ: (dotted name, stored value, wanted value)."""
+    return list(_walk("", stored.to_json(), wanted.to_json()))
+
+
+def _walk(prefix: str, stored: Any, wanted: Any) -> list[tuple[str, Any, Any]]:
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        found = []
+        for key in sorted(set(stored) | set(wanted)):
+            name = f"{prefix}.{key}" if prefix else key
+            found += _walk(name, stored.get(key), wanted.get(key))
+        return found
+    return [] if stored == wanted else [(prefix, stored, wanted)]
+
+
+def require_same(stored: Recipe, wanted: Recipe, where: str) -> None:
+    """Raise RecipeMismatch that names the first differing field and both values."""
+    found = differences(stored, wanted)
+    if found:
+        name, old, new = found[0]
+        more = f" (and {len(found) - 1} more: {', '.join(n for n, _, _ in found[1:])})" if found[1:] else ""
+        raise RecipeMismatch(
+            f"recipe.{name}: {where} has {old!r}, this run has {new!r}{more}; "
+            "a store has one recipe: use the same options or another --store"
+        )
