@@ -60,7 +60,9 @@ class Encoder(nn.Module):
 
     def __init__(self, preset: Preset, backbone: nn.Module) -> None:
         super().__init__()
-        if preset.pooling != "forward" and not getattr(backbone, "has_class_token", False):
+        if min(preset.std) <= 0:
+            raise EncoderError(f"std of {preset.name} is {preset.std}; positive numbers are expected")
+        if preset.pooling != "forward" and getattr(backbone, "cls_token", None) is None:
             raise EncoderError(
                 f"{preset.name} has no class token, which pooling {preset.pooling!r} needs; use 'forward'"
             )
@@ -109,7 +111,7 @@ class Encoder(nn.Module):
 
     def _normalized(self, views: Tensor) -> Tensor:
         mean, std = self._normalize.view(2, 1, 3, 1, 1)
-        # ToTensor and Normalize of torchvision to the last bit: divide, subtract, divide, in float32
+        # torchvision's ToTensor and Normalize, as on the model cards, to the last bit
         images = views.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         images = images.div_(255).sub_(mean).div_(std)
         parameter = next(self.backbone.parameters(), images)
@@ -175,7 +177,9 @@ def load_encoder(spec: str, *, weights: Path | None = None, random_weights: int 
     if spec.strip() and path.is_dir():
         return _build(folder_preset(path), weights or path, random_weights)
     if path.is_file() and path.suffix == ".py":
-        raise EncoderError(f"{spec} is a Python file; name the function in it that makes the encoder: {spec}:FUNCTION")
+        raise EncoderError(
+            f"{spec} is a Python file; name the function in it that makes the encoder: {spec}:FUNCTION"
+        )
     if path.is_file():
         raise EncoderError(
             f"{spec} is a file of weights; name its architecture as the encoder (a preset or timm name) and give "
@@ -207,9 +211,6 @@ def _seeded(make: Callable[[], Any], seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
         return make()
-
-
-# From a user's function
 
 
 def _from_function(spec: str, weights: Path | None, random_weights: int | None) -> Encoder:
@@ -256,13 +257,14 @@ def _function(spec: str) -> Callable[[], Any]:
 
 
 def _imported(target: str, spec: str) -> Any:
+    if not all(part.isidentifier() for part in target.split(".")):
+        raise EncoderError(f"{spec}: {target!r} is no module's name; allowed: {KINDS}")
     here = os.getcwd()  # the installed command does not search the current folder by itself
     sys.path.insert(0, here)
     try:
         return importlib.import_module(target)
-    except (ModuleNotFoundError, ValueError, TypeError) as error:
-        missing = getattr(error, "name", None)
-        if missing is not None and not f"{target}.".startswith(f"{missing}."):
+    except ModuleNotFoundError as error:
+        if not f"{target}.".startswith(f"{error.name}."):
             raise  # the module is there, and imports something that is not
         raise EncoderError(f"{spec}: no module {target!r}; allowed: {KINDS}") from error
     finally:
@@ -272,9 +274,9 @@ def _imported(target: str, spec: str) -> Any:
 def _function_preset(spec: str, backbone: nn.Module, described: Mapping[str, Any]) -> Preset:
     """A preset from a dict or from attributes of the module; timm's own metadata fill what both leave out."""
     keys = ("mean", "std", "image_px", "mpp", "dim", "licence")
-    unknown = sorted(described.keys() - set(keys))
-    if unknown:
-        raise EncoderError(f"{spec} described {', '.join(unknown)}; allowed: {', '.join(keys)}")
+    other = sorted(described.keys() - set(keys))
+    if other:
+        raise EncoderError(f"{spec} described {', '.join(other)}; allowed: {', '.join(keys)}")
     known = getattr(backbone, "pretrained_cfg", None) or {}
     told = {key: known[key] for key in ("mean", "std") if key in known}
     if "input_size" in known:
@@ -306,9 +308,6 @@ def _measured_dim(backbone: nn.Module, image_px: int, spec: str) -> int:
         shape = _by(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise EncoderError(f"{spec} maps one image to {shape}; a tensor (B, dim) is expected")
     return int(features.shape[1])
-
-
-# Small things
 
 
 def _constants(preset: Preset) -> Tensor:

@@ -57,6 +57,7 @@ class RowViews:
     views: npt.NDArray[np.uint8]
     """(seeds, crop_px, crop_px, 3)"""
     params: list[views.ViewParams]
+    crcs: list[int]
     patch: npt.NDArray[np.uint8] | None
     error: str = ""
 
@@ -139,13 +140,16 @@ def extract(
 def _settle_recipe(store: Path, teacher: Teacher, policy: views.Policy, options: opts.ExtractOptions) -> None:
     stored = recipe.load(store)
     wanted = recipe.Recipe(stored.patch, teacher.identity, policy.to_json(), reader_identity())
+    path = store / "options" / "extract-teacher.json"
     if stored.complete:
         recipe.require_same(stored, wanted, str(store))
+        begun = files.read_json(path).get("pixels")
+        if begun != options.pixels:
+            raise OptionError(
+                f"--pixels {options.pixels}: {store} was begun with {begun}; use that, or another --store"
+            )
     else:
-        files.write_json(
-            store / "options" / "extract-teacher.json",
-            opts.to_json(options) | {"teacher_licence": teacher.encoder.licence},
-        )
+        files.write_json(path, opts.to_json(options) | {"teacher_licence": teacher.encoder.licence})
         recipe.save(store, wanted)
 
 
@@ -251,10 +255,11 @@ def render_row(reader: Reader, task: Task, row: int, policy: views.Policy, keep:
     try:
         patch = reader.read(row, x_px0, y_px0)
     except ReadError as error:
-        return RowViews(rendered, params, None, error=str(error))
+        return RowViews(rendered, params, [], None, error=str(error))
     for i, param in enumerate(params):
         rendered[i] = views.render(patch, param, policy)
-    return RowViews(rendered, params, patch if keep else None)
+    crcs = [views.view_crc32(view) for view in rendered]
+    return RowViews(rendered, params, crcs, patch if keep else None)
 
 
 @dataclass(slots=True)
@@ -316,7 +321,7 @@ def encode_task(
         if kept is not None and got.patch is not None:
             kept[offset] = got.patch
         for i, (seed, param) in enumerate(zip(task.seeds, got.params, strict=True)):
-            crc = None if got.error else views.view_crc32(got.views[i])
+            crc = None if got.error else got.crcs[i]
             records.append((row, seed, crc, param))
             if not got.error:
                 batch.append((i, offset, got.views[i]))

@@ -30,7 +30,7 @@ _GREY = (19595, 38470, 7471)  # ITU-R BT.601 luma (0.299, 0.587, 0.114) in 2**-1
 
 def to_fixed(value: float) -> int:
     """`value` in units of 2**-16; exact for drawn parameters, also after a round trip through float32."""
-    return round(float(value) * ONE)
+    return round(value * ONE)
 
 
 def adjust_brightness(image: Image, factor: float) -> Image:

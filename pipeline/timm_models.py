@@ -169,6 +169,14 @@ def _described(name: str, arch: str, kwargs: Mapping[str, object], hub: str | No
 def _config_preset(text: str, origin: str, name: str) -> Preset:
     """A preset from timm's ``config.json``; our own block ``g2l`` decides where there is one."""
     config = _parsed(text, origin)
+    try:
+        return _read_config(config, origin, name)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # another lab may have written it
+        reason = f"{type(error).__name__}: {brief(error)}"
+        raise EncoderError(f"config.json of {origin} does not have timm's form ({reason})") from error
+
+
+def _read_config(config: Mapping[str, Any], origin: str, name: str) -> Preset:
     known = config.get("pretrained_cfg", config)
     kwargs = {key: value for key, value in config.get("model_args", {}).items() if key != "num_classes"}
     if known.get("fixed_input_size"):
@@ -181,11 +189,11 @@ def _config_preset(text: str, origin: str, name: str) -> Preset:
     return replace(
         preset,
         pooling=pooling,
-        dim=ours.get("dim", preset.dim),
+        dim=int(ours.get("dim", preset.dim)),
         mean=rgb(ours.get("mean", known.get("mean", preset.mean)), origin),
         std=rgb(ours.get("std", known.get("std", preset.std)), origin),
-        image_px=ours.get("image_px", preset.image_px),
-        mpp=ours.get("mpp"),
+        image_px=int(ours.get("image_px", preset.image_px)),
+        mpp=None if ours.get("mpp") is None else float(ours["mpp"]),
         licence=str(ours.get("licence", known.get("license") or preset.licence)),
         note=str(ours.get("note", "")),
     )
@@ -199,7 +207,7 @@ def _parsed(text: str, origin: str) -> dict[str, Any]:
     arch = config.get("architecture") if isinstance(config, dict) else None
     if isinstance(arch, str) and is_timm(arch):
         return dict(config)
-    if isinstance(config, dict) and "g2l" in config:
+    if isinstance(config, dict) and "g2l" in config and arch is None:
         raise EncoderError(
             f"{origin} was made by a function, which its config does not call; give module:function as the "
             "encoder and this folder as --weights"

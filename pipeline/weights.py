@@ -35,9 +35,6 @@ _TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _WRAPPERS = ("teacher", "state_dict_ema", "model_ema", "state_dict", "model", "encoder", "backbone", "module")
 
 
-# Checkpoint files
-
-
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint, unwrapped, under the names that the file gives them.
 
@@ -205,9 +202,6 @@ def _listed(what: str, names: Sequence[str], limit: int = 3) -> str:
     return f"{len(names)} {what} ({', '.join(names[:limit])}{more})" if names else ""
 
 
-# Published weights
-
-
 def published(preset: Preset) -> tuple[dict[str, Tensor], str]:
     """Tensors of the weights that `preset` names, and their source in words for a message.
 
@@ -227,9 +221,6 @@ def published(preset: Preset) -> tuple[dict[str, Tensor], str]:
     )
 
 
-# Identity and export
-
-
 def weights_sha256(encoder: "Encoder") -> str:
     """Identity of an encoder's weights, whatever file they came from.
 
@@ -241,7 +232,8 @@ def weights_sha256(encoder: "Encoder") -> str:
     for name, value in sorted(encoder.backbone.state_dict().items()):
         dtype = str(value.dtype).removeprefix("torch.")
         digest.update(f"{json.dumps([name, dtype, list(value.shape)])}\n".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        if value.numel():  # an empty tensor has no bytes, and torch no view of them
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

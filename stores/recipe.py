@@ -140,7 +140,7 @@ def _field(kind: Any, item: Any, source: str) -> Any:
         return kind(item)
     if isinstance(item, list) and len(item) == 3 and all(type(x) in (int, float) for x in item):
         return tuple(float(x) for x in item)
-    if isinstance(item, dict) and kind is not tuple[float, float, float]:
+    if isinstance(item, dict) and kind != tuple[float, float, float]:
         return item
     raise StoreError(f"{source}: expected {kind}, found {item!r:.80}")
 

@@ -1,0 +1,44 @@
+"""Fixtures shared by the tests: the shared real data, small slides written on the spot, a small finished store."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.extract import extract
+from pipeline.options import ExtractOptions, TileOptions
+from pipeline.progress import Silent
+from pipeline.synthetic import write_slide
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+TEACHER = ExtractOptions(teacher="tests.tiny:teacher", random_weights=0, seeds=3, threads=2, pixels=True)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real files; tests that ask for it are skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder of real slides is not beside the checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three small slides and a CSV that puts ``c`` into the validation split."""
+    folder = tmp_path_factory.mktemp("slides")
+    for seed, name in enumerate("abc"):
+        write_slide(folder / f"{name}.tiff", seed=seed, width_px=1536, height_px=1536)
+    (folder / "slides.csv").write_text("slide_id,patient_id,split,site\na,p1,train,x\nb,p2,train,y\nc,p3,val,x\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tile_options(slides: Path) -> TileOptions:
+    return TileOptions(slides_csv=slides / "slides.csv")
+
+
+@pytest.fixture(scope="session")
+def store(slides: Path, tile_options: TileOptions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished store of the three slides with pixels. Read only: copy it to damage it."""
+    path = tmp_path_factory.mktemp("store") / "store"
+    extract([slides], path, TEACHER, tile_options, Silent())
+    return path

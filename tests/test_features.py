@@ -1,0 +1,169 @@
+"""Features on disk: layout, block sizes, checksums, missing chunks, foreign metadata, statistics."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stores import features
+from stores.errors import CorruptStore, StoreError
+
+ROWS, DIM = 1500, 6
+RNG = np.random.default_rng(0)
+COORDS = RNG.integers(0, 9999, (ROWS, 2)).astype(np.int32)
+VALUES = RNG.normal(size=(2, ROWS, DIM)).astype(np.float16)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("features")
+    features.create_slide(store, "a", COORDS, 2, DIM)
+    for seed in range(2):
+        for block in range(features.n_blocks(ROWS)):
+            rows = features.block_range(ROWS, block)
+            features.write_block(store, "a", seed, block, VALUES[seed, rows.start : rows.stop])
+    return store
+
+
+@pytest.fixture
+def store(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "store"))
+
+
+@given(st.integers(1, 30_000))
+def test_blocks_cover_every_row_once_and_waste_little(rows: int) -> None:
+    size = features.block_rows(rows)
+    ranges = [features.block_range(rows, block) for block in range(features.n_blocks(rows))]
+    assert [row for r in ranges for row in r] == list(range(rows))
+    assert all(0 < len(r) <= size <= 1024 for r in ranges)
+    assert size % 32 == 0 or len(ranges) == 1
+    assert len(ranges) * size - rows < 32 * len(ranges)
+
+
+def test_round_trip(written: Path) -> None:
+    slide = features.open_features(written, "a")
+    assert (slide.n_seeds, slide.n_rows, slide.dim) == (2, ROWS, DIM)
+    for seed in range(2):
+        found = [slide.read_block(seed, block) for block in range(2)]
+        np.testing.assert_array_equal(np.concatenate(found), VALUES[seed])
+    np.testing.assert_array_equal(features.read_coords(written, "a"), COORDS)
+
+
+def test_layout_is_the_documented_one(written: Path) -> None:
+    group = zarr.open_group(written / "features.zarr", mode="r")
+    array = group["a/features"]
+    assert isinstance(array, zarr.Array)
+    metadata: Any = array.metadata.to_dict()
+    assert array.dtype == np.float16
+    assert array.chunks == (1, 768, DIM)
+    assert [codec["name"] for codec in metadata["codecs"]] == ["bytes", "crc32c"]
+    assert np.isnan(array.fill_value)
+    chunk = written / "features.zarr/a/features/c/1/0/0"
+    assert chunk.stat().st_size == 768 * DIM * 2 + 4
+
+
+def test_every_flipped_bit_is_found(store: Path) -> None:
+    chunk = store / "features.zarr/a/features/c/0/1/0"
+    content = chunk.read_bytes()
+    for position in np.random.default_rng(1).integers(0, len(content) * 8, 40):
+        damaged = bytearray(content)
+        damaged[position // 8] ^= 1 << (position % 8)
+        chunk.write_bytes(damaged)
+        with pytest.raises(CorruptStore, match="a seed 0 rows 768-1499"):
+            features.open_features(store, "a").read_block(0, 1)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty"])
+def test_a_lost_chunk_is_not_silently_nan(store: Path, damage: str) -> None:
+    chunk = store / "features.zarr/a/features/c/0/1/0"
+    chunk.unlink()
+    if damage == "empty":
+        chunk.touch()
+    with pytest.raises(CorruptStore):
+        features.require_finite(features.open_features(store, "a").read_block(0, 1), "a")
+
+
+def test_seeds_can_be_added_without_touching_chunks(store: Path) -> None:
+    chunk = store / "features.zarr/a/features/c/0/0/0"
+    before = chunk.read_bytes(), chunk.stat().st_mtime_ns
+    features.create_slide(store, "a", COORDS, 5, DIM)
+    assert (chunk.read_bytes(), chunk.stat().st_mtime_ns) == before
+    slide = features.open_features(store, "a")
+    assert slide.n_seeds == 5
+    np.testing.assert_array_equal(slide.read_block(1, 0), VALUES[1, :768])
+    features.create_slide(store, "a", COORDS, 1, DIM)
+    assert features.open_features(store, "a").n_seeds == 5
+
+
+def test_other_patches_or_dimension_are_refused(store: Path) -> None:
+    with pytest.raises(CorruptStore, match="other patches"):
+        features.create_slide(store, "a", COORDS + 1, 2, DIM)
+    with pytest.raises(CorruptStore, match="length 6, expected 7"):
+        features.create_slide(store, "a", COORDS, 2, 7)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "match"),
+    [
+        ("data_type", "float32", "float32 with 3 dimensions, expected float16"),
+        ("codecs", [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "gzip", "configuration": {"level": 1}}], "gzip"),
+        ("chunk_grid", {"name": "regular", "configuration": {"chunk_shape": [2, 1 << 20, 1 << 10]}}, "exceed 256 MiB"),
+        ("chunk_grid", {"name": "regular", "configuration": {"chunk_shape": [1, 100, DIM]}}, "expected"),
+        ("shape", "nonsense", "unreadable array metadata"),
+    ],
+)  # fmt: skip
+def test_foreign_metadata_is_checked_before_memory_is_taken(
+    store: Path, field: str, value: Any, match: str
+) -> None:
+    path = store / "features.zarr/a/features/zarr.json"
+    metadata = json.loads(path.read_text())
+    path.write_text(json.dumps({**metadata, field: value}))
+    with pytest.raises(CorruptStore, match=match) as caught:
+        features.open_features(store, "a")
+    assert "\n" not in str(caught.value)
+
+
+def test_reading_what_is_not_there(written: Path) -> None:
+    with pytest.raises(StoreError, match="no such array"):
+        features.open_features(written, "b")
+    with pytest.raises(StoreError, match="no seed 2 block 0"):
+        features.open_features(written, "a").read_block(2, 0)
+
+
+def test_a_block_of_another_shape_is_refused(store: Path) -> None:
+    with pytest.raises(StoreError, match=r"expected float16 \(768, 6\)"):
+        features.write_block(store, "a", 0, 0, VALUES[0, :700])
+    with pytest.raises(StoreError, match="got float32"):
+        features.write_block(store, "a", 0, 0, VALUES[0, :768].astype(np.float32))  # type: ignore[arg-type]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(0, 2**32 - 1))
+def test_running_stats_equal_numpy(sizes: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    blocks = [rng.normal(rng.normal() * 9, 2, (size, 3)) for size in sizes]
+    whole = np.concatenate(blocks)
+    running = features.RunningStats()
+    for block in blocks:
+        if len(block):
+            running.add(len(block), block.mean(axis=0), block.var(axis=0))
+    assert running.count == len(whole)
+    if len(whole):
+        np.testing.assert_allclose(running.mean, whole.mean(axis=0), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(running.variance, whole.var(axis=0), rtol=1e-9, atol=1e-9)
+
+
+def test_stored_stats_leave_out_unread_rows(store: Path) -> None:
+    values = VALUES[0, :768].copy()
+    values[5] = np.nan
+    features.write_block(store, "a", 0, 0, values)
+    mean, variance = features.read_stats(store, "a")[0, 0]
+    kept = np.delete(values, 5, axis=0).astype(np.float64)
+    np.testing.assert_allclose(mean, kept.mean(axis=0))
+    np.testing.assert_allclose(variance, kept.var(axis=0))

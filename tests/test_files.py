@@ -1,0 +1,48 @@
+"""Atomic writing."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from stores import files
+from stores.errors import StoreError
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    files.write_json(path, {"old": 1})
+    with pytest.raises(RuntimeError), files.replacing(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert files.read_json(path) == {"old": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_nan_is_not_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(tmp_path / "a.json", {"x": float("nan")})
+
+
+@pytest.mark.parametrize("text", ["{", "\x00", "[" * 100_000])
+def test_damaged_json_is_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(StoreError, match="not a readable JSON file") as caught:
+        files.read_json(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_large_json_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("[" + " " * 100 + "]")
+    with pytest.raises(StoreError, match="larger than 50 bytes"):
+        files.read_json(path, limit_bytes=50)
+
+
+def test_sweep_removes_partials_only(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    for name in ("x/.c.123.partial", "x/keep", ".a.partial"):
+        (tmp_path / name).touch()
+    assert files.sweep_partials(tmp_path) == 2
+    assert (tmp_path / "x/keep").exists()

@@ -1,0 +1,89 @@
+"""The recipe: identity, differences, untrusted JSON."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stores import recipe
+from stores.errors import RecipeMismatch, StoreError
+
+PATCH = recipe.Patch(0.5, 256, "non-overlapping", 0.5, {"kind": "classical", "version": 1})
+TEACHER = recipe.Teacher("t", "ab" * 32, "cls", (0.7, 0.6, 0.7), (0.2, 0.2, 0.2), 224, 1536, "float32")
+READER = recipe.Reader("4.0.1", "5.0.0", "area-integer-1", "views-1", "as stored")
+WHOLE = recipe.Recipe(PATCH, TEACHER, {"name": "g2l", "hue": 0.05}, READER)
+
+
+def test_digest_is_pinned() -> None:
+    """Other labs compare it: a change of the canonical form is a new schema."""
+    assert WHOLE.digest() == "86eb11f0cd58e59dc899ca93c46bb2efde55310dd8f657a727669065147cc18d"
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    for value in (WHOLE, recipe.Recipe(PATCH)):
+        recipe.save(tmp_path, value)
+        assert recipe.load(tmp_path) == value
+        assert recipe.load(tmp_path).digest() == value.digest()
+
+
+def test_complete_needs_teacher_policy_and_reader() -> None:
+    assert WHOLE.complete
+    assert not any(replace(WHOLE, **{name: None}).complete for name in ("teacher", "policy", "reader"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        (replace(WHOLE, teacher=replace(TEACHER, dtype="bfloat16")), "teacher.dtype"),
+        (replace(WHOLE, teacher=replace(TEACHER, mean=(0.1, 0.6, 0.7))), "teacher.mean"),
+        (replace(WHOLE, patch=replace(PATCH, tissue={"kind": "mask", "version": 1})), "patch.tissue.kind"),
+        (replace(WHOLE, policy={"name": "g2l", "hue": 0.06}), "policy.hue"),
+        (replace(WHOLE, reader=replace(READER, openslide="3.4.1")), "reader.openslide"),
+    ],
+)
+def test_mismatch_names_the_field_and_both_values(changed: recipe.Recipe, name: str) -> None:
+    assert changed.digest() != WHOLE.digest()
+    ((found, old, new),) = recipe.differences(WHOLE, changed)
+    assert found == name
+    with pytest.raises(RecipeMismatch) as caught:
+        recipe.require_same(WHOLE, changed, "the store")
+    message = str(caught.value)
+    assert f"recipe.{name}" in message
+    assert repr(old) in message
+    assert repr(new) in message
+    assert "\n" not in message
+
+
+def test_several_differences_are_all_named() -> None:
+    changed = replace(WHOLE, teacher=replace(TEACHER, dim=8, dtype="float16"))
+    with pytest.raises(RecipeMismatch, match=r"1 more: teacher\.dtype"):
+        recipe.require_same(WHOLE, changed, "the store")
+
+
+def broken(**changes: Any) -> dict[str, Any]:
+    return {**WHOLE.to_json(), **changes}
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        ([], "JSON object"),
+        (broken(schema=2), "schema 2"),
+        (broken(extra=1), "unknown field 'extra'"),
+        (broken(patch=None), "patch: expected the fields"),
+        (broken(policy=[1]), "policy: expected an object"),
+        (broken(patch={**WHOLE.to_json()["patch"], "mpp": "0.5"}), r"patch\.mpp"),
+        (broken(teacher={**WHOLE.to_json()["teacher"], "dim": True}), r"teacher\.dim"),
+        (broken(teacher={**WHOLE.to_json()["teacher"], "mean": [1, 2]}), r"teacher\.mean"),
+        (broken(teacher={**WHOLE.to_json()["teacher"], "mean": {}}), r"teacher\.mean"),
+    ],
+)
+def test_foreign_json_is_checked(value: Any, match: str) -> None:
+    with pytest.raises(StoreError, match=match):
+        recipe.from_json(value, "recipe.json")
+
+
+def test_no_store(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="not a store; make one"):
+        recipe.load(tmp_path)

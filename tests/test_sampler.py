@@ -1,0 +1,107 @@
+"""The sampler: every view exactly once an epoch, in an order that only the seed and the epoch decide."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stores import manifest, sampler
+from stores.errors import StoreError
+from tests.test_manifest import views_table
+
+
+@st.composite
+def units(draw: st.DrawFn) -> list[sampler.Unit]:
+    found = []
+    for slide in range(draw(st.integers(1, 4))):
+        for block in range(draw(st.integers(1, 3))):
+            for first in range(0, draw(st.integers(1, 2)) * 3, 3):
+                rows = draw(st.lists(st.integers(0, 400), min_size=1, max_size=300, unique=True))
+                seeds = range(first, first + draw(st.integers(1, 3)))
+                commit = manifest.Commit(f"s{slide}", block, seeds, Path("x"))
+                found.append(sampler.Unit(commit, tuple(seeds), np.array(sorted(rows), np.int32)))
+    return found
+
+
+def views_of(runs: list[sampler.Run]) -> Counter[tuple[str, int, int, int]]:
+    return Counter(
+        (run.commit.slide_id, run.commit.block, seed, int(row))
+        for run in runs
+        for seed in run.seeds
+        for row in run.rows
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(units(), st.integers(0, 5), st.integers(0, 5), st.integers(1, 4), st.integers(1, 2000))
+def test_every_view_exactly_once(
+    given_units: list[sampler.Unit], seed: int, epoch: int, together: int, window: int
+) -> None:
+    runs = sampler.epoch_runs(given_units, seed, epoch, together)
+    expected = Counter(
+        (u.commit.slide_id, u.commit.block, s, int(r)) for u in given_units for s in u.seeds for r in u.rows
+    )
+    assert views_of(runs) == expected
+    in_windows = list(sampler.windows(runs, window))
+    assert [run for part in in_windows for run in part] == runs
+    assert all(sum(r.n_views for r in part[:-1]) < window for part in in_windows)
+    assert all(len(run.rows) <= sampler.RUN_ROWS and len(run.seeds) <= together for run in runs)
+
+
+def one_unit(n_rows: int = 1000, n_seeds: int = 4) -> sampler.Unit:
+    commit = manifest.Commit("a", 0, range(n_seeds), Path("x"))
+    return sampler.Unit(commit, tuple(range(n_seeds)), np.arange(n_rows, dtype=np.int32))
+
+
+def places(seed: int, epoch: int) -> list[tuple[tuple[int, ...], int]]:
+    return [(run.seeds, int(run.rows[0])) for run in sampler.epoch_runs([one_unit()], seed, epoch)]
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    assert places(0, 0) == places(0, 0)
+    assert len({tuple(places(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+def test_rows_of_a_run_are_neighbours() -> None:
+    assert all((np.diff(run.rows) == 1).all() for run in sampler.epoch_runs([one_unit()], 0, 0))
+
+
+def test_golden_permutation() -> None:
+    """Resumed runs and other machines depend on it."""
+    assert sampler.permutation(8, 3, 1, "window", 2).tolist() == [7, 1, 3, 4, 0, 5, 2, 6]
+
+
+@given(st.integers(0, 500), st.integers(0, 99))
+def test_permutation_is_one(n: int, key: int) -> None:
+    assert sorted(sampler.permutation(n, key).tolist()) == list(range(n))
+
+
+def test_positions_are_uniform() -> None:
+    """The first element over many keys: chi-square with 9 degrees of freedom, 99.99 % quantile 33.7."""
+    firsts = Counter(int(sampler.permutation(10, key)[0]) for key in range(2000))
+    assert sum((firsts[i] - 200) ** 2 / 200 for i in range(10)) < 33.7
+
+
+def test_units_leave_out_bad_rows_and_other_splits(tmp_path: Path) -> None:
+    manifest.write_commit(tmp_path, "a", 0, range(3), views_table("a", range(6), range(3), bad=(2, 4)))
+    (unit,) = sampler.find_units(tmp_path, "train", None)
+    assert unit.seeds == (0, 1, 2)
+    assert unit.rows.tolist() == [0, 1, 3, 5]
+    assert unit.n_views == 12
+    assert sampler.find_units(tmp_path, "train", 2)[0].seeds == (0, 1)
+    assert sampler.find_units(tmp_path, "val", None) == []
+
+
+def test_a_missing_seed_is_named_with_the_remedy(tmp_path: Path) -> None:
+    manifest.write_commit(tmp_path, "a", 0, range(2), views_table("a", range(6), range(2)))
+    manifest.write_commit(tmp_path, "a", 0, range(2, 4), views_table("a", range(6), range(2, 4)))
+    manifest.write_commit(tmp_path, "b", 0, range(2), views_table("b", range(6), range(2)))
+    assert len(sampler.find_units(tmp_path, "train", 2)) == 2
+    for seeds in (None, 3):
+        with pytest.raises(
+            StoreError, match=r"slide b block 0: the store has seeds 0 to 1, seed 2 is needed"
+        ):
+            sampler.find_units(tmp_path, "train", seeds)
