@@ -168,10 +168,10 @@ def load_encoder(spec: str, *, weights: Path | None = None, random_weights: int 
         raise OptionError("--weights and --random-weights exclude each other; give one of them")
     if spec in PRESETS:
         return _build(PRESETS[spec], weights, random_weights)
-    scheme, _, rest = spec.partition(":")
-    if scheme == "timm":
+    scheme, colon, rest = spec.partition(":")
+    if colon and scheme == "timm":
         return _build(timm_preset(rest), weights, random_weights)
-    if scheme in ("hf-hub", "hf_hub"):
+    if colon and scheme in ("hf-hub", "hf_hub"):
         return _build(hub_preset(rest), weights, random_weights)
     path = Path(spec).expanduser()
     if spec.strip() and path.is_dir():
@@ -185,7 +185,7 @@ def load_encoder(spec: str, *, weights: Path | None = None, random_weights: int 
             f"{spec} is a file of weights; name its architecture as the encoder (a preset or timm name) and give "
             f"the file as --weights {spec}"
         )
-    if rest:
+    if colon:
         return _from_function(spec, weights, random_weights)
     if is_timm(spec):
         return _build(timm_preset(spec), weights, random_weights)

@@ -125,9 +125,11 @@ def test_preset_computes_what_the_model_card_creates(name: str) -> None:
 def test_a_registry_entry_says_where_its_weights_are_and_what_they_permit() -> None:
     for name, preset in PRESETS.items():
         assert preset.name == name
-        assert preset.mpp == 0.5
+        assert preset.licence
         assert preset.note
-        assert preset.source.startswith("hf-hub:")
+    for name in PUBLISHED_PARAMS:
+        assert PRESETS[name].mpp == 0.5
+        assert PRESETS[name].source.startswith("hf-hub:")
     assert "commercial use of models trained on its outputs" in PRESETS["uni2-h"].note
     assert replace(PRESETS["hibou-l"], asset="demo.safetensors").source == "shipped"
 
@@ -266,6 +268,9 @@ def test_timm_tag_and_arguments_reach_the_architecture() -> None:
         ("no_module_of_this_name:make", "no module 'no_module_of_this_name'"),
         (".:make", "'.' is no module's name"),
         ("hf-hub", "unknown encoder"),
+        ("timm:", "unknown encoder"),
+        ("json:", "json has no function ''"),
+        (":make", "'' is no module's name"),
         ("missing.py:make", "there is no file missing.py"),
         ("json:nothing", "json has no function 'nothing'"),
         ("json:dumps", "needs arguments"),
@@ -410,3 +415,23 @@ def test_a_preset_can_be_described_in_five_lines() -> None:
     preset = Preset(name="mine", dim=3, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), image_px=8)
     encoder = Encoder(preset, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     assert encoder(make_views(2, 8)).shape == (2, 3)
+
+
+def test_documentation_agrees_with_the_registry(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "reference" / "encoders.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in page.splitlines()
+        if line.startswith("| `")
+    ]
+    table = {row[0].strip("`"): row for row in rows if row[0].strip("`") in PRESETS}
+    for name, preset in PRESETS.items():
+        _, dim, params, pooling, _, source, licence = table[name]
+        assert (dim, pooling) == (str(preset.dim), f"`{preset.pooling}`")
+        assert params == f"{preset.params / 1e6:,.1f} M"
+        assert preset.hub is None or source == f"`{preset.hub}`" + (", gated" if preset.gated else "")
+        assert licence.startswith(preset.licence)
+    example = page.split("```python\n")[1].split("```")[0]
+    (tmp_path / "example.py").write_text(example)
+    encoder = load_encoder(f"{tmp_path}/example.py:make")
+    assert encoder(make_views(2, 224)).shape == (2, 32)

@@ -36,9 +36,10 @@ from stores.errors import OptionError
 ROOT = Path(__file__).resolve().parents[1]
 FINGERPRINT = "3f" * 32
 G2L = POLICIES["g2l"]
-EVERYTHING = replace(  # every field has a value of its own
-    replace(G2L, name="everything", vflip_p=0.25, jitter_p=1.0, blur_p=0.9, stain_p=0.8, stain=0.3),
-    **{"brightness": 0.2, "contrast": 0.4, "saturation": 1.0, "hue": 0.5, "sigma_min": 0.3, "sigma_max": 1.7},
+EVERYTHING = Policy.from_json(  # every field has a value of its own
+    {"name": "everything", "hflip_p": 0.5, "vflip_p": 0.25, "jitter_p": 1.0, "blur_p": 0.9, "stain_p": 0.8}
+    | {"brightness": 0.2, "contrast": 0.4, "saturation": 1.0, "hue": 0.5, "sigma_min": 0.3, "sigma_max": 1.7}
+    | {"stain": 0.3}
 )
 NEUTRAL = draw(G2L, FINGERPRINT, 0, 0, 0)
 

@@ -347,8 +347,8 @@ def test_export_opens_in_timm_and_here_with_equal_features(spec: str, tmp_path: 
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_can_be_exported(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.hub is not None])
+def test_every_published_preset_can_be_exported(name: str, tmp_path: Path) -> None:
     preset = PRESETS[name]
     small = {"depth": 1, "embed_dim": 48, "num_heads": 4}
     dim = 96 if preset.pooling == "cls+mean" else 48
@@ -420,15 +420,6 @@ def test_an_encoder_made_by_a_function_is_kept_and_says_how_it_opens(tmp_path: P
         ({"model_type": "dinov2"}, "has architecture None"),
         ({"g2l": {"pooling": "max"}}, "pooling 'max'; allowed: cls, cls+mean, forward"),
         ({"g2l": {"mean": "red"}}, "three numbers"),
-        (
-            {
-                "g2l": {"pooling": "cls"},
-                "architecture": "test_resnet",
-                "model_args": {},
-                "pretrained_cfg": {},
-            },
-            "has no class token",
-        ),
         ({"g2l": {"std": [1, 1, 0]}}, "positive numbers"),
         ({"g2l": {"mpp": "fine"}}, "does not have timm's form (ValueError"),
         ({"g2l": []}, "does not have timm's form (AttributeError"),

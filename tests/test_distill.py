@@ -1,0 +1,399 @@
+"""Stage two: no teacher, exact resume, outputs, validation, wrong stores and options."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline import encoders
+from pipeline.distill import checkpoint, train
+from pipeline.distill.data import open_data, statistics
+from pipeline.distill.log import MetricsLog, read_metrics
+from pipeline.distill.model import BN_EPS, Projector, TargetNorm, build, standardise
+from pipeline.distill.validate import validate
+from pipeline.evaluate.cka import linear_cka
+from pipeline.options import DistillOptions
+from pipeline.progress import Silent
+from pipeline.torchvision_cpu import make_importable
+from stores import features, sampler
+from stores.errors import DistillError, G2LError, OptionError, StoreError
+
+ROOT = Path(__file__).resolve().parents[1]
+VIT = "timm:vit_tiny_patch16_224?embed_dim=24&depth=1&num_heads=2&patch_size=32"
+OPTIONS = DistillOptions(
+    student=VIT,
+    random_weights=1,
+    steps=24,
+    batch_size=8,
+    lr=3e-3,
+    val_every=10,
+    checkpoint_every=8,
+    threads=2,
+    window=64,
+)
+
+
+@pytest.fixture(scope="module")
+def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "run"
+    train.distill(store, path, OPTIONS, False, Silent())
+    return path
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return {**load_file(run / "student/model.safetensors"), **load_file(run / "projector.safetensors")}
+
+
+def same(first: Path, second: Path) -> bool:
+    a, b = weights(first), weights(second)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_run_folder(run: Path, store: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == summary["steps_planned"] == 24
+    assert summary["views_seen"] == 24 * 8
+    assert summary["loss_last"] < summary["loss_first"]
+    assert summary["cosine_after"] > summary["cosine_before"]
+    assert 0 < summary["cka_before"] < summary["cka_after"] <= 1
+    assert summary["peak_rss_bytes"] > 50e6
+    assert 0 <= summary["data_wait"] <= 1
+    records = read_metrics(run / "metrics.jsonl")
+    assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 25))
+    assert [r["step"] for r in records if r["kind"] == "val"] == [0, 10, 20, 24]
+    assert {"loss", "lr", "weight_decay", "data_wait", "views_per_s"} <= records[1].keys()
+    assert (run / "curves.png").stat().st_size > 5000
+    assert len(checkpoint.saved(run)) == 2
+    options = json.loads((run / "options.json").read_text())
+    assert options["options"]["student"] == VIT
+    card = (run / "student/README.md").read_text()
+    assert card.startswith("---\n")
+    assert "tests.tiny:teacher" in card
+
+
+def test_the_student_opens_in_timm_and_here(run: Path) -> None:
+    make_importable()
+    import timm
+
+    ours = encoders.load_encoder(str(run / "student"))
+    theirs = timm.create_model(f"local-dir:{run / 'student'}", pretrained=True).eval()
+    batch = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8))
+    mean, std = torch.tensor(ours.mean), torch.tensor(ours.std)
+    images = ((batch.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(batch), theirs(images), rtol=1e-5, atol=1e-6)
+
+
+def test_same_inputs_same_bytes(run: Path, store: Path, tmp_path: Path) -> None:
+    train.distill(store, tmp_path / "r", replace(OPTIONS, threads=1, check_views="all"), False, Silent())
+    assert same(run, tmp_path / "r")
+
+
+def test_another_seed_is_another_student(run: Path, store: Path, tmp_path: Path) -> None:
+    train.distill(store, tmp_path / "r", replace(OPTIONS, seed=1), False, Silent())
+    assert not same(run, tmp_path / "r")
+
+
+def test_a_complete_run_is_left_alone(run: Path, store: Path) -> None:
+    before = (run / "summary.json").read_bytes()
+    assert train.distill(store, run, OPTIONS, True, Silent()) == json.loads(before)
+    assert (run / "summary.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed_and_started_again_is_bit_identical(
+    run: Path, store: Path, tmp_path: Path, number: int
+) -> None:
+    path = tmp_path / "r"
+    command = [sys.executable, "cli.py", "distill", "--store", str(store), "--out", str(path)]
+    for name in (
+        "student",
+        "random_weights",
+        "steps",
+        "batch_size",
+        "lr",
+        "val_every",
+        "checkpoint_every",
+        "threads",
+        "window",
+    ):
+        command += [f"--{name.replace('_', '-')}", str(getattr(OPTIONS, name))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    while process.poll() is None and len(read_metrics(path / "metrics.jsonl")) < 13:
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, said = process.communicate()
+    assert process.returncode == (-9 if number == signal.SIGKILL else 130), said
+    if number != signal.SIGKILL:
+        assert "checkpoint written; start the same command again to go on" in said
+    assert not (path / "summary.json").exists()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "goes on after step" in done.stderr
+    assert same(run, path)
+    records = [record for record in read_metrics(path / "metrics.jsonl") if record["kind"] == "train"]
+    assert [record["step"] for record in records] == list(range(1, 25))
+    undisturbed = [r for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "train"]
+    assert [record["loss"] for record in records] == [record["loss"] for record in undisturbed]
+
+
+def test_teacher_is_never_loaded(store: Path, tmp_path: Path) -> None:
+    """With the store as the only source, in a process where building the teacher raises."""
+    script = f"""
+import sys
+from pathlib import Path
+import tests.tiny, pipeline.encoders as encoders
+
+def forbidden(*args, **kwargs):
+    raise AssertionError("a teacher was built")
+
+tests.tiny.teacher = forbidden
+build, load = encoders._build, encoders.load_encoder
+def guarded(spec, **kwargs):
+    assert spec == {VIT!r}, spec
+    return load(spec, **kwargs)
+encoders.load_encoder = guarded
+from pipeline.distill.train import distill
+from pipeline.options import DistillOptions
+from pipeline.progress import Silent
+options = DistillOptions(student={VIT!r}, random_weights=0, steps=2, batch_size=4, threads=1)
+summary = distill(Path({str(store)!r}), Path({str(tmp_path / "r")!r}), options, False, Silent())
+assert summary["peak_rss_bytes"] > 0
+loaded = [name for name in sys.modules if name in ("pipeline.teacher", "pipeline.extract", "pipeline.tiling")]
+assert not loaded, loaded
+print("trained")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout.strip() == "trained", done.stderr
+
+
+def test_no_import_of_what_loads_a_teacher() -> None:
+    for path in (ROOT / "pipeline/distill").glob("*.py"):
+        text = path.read_text()
+        assert "pipeline.teacher" not in text
+        assert "pipeline.extract" not in text
+        assert "import teacher" not in text
+
+
+def test_features_of_rebuilt_views_equal_the_stored_ones(store: Path) -> None:
+    """The two stages are consistent: cosine of at least 0.9999 for every view."""
+    data = open_data(store, OPTIONS, 2, Silent())
+    teacher = encoders.load_encoder("tests.tiny:teacher", random_weights=0)
+    from pipeline.distill.loader import load_views
+
+    for seed in range(3):
+        batch = load_views(store, data.train, data.sources, data.policy, seed, 50, 2)
+        with torch.inference_mode():
+            features_now = teacher(torch.from_numpy(batch.views))
+        cosine = torch.nn.functional.cosine_similarity(features_now, torch.from_numpy(batch.targets).float())
+        assert float(cosine.min()) >= 0.9999
+
+
+def test_projector_is_linear_and_batch_norm_without_affine() -> None:
+    projector = Projector(5, 7)
+    assert sorted(name for name, _ in projector.named_parameters()) == ["linear.bias", "linear.weight"]
+    x = torch.randn(64, 5)
+    y = projector(x)
+    torch.testing.assert_close(y.mean(0), torch.zeros(7), atol=1e-5, rtol=0)
+    torch.testing.assert_close(y, standardise(projector.linear(x)))
+    raw = projector.linear(x)
+    manual = (raw - raw.mean(0)) / (raw.var(0, unbiased=False) + BN_EPS).sqrt()
+    torch.testing.assert_close(y, manual)
+
+
+def test_building_the_projector_leaves_the_global_random_state_alone() -> None:
+    student = encoders.load_encoder("tests.tiny:student", random_weights=0)
+    before = torch.get_rng_state()
+    first, second, third = build(student, 9, 0), build(student, 9, 0), build(student, 9, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.projector.linear.weight, second.projector.linear.weight)
+    assert not torch.equal(first.projector.linear.weight, third.projector.linear.weight)
+
+
+def test_target_norms() -> None:
+    rng = np.random.default_rng(0)
+    targets = torch.from_numpy(rng.normal(3, 2, (40, 6))).float()
+    mean, variance = rng.normal(size=6), rng.uniform(1, 2, 6)
+    torch.testing.assert_close(TargetNorm("none", mean, variance)(targets), targets)
+    torch.testing.assert_close(TargetNorm("batch", mean, variance)(targets), standardise(targets))
+    by_store = (targets.numpy() - mean) / np.sqrt(variance + BN_EPS)
+    np.testing.assert_allclose(
+        TargetNorm("store", mean, variance)(targets).numpy(), by_store, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_statistics_are_those_of_the_training_targets(store: Path) -> None:
+    units = sampler.find_units(store, "train", None)
+    mean, variance = statistics(store, units)
+    stored = np.concatenate(
+        [
+            features.open_features(store, u.commit.slide_id).read_block(s, u.commit.block)
+            for u in units
+            for s in u.seeds
+        ]
+    ).astype(np.float64)
+    np.testing.assert_allclose(mean, stored.mean(axis=0), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(variance, stored.var(axis=0), rtol=1e-6, atol=1e-9)
+
+
+def test_validation_figures(store: Path) -> None:
+    data = open_data(store, OPTIONS, 2, Silent())
+    trainer = train.make_trainer(data, OPTIONS)
+    assert data.held_out is not None
+    device = torch.device("cpu")
+    args = (trainer.model, trainer.targets, trainer.loss, data.held_out)
+    result = validate(*args, 8, device, torch.float32)
+    trainer.model.student.eval()
+    with torch.inference_mode():
+        embedding = trainer.model.student(torch.from_numpy(data.held_out.views))
+        projected = standardise(trainer.model.projector.linear(embedding))
+    raw = torch.from_numpy(data.held_out.targets).float()
+    assert result.cka == pytest.approx(linear_cka(embedding.numpy(), raw.numpy()), rel=1e-4)
+    targets = standardise(raw)
+    cosine = torch.nn.functional.cosine_similarity(projected, targets).mean()
+    assert result.cosine == pytest.approx(float(cosine), rel=1e-4, abs=1e-6)
+    assert result == validate(*args, 8, device, torch.float32)  # changes no running statistics
+
+
+@pytest.mark.parametrize("loss", ["log-sum", "mse", "l1", "smooth-l1", "cosine", "relational"])
+@pytest.mark.parametrize("norm", ["batch", "store", "none"])
+def test_every_loss_goes_down(store: Path, loss: str, norm: str) -> None:
+    options = replace(OPTIONS, loss=loss, teacher_norm=norm)
+    data = open_data(store, replace(options, check_views="none"), 2, Silent())
+    trainer = train.make_trainer(data, options)
+    assert data.held_out is not None
+    batch, targets = (
+        torch.from_numpy(data.held_out.views[:16]),
+        torch.from_numpy(data.held_out.targets[:16]).float(),
+    )
+    losses = [trainer.step(batch, targets, 3e-3, 0.0) for _ in range(12)]
+    assert losses[-1] < losses[0]
+
+
+def test_weight_decay_spares_biases_and_norms(store: Path) -> None:
+    data = open_data(store, replace(OPTIONS, check_views="none"), 2, Silent())
+    trainer = train.make_trainer(data, OPTIONS)
+    trainer.step(
+        torch.from_numpy(data.held_out.views[:4]),
+        torch.from_numpy(data.held_out.targets[:4]).float(),
+        0.25,
+        0.125,
+    )  # type: ignore[union-attr]
+    for group in trainer.optimizer.param_groups:
+        assert group["lr"] == 0.25
+        assert group["weight_decay"] == (0.125 if group["params"][0].ndim > 1 else 0.0)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(store: Path) -> None:
+    data = open_data(store, replace(OPTIONS, check_views="none"), 2, Silent())
+    trainer = train.make_trainer(data, OPTIONS)
+    views = torch.zeros(4, 224, 224, 3, dtype=torch.uint8)
+    with pytest.raises(DistillError, match="the loss is nan: lower --lr"):
+        trainer.step(views, torch.full((4, 24), float("nan")), 1e-3, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"lr": 1e-3}, "--lr 0.001: .* was begun with 0.003"),
+        ({"steps": 25}, "--steps 25: .* was begun with 24"),
+        ({"student": "tests.tiny:student"}, "--student tests.tiny:student: .* was begun with timm:"),
+    ],
+)
+def test_a_run_has_one_set_of_options(run: Path, store: Path, change: dict[str, Any], match: str) -> None:
+    with pytest.raises(OptionError, match=match):
+        train.distill(store, run, replace(OPTIONS, **change), False, Silent())
+
+
+def attempt(store: Path, run: Path, **changes: Any) -> str:
+    with pytest.raises(G2LError) as caught:
+        train.distill(store, run, replace(OPTIONS, **changes), bool(changes.pop("resume", False)), Silent())
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_wrong_uses_are_one_line(store: Path, tmp_path: Path) -> None:
+    assert "seed 3 is needed; run extract-teacher --seeds 7, or distill with --seeds 3" in attempt(
+        store, tmp_path / "r", seeds=7
+    )
+    assert "not a store" in attempt(tmp_path / "none", tmp_path / "r")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.tex").touch()
+    assert "not empty and not a run" in attempt(store, tmp_path / "full")
+    with pytest.raises(OptionError, match="--resume: .* has no checkpoint"):
+        train.distill(store, tmp_path / "r", OPTIONS, True, Silent())
+    assert "--batch-size 1: allowed is 2 or more" in attempt(store, tmp_path / "r", batch_size=1)
+    assert "no such file or folder" in attempt(
+        store, tmp_path / "r", weights=tmp_path / "w.safetensors", random_weights=None
+    )
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_run_belongs_to_one_store(run: Path, store: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(store, tmp_path / "s"))
+    text = (other / "recipe.json").read_text()
+    (other / "recipe.json").write_text(text.replace('"min_tissue": 0.5', '"min_tissue": 0.25'))
+    unfinished = Path(shutil.copytree(run, tmp_path / "r"))
+    (unfinished / "summary.json").unlink()
+    with pytest.raises(OptionError, match="trained on a store with recipe"):
+        train.distill(other, unfinished, OPTIONS, False, Silent())
+
+
+def test_a_store_without_features_or_training_views(store: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(store, tmp_path / "s"))
+    for slide in "ab":
+        shutil.rmtree(path / "manifest/views" / slide)
+    with pytest.raises(StoreError, match="no committed views in the training split"):
+        open_data(path, OPTIONS, 2, Silent())
+
+
+def test_a_damaged_checkpoint_is_named(run: Path, store: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(run, tmp_path / "r"))
+    (path / "summary.json").unlink()
+    newest = checkpoint.saved(path)[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.raises(
+        DistillError,
+        match=r"step-00000024\.pt: not a checkpoint of this run .* remove it to use the one before",
+    ):
+        train.distill(store, path, OPTIONS, False, Silent())
+    newest.unlink()
+    train.distill(store, path, OPTIONS, False, Silent())
+    assert same(run, path)
+
+
+def test_metrics_beyond_the_checkpoint_are_dropped(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, 0, tensorboard=False)
+    for step in range(1, 6):
+        log.write("train", step, {"loss": float(step)})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    log = MetricsLog(tmp_path, 3, tensorboard=True)
+    log.write("train", 4, {"loss": 0.5})
+    log.close()
+    assert [(r["step"], r["loss"]) for r in read_metrics(log.path)] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 3.0),
+        (4, 0.5),
+    ]
+    assert list((tmp_path / "tensorboard").iterdir())
