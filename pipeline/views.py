@@ -44,6 +44,12 @@ _LIMITS = {  # field: least, most
     "sigma_min": (0.01, 16.0),
     "sigma_max": (0.01, 16.0),
 }
+_RENDERABLE = {  # what no policy exceeds; parameters may come from another lab's manifest
+    **dict.fromkeys(("brightness", "contrast", "saturation", "stain_h", "stain_e", "stain_d"), (0.0, 2.0)),
+    "hue": (-0.5, 0.5),
+    "order": (0, len(JITTER_ORDERS) - 1),
+    "sigma": (0.0, 16.0),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +119,8 @@ class Policy:
         unknown = sorted(str(key) for key in values if key not in allowed)
         if unknown:
             raise OptionError(
-                f"policy {values.get('name')}: unknown field {unknown[0]!r}; allowed are {', '.join(allowed)}"
+                f"policy {values.get('name')}: unknown field {unknown[0]!r}; allowed are {', '.join(allowed)}; "
+                "correct or remove it"
             )
         if "name" not in values:
             raise OptionError("policy without a name; add the field 'name'")
@@ -302,16 +309,14 @@ def _check(patch: Image, params: ViewParams, policy: Policy) -> None:
             "tile with its patch_px, or choose another policy"
         )
     room = policy.patch_px - policy.crop_px
-    for field, allowed in (
-        ("crop_x_px", 0 <= params.crop_x_px <= room),
-        ("crop_y_px", 0 <= params.crop_y_px <= room),
-        ("order", 0 <= params.order < len(JITTER_ORDERS)),
-        ("sigma", params.sigma > 0 or not params.blur),
-    ):
-        if not allowed:
+    bounds = _RENDERABLE | {"crop_x_px": (0, room), "crop_y_px": (0, room)}
+    if params.blur:  # OpenCV takes a sigma of 0 for "choose one yourself"
+        bounds |= {"sigma": (1 / rendering.ONE, 16.0)}
+    for field, (least, most) in bounds.items():
+        if not least <= getattr(params, field) <= most:
             raise OptionError(
-                f"{field} {getattr(params, field)} does not fit policy {policy.name} "
-                f"({policy.patch_px} px, crop {policy.crop_px} px): use the policy that drew it"
+                f"{field} {getattr(params, field)} does not fit policy {policy.name}, which has {least:g} to "
+                f"{most:g}: use the policy that drew it"
             )
 
 

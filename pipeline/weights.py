@@ -233,7 +233,7 @@ def weights_sha256(encoder: "Encoder") -> str:
         dtype = str(value.dtype).removeprefix("torch.")
         digest.update(f"{json.dumps([name, dtype, list(value.shape)])}\n".encode())
         if value.numel():  # an empty tensor has no bytes, and torch no view of them
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

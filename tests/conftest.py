@@ -1,8 +1,13 @@
 """Fixtures shared by the tests: the shared real data, small slides written on the spot, a small finished store."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # before torch loads, here and in child processes: tiny models gain nothing from more
+)
 
 from pipeline.extract import extract
 from pipeline.options import ExtractOptions, TileOptions
@@ -27,7 +32,9 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("slides")
     for seed, name in enumerate("abc"):
         write_slide(folder / f"{name}.tiff", seed=seed, width_px=1536, height_px=1536)
-    (folder / "slides.csv").write_text("slide_id,patient_id,split,site\na,p1,train,x\nb,p2,train,y\nc,p3,val,x\n")
+    (folder / "slides.csv").write_text(
+        "slide_id,patient_id,split,site\na,p1,train,x\nb,p2,train,y\nc,p3,val,x\n"
+    )
     return folder
 
 

@@ -196,7 +196,7 @@ def test_rules_that_are_not_classical() -> None:
     with pytest.raises(ValueError, match="load_user_mask"):
         tissue_mask(_canvas(), tissue.USER_MASK, thumbnail_mpp=MPP)
     with pytest.raises(ValueError, match="uint8"):
-        tissue_mask(_canvas().astype(np.float32), thumbnail_mpp=MPP)  # type: ignore[arg-type]
+        tissue_mask(_canvas().astype(np.float32), thumbnail_mpp=MPP)
 
 
 def _real(name: str) -> npt.NDArray[np.uint8]:

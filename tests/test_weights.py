@@ -374,6 +374,17 @@ def test_an_exported_folder_can_be_untrained_or_filled_from_elsewhere(
     assert weights_sha256(load_encoder(spec, random_weights=9)) == weights_sha256(load_encoder(spec))
 
 
+def test_a_new_export_does_not_change_the_file_that_a_reader_has_open(
+    trained: Encoder, tmp_path: Path
+) -> None:
+    export_encoder(trained, tmp_path, {})
+    old = (tmp_path / "model.safetensors").read_bytes()
+    with (tmp_path / "model.safetensors").open("rb") as reader:
+        export_encoder(load_encoder(TINY, random_weights=3), tmp_path, {})
+        assert reader.read() == old
+    assert (tmp_path / "model.safetensors").read_bytes() != old
+
+
 def test_a_failed_export_leaves_the_old_folder_as_it_was(
     trained: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

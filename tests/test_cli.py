@@ -1,0 +1,215 @@
+"""The command line: exit codes, one-line errors, config files, JSON, no torch for --help."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import cli
+from pipeline.options import DistillOptions, ExtractOptions, TileOptions, from_json, to_json
+from stores.errors import OptionError
+
+ROOT = Path(__file__).resolve().parents[1]
+TEACHER = ["--teacher", "tests.tiny:teacher", "--random-weights", "0", "--threads", "1"]
+
+
+def g2l(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.g2l, [str(argument) for argument in arguments])
+
+
+def one_error(result: Result, match: str, code: int = 2) -> None:
+    assert result.exit_code == code, result.output
+    (line,) = [text for text in result.stderr.splitlines() if text.startswith("error: ")]
+    assert match in line
+
+
+def test_help_loads_nothing_heavy() -> None:
+    script = "import sys, cli; cli.g2l(['--help'], standalone_mode=False); print(sorted(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "extract-teacher" in done.stdout
+    for heavy in ("torch", "timm", "zarr", "numpy", "openslide", "pyarrow", "cv2", "rich"):
+        assert f"'{heavy}'" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command", ["tile", "extract-teacher", "distill", "store", "models", "doctor", "demo"]
+)
+def test_every_command_has_help(command: str) -> None:
+    assert g2l(command, "--help").exit_code == 0
+
+
+def test_tile_extract_info_distill(slides: Path, tmp_path: Path) -> None:
+    store, run = tmp_path / "store", tmp_path / "run"
+    tiled = g2l("tile", slides, "--store", store, "--slides-csv", slides / "slides.csv", "--json")
+    assert tiled.exit_code == 0, tiled.output
+    assert json.loads(tiled.stdout)["splits"] == {"train": 2, "val": 1, "test": 0}
+    extracted = g2l("extract-teacher", slides, "--store", store, *TEACHER, "--seeds", 2, "--pixels", "--json")
+    assert extracted.exit_code == 0, extracted.output
+    summary = json.loads(extracted.stdout)
+    assert summary["views"] == 2 * json.loads(tiled.stdout)["patches"]
+    assert summary["complete"] == 1.0
+    assert "float32, because CPU" in extracted.stderr
+    info = g2l("store", "info", store)
+    assert "tests.tiny:teacher, 24-d, float32" in info.stdout
+    assert "100.0% complete" in info.stdout
+    assert json.loads(g2l("store", "info", store, "--json").stdout)["views"] == summary["views"]
+    student = ["--student", "tests.tiny:student", "--random-weights", 1, "--threads", 1]
+    trained = g2l("distill", "--store", store, "--out", run, *student, "--steps", 3, "--batch-size", 4)
+    assert trained.exit_code == 0, trained.output
+    assert "held out: cosine" in trained.stdout
+    assert "peak memory" in trained.stdout
+    again = g2l(
+        "distill",
+        "--store",
+        store,
+        "--out",
+        run,
+        *student,
+        "--steps",
+        3,
+        "--batch-size",
+        4,
+        "--resume",
+        "--json",
+    )
+    assert json.loads(again.stdout)["steps"] == 3
+    one_error(
+        g2l("distill", "--store", store, "--out", run / "x", *student, "--seeds", 5), "seed 2 is needed"
+    )
+    one_error(
+        g2l("extract-teacher", slides, "--store", store, *TEACHER, "--pixels", "--policy", "none"),
+        "recipe.policy.",
+    )
+
+
+def test_bad_slides_beside_a_good_one(shared: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(shared / "bad_slides", tmp_path / "slides"))
+    shutil.copy(shared / "slides/CMU-1-Small-Region.svs", folder)
+    store = tmp_path / "store"
+    result = g2l("extract-teacher", folder, "--store", store, *TEACHER, "--seeds", 1, "--json")
+    assert result.exit_code == 3, result.output
+    summary = json.loads(result.stdout)
+    bad = {path.stem for path in (shared / "bad_slides").iterdir()}
+    assert set(summary["unusable"]) == bad
+    assert all(reason and "\n" not in reason for reason in summary["unusable"].values())
+    assert summary["views"] == 38
+    assert summary["complete"] == 1.0
+    info = json.loads(g2l("store", "info", store, "--json").stdout)
+    assert info["slides_by_status"] == {"failed": len(bad), "ok": 1}
+
+
+def test_wrong_uses(slides: Path, tmp_path: Path) -> None:
+    store = ["--store", tmp_path / "s"]
+    one_error(g2l("tile", tmp_path / "absent", *store), "no such file or folder")
+    one_error(g2l("tile", slides, *store, "--mpp", 9), "--mpp 9.0: allowed is 0.05 to 5")
+    one_error(g2l("extract-teacher", slides, *store, "--teacher", "h-optimos-0"), "h-optimus-0")
+    one_error(g2l("extract-teacher", slides, *store, *TEACHER, "--device", "cuda:77"), "CUDA devices")
+    missing = tmp_path / "w.safetensors"
+    one_error(
+        g2l("extract-teacher", slides, *store, "--teacher", "h0-mini", "--weights", missing),
+        "no such file or folder",
+    )
+    one_error(g2l("store", "info", tmp_path), "not a store")
+
+
+def test_click_refuses_what_it_can_by_itself(slides: Path, tmp_path: Path) -> None:
+    for arguments in (
+        ("tile", slides),
+        ("extract-teacher", slides, "--store", tmp_path),
+        ("distill", "--store", tmp_path, "--out", tmp_path, "--student", "x", "--loss", "l3"),
+        ("tile", slides, "--store", tmp_path, "--mpp", "fine"),
+    ):
+        assert g2l(*arguments).exit_code == 2
+
+
+def test_config_file(slides: Path, tmp_path: Path) -> None:
+    config = tmp_path / "tile.yaml"
+    csv = slides / "slides.csv"
+    config.write_text(
+        f"store: {tmp_path / 's'}\nmax_patches: 4\nslides_csv: {csv}\nslide_mpp: [a=0.5, b=0.5]\njson: true\n"
+    )
+    result = g2l("tile", slides, "--config", config)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["patches_by_slide"] == {"a": 4, "b": 4, "c": 4}
+    written = json.loads((tmp_path / "s/options/tile.json").read_text())
+    assert written["max_patches"] == 4
+    assert from_json(TileOptions, written).slide_mpp == ("a=0.5", "b=0.5")
+    wins = g2l("tile", slides, "--config", config, "--store", tmp_path / "t", "--max-patches", 2)
+    assert json.loads(wins.stdout)["patches"] == 6
+    config.write_text("mmp: 0.5\n")
+    unknown = g2l("tile", slides, "--config", config)
+    assert unknown.exit_code == 2
+    assert "unknown option 'mmp'" in unknown.stderr
+    config.write_text("a: [")
+    assert "not readable as YAML" in g2l("tile", slides, "--config", config).stderr
+
+
+def test_extract_remembers_how_the_store_was_tiled(slides: Path, tmp_path: Path) -> None:
+    store = tmp_path / "s"
+    options = ["--slides-csv", slides / "slides.csv", "--min-tissue", 0.9, "--max-patches", 3]
+    assert g2l("tile", slides / "a.tiff", "--store", store, *options).exit_code == 0
+    result = g2l("extract-teacher", slides, "--store", store, *TEACHER, "--seeds", 1, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["views"] == 9
+    one_error(
+        g2l("extract-teacher", slides, "--store", store, *TEACHER, "--min-tissue", 0.5),
+        "recipe.patch.min_tissue",
+    )
+
+
+@pytest.mark.parametrize("kind", [TileOptions, ExtractOptions, DistillOptions])
+def test_flag_field_and_key_have_one_name(kind: type) -> None:
+    command = {TileOptions: cli.tile, ExtractOptions: cli.extract_teacher, DistillOptions: cli.distill}[kind]
+    flags = {opt.removeprefix("--").replace("-", "_") for p in command.params for opt in p.opts}
+    assert set(to_json(kind())) <= flags
+    assert from_json(kind, to_json(kind())) == kind()
+    with pytest.raises(OptionError, match="option 'nonsense': not one of"):
+        from_json(kind, {"nonsense": 1})
+
+
+def test_interrupted_says_how_to_go_on(slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.tiling.find_patches", interrupted)
+    result = g2l("tile", slides, "--store", tmp_path)
+    assert result.exit_code == 130
+    assert "interrupted: start the same command again to go on" in result.stderr
+
+
+def test_a_full_disk_is_one_line(slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("stores.manifest.write_patches", full)
+    one_error(g2l("tile", slides, "--store", tmp_path), "the disk is full; all that was committed is kept")
+
+
+def test_models_and_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    models = {row["name"]: row for row in json.loads(g2l("models", "--json").stdout)["models"]}
+    assert models["h-optimus-0"]["params"] == 1_134_774_272
+    assert models["hibou-l"]["params"] == 303_657_216
+    assert "CC-BY-NC-ND" in g2l("models").stdout
+    found = json.loads(g2l("doctor", "--json").stdout)
+    assert found["packages"]["torch"]
+    assert found["devices"][0]["device"] == "cpu"
+    assert found["openslide"]["reads_tiff"]
+    assert found["weights"]["demo-teacher"] == "shipped"
+    assert found["weights"]["h-optimus-0"] == "HF_HUB_OFFLINE is set"
+    assert "OpenSlide 4" in g2l("doctor").stdout
+
+
+def test_installed_command_and_module_are_one() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "cli.py"), "--version"], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert "0.1.0" in done.stdout
