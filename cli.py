@@ -124,7 +124,9 @@ def _tile_options(store: Path, values: Mapping[str, Any]) -> TileOptions:
     unset = (click.core.ParameterSource.DEFAULT,)
     given = {f.name for f in dataclasses.fields(TileOptions) if ctx.get_parameter_source(f.name) not in unset}
     stored = {name: value for name, value in stored_options(store).items() if name not in given}
-    return dataclasses.replace(_build(TileOptions, values), **_fields_of(from_json(TileOptions, stored), stored))
+    return dataclasses.replace(
+        _build(TileOptions, values), **_fields_of(from_json(TileOptions, stored), stored)
+    )
 
 
 def _fields_of(options: Any, names: Iterable[str]) -> dict[str, Any]:

@@ -28,20 +28,23 @@ _FREE_WARNING = 20e9
 def examine(folder: Path) -> dict[str, Any]:
     """Versions, devices, OpenSlide, free disk of `folder`, reach of published weights; ``problems`` in words."""
     problems: list[str] = []
-    result = {
+    free = shutil.disk_usage(folder).free
+    result: dict[str, Any] = {
         "g2l": _version("g2l"),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "devices": _devices(problems),
         "openslide": _openslide(problems),
-        "free_bytes": shutil.disk_usage(folder).free,
+        "free_bytes": free,
         "folder": str(folder),
         "weights": _weights(),
         "problems": problems,
     }
-    problems += [f"package {name} is missing" for name, version in result["packages"].items() if version is None]
-    if result["free_bytes"] < _FREE_WARNING:
-        problems.append(f"{folder}: {result['free_bytes'] / 1e9:.1f} GB free; a million views take 3.1 GB")
+    problems += [
+        f"package {name} is missing" for name, version in result["packages"].items() if version is None
+    ]
+    if free < _FREE_WARNING:
+        problems.append(f"{folder}: {free / 1e9:.1f} GB free; a million views take 3.1 GB")
     return result
 
 
@@ -96,8 +99,22 @@ def _openslide(problems: list[str]) -> dict[str, Any]:
         except Exception as error:
             works = False
             problems.append(f"OpenSlide cannot read a plain tiled TIFF: {error}")
-    formats = ["aperio", "dicom", "generic-tiff", "hamamatsu", "leica", "mirax", "philips", "sakura", "trestle"]
-    return {"version": openslide.__library_version__, "reads_tiff": works, "formats": [*formats, "ventana", "zeiss"]}
+    formats = [
+        "aperio",
+        "dicom",
+        "generic-tiff",
+        "hamamatsu",
+        "leica",
+        "mirax",
+        "philips",
+        "sakura",
+        "trestle",
+    ]
+    return {
+        "version": openslide.__library_version__,
+        "reads_tiff": works,
+        "formats": [*formats, "ventana", "zeiss"],
+    }
 
 
 def _weights() -> dict[str, str]:
@@ -132,6 +149,8 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     text.append(f"OpenSlide {slides['version']}: {', '.join(slides['formats'])}")
     text.append(f"free disk at {result['folder']}: {result['free_bytes'] / 1e9:.1f} GB")
     text += [f"weights of {name}: {state}" for name, state in result["weights"].items()]
-    return text + [f"PROBLEM: {problem}" for problem in result["problems"]] + (
-        [] if result["problems"] else ["no problems found"]
+    return (
+        text
+        + [f"PROBLEM: {problem}" for problem in result["problems"]]
+        + ([] if result["problems"] else ["no problems found"])
     )

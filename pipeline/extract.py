@@ -9,9 +9,9 @@ import collections
 import itertools
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +20,17 @@ import numpy as np
 import numpy.typing as npt
 import openslide
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline import devices, tiling, views
 from pipeline import options as opts
 from pipeline import slides as slide_files
-from pipeline.patches import PatchPool, Reader, SlideSource
+from pipeline.patches import PatchPool, Reader
 from pipeline.progress import Reporter
+from pipeline.tasks import ExtractSummary, Task, plan_tasks
 from pipeline.teacher import Teacher, collect, load_teacher
+from pipeline.views import ViewParams
 from stores import features, files, manifest, pixels, recipe
-from stores.errors import FeatureError, OptionError, ReadError, SlideError
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What one writer owns: the chunks of `seeds` of one block."""
-
-    source: SlideSource
-    fingerprint: str
-    split: str
-    patches: manifest.Patches
-    block: int
-    seeds: range
-    rows: range
-    """The wanted rows of the block; fewer than the block has only under ``--limit``."""
-
-    @property
-    def n_views(self) -> int:
-        return len(self.rows) * len(self.seeds)
+from stores.errors import FeatureError, OptionError, ReadError
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +39,10 @@ class RowViews:
 
     views: npt.NDArray[np.uint8]
     """(seeds, crop_px, crop_px, 3)"""
-    params: list[views.ViewParams]
+    params: list[ViewParams]
     crcs: list[int]
     patch: npt.NDArray[np.uint8] | None
     error: str = ""
-
-
-@dataclass(slots=True)
-class ExtractSummary:
-    """What a run did; ``summary`` of the command line."""
-
-    views: int = 0
-    views_before: int = 0
-    bad_reads: list[str] = field(default_factory=list)
-    failed_slides: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
-    wait_seconds: float = 0.0
-    figures: dict[str, Any] = field(default_factory=dict)
 
 
 def reader_identity() -> recipe.Reader:
@@ -151,60 +121,6 @@ def _settle_recipe(store: Path, teacher: Teacher, policy: views.Policy, options:
     else:
         files.write_json(path, opts.to_json(options) | {"teacher_licence": teacher.encoder.licence})
         recipe.save(store, wanted)
-
-
-def plan_tasks(
-    store: Path, paths: Mapping[str, Path], options: opts.ExtractOptions, summary: ExtractSummary
-) -> list[Task]:
-    """What is still to do, in order of slide, block and seeds; fills in what is done and what cannot be."""
-    tasks: list[Task] = []
-    wanted = recipe.load(store).patch
-    left = options.limit if options.limit is not None else 1 << 62
-    for row in manifest.read_slides(store):
-        slide_id = row["slide_id"]
-        if row["status"] != manifest.OK:
-            summary.failed_slides[slide_id] = row["reason"]
-            continue
-        take = min(left, row["n_patches"])
-        left -= take
-        if take == 0 or slide_id not in paths:
-            continue
-        try:
-            info = slide_files.inspect(slide_id, paths[slide_id], row["mpp"], row["mpp_source"])
-            if info.fingerprint != row["fingerprint"]:
-                raise SlideError(f"{slide_id}: another file than the one that was tiled; use another --store")
-        except SlideError as error:
-            summary.failed_slides[slide_id] = str(error)
-            continue
-        source = SlideSource(slide_id, info.path, slide_files.plan_read(info, wanted.mpp, wanted.size_px))
-        patches = manifest.read_patches(store, slide_id)
-        for block in range(features.n_blocks(len(patches))):
-            rows = features.block_range(len(patches), block)
-            rows = range(rows.start, min(rows.stop, take))
-            for seeds in _missing(store, slide_id, block, rows, options.seeds, summary):
-                tasks.append(Task(source, info.fingerprint, row["split"], patches, block, seeds, rows))
-    return tasks
-
-
-def _missing(
-    store: Path, slide_id: str, block: int, rows: range, n_seeds: int, summary: ExtractSummary
-) -> list[range]:
-    """Ranges of seeds of a block that have no commit record, or one with fewer rows than wanted."""
-    if not rows:
-        return []
-    todo, covered = [], 0
-    for commit in manifest.commits(store, slide_id):
-        if commit.block != block:
-            continue
-        covered = max(covered, commit.seeds.stop)
-        table = commit.read(["row", "seed", "status"])
-        if pc.max(table["row"]).as_py() < rows.stop - 1:
-            todo.append(commit.seeds)
-        else:
-            summary.views_before += len(rows) * len(commit.seeds)
-            bad = table.filter(pc.equal(table["status"], manifest.BAD_READ))
-            summary.bad_reads += [f"{slide_id} row {r}" for r in sorted(set(bad["row"].to_pylist()))]
-    return [*todo, range(covered, n_seeds)] if covered < n_seeds else todo
 
 
 def run_tasks(

@@ -84,7 +84,9 @@ def _layout(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[npt.NDArr
     distance = [np.hypot(y + bend[0] - sy, x + bend[1] - sx) for sy, sx in seeds]
     regions = np.argmin(distance, axis=0)
     radius = np.hypot((y - shape[0] / 2) / (0.46 * shape[0]), (x - shape[1] / 2) / (0.46 * shape[1]))
-    edge = (noise(rng, small, 480 / _MAP_PX) / 255 - 0.5) * 0.5 + (noise(rng, small, 90 / _MAP_PX) / 255 - 0.5) * 0.08
+    edge = (noise(rng, small, 480 / _MAP_PX) / 255 - 0.5) * 0.5 + (
+        noise(rng, small, 90 / _MAP_PX) / 255 - 0.5
+    ) * 0.08
     # a rounded rectangle fills more of the slide than an ellipse
     box = np.maximum(abs(y / shape[0] - 0.5), abs(x / shape[1] - 0.5)) / 0.46
     regions[np.maximum(0.85 * radius, box) + edge * 0.5 > 0.95] = -1
@@ -107,13 +109,17 @@ def _paint_region(
     size = (full[1].stop - full[1].start, full[0].stop - full[0].start)
     mask = cv2.GaussianBlur(cv2.resize(inside, size, interpolation=cv2.INTER_LINEAR), (0, 0), 6) > 127
     canvas = PAINTERS[TISSUE_TYPES[kind]](painter_rng, mask.shape)
-    for stain, (ink, scale) in enumerate(zip((canvas.h, canvas.e), _scales(canvas, mask, amounts), strict=True)):
+    for stain, (ink, scale) in enumerate(
+        zip((canvas.h, canvas.e), _scales(canvas, mask, amounts), strict=True)
+    ):
         np.copyto(density[stain][full], ink * np.float32(scale), where=mask)
 
 
 def _scales(canvas: Canvas, mask: npt.NDArray[np.bool_], amounts: Floats) -> Floats:
     """Factors of H and E under which the region is as dark in red and green as an even film of `amounts`."""
-    sample = np.stack([ink[::4, ::4][mask[::4, ::4]] for ink in (canvas.h, canvas.e)], axis=1).astype(np.float64)
+    sample = np.stack([ink[::4, ::4][mask[::4, ::4]] for ink in (canvas.h, canvas.e)], axis=1).astype(
+        np.float64
+    )
     scales = amounts / sample.mean(axis=0)
     to_red_green = _STAINS[:, :2]
     for _ in range(6):

@@ -53,7 +53,9 @@ def _scatter(rng: np.random.Generator, shape: tuple[int, int], spacing_px: float
     return rng.permutation(points)  # type: ignore[no-any-return]
 
 
-def _ellipses(canvas: Density, xy: Floats, axes: Floats, angle: Floats, value: Any, thickness: int = -1) -> None:
+def _ellipses(
+    canvas: Density, xy: Floats, axes: Floats, angle: Floats, value: Any, thickness: int = -1
+) -> None:
     """Draw ellipses (n): centres and half axes in pixels, angles in degrees, values 0 to 255."""
     table = np.column_stack([np.rint(xy * 2**_SHIFT), np.rint(np.maximum(axes, 0.5) * 2**_SHIFT)]).astype(int)
     values = np.broadcast_to(np.clip(np.rint(value), 0, 255).astype(int), len(xy)).tolist()
@@ -88,7 +90,12 @@ def _nuclei(
 
 
 def _fibres(
-    rng: np.random.Generator, canvas: Density, xy: Floats, angle: Floats, length_px: float, ink: tuple[int, int]
+    rng: np.random.Generator,
+    canvas: Density,
+    xy: Floats,
+    angle: Floats,
+    length_px: float,
+    ink: tuple[int, int],
 ) -> None:
     """Wavy strokes through `xy` along `angle` (degrees), in eight steps of density."""
     along = np.linspace(-0.5, 0.5, 9) * length_px
@@ -166,7 +173,9 @@ def adipose(rng: np.random.Generator, shape: tuple[int, int]) -> Canvas:
     canvas = Canvas(_ground(rng, shape, 26, 12, 8), _ground(rng, shape, 80, 35, 8))
     _nuclei(rng, canvas, _scatter(rng, shape, 36, 0.45), (5, 8), (0.35, 0.9), (130, 210))
     xy = _scatter(rng, shape, 54, 0.16)
-    axes = rng.uniform(10, 21, (len(xy), 1)) * np.column_stack([np.ones(len(xy)), rng.uniform(0.8, 1, len(xy))])
+    axes = rng.uniform(10, 21, (len(xy), 1)) * np.column_stack(
+        [np.ones(len(xy)), rng.uniform(0.8, 1, len(xy))]
+    )
     angle = rng.uniform(0, 180, len(xy))
     for density in (canvas.h, canvas.e):
         _ellipses(density, xy, axes, angle, 3.0)

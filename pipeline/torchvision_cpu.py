@@ -22,7 +22,7 @@ def make_importable() -> None:
     """Import torchvision, declaring the two missing operators only when the first attempt fails."""
     global _library
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if "torchvision::nms" not in str(error) or _library is not None:
             raise

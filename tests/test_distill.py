@@ -338,7 +338,7 @@ def test_wrong_uses_are_one_line(store: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").touch()
     assert "not empty and not a run" in attempt(store, tmp_path / "full")
-    with pytest.raises(OptionError, match="--resume: .* has no checkpoint"):
+    with pytest.raises(OptionError, match=r"--resume: .* has no checkpoint"):
         train.distill(store, tmp_path / "r", OPTIONS, True, Silent())
     assert "--batch-size 1: allowed is 2 or more" in attempt(store, tmp_path / "r", batch_size=1)
     assert "no such file or folder" in attempt(

@@ -11,18 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.encoders import Encoder, load_encoder, weights_sha256
-from pipeline.presets import PRESETS, Preset
+from pipeline.presets import PRESETS
 from pipeline.timm_models import create, timm_preset
 from pipeline.torchvision_cpu import make_importable
-from stores.errors import EncoderError, G2LError, OptionError
+from stores.errors import EncoderError, OptionError
+from tests.encoder_tools import TINY, make_views, refusal
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = "vit_tiny_patch16_224?img_size=32&depth=2&embed_dim=24&num_heads=3&reg_tokens=4&init_values=1.0"
-
-
-def make_views(count: int = 3, side: int = 32, seed: int = 0) -> Tensor:
-    rng = np.random.default_rng(seed)
-    return torch.from_numpy(rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8))
 
 
 def tiny(**changes: object) -> Encoder:
@@ -30,15 +25,6 @@ def tiny(**changes: object) -> Encoder:
     encoder = load_encoder(TINY, random_weights=0)
     return Encoder(replace(encoder.preset, **changes), encoder.backbone).eval()
 
-
-def refusal(spec: str, **how: object) -> str:
-    with pytest.raises(G2LError) as caught:
-        load_encoder(spec, **how)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-# Architectures
 
 PUBLISHED_PARAMS = {
     "h-optimus-0": 1_134_774_272,
@@ -142,9 +128,6 @@ def test_listing_presets_needs_no_torch_and_importing_encoders_no_timm() -> None
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-# Normalize
-
-
 @pytest.mark.parametrize("name", ["h-optimus-0", "hibou-l"])
 def test_own_normalize_equals_torchvision_to_the_last_bit(name: str) -> None:
     make_importable()
@@ -179,9 +162,6 @@ def test_views_are_not_changed() -> None:
     assert torch.equal(views, before)
 
 
-# Pooling
-
-
 def test_poolings_on_a_vit_with_registers() -> None:
     cls, both, forward = (
         tiny(pooling=pooling, dim=dim) for pooling, dim in (("cls", 24), ("cls+mean", 48), ("forward", 24))
@@ -203,9 +183,6 @@ def test_pooling_by_class_token_needs_one() -> None:
     encoder = load_encoder("resnet10t", random_weights=0)
     with pytest.raises(EncoderError, match="has no class token"):
         Encoder(replace(encoder.preset, pooling="cls"), encoder.backbone)
-
-
-# Sizes and types of views
 
 
 def test_views_of_another_size_are_refused_with_both_sizes() -> None:
@@ -231,9 +208,6 @@ def test_dynamic_size_takes_multiples_of_the_patch() -> None:
 def test_anything_but_uint8_bhwc_is_refused(views: Tensor) -> None:
     with pytest.raises(EncoderError, match=r"uint8 \(B, H, W, 3\) expected"):
         tiny()(views)
-
-
-# Names
 
 
 def test_timm_name_brings_its_own_normalize_size_and_dim() -> None:
@@ -294,9 +268,6 @@ def test_weights_and_random_weights_exclude_each_other(tmp_path: Path) -> None:
         load_encoder(TINY, weights=tmp_path, random_weights=0)
 
 
-# Random weights
-
-
 def test_random_weights_repeat_and_leave_torch_alone() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
@@ -305,116 +276,6 @@ def test_random_weights_repeat_and_leave_torch_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
     assert weights_sha256(load_encoder(TINY, random_weights=5)) == first
     assert weights_sha256(load_encoder(TINY, random_weights=6)) != first
-
-
-# A user's own function
-
-USER_MODULE = """
-import torch
-from torch import nn
-from pipeline.encoders import Encoder
-from pipeline.presets import Preset
-
-class Colour(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.project = nn.Linear(3, 5)
-    def forward(self, images):
-        return self.project(images.mean((2, 3)))
-
-class Described(Colour):
-    mean, std, image_px, mpp, licence = (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), 64, 0.25, "MIT"
-
-def by_attributes(): return Described()
-def by_dict(): return Colour(), {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "image_px": 64, "mpp": 0.25}
-def by_encoder():
-    return Encoder(Preset(name="mine", dim=5, mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0), image_px=64), Colour())
-def by_timm():
-    import timm
-    return timm.create_model("resnet10t", num_classes=0)
-def undescribed(): return Colour()
-def misspelt(): return Colour(), {"mean": [0, 0, 0], "stdev": [1, 1, 1]}
-def two_channels(): return Colour(), {"mean": [0, 0], "std": [1, 1, 1]}
-def zero_std(): return Colour(), {"mean": [0, 0, 0], "std": [1, 1, 0]}
-def wrong_dim(): return Colour(), {"mean": [0, 0, 0], "std": [1, 1, 1], "image_px": 64, "dim": 6}
-def tokens():
-    return nn.Identity(), {"mean": [0, 0, 0], "std": [1, 1, 1], "image_px": 64}
-class Choice: pass
-def needs(path): return Colour()
-"""
-
-
-@pytest.fixture
-def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "my_encoders.py").write_text(USER_MODULE)
-    (tmp_path / "my_broken.py").write_text("import a_library_that_is_not_installed\n")
-    monkeypatch.chdir(tmp_path)
-    sys.modules.pop("my_encoders", None)
-    return "my_encoders"
-
-
-@pytest.mark.parametrize("function", ["by_attributes", "by_dict", "by_encoder"])
-def test_function_describes_its_encoder(user: str, function: str) -> None:
-    path_before = list(sys.path)
-    encoder = load_encoder(f"{user}:{function}")
-    assert sys.path == path_before
-    views = make_views(2, 64)
-    images = views.permute(0, 3, 1, 2) / 255 - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
-    with torch.inference_mode():
-        torch.testing.assert_close(encoder(views), encoder.backbone(images))
-    assert (encoder.dim, encoder.image_px) == (5, 64)
-    assert encoder.mpp == (None if function == "by_encoder" else 0.25)
-    with pytest.raises(EncoderError, match="takes 64x64 px"):
-        encoder(make_views(2, 32))
-
-
-def test_function_in_a_file_and_from_timm(user: str, tmp_path: Path) -> None:
-    assert load_encoder(f"{tmp_path}/my_encoders.py:by_dict").dim == 5
-    by_timm = load_encoder(f"{user}:by_timm")
-    assert (by_timm.dim, by_timm.image_px, by_timm.mean) == (512, 176, (0.485, 0.456, 0.406))
-
-
-@pytest.mark.parametrize(
-    ("function", "part"),
-    [
-        ("undescribed", "give mean and std"),
-        ("misspelt", "described stdev; allowed: mean, std"),
-        ("two_channels", "three numbers are expected"),
-        ("zero_std", "std"),
-        ("tokens", "a tensor (B, dim) is expected"),
-        ("Choice", "returned Choice"),
-        ("needs", "needs arguments"),
-        ("absent", "has no function 'absent'"),
-    ],
-)
-def test_function_that_breaks_the_contract(user: str, function: str, part: str) -> None:
-    assert part in refusal(f"{user}:{function}")
-
-
-def test_function_that_returns_another_length_than_it_declared(user: str) -> None:
-    with pytest.raises(EncoderError, match="returned 2x5 for 2 views; 2x6 expected"):
-        load_encoder(f"{user}:wrong_dim")(make_views(2, 64))
-
-
-def test_a_library_that_the_users_module_lacks_is_the_users_traceback(user: str) -> None:
-    with pytest.raises(ModuleNotFoundError, match="a_library_that_is_not_installed"):
-        load_encoder("my_broken:make")
-
-
-def test_function_is_seeded_and_filled(user: str, tmp_path: Path) -> None:
-    spec = f"{user}:by_dict"
-    first, again = (weights_sha256(load_encoder(spec, random_weights=3)) for _ in range(2))
-    assert first == again
-    torch.save(load_encoder(spec, random_weights=3).backbone.state_dict(), tmp_path / "colour.pth")
-    assert weights_sha256(load_encoder(spec, weights=tmp_path / "colour.pth")) == first
-    torch.save({"project.weight": torch.zeros(5, 3)}, tmp_path / "half.pth")
-    assert "1 missing (project.bias)" in refusal(spec, weights=tmp_path / "half.pth")
-
-
-def test_a_preset_can_be_described_in_five_lines() -> None:
-    preset = Preset(name="mine", dim=3, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), image_px=8)
-    encoder = Encoder(preset, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
-    assert encoder(make_views(2, 8)).shape == (2, 3)
 
 
 def test_documentation_agrees_with_the_registry(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from stores.errors import CorruptStore, StoreError
 ROWS, DIM = 1500, 6
 RNG = np.random.default_rng(0)
 COORDS = RNG.integers(0, 9999, (ROWS, 2)).astype(np.int32)
+BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 VALUES = RNG.normal(size=(2, ROWS, DIM)).astype(np.float16)
 
 
@@ -112,7 +113,7 @@ def test_other_patches_or_dimension_are_refused(store: Path) -> None:
     ("field", "value", "match"),
     [
         ("data_type", "float32", "float32 with 3 dimensions, expected float16"),
-        ("codecs", [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "gzip", "configuration": {"level": 1}}], "gzip"),
+        ("codecs", [BYTES, {"name": "gzip", "configuration": {"level": 1}}], "gzip"),
         ("chunk_grid", {"name": "regular", "configuration": {"chunk_shape": [2, 1 << 20, 1 << 10]}}, "exceed 256 MiB"),
         ("chunk_grid", {"name": "regular", "configuration": {"chunk_shape": [1, 100, DIM]}}, "expected"),
         ("shape", "nonsense", "unreadable array metadata"),

@@ -34,7 +34,9 @@ def test_slide_ids(text: str) -> None:
     assert manifest.check_slide_id(text) == text
 
 
-@pytest.mark.parametrize("text", ["", "..", ".hidden", "a/b", "a\\b", "zarr.json", "-x", "a b", "é", "0" * 201, "a\n"])
+@pytest.mark.parametrize(
+    "text", ["", "..", ".hidden", "a/b", "a\\b", "zarr.json", "-x", "a b", "é", "0" * 201, "a\n"]
+)
 def test_ids_that_would_be_paths_are_refused(text: str) -> None:
     with pytest.raises(CorruptStore, match="slide id"):
         manifest.check_slide_id(text)
@@ -75,7 +77,12 @@ def test_patches_round_trip(tmp_path: Path) -> None:
 
 
 def test_commits_are_listed_in_order_and_foreign_names_skipped(tmp_path: Path) -> None:
-    for slide_id, block, seeds in (("b", 0, range(4)), ("a", 1, range(4)), ("a", 0, range(4, 8)), ("a", 0, range(4))):
+    for slide_id, block, seeds in (
+        ("b", 0, range(4)),
+        ("a", 1, range(4)),
+        ("a", 0, range(4, 8)),
+        ("a", 0, range(4)),
+    ):
         manifest.write_commit(tmp_path, slide_id, block, seeds, views_table(slide_id, range(2), seeds))
     (tmp_path / "manifest/views/a/notes.parquet").write_bytes(b"")
     found = [(c.slide_id, c.block, c.seeds) for c in manifest.commits(tmp_path)]

@@ -10,6 +10,15 @@ from pipeline.views import POLICIES, Policy, load_policy
 from stores.errors import OptionError
 
 G2L = POLICIES["g2l"]
+GOLDEN_DIGESTS: dict[str, str] = {
+    "g2l": "7d024874ce12a63c20af91558972f5bc829f33aa4c1a7f8c1fa0418cfdae82cc",
+    "none": "c067b4701ed692d720a4dd0441e8134897e51c0cf9a1dd2f628003f77083d82a",
+    "hed": "e91a8ea893e10dab36a803d69cbb86e66a7c087f7c6a4bcb1ca49edf47cef15f",
+}
+
+
+def test_golden_policy_digests() -> None:
+    assert {name: policy.digest() for name, policy in POLICIES.items()} == GOLDEN_DIGESTS
 
 
 def test_digest_is_of_the_distribution_not_of_name_or_number_type() -> None:

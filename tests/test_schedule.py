@@ -1,5 +1,6 @@
 """Cosine annealing and early stopping."""
 
+import itertools
 import json
 
 import numpy as np
@@ -21,7 +22,7 @@ def test_annealing_equals_torch() -> None:
 def test_warm_up_then_annealing() -> None:
     values = [cosine_annealing(1.0, step, 20, warmup_steps=4) for step in range(20)]
     assert values[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert all(a > b for a, b in zip(values[4:], values[5:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(values[4:]))
     assert 0 < values[-1] < 0.02
 
 

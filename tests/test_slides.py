@@ -82,7 +82,7 @@ def test_reads_from_the_level_just_finer(
 
 
 def test_a_slide_coarser_than_the_target_is_not_enlarged() -> None:
-    with pytest.raises(MppError, match="coarser than the target 0.5; choose --mpp 1 or coarser"):
+    with pytest.raises(MppError, match=r"coarser than the target 0\.5; choose --mpp 1 or coarser"):
         slides.plan_read(info(1.0, 1, 4), 0.5, 256)
 
 

@@ -16,6 +16,7 @@ from pipeline.patches import SlideSource, Source, StoreSource
 from pipeline.progress import Reporter
 from stores import features, files, manifest, pixels, recipe, sampler
 from stores.errors import OptionError, SlideError, StoreError, ViewMismatch
+from stores.recipe import Teacher
 
 CHECKED_BEFORE = 64
 
@@ -35,7 +36,7 @@ class Data:
     teacher_licence: str
 
     @property
-    def teacher(self) -> recipe.Teacher:
+    def teacher(self) -> Teacher:
         assert self.recipe.teacher is not None  # open_data lets complete recipes pass only
         return self.recipe.teacher
 

@@ -50,4 +50,4 @@ def _events(run: Path, done: int) -> Any:
         raise OptionError(
             "--tensorboard: the package is not installed; pip install 'g2l[tensorboard]'"
         ) from None
-    return SummaryWriter(str(run / "tensorboard"), purge_step=done)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(run / "tensorboard"), purge_step=done)

@@ -24,7 +24,7 @@ class Projector(nn.Module):
 
     def forward(self, e_BS: Tensor) -> Tensor:
         """Embeddings (B, d_s) to (B, d_t), each dimension of zero mean and unit variance over the batch."""
-        return self.norm(self.linear(e_BS))  # type: ignore[no-any-return]
+        return self.norm(self.linear(e_BS))
 
 
 class TargetNorm(nn.Module):
@@ -60,7 +60,7 @@ class Distiller(nn.Module):
 
     def forward(self, views: Tensor) -> Tensor:
         """Views uint8 (B, H, W, 3) to projected features, float32 (B, d_t)."""
-        return self.projector(self.student(views).float())  # type: ignore[no-any-return]
+        return self.projector(self.student(views).float())
 
 
 def build(student: Encoder, teacher_dim: int, seed: int) -> Distiller:

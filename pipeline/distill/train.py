@@ -7,11 +7,12 @@
 ``projector.safetensors``, ``summary.json``, ``curves.png``
 """
 
+import contextlib
 import importlib.metadata
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from pipeline import devices, pictures
 from pipeline import options as opts
 from pipeline.distill import card, checkpoint
 from pipeline.distill.data import Data, open_data
-from pipeline.distill.loader import LoaderOptions, ViewLoader
+from pipeline.distill.loader import Batch, LoaderOptions, ViewLoader
 from pipeline.distill.log import MetricsLog, read_metrics
 from pipeline.distill.losses import make_loss
 from pipeline.distill.model import Distiller, TargetNorm, build
@@ -39,7 +40,16 @@ from stores.errors import DistillError, OptionError
 
 # these change nothing in the student; all other options must be the same when a run goes on
 _FREE = frozenset(
-    ["slides", "device", "threads", "val_every", "val_views", "checkpoint_every", "check_views", "tensorboard"]
+    [
+        "slides",
+        "device",
+        "threads",
+        "val_every",
+        "val_views",
+        "checkpoint_every",
+        "check_views",
+        "tensorboard",
+    ]
 )
 
 
@@ -97,7 +107,7 @@ def distill(
         _require_same_options(run, options)
     if (run / "summary.json").exists():
         report.note(f"{run} is complete; use another --out to train again")
-        return files.read_json(run / "summary.json")  # type: ignore[no-any-return]
+        return files.read_json(run / "summary.json")
     threads = options.threads or os.cpu_count() or 1
     data = open_data(store, options, threads, report)
     _begin_run(run, options, data.recipe.digest())
@@ -153,79 +163,98 @@ def make_trainer(data: Data, options: opts.DistillOptions) -> Trainer:
     return Trainer(model, targets, make_loss(options.loss, options.alpha), optimizer, device, dtype)
 
 
+@dataclass(slots=True)
+class Course:
+    """A training under way; `facts` are the figures that outlive an interruption in the checkpoint."""
+
+    run: Path
+    data: Data
+    trainer: Trainer
+    options: opts.DistillOptions
+    steps: int
+    stop_early: EarlyStop
+    facts: dict[str, Any]
+    log: MetricsLog
+
+    def validate(self, step: int) -> None:
+        """Compare with the teacher on held-out views, if there are any."""
+        if self.data.held_out is None:
+            return
+        t = self.trainer
+        size = self.options.batch_size
+        result = asdict(validate(t.model, t.targets, t.loss, self.data.held_out, size, t.device, t.dtype))
+        self.facts.setdefault("before", result)
+        self.facts["after"] = result
+        self.log.write("val", step, result)
+
+    def step(self, step: int, stream: Iterator[Batch]) -> str:
+        """Train on the next batch and keep account of it; returns a few words for the progress bar."""
+        began = time.monotonic()
+        batch = next(stream)
+        waited = time.monotonic() - began
+        lr = cosine_annealing(self.options.lr, step - 1, self.steps, self.options.warmup_steps)
+        weight_decay = cosine_annealing(self.options.weight_decay, step - 1, self.steps)
+        targets = torch.from_numpy(batch.targets).float()
+        loss = self.trainer.step(torch.from_numpy(batch.views), targets, lr, weight_decay)
+        seconds = time.monotonic() - began
+        self.facts |= {
+            "steps": step,
+            "views_seen": step * self.options.batch_size,
+            "loss_first": self.facts.get("loss_first", loss),
+            "loss_last": loss,
+            "seconds": self.facts["seconds"] + seconds,
+            "wait_seconds": self.facts["wait_seconds"] + waited,
+            "stopped_early": self.stop_early.update(loss),
+        }
+        figures = {"loss": loss, "lr": lr, "weight_decay": weight_decay, "epoch": batch.epoch}
+        speed = {"views_per_s": self.options.batch_size / seconds, "data_wait": waited / seconds}
+        self.log.write("train", step, figures | speed)
+        return f"loss {loss:.3f}, data wait {waited / seconds:.0%}"
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint."""
+        t = self.trainer
+        checkpoint.save(self.run, step, t.model, t.optimizer, self.stop_early, self.facts)
+
+
 def _train(
     run: Path, data: Data, trainer: Trainer, options: opts.DistillOptions, threads: int, report: Reporter
 ) -> dict[str, Any]:
+    """Train from the newest checkpoint, or from the start, to the last step; returns the figures."""
     epoch_views = sum(unit.n_views for unit in data.train)
     steps = options.steps or max(1, math.ceil(options.epochs * epoch_views / options.batch_size))
+    done = 0
+    facts: dict[str, Any] = {"steps_planned": steps, "epoch_views": epoch_views}
+    facts |= {"seconds": 0.0, "wait_seconds": 0.0, "stopped_early": False}
     stop_early = EarlyStop(options.early_stop)
-    done, facts = 0, {"steps_planned": steps, "epoch_views": epoch_views, "seconds": 0.0, "wait_seconds": 0.0}
     if checkpoint.saved(run):
         newest = checkpoint.saved(run)[-1]
         done, facts = checkpoint.restore(newest, trainer.model, trainer.optimizer, stop_early)
         report.note(f"goes on after step {done} of {steps}")
     log = MetricsLog(run, done, options.tensorboard)
-
-    def check(step: int) -> None:
-        if data.held_out is not None:
-            result = validate(
-                trainer.model,
-                trainer.targets,
-                trainer.loss,
-                data.held_out,
-                options.batch_size,
-                trainer.device,
-                trainer.dtype,
-            )
-            facts.setdefault("before", asdict(result))
-            facts["after"] = asdict(result)
-            log.write("val", step, asdict(result))
-
+    course = Course(run, data, trainer, options, steps, stop_early, facts, log)
     if done == 0:
-        check(0)
+        course.validate(0)
     loader_options = LoaderOptions(
         options.batch_size, options.window, options.views_per_read, options.seed, options.check_views, threads
     )
-    loader = ViewLoader(
-        data.store, data.train, data.sources, data.policy, loader_options, done * options.batch_size
-    )
+    start = done * options.batch_size
+    loader = ViewLoader(data.store, data.train, data.sources, data.policy, loader_options, start)
     report.start("distill", steps, done)
-    with loader, stop_on_signal() as stop:
+    with contextlib.closing(log), loader, stop_on_signal() as stop:
         stream = iter(loader)
         for step in range(done + 1, steps + 1):
-            if facts.get("stopped_early"):
+            if course.facts["stopped_early"]:
                 break
-            began = time.monotonic()
-            batch = next(stream)
-            waited = time.monotonic() - began
-            lr = cosine_annealing(options.lr, step - 1, steps, options.warmup_steps)
-            weight_decay = cosine_annealing(options.weight_decay, step - 1, steps)
-            loss = trainer.step(
-                torch.from_numpy(batch.views), torch.from_numpy(batch.targets).float(), lr, weight_decay
-            )
-            seconds = time.monotonic() - began
-            facts |= {
-                "steps": step,
-                "views_seen": step * options.batch_size,
-                "loss_first": facts.get("loss_first", loss),
-                "loss_last": loss,
-                "seconds": facts["seconds"] + seconds,
-                "wait_seconds": facts["wait_seconds"] + waited,
-                "stopped_early": stop_early.update(loss),
-            }
-            figures = {"loss": loss, "lr": lr, "weight_decay": weight_decay, "epoch": batch.epoch}
-            speed = {"views_per_s": options.batch_size / seconds, "data_wait": waited / seconds}
-            log.write("train", step, figures | speed)
-            last = step == steps or facts["stopped_early"]
+            report.advance(detail=course.step(step, stream))
+            last = step == steps or course.facts["stopped_early"]
             if last or step % options.val_every == 0:
-                check(step)
+                course.validate(step)
             if last or stop.requested or step % options.checkpoint_every == 0:
-                checkpoint.save(run, step, trainer.model, trainer.optimizer, stop_early, facts)
-            report.advance(detail=f"loss {loss:.3f}, data wait {waited / seconds:.0%}")
+                course.save(step)
             if stop.requested and not last:
                 raise Interrupted(f"stopped after step {step} of {steps}, checkpoint written")
-    log.close()
-    return facts
+    return course.facts
 
 
 def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,99 @@
+"""What stage one has to do: tasks of (slide, block, seeds), less what is committed already."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from pipeline import slides as slide_files
+from pipeline.options import ExtractOptions
+from pipeline.patches import SlideSource
+from stores import features, manifest, recipe
+from stores.errors import SlideError
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What one writer owns: the chunks of `seeds` of one block."""
+
+    source: SlideSource
+    fingerprint: str
+    split: str
+    patches: manifest.Patches
+    block: int
+    seeds: range
+    rows: range
+    """The wanted rows of the block; fewer than the block has only under ``--limit``."""
+
+    @property
+    def n_views(self) -> int:
+        return len(self.rows) * len(self.seeds)
+
+
+@dataclass(slots=True)
+class ExtractSummary:
+    """What a run did; ``summary`` of the command line."""
+
+    views: int = 0
+    views_before: int = 0
+    bad_reads: list[str] = field(default_factory=list)
+    failed_slides: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    wait_seconds: float = 0.0
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+def plan_tasks(
+    store: Path, paths: Mapping[str, Path], options: ExtractOptions, summary: ExtractSummary
+) -> list[Task]:
+    """What is still to do, in order of slide, block and seeds; fills in what is done and what cannot be."""
+    tasks: list[Task] = []
+    wanted = recipe.load(store).patch
+    left = options.limit if options.limit is not None else 1 << 62
+    for row in manifest.read_slides(store):
+        slide_id = row["slide_id"]
+        if row["status"] != manifest.OK:
+            summary.failed_slides[slide_id] = row["reason"]
+            continue
+        take = min(left, row["n_patches"])
+        left -= take
+        if take == 0 or slide_id not in paths:
+            continue
+        try:
+            info = slide_files.inspect(slide_id, paths[slide_id], row["mpp"], row["mpp_source"])
+            if info.fingerprint != row["fingerprint"]:
+                raise SlideError(f"{slide_id}: another file than the one that was tiled; use another --store")
+        except SlideError as error:
+            summary.failed_slides[slide_id] = str(error)
+            continue
+        source = SlideSource(slide_id, info.path, slide_files.plan_read(info, wanted.mpp, wanted.size_px))
+        patches = manifest.read_patches(store, slide_id)
+        for block in range(features.n_blocks(len(patches))):
+            rows = features.block_range(len(patches), block)
+            rows = range(rows.start, min(rows.stop, take))
+            for seeds in _missing(store, slide_id, block, rows, options.seeds, summary):
+                tasks.append(Task(source, info.fingerprint, row["split"], patches, block, seeds, rows))
+    return tasks
+
+
+def _missing(
+    store: Path, slide_id: str, block: int, rows: range, n_seeds: int, summary: ExtractSummary
+) -> list[range]:
+    """Ranges of seeds of a block that have no commit record, or one with fewer rows than wanted."""
+    if not rows:
+        return []
+    todo, covered = [], 0
+    for commit in manifest.commits(store, slide_id):
+        if commit.block != block:
+            continue
+        covered = max(covered, commit.seeds.stop)
+        table = commit.read(["row", "seed", "status"])
+        if pc.max(table["row"]).as_py() < rows.stop - 1:
+            todo.append(commit.seeds)
+        else:
+            summary.views_before += len(rows) * len(commit.seeds)
+            bad = table.filter(pc.equal(table["status"], manifest.BAD_READ))
+            summary.bad_reads += [f"{slide_id} row {r}" for r in sorted(set(bad["row"].to_pylist()))]
+    return [*todo, range(covered, n_seeds)] if covered < n_seeds else todo

@@ -1,0 +1,6 @@
+"""``make bench``: the CPU benchmarks, one after another."""
+
+from tests.bench import bench_views
+
+if __name__ == "__main__":
+    bench_views.main()
