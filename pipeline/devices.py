@@ -49,8 +49,8 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
             return torch.bfloat16, f"{title}: tensor cores for bfloat16, and no overflow"
         return torch.float16, f"{title}: no bfloat16 before 8.0"
     if device.type == "mps":
-        return torch.float32, "MPS: half precision is not faster for these models"
-    return torch.float32, "CPU: half precision is slower or not there"
+        return torch.float32, "MPS: half precision is not tested here"
+    return torch.float32, "CPU: not every CPU computes in half precision"
 
 
 def dtype_name(dtype: torch.dtype) -> str:

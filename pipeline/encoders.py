@@ -30,10 +30,8 @@ from pipeline.timm_models import (
     timm_preset,
     unknown,
 )
-from pipeline.weights import export_encoder, fit, published, read_checkpoint, weights_sha256
+from pipeline.weights import fit, published, read_checkpoint
 from stores.errors import EncoderError, OptionError
-
-__all__ = ["Encoder", "export_encoder", "load_encoder", "weights_sha256"]
 
 
 class Encoder(nn.Module):

@@ -6,7 +6,6 @@ set to them, stain vectors and strength differ between slides, and both stains f
 untrained network, which sees little but mean colour, would already agree with any teacher.
 """
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -9,8 +9,8 @@ import torch
 
 from pipeline import devices
 from pipeline.encoders import Encoder, load_encoder
+from pipeline.export import weights_sha256
 from pipeline.options import ExtractOptions
-from pipeline.weights import weights_sha256
 from stores import recipe
 from stores.errors import FeatureError
 from stores.features import FLOAT16_MAX

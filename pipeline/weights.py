@@ -5,17 +5,13 @@ not fill an architecture exactly is refused by name; nothing is left at its rand
 """
 
 import argparse
-import hashlib
 import importlib.resources
-import json
-import os
 import re
 import sys
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
@@ -25,9 +21,6 @@ from torch import Tensor, nn
 from pipeline.hub import brief, fetch
 from pipeline.presets import Preset
 from stores.errors import WeightsError
-
-if TYPE_CHECKING:
-    from pipeline.encoders import Encoder
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -219,91 +212,3 @@ def published(preset: Preset) -> tuple[dict[str, Tensor], str]:
     raise WeightsError(
         f"{preset.name} has no published weights on the hub; give --weights PATH or --random-weights SEED"
     )
-
-
-def weights_sha256(encoder: "Encoder") -> str:
-    """Identity of an encoder's weights, whatever file they came from.
-
-    SHA-256 over the backbone's state dict in sorted order of names: for each tensor one line of JSON
-    ``[name, dtype, shape]``, then its bytes. 1.9 GB/s on one core (4.5 GB in 2.4 s) without a second copy.
-    Hash before casting: the dtype counts.
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(encoder.backbone.state_dict().items()):
-        dtype = str(value.dtype).removeprefix("torch.")
-        digest.update(f"{json.dumps([name, dtype, list(value.shape)])}\n".encode())
-        if value.numel():  # an empty tensor has no bytes, and torch no view of them
-            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def export_encoder(encoder: "Encoder", folder: Path, extra: Mapping[str, object]) -> None:
-    """Write ``model.safetensors`` and ``config.json``, for `load_encoder` and for timm alone.
-
-    ``timm.create_model(f"local-dir:{folder}", pretrained=True)`` opens the folder; what timm does not know
-    (pooling, mpp, `extra`) stands under ``g2l`` in the config. An encoder made by a user's function has no
-    timm architecture: its folder is opened by the function's name with ``--weights FOLDER``.
-
-    Each file is written whole or not at all; the config comes last. Other files in `folder` are left alone.
-
-    Parameters
-    ----------
-    extra
-        JSON values to keep beside the encoder, such as the run that made it.
-    """
-    config = json.dumps(_config(encoder, extra), indent=2)
-    tensors = {
-        name: value.detach().cpu().contiguous() for name, value in encoder.backbone.state_dict().items()
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / f".model.safetensors.{os.getpid()}.partial"
-    text = folder / f".config.json.{os.getpid()}.partial"
-    try:
-        safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})
-        text.write_text(config + "\n", encoding="utf-8")
-        for partial, name in ((weights, "model.safetensors"), (text, "config.json")):
-            with partial.open("rb") as stream:
-                os.fsync(stream.fileno())
-            partial.replace(folder / name)
-    finally:
-        weights.unlink(missing_ok=True)
-        text.unlink(missing_ok=True)
-
-
-def _config(encoder: "Encoder", extra: Mapping[str, object]) -> dict[str, object]:
-    preset = encoder.preset
-    described: dict[str, object] = {
-        "name": preset.name,
-        "pooling": preset.pooling,
-        "mean": preset.mean,
-        "std": preset.std,
-        "image_px": preset.image_px,
-        "mpp": preset.mpp,
-        "dim": preset.dim,
-        "licence": preset.licence,
-        "note": preset.note,
-        "weights_sha256": weights_sha256(encoder),
-        "extra": dict(extra),
-    }
-    if not preset.arch:
-        return {"g2l": described}
-    known = dict(getattr(encoder.backbone, "pretrained_cfg", {}))
-    kept = {key: known[key] for key in ("interpolation", "first_conv", "classifier") if key in known}
-    return {
-        "architecture": preset.arch.partition(".")[0],
-        "num_classes": 0,
-        "num_features": encoder.backbone.num_features,
-        "model_args": dict(preset.kwargs),
-        "pretrained_cfg": {
-            **kept,
-            "tag": "g2l",
-            "input_size": [3, preset.image_px, preset.image_px],
-            "fixed_input_size": known.get("fixed_input_size", False),
-            "crop_pct": 1.0,
-            "mean": preset.mean,
-            "std": preset.std,
-            "num_classes": 0,
-            "license": preset.licence,
-        },
-        "g2l": described,
-    }

@@ -21,34 +21,23 @@ RUN_ROWS = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
-    """Committed views of one block that a training may use."""
-
-    commit: manifest.Commit
-    seeds: tuple[int, ...]
-    rows: npt.NDArray[np.int32]
-    """Rows that have a feature under every one of `seeds`, ascending."""
-
-    @property
-    def n_views(self) -> int:
-        return len(self.seeds) * len(self.rows)
-
-
-@dataclass(frozen=True, slots=True)
 class Run:
-    """Neighbouring rows of one block under a few seeds: what is read together."""
+    """Views that are read together: some rows of one block, each under the same few seeds."""
 
     commit: manifest.Commit
     seeds: tuple[int, ...]
     rows: npt.NDArray[np.int32]
+    """Ascending."""
 
     @property
     def n_views(self) -> int:
         return len(self.seeds) * len(self.rows)
 
 
-def find_units(store: Path, split: str, n_seeds: int | None) -> list[Unit]:
-    """All committed views of a split under seeds 0 to `n_seeds` - 1, sorted by slide, block and seeds.
+def find_units(store: Path, split: str, n_seeds: int | None) -> list[Run]:
+    """All committed views of a split under seeds 0 to `n_seeds` - 1; a unit is the run of a whole commit record.
+
+    Sorted by slide, block and seeds.
 
     Raises
     ------
@@ -62,14 +51,14 @@ def find_units(store: Path, split: str, n_seeds: int | None) -> list[Unit]:
         if table.num_rows:
             first = commit.seeds.start  # a row that cannot be read is bad under all seeds of its commit
             rows = np.sort(manifest.ok_rows(table, first))
-            units.append(Unit(commit, tuple(commit.seeds), rows))
+            units.append(Run(commit, tuple(commit.seeds), rows))
     wanted = range(n_seeds if n_seeds is not None else max((u.commit.seeds.stop for u in units), default=0))
     _require_seeds(units, wanted)
-    chosen = [Unit(u.commit, tuple(s for s in u.seeds if s in wanted), u.rows) for u in units]
+    chosen = [Run(u.commit, tuple(s for s in u.seeds if s in wanted), u.rows) for u in units]
     return [unit for unit in chosen if unit.seeds]
 
 
-def _require_seeds(units: Sequence[Unit], wanted: range) -> None:
+def _require_seeds(units: Sequence[Run], wanted: range) -> None:
     have: dict[tuple[str, int], set[int]] = {}
     for unit in units:
         have.setdefault((unit.commit.slide_id, unit.commit.block), set()).update(unit.seeds)
@@ -82,7 +71,7 @@ def _require_seeds(units: Sequence[Unit], wanted: range) -> None:
             )
 
 
-def epoch_runs(units: Sequence[Unit], seed: int, epoch: int, views_per_read: int = 1) -> list[Run]:
+def epoch_runs(units: Sequence[Run], seed: int, epoch: int, views_per_read: int = 1) -> list[Run]:
     """The runs of an epoch in their order.
 
     Parameters

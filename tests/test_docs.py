@@ -33,4 +33,6 @@ def test_links_and_pictures_exist(page: Path) -> None:
 
 def test_no_machine_paths_are_documented() -> None:
     for page in PAGES:
-        assert not re.search(r"(^|[^A-Za-z0-9_.])/(home|root|tmp|work)/", page.read_text(encoding="utf-8")), page
+        assert not re.search(r"(^|[^A-Za-z0-9_.])/(home|root|tmp|work)/", page.read_text(encoding="utf-8")), (
+            page
+        )

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.encoders import Encoder, load_encoder, weights_sha256
+from pipeline.encoders import Encoder, load_encoder
+from pipeline.export import weights_sha256
 from pipeline.presets import Preset
 from stores.errors import EncoderError
 from tests.encoder_tools import make_views, refusal

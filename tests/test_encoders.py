@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.encoders import Encoder, load_encoder, weights_sha256
+from pipeline.encoders import Encoder, load_encoder
+from pipeline.export import weights_sha256
 from pipeline.presets import PRESETS
 from pipeline.timm_models import create, timm_preset
 from pipeline.torchvision_cpu import make_importable

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import weights
+from pipeline import export
 from pipeline.encoders import Encoder, load_encoder
+from pipeline.export import export_encoder, weights_sha256
 from pipeline.presets import PRESETS, Preset
 from pipeline.timm_models import create
 from pipeline.torchvision_cpu import make_importable
-from pipeline.weights import export_encoder, read_checkpoint, weights_sha256
+from pipeline.weights import read_checkpoint
 from tests.encoder_tools import (
     SWIGLU,
     TINY,
@@ -113,7 +114,7 @@ def test_a_failed_export_leaves_the_old_folder_as_it_was(
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights.safetensors.torch, "save_file", full_disk)
+    monkeypatch.setattr(export.safetensors.torch, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         export_encoder(load_encoder(TINY, random_weights=3), tmp_path, {"new": True})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -15,8 +15,8 @@ import torch
 
 from pipeline import hub
 from pipeline.encoders import Encoder, load_encoder
+from pipeline.export import export_encoder, weights_sha256
 from pipeline.presets import PRESETS
-from pipeline.weights import export_encoder, weights_sha256
 from stores.errors import WeightsError
 from tests.encoder_tools import State, as_safetensors, make_views, refusal, state_of, trained_encoder
 

@@ -14,7 +14,7 @@ from tests.test_manifest import views_table
 
 
 @st.composite
-def units(draw: st.DrawFn) -> list[sampler.Unit]:
+def units(draw: st.DrawFn) -> list[sampler.Run]:
     found = []
     for slide in range(draw(st.integers(1, 4))):
         for block in range(draw(st.integers(1, 3))):
@@ -22,7 +22,7 @@ def units(draw: st.DrawFn) -> list[sampler.Unit]:
                 rows = draw(st.lists(st.integers(0, 400), min_size=1, max_size=300, unique=True))
                 seeds = range(first, first + draw(st.integers(1, 3)))
                 commit = manifest.Commit(f"s{slide}", block, seeds, Path("x"))
-                found.append(sampler.Unit(commit, tuple(seeds), np.array(sorted(rows), np.int32)))
+                found.append(sampler.Run(commit, tuple(seeds), np.array(sorted(rows), np.int32)))
     return found
 
 
@@ -38,7 +38,7 @@ def views_of(runs: list[sampler.Run]) -> Counter[tuple[str, int, int, int]]:
 @settings(max_examples=60, deadline=None)
 @given(units(), st.integers(0, 5), st.integers(0, 5), st.integers(1, 4), st.integers(1, 2000))
 def test_every_view_exactly_once(
-    given_units: list[sampler.Unit], seed: int, epoch: int, together: int, window: int
+    given_units: list[sampler.Run], seed: int, epoch: int, together: int, window: int
 ) -> None:
     runs = sampler.epoch_runs(given_units, seed, epoch, together)
     expected = Counter(
@@ -51,9 +51,9 @@ def test_every_view_exactly_once(
     assert all(len(run.rows) <= sampler.RUN_ROWS and len(run.seeds) <= together for run in runs)
 
 
-def one_unit(n_rows: int = 1000, n_seeds: int = 4) -> sampler.Unit:
+def one_unit(n_rows: int = 1000, n_seeds: int = 4) -> sampler.Run:
     commit = manifest.Commit("a", 0, range(n_seeds), Path("x"))
-    return sampler.Unit(commit, tuple(range(n_seeds)), np.arange(n_rows, dtype=np.int32))
+    return sampler.Run(commit, tuple(range(n_seeds)), np.arange(n_rows, dtype=np.int32))
 
 
 def places(seed: int, epoch: int) -> list[tuple[tuple[int, ...], int]]:

@@ -19,8 +19,8 @@ from torch import nn
 
 from pipeline import weights
 from pipeline.encoders import Encoder, load_encoder
+from pipeline.export import weights_sha256
 from pipeline.presets import PRESETS, Preset
-from pipeline.weights import weights_sha256
 from tests.encoder_tools import (
     SWIGLU,
     TINY,

@@ -52,7 +52,8 @@ import timm
 model = timm.create_model("local-dir:student", pretrained=True)
 ```
 
-or `g2l` commands with `--encoder student`. The projector onto the teacher's dimensions is not part of the model.
+or `pipeline.encoders.load_encoder("student")` of g2l, which takes uint8 views and applies Normalize and pooling itself. The
+projector onto the teacher's dimensions is not part of the model.
 
 ## Training
 

@@ -28,7 +28,7 @@ class Data:
     store: Path
     recipe: recipe.Recipe
     policy: views.Policy
-    train: list[sampler.Unit]
+    train: list[sampler.Run]
     held_out: Batch | None
     sources: Mapping[str, Source]
     mean: npt.NDArray[np.float64]
@@ -114,7 +114,7 @@ def find_sources(
 
 
 def statistics(
-    store: Path, units: Sequence[sampler.Unit]
+    store: Path, units: Sequence[sampler.Run]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Per-dimension mean and variance of the targets of `units`, (dim,) each, from the store's block statistics."""
     running = features.RunningStats()

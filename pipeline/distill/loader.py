@@ -144,7 +144,7 @@ class ViewLoader:
     def __init__(
         self,
         store: Path,
-        units: Sequence[sampler.Unit],
+        units: Sequence[sampler.Run],
         sources: Mapping[str, Source],
         policy: views.Policy,
         options: LoaderOptions,
@@ -257,7 +257,7 @@ def _joined(held: Window, window: Window, take: int) -> Window:
 
 def load_views(
     store: Path,
-    units: Sequence[sampler.Unit],
+    units: Sequence[sampler.Run],
     sources: Mapping[str, Source],
     policy: views.Policy,
     seed: int,

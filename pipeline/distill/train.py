@@ -31,7 +31,8 @@ from pipeline.distill.losses import make_loss
 from pipeline.distill.model import Distiller, TargetNorm, build
 from pipeline.distill.schedule import EarlyStop, cosine_annealing
 from pipeline.distill.validate import validate
-from pipeline.encoders import export_encoder, load_encoder
+from pipeline.encoders import load_encoder
+from pipeline.export import export_encoder
 from pipeline.interrupt import Interrupted, stop_on_signal
 from pipeline.progress import Reporter
 from pipeline.torchvision_cpu import make_importable
@@ -72,13 +73,15 @@ class Trainer:
         views : uint8 (B, H, W, 3)
         targets : float32 (B, d_t), raw
         """
+        if self.device.type == "cuda":
+            views, targets = views.pin_memory(), targets.pin_memory()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
             group["weight_decay"] = weight_decay if group["decays"] else 0.0
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             embedding = self.model.student(views.to(self.device, non_blocking=True))
         projected = self.model.projector(embedding.float())
-        loss = self.loss(projected, self.targets(targets.to(self.device)))
+        loss = self.loss(projected, self.targets(targets.to(self.device, non_blocking=True)))
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DistillError(
