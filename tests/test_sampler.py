@@ -65,6 +65,11 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert len({tuple(places(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
 
+def test_epochs_differ_in_the_order_of_runs() -> None:
+    orders = [[int(run.rows[0]) for run in sampler.epoch_runs([one_unit(n_seeds=1)], 0, epoch)] for epoch in range(4)]
+    assert len({tuple(order) for order in orders}) == 4
+
+
 def test_rows_of_a_run_are_neighbours() -> None:
     assert all((np.diff(run.rows) == 1).all() for run in sampler.epoch_runs([one_unit()], 0, 0))
 

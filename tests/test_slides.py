@@ -106,6 +106,13 @@ def test_area_resampling_is_the_average_of_what_a_pixel_covers(size: int, factor
     assert np.abs(found - naive_area(image, size)).max() < 0.6
 
 
+@given(st.integers(1, 300), st.floats(1, 8))
+def test_area_weights_sum_to_one_exactly(size: int, factor: float) -> None:
+    _, weight = slides.area_weights(int(size * factor), size)
+    assert (weight.sum(axis=1) == 1 << 14).all()
+    assert (weight >= 0).all()
+
+
 @pytest.mark.parametrize("n", [256, 257, 507, 512, 1000])
 def test_area_resampling_keeps_a_flat_image(n: int) -> None:
     for value in (0, 1, 127, 254, 255):

@@ -190,6 +190,14 @@ def test_splits_are_by_patient_and_stable() -> None:
     ]
 
 
+def test_slides_of_one_patient_share_a_split(slides: Path, tmp_path: Path) -> None:
+    val = next(v / 100 for v in range(1, 100) if len({tiling.split_of(name, v / 100) for name in "abc"}) == 2)
+    (tmp_path / "s.csv").write_text("slide_id,patient_id\na,p\nb,p\nc,p\n")
+    options = TileOptions(val=val, slides_csv=tmp_path / "s.csv")
+    result = tiling.tile([slides], tmp_path / "store", options, Silent())
+    assert {row["split"] for row in result.slides} == {tiling.split_of("p", val)}
+
+
 def test_patient_of_a_tcga_barcode() -> None:
     assert tiling.patient_of("TCGA-CR-7395-01A-01-TS1") == "TCGA-CR-7395"
     assert tiling.patient_of("slide-7") == "slide-7"
