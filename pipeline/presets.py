@@ -186,6 +186,32 @@ _PRESETS = (
         gated=True,
         note="read the terms on its page before you share features or a student",
     ),
+    Preset(
+        name="demo-teacher",
+        dim=1536,
+        mean=_BIOPTIMUS_MEAN,
+        std=_BIOPTIMUS_STD,
+        mpp=0.5,
+        arch="resnet14t",
+        kwargs={"stem_width": 16, "channels": [16, 32, 96, 384], "cardinality": 2, "base_width": 32},
+        asset="demo-teacher.safetensors",
+        params=2_171_452,
+        licence="Apache-2.0",
+        note="for trials: knows the tissue types of synthetic slides only (pipeline/demo_teacher.py trained it)",
+    ),
+    Preset(
+        name="demo-student",
+        dim=128,
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        mpp=0.5,
+        pooling="cls",
+        arch="vit_tiny_patch16_224",
+        kwargs={"embed_dim": 128, "depth": 3, "num_heads": 4},
+        params=718_848,
+        licence="Apache-2.0",
+        note="for trials: small enough to train on a CPU in minutes",
+    ),
 )
 
 PRESETS: Mapping[str, Preset] = {preset.name: preset for preset in _PRESETS}

@@ -16,7 +16,7 @@ import tifffile
 
 from pipeline.synthetic_tissue import PAINTERS, Canvas, noise
 from stores.errors import OptionError
-from stores.files import replacing
+from stores.files import replacing, write_text
 
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.uint8]
@@ -206,3 +206,17 @@ def label_of_patch(
     counts = np.bincount(cells[cells != NO_TISSUE], minlength=len(TISSUE_TYPES))
     best = int(counts.argmax())
     return best if counts[best] >= min_share * side * side else -1
+
+
+def write_cohort(folder: Path, n_slides: int, seed: int) -> list[SyntheticSlide]:
+    """Write slides of as many patients and ``slides.csv`` (slide_id, patient_id, split); every third is held out.
+
+    One slide carries a pen mark. Slides of different `seed` share nothing.
+    """
+    cohort = []
+    for i in range(n_slides):
+        path = folder / f"slide-{i + 1}.tiff"
+        cohort.append(write_slide(path, seed=5000 + 100 * seed + i, pen=i == 0))
+    rows = [f"slide-{i + 1},patient-{i + 1},{'val' if i % 3 == 2 else 'train'}\n" for i in range(n_slides)]
+    write_text(folder / "slides.csv", "slide_id,patient_id,split\n" + "".join(rows))
+    return cohort
