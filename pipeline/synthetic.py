@@ -76,19 +76,16 @@ def _layout(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[npt.NDArr
     bend = [(noise(rng, small, 160 / _MAP_PX) / 255 - 0.5) * 220 for _ in range(2)]
     rows, cols = (max(1, round(side / mean)) for side, mean in zip(shape, _REGION_PX, strict=True))
     row, col = np.divmod(np.arange(rows * cols), cols)
-    seeds = (np.stack([row, col], axis=1) + rng.uniform(0.2, 0.8, (rows * cols, 2))) * (
-        shape[0] / rows,
-        shape[1] / cols,
-    )
+    seeds = np.stack([row, col], axis=1) + rng.uniform(0.2, 0.8, (rows * cols, 2))
+    seeds *= (shape[0] / rows, shape[1] / cols)
     distance = [np.hypot(y + bend[0] - sy, x + bend[1] - sx) for sy, sx in seeds]
     regions = np.argmin(distance, axis=0)
     radius = np.hypot((y - shape[0] / 2) / (0.46 * shape[0]), (x - shape[1] / 2) / (0.46 * shape[1]))
-    edge = (noise(rng, small, 480 / _MAP_PX) / 255 - 0.5) * 0.5 + (
-        noise(rng, small, 90 / _MAP_PX) / 255 - 0.5
-    ) * 0.08
+    coarse, fine = (noise(rng, small, cell / _MAP_PX) / 255 - 0.5 for cell in (480, 90))
+    edge = 0.25 * coarse + 0.04 * fine
     # a rounded rectangle fills more of the slide than an ellipse
     box = np.maximum(abs(y / shape[0] - 0.5), abs(x / shape[1] - 0.5)) / 0.46
-    regions[np.maximum(0.85 * radius, box) + edge * 0.5 > 0.95] = -1
+    regions[np.maximum(0.85 * radius, box) + edge > 0.95] = -1
     kinds = np.resize(rng.permutation(len(TISSUE_TYPES)), rows * cols)
     return regions, rng.permutation(kinds).tolist()
 
@@ -108,17 +105,15 @@ def _paint_region(
     size = (full[1].stop - full[1].start, full[0].stop - full[0].start)
     mask = cv2.GaussianBlur(cv2.resize(inside, size, interpolation=cv2.INTER_LINEAR), (0, 0), 6) > 127
     canvas = PAINTERS[TISSUE_TYPES[kind]](painter_rng, mask.shape)
-    for stain, (ink, scale) in enumerate(
-        zip((canvas.h, canvas.e), _scales(canvas, mask, amounts), strict=True)
-    ):
-        np.copyto(density[stain][full], ink * np.float32(scale), where=mask)
+    scales = _scales(canvas, mask, amounts).astype(np.float32)
+    for stain, ink in enumerate((canvas.h, canvas.e)):
+        np.copyto(density[stain][full], ink * scales[stain], where=mask)
 
 
 def _scales(canvas: Canvas, mask: npt.NDArray[np.bool_], amounts: Floats) -> Floats:
     """Factors of H and E under which the region is as dark in red and green as an even film of `amounts`."""
-    sample = np.stack([ink[::4, ::4][mask[::4, ::4]] for ink in (canvas.h, canvas.e)], axis=1).astype(
-        np.float64
-    )
+    some = mask[::4, ::4]
+    sample = np.stack([ink[::4, ::4][some] for ink in (canvas.h, canvas.e)], axis=1).astype(np.float64)
     scales = amounts / sample.mean(axis=0)
     to_red_green = _STAINS[:, :2]
     for _ in range(6):
@@ -142,8 +137,8 @@ def _stain(rng: np.random.Generator, density: Floats32) -> Pixels:
         od = density[0] * h + density[1] * e + np.float32(glass[channel] * _OD_STEPS)
         pixels[..., channel] = table[np.minimum(od, _OD_MAX * _OD_STEPS).astype(np.uint16)]
     pixels = cv2.GaussianBlur(pixels, (0, 0), float(rng.uniform(0.6, 1.0)))
-    grain = rng.integers(-3, 4, pixels.shape, dtype=np.int8)
-    return np.asarray(cv2.add(pixels, grain.astype(np.int16), dtype=cv2.CV_8U), np.uint8)
+    grain = np.asarray(rng.integers(-3, 4, (*shape, 3), dtype=np.int8)).astype(np.int16)
+    return np.asarray(cv2.add(pixels, grain, dtype=cv2.CV_8U), np.uint8)
 
 
 def _draw_pen(rng: np.random.Generator, pixels: Pixels, labels: Labels) -> None:
@@ -208,15 +203,17 @@ def label_of_patch(
     return best if counts[best] >= min_share * side * side else -1
 
 
-def write_cohort(folder: Path, n_slides: int, seed: int) -> list[SyntheticSlide]:
+def write_cohort(
+    folder: Path, n_slides: int, seed: int, width_px: int = 3072, height_px: int = 3072
+) -> list[SyntheticSlide]:
     """Write slides of as many patients and ``slides.csv`` (slide_id, patient_id, split); every third is held out.
 
-    One slide carries a pen mark. Slides of different `seed` share nothing.
+    One slide carries a pen mark. Cohorts of up to 100 slides share nothing with those of another `seed`.
     """
-    cohort = []
+    cohort, lines = [], ["slide_id,patient_id,split"]
     for i in range(n_slides):
-        path = folder / f"slide-{i + 1}.tiff"
-        cohort.append(write_slide(path, seed=5000 + 100 * seed + i, pen=i == 0))
-    rows = [f"slide-{i + 1},patient-{i + 1},{'val' if i % 3 == 2 else 'train'}\n" for i in range(n_slides)]
-    write_text(folder / "slides.csv", "slide_id,patient_id,split\n" + "".join(rows))
+        path, slide_seed = folder / f"slide-{i + 1}.tiff", 5000 + 100 * seed + i
+        cohort.append(write_slide(path, seed=slide_seed, width_px=width_px, height_px=height_px, pen=i == 0))
+        lines.append(f"{path.stem},patient-{i + 1},{'val' if i % 3 == 2 else 'train'}")
+    write_text(folder / "slides.csv", "\n".join(lines) + "\n")
     return cohort

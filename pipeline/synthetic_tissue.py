@@ -50,7 +50,7 @@ def _scatter(rng: np.random.Generator, shape: tuple[int, int], spacing_px: float
     row, col = np.divmod(np.arange(rows * cols), cols)
     points = np.stack([(col + row % 2 / 2) * spacing_px, row * 0.866 * spacing_px], axis=1)
     points += rng.uniform(-jitter, jitter, points.shape) * spacing_px
-    return rng.permutation(points)  # type: ignore[no-any-return]
+    return rng.permutation(points)
 
 
 def _ellipses(

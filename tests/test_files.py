@@ -33,6 +33,14 @@ def test_a_reader_never_sees_a_file_change_under_it(tmp_path: Path) -> None:
     assert path.read_text() == "new"
 
 
+def test_colleagues_can_read_it_when_the_umask_says_so(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    with files.replacing(tmp_path / "a") as partial:
+        partial.unlink()
+        partial.touch(mode=0o600)
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_nan_is_not_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.write_json(tmp_path / "a.json", {"x": float("nan")})

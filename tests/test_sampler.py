@@ -66,7 +66,10 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
 
 
 def test_epochs_differ_in_the_order_of_runs() -> None:
-    orders = [[int(run.rows[0]) for run in sampler.epoch_runs([one_unit(n_seeds=1)], 0, epoch)] for epoch in range(4)]
+    orders = [
+        [int(run.rows[0]) for run in sampler.epoch_runs([one_unit(n_seeds=1)], 0, epoch)]
+        for epoch in range(4)
+    ]
     assert len({tuple(order) for order in orders}) == 4
 
 

@@ -52,8 +52,8 @@ import timm
 model = timm.create_model("local-dir:student", pretrained=True)
 ```
 
-or `pipeline.encoders.load_encoder("student")` of g2l, which takes uint8 views and applies Normalize and pooling itself. The
-projector onto the teacher's dimensions is not part of the model.
+or `pipeline.encoders.load_encoder("student")` of g2l, which takes uint8 views and applies Normalize and pooling
+itself. The projector onto the teacher's dimensions is not part of the model.
 
 ## Training
 
