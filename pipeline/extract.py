@@ -77,17 +77,17 @@ def extract(
             f"--policy {options.policy}: for patches of {policy.patch_px} px, not {tile_options.patch}"
         )
     paths = slide_files.find_slides(inputs)
-    known = {row["slide_id"] for row in manifest.read_slides(store)}
-    if set(paths) - known:
-        tiling.tile([paths[name] for name in sorted(set(paths) - known)], store, tile_options, report)
-    else:
-        tiling.prepare_store(store, tile_options)
-    teacher = load_teacher(options)
+    teacher = load_teacher(options)  # before hours of tiling: its name or weights may be wrong
     if teacher.identity.image_px != policy.crop_px:
         raise OptionError(
             f"--policy {options.policy}: views of {policy.crop_px} px, "
             f"but {teacher.identity.name} takes {teacher.identity.image_px} px"
         )
+    known = {row["slide_id"] for row in manifest.read_slides(store)}
+    if set(paths) - known:
+        tiling.tile([paths[name] for name in sorted(set(paths) - known)], store, tile_options, report)
+    else:
+        tiling.prepare_store(store, tile_options)
     _settle_recipe(store, teacher, policy, options)
     report.note(
         f"teacher {teacher.identity.name} on {teacher.device}: {teacher.identity.dtype}, because {teacher.dtype_reason}"

@@ -51,8 +51,12 @@ def _reasons(unusable: Mapping[str, str]) -> list[str]:
         return []
     return [
         f"{len(unusable)} slides could not be used:",
-        *(f"  {name}: {why}" for name, why in unusable.items()),
+        *(f"  {_named(name, why)}" for name, why in unusable.items()),
     ]
+
+
+def _named(slide_id: str, reason: str) -> str:
+    return reason if reason.startswith(slide_id) else f"{slide_id}: {reason}"
 
 
 def extract_json(store: Path, result: Any) -> dict[str, Any]:

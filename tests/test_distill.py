@@ -255,7 +255,7 @@ def test_statistics_are_those_of_the_training_targets(store: Path) -> None:
 
 def test_validation_figures(store: Path) -> None:
     data = open_data(store, OPTIONS, 2, Silent())
-    trainer = train.make_trainer(data, OPTIONS)
+    trainer = train.make_trainer(train.load_student(OPTIONS), data, OPTIONS)
     assert data.held_out is not None
     device = torch.device("cpu")
     args = (trainer.model, trainer.targets, trainer.loss, data.held_out)
@@ -277,7 +277,7 @@ def test_validation_figures(store: Path) -> None:
 def test_every_loss_goes_down(store: Path, loss: str, norm: str) -> None:
     options = replace(OPTIONS, loss=loss, teacher_norm=norm)
     data = open_data(store, replace(options, check_views="none"), 2, Silent())
-    trainer = train.make_trainer(data, options)
+    trainer = train.make_trainer(train.load_student(options), data, options)
     assert data.held_out is not None
     batch, targets = (
         torch.from_numpy(data.held_out.views[:16]),
@@ -289,7 +289,7 @@ def test_every_loss_goes_down(store: Path, loss: str, norm: str) -> None:
 
 def test_weight_decay_spares_biases_and_norms(store: Path) -> None:
     data = open_data(store, replace(OPTIONS, check_views="none"), 2, Silent())
-    trainer = train.make_trainer(data, OPTIONS)
+    trainer = train.make_trainer(train.load_student(OPTIONS), data, OPTIONS)
     trainer.step(
         torch.from_numpy(data.held_out.views[:4]),
         torch.from_numpy(data.held_out.targets[:4]).float(),
@@ -303,7 +303,7 @@ def test_weight_decay_spares_biases_and_norms(store: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run(store: Path) -> None:
     data = open_data(store, replace(OPTIONS, check_views="none"), 2, Silent())
-    trainer = train.make_trainer(data, OPTIONS)
+    trainer = train.make_trainer(train.load_student(OPTIONS), data, OPTIONS)
     views = torch.zeros(4, 224, 224, 3, dtype=torch.uint8)
     with pytest.raises(DistillError, match="the loss is nan: lower --lr"):
         trainer.step(views, torch.full((4, 24), float("nan")), 1e-3, 0.0)

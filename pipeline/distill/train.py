@@ -31,7 +31,7 @@ from pipeline.distill.losses import make_loss
 from pipeline.distill.model import Distiller, TargetNorm, build
 from pipeline.distill.schedule import EarlyStop, cosine_annealing
 from pipeline.distill.validate import validate
-from pipeline.encoders import load_encoder
+from pipeline.encoders import Encoder, load_encoder
 from pipeline.export import export_encoder
 from pipeline.interrupt import Interrupted, stop_on_signal
 from pipeline.progress import Reporter
@@ -112,9 +112,10 @@ def distill(
         report.note(f"{run} is complete; use another --out to train again")
         return files.read_json(run / "summary.json")
     threads = options.threads or os.cpu_count() or 1
+    student = load_student(options)
     data = open_data(store, options, threads, report)
     _begin_run(run, options, data.recipe.digest())
-    trainer = make_trainer(data, options)
+    trainer = make_trainer(student, data, options)
     report.note(f"student {options.student} on {trainer.device}, {devices.dtype_name(trainer.dtype)}")
     facts = _train(run, data, trainer, options, threads, report)
     return _finish(run, data, trainer, facts)
@@ -144,11 +145,15 @@ def _require_same_options(run: Path, options: opts.DistillOptions) -> None:
             )
 
 
-def make_trainer(data: Data, options: opts.DistillOptions) -> Trainer:
-    """Load the student, build the projector and the optimiser. No teacher is loaded here or anywhere below."""
+def load_student(options: opts.DistillOptions) -> Encoder:
+    """The encoder that ``--student`` names. No teacher is loaded here or anywhere in stage two."""
+    return load_encoder(options.student, weights=options.weights, random_weights=options.random_weights)
+
+
+def make_trainer(student: Encoder, data: Data, options: opts.DistillOptions) -> Trainer:
+    """The student on its device with a projector and an optimiser."""
     device = devices.choose_device(options.device)
     dtype, _ = devices.choose_dtype(options.dtype, device)
-    student = load_encoder(options.student, weights=options.weights, random_weights=options.random_weights)
     if student.image_px != data.policy.crop_px:
         raise OptionError(
             f"--student {options.student}: takes {student.image_px} px, the store has {data.policy.crop_px} px"
