@@ -119,12 +119,12 @@ def _build(kind: type, values: Mapping[str, Any]) -> Any:
 
 def _tile_options(store: Path, values: Mapping[str, Any]) -> TileOptions:
     """What was given explicitly; the rest as the store was tiled, or the defaults."""
-    from pipeline.tiling import stored_options
+    from stores.files import read_options
 
     ctx = click.get_current_context()
     unset = (click.core.ParameterSource.DEFAULT,)
     given = {f.name for f in dataclasses.fields(TileOptions) if ctx.get_parameter_source(f.name) not in unset}
-    stored = {name: value for name, value in stored_options(store).items() if name not in given}
+    stored = {name: value for name, value in read_options(store, "tile").items() if name not in given}
     return dataclasses.replace(
         _build(TileOptions, values), **_fields_of(from_json(TileOptions, stored), stored)
     )

@@ -110,15 +110,15 @@ def extract(
 def _settle_recipe(store: Path, teacher: Teacher, policy: views.Policy, options: opts.ExtractOptions) -> None:
     stored = recipe.load(store)
     wanted = recipe.Recipe(stored.patch, teacher.identity, policy.to_json(), reader_identity())
-    path = store / "options" / "extract-teacher.json"
     if stored.complete:
         recipe.require_same(stored, wanted, str(store))
-        begun = files.read_json(path).get("pixels")
+        begun = files.read_options(store, "extract-teacher").get("pixels", options.pixels)
         if begun != options.pixels:
             raise OptionError(
                 f"--pixels {options.pixels}: {store} was begun with {begun}; use that, or another --store"
             )
     else:
+        path = store / "options" / "extract-teacher.json"
         files.write_json(path, opts.to_json(options) | {"teacher_licence": teacher.encoder.licence})
         recipe.save(store, wanted)
 

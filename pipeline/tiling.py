@@ -187,12 +187,6 @@ def patch_recipe(options: opts.TileOptions) -> tuple[recipe.Patch, tissue.Tissue
     return part, rule
 
 
-def stored_options(store: Path) -> dict[str, Any]:
-    """The options that a store was tiled with, as JSON types; empty when it is not tiled."""
-    path = store / "options" / "tile.json"
-    return dict(files.read_json(path)) if path.is_file() else {}
-
-
 def prepare_store(store: Path, options: opts.TileOptions) -> tissue.TissueRule:
     """Write the recipe's patch part and the options, or check that they are those of the store."""
     part, rule = patch_recipe(options)
@@ -200,12 +194,12 @@ def prepare_store(store: Path, options: opts.TileOptions) -> tissue.TissueRule:
         stored = recipe.load(store)
         wanted = recipe.Recipe(part, stored.teacher, stored.policy, stored.reader)
         recipe.require_same(stored, wanted, str(store))
-        old = stored_options(store)
+        old = files.read_options(store, "tile")
         for name in ("max_patches", "val"):
-            if old.get(name) != getattr(options, name):
+            if name in old and old[name] != getattr(options, name):
                 flag = name.replace("_", "-")
                 raise OptionError(
-                    f"--{flag} {getattr(options, name)}: {store} was tiled with {old.get(name)}; "
+                    f"--{flag} {getattr(options, name)}: {store} was tiled with {old[name]}; "
                     "use that, or another --store"
                 )
     else:

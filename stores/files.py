@@ -75,6 +75,15 @@ def read_json(path: Path, limit_bytes: int = 16 << 20) -> Any:
         raise StoreError(f"{path}: not a readable JSON file ({error})") from None
 
 
+def read_options(store: Path, command: str) -> dict[str, Any]:
+    """The options that a command made a store with; empty when they are not there: they only inform."""
+    path = store / "options" / f"{command}.json"
+    value = read_json(path) if path.is_file() else {}
+    if not isinstance(value, dict):
+        raise StoreError(f"{path}: expected an object, found {value!r:.80}")
+    return value
+
+
 def sweep_partials(root: Path) -> int:
     """Remove the ``*.partial`` files that killed writers left below `root`; return how many."""
     found = [path for path in root.rglob(f"*{PARTIAL}") if path.is_file()]

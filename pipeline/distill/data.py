@@ -78,7 +78,7 @@ def open_data(store: Path, options: DistillOptions, threads: int, report: Report
             "tile with a larger --val, or give the splits in --slides-csv"
         )
     mean, variance = statistics(store, train)
-    licence = files.read_json(store / "options" / "extract-teacher.json").get("teacher_licence", "")
+    licence = files.read_options(store, "extract-teacher").get("teacher_licence", "")
     return Data(store, stored, policy, train, held_out, sources, mean, variance, str(licence))
 
 
