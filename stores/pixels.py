@@ -2,7 +2,7 @@
 
 ``pixels.zarr/<slide_id>``  uint8 (row, size_px, size_px, 3), chunk (32, ...), zstd and crc32c.
 
-Of the 197 kB of a 256 px patch zstd leaves 98 kB where half is glass and 177 kB in dense tissue; decoding takes 0.2 ms.
+Of the 197 kB of a 256 px patch zstd leaves 164 kB on CMU-1-Small-Region and 180 kB on a dense TCGA slide.
 """
 
 from dataclasses import dataclass

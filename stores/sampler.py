@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from stores import manifest
-from stores.errors import StoreError
+from stores.errors import CorruptStore, StoreError
 
 RUN_ROWS = 128
 
@@ -43,14 +43,18 @@ def find_units(store: Path, split: str, n_seeds: int | None) -> list[Run]:
     ------
     StoreError
         When a block of the split lacks one of the seeds. None asks for every seed that any block has.
+    CorruptStore
+        When the seeds of a commit record do not have the same rows.
     """
     units = []
     for commit in manifest.commits(store):
         table = commit.read(["row", "seed", "status", "split"])
         table = table.filter(pc.and_(pc.equal(table["split"], split), pc.equal(table["status"], manifest.OK)))
         if table.num_rows:
-            first = commit.seeds.start  # a row that cannot be read is bad under all seeds of its commit
-            rows = np.sort(manifest.ok_rows(table, first))
+            # a row that cannot be read is bad under all seeds of its commit
+            rows = np.sort(manifest.ok_rows(table, commit.seeds.start))
+            if any(not np.array_equal(rows, np.sort(manifest.ok_rows(table, s))) for s in commit.seeds):
+                raise CorruptStore(f"{commit.path}: its seeds list different rows as {manifest.OK}")
             units.append(Run(commit, tuple(commit.seeds), rows))
     wanted = range(n_seeds if n_seeds is not None else max((u.commit.seeds.stop for u in units), default=0))
     _require_seeds(units, wanted)

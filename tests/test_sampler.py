@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stores import manifest, sampler
-from stores.errors import StoreError
+from stores.errors import CorruptStore, StoreError
 from tests.test_manifest import views_table
 
 
@@ -101,6 +101,13 @@ def test_units_leave_out_bad_rows_and_other_splits(tmp_path: Path) -> None:
     assert unit.n_views == 12
     assert sampler.find_units(tmp_path, "train", 2)[0].seeds == (0, 1)
     assert sampler.find_units(tmp_path, "val", None) == []
+
+
+def test_a_foreign_commit_with_uneven_seeds_is_refused(tmp_path: Path) -> None:
+    table = views_table("a", range(6), range(2))
+    manifest.write_commit(tmp_path, "a", 0, range(2), table.slice(0, 11))
+    with pytest.raises(CorruptStore, match=r"00000-s0000-0001\.parquet: its seeds list different rows as ok"):
+        sampler.find_units(tmp_path, "train", None)
 
 
 def test_a_missing_seed_is_named_with_the_remedy(tmp_path: Path) -> None:
