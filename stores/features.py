@@ -4,6 +4,8 @@
 ``features.zarr/<slide_id>/coords``    int32 (row, 2): x and y of the patch in level-0 pixels
 ``features.zarr/<slide_id>/stats``     float64 (seed, block, 2, dim): mean and variance of the ok rows
 
+A compact copy has int8 features and beside them ``scales`` and ``standard`` (see `stores.compact`); it reads the same.
+
 Every codec chain ends in crc32c and the fill value is NaN: a flipped bit and a missing chunk are both errors
 here, where plain Zarr would return wrong numbers in silence.
 """
@@ -17,17 +19,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.codecs import Crc32cCodec
 
+from stores import compact
+from stores.arrays import (
+    create_array,
+    flush_chunk,
+    open_checked,
+    open_for_writing,
+    read_selection,
+    read_whole,
+)
 from stores.errors import CorruptStore, StoreError
-from stores.files import first_line, fsync_path
-from stores.manifest import check_slide_id
+from stores.location import StoreLike
+from stores.manifest import MAX_BLOCK_ROWS, check_slide_id
 
-MAX_BLOCK_ROWS = 1024
 ROW_QUANTUM = 32
 FLOAT16_MAX = 65504.0
-_ALLOWED_CODECS = {"bytes", "crc32c", "zstd", "blosc"}
-_MAX_CHUNK_BYTES = 256 << 20
+ROOT = "features.zarr"
 
 
 def block_rows(n_rows: int) -> int:
@@ -55,73 +63,9 @@ def block_range(n_rows: int, block: int) -> range:
     return range(block * size, min((block + 1) * size, n_rows))
 
 
-def features_root(store: Path) -> Path:
-    """The Zarr group that holds a group per slide."""
-    return store / "features.zarr"
-
-
-def open_checked(root: Path, path: str, ndim: int, dtype: str, mode: Any = "r") -> zarr.Array[Any]:
-    """Open an array that may come from another lab: dimensions, dtype, codecs and chunk size first.
-
-    Raises
-    ------
-    StoreError
-        When there is no such array.
-    CorruptStore
-        When it is not what the format says.
-    """
-    where = f"{root / path}"
-    try:
-        array = zarr.open_array(root, path=path, mode=mode, zarr_format=3)
-    except FileNotFoundError:
-        raise StoreError(f"{where}: no such array; is the store complete?") from None
-    except Exception as error:  # zarr has no base class for what bad metadata raises
-        raise CorruptStore(f"{where}: unreadable array metadata ({first_line(error)})") from None
-    if array.ndim != ndim or array.dtype != np.dtype(dtype) or 0 in array.chunks:
-        raise CorruptStore(
-            f"{where}: {array.dtype} with {array.ndim} dimensions, expected {dtype} with {ndim}"
-        )
-    metadata: Any = array.metadata.to_dict()
-    foreign = {codec["name"] for codec in metadata["codecs"]} - _ALLOWED_CODECS
-    if foreign:
-        raise CorruptStore(f"{where}: codec {min(foreign)!r}; allowed: {', '.join(sorted(_ALLOWED_CODECS))}")
-    if math.prod(array.chunks) * array.dtype.itemsize > _MAX_CHUNK_BYTES:
-        raise CorruptStore(f"{where}: chunks of {array.chunks} exceed {_MAX_CHUNK_BYTES >> 20} MiB")
-    return array
-
-
-def chunk_file(array: zarr.Array[Any], root: Path, index: tuple[int, ...]) -> Path:
-    """The file that holds a chunk of a local array."""
-    return root / array.path / array.metadata.encode_chunk_key(index)
-
-
-def flush_chunk(array: zarr.Array[Any], root: Path, index: tuple[int, ...]) -> None:
-    """Force a written chunk to the disk: Zarr renames it into place but does not fsync."""
-    path = chunk_file(array, root, index)
-    fsync_path(path)
-    fsync_path(path.parent)
-
-
-def create_array(
-    root: Path,
-    path: str,
-    shape: tuple[int, ...],
-    chunks: tuple[int, ...],
-    dtype: str,
-    fill: float,
-    *codecs: Any,
-) -> zarr.Array[Any]:
-    """Create an array whose codec chain ends in crc32c."""
-    group = zarr.open_group(root, mode="a", zarr_format=3)
-    return group.create_array(
-        path,
-        shape=shape,
-        chunks=chunks,
-        dtype=dtype,
-        fill_value=fill,
-        filters=None,
-        compressors=[*codecs, Crc32cCodec()],
-    )
+def array_name(slide_id: str, leaf: str) -> str:
+    """The name of one of a slide's arrays below the store; `slide_id` is checked."""
+    return f"{ROOT}/{check_slide_id(slide_id)}/{leaf}"
 
 
 def create_slide(store: Path, slide_id: str, coords: npt.NDArray[np.int32], n_seeds: int, dim: int) -> None:
@@ -137,24 +81,23 @@ def create_slide(store: Path, slide_id: str, coords: npt.NDArray[np.int32], n_se
     CorruptStore
         When arrays exist that belong to other patches or another feature length.
     """
-    root = features_root(store)
-    name = check_slide_id(slide_id)
     rows = len(coords)
-    if not (root / name / "features" / "zarr.json").is_file():
-        array = create_array(root, f"{name}/coords", coords.shape, coords.shape, "int32", 0)
+    name = {leaf: array_name(slide_id, leaf) for leaf in ("features", "coords", "stats")}
+    if not (store / name["features"] / "zarr.json").is_file():
+        array = create_array(store, name["coords"], coords.shape, coords.shape, "int32", 0)
         array[:] = coords
-        flush_chunk(array, root, (0, 0))
+        flush_chunk(store, name["coords"], (0, 0))
         size = block_rows(rows)
         stats_shape = (n_seeds, n_blocks(rows), 2, dim)
-        create_array(root, f"{name}/stats", stats_shape, (1, 1, 2, dim), "float64", math.nan)
-        create_array(root, f"{name}/features", (n_seeds, rows, dim), (1, size, dim), "float16", math.nan)
+        create_array(store, name["stats"], stats_shape, (1, 1, 2, dim), "float64", math.nan)
+        create_array(store, name["features"], (n_seeds, rows, dim), (1, size, dim), "float16", math.nan)
         return
     if not np.array_equal(read_coords(store, slide_id), coords):
-        raise CorruptStore(f"{root / name}/coords: other patches than the manifest lists")
+        raise CorruptStore(f"{store / name['coords']}: other patches than the manifest lists")
     for leaf, ndim, dtype in (("stats", 4, "float64"), ("features", 3, "float16")):
-        array = open_checked(root, f"{name}/{leaf}", ndim, dtype, mode="r+")
+        array = open_for_writing(store, name[leaf], ndim, dtype)
         if array.shape[-1] != dim:
-            raise CorruptStore(f"{root / array.path}: features of length {array.shape[-1]}, expected {dim}")
+            raise CorruptStore(f"{store / name[leaf]}: features of length {array.shape[-1]}, expected {dim}")
         if array.shape[0] < n_seeds:
             array.resize((n_seeds, *array.shape[1:]))
 
@@ -167,8 +110,8 @@ def write_block(store: Path, slide_id: str, seed: int, block: int, features: npt
     features : float16 (rows of the block, dim)
         NaN in the rows that could not be read; everything else finite.
     """
-    root = features_root(store)
-    array = open_checked(root, f"{check_slide_id(slide_id)}/features", 3, "float16", mode="r+")
+    name = array_name(slide_id, "features")
+    array = open_for_writing(store, name, 3, "float16")
     rows = block_range(array.shape[1], block)
     if features.shape != (len(rows), array.shape[2]) or features.dtype != np.float16:
         expected = (len(rows), array.shape[2])
@@ -176,34 +119,32 @@ def write_block(store: Path, slide_id: str, seed: int, block: int, features: npt
             f"{slide_id} block {block}: got {features.dtype} {features.shape}, expected float16 {expected}"
         )
     array[seed, rows.start : rows.stop] = features
-    flush_chunk(array, root, (seed, block, 0))
-    stats = open_checked(root, f"{slide_id}/stats", 4, "float64", mode="r+")
-    stats[seed, block] = _mean_and_variance(features)
-    flush_chunk(stats, root, (seed, block, 0, 0))
+    flush_chunk(store, name, (seed, block, 0))
+    write_stats(store, slide_id, seed, block, features)
 
 
-def _mean_and_variance(features: npt.NDArray[np.float16]) -> npt.NDArray[np.float64]:
+def write_stats(store: Path, slide_id: str, seed: int, block: int, features: npt.NDArray[np.float16]) -> None:
+    """Write mean and variance of one (seed, block), and flush them."""
+    name = array_name(slide_id, "stats")
+    open_for_writing(store, name, 4, "float64")[seed, block] = mean_and_variance(features)
+    flush_chunk(store, name, (seed, block, 0, 0))
+
+
+def mean_and_variance(features: npt.NDArray[np.float16]) -> npt.NDArray[np.float64]:
+    """Per-dimension mean and variance over the rows that are not NaN, (2, dim)."""
     wide = features.astype(np.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a block without one readable row: NaN
         return np.stack([np.nanmean(wide, axis=0), np.nanvar(wide, axis=0)])
 
 
-def read_coords(store: Path, slide_id: str) -> npt.NDArray[np.int32]:
+def read_coords(store: StoreLike, slide_id: str) -> npt.NDArray[np.int32]:
     """Level-0 x and y of each patch of a slide, int32 (row, 2)."""
-    array = open_checked(features_root(store), f"{check_slide_id(slide_id)}/coords", 2, "int32")
+    name = array_name(slide_id, "coords")
+    array = open_checked(store, name, 2, "int32")
     if array.shape[1] != 2:
-        raise CorruptStore(
-            f"{features_root(store) / slide_id}/coords: shape {array.shape}, expected (rows, 2)"
-        )
-    return read_selection(array, (slice(None),), f"{slide_id} coords")
-
-
-def read_selection(array: zarr.Array[Any], selection: tuple[Any, ...], what: str) -> npt.NDArray[Any]:
-    try:
-        return np.asarray(array[selection])
-    except Exception as error:  # codecs raise ValueError, RuntimeError, OSError ... on damaged bytes
-        raise CorruptStore(f"{what}: damaged chunk ({first_line(error)})") from error
+        raise CorruptStore(f"{store}/{name}: shape {array.shape}, expected (rows, 2)")
+    return read_whole(array, f"{slide_id} coords")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +153,10 @@ class SlideFeatures:
 
     slide_id: str
     array: zarr.Array[Any]
+    scales: zarr.Array[Any] | None = None
+    """float32 (seed, row) of a compact copy."""
+    standard: npt.NDArray[np.float32] | None = None
+    """float32 (2, dim) of a compact copy."""
 
     @property
     def n_seeds(self) -> int:
@@ -234,18 +179,32 @@ class SlideFeatures:
                 f"of {n_blocks(self.n_rows)} blocks"
             )
         what = f"{self.slide_id} seed {seed} rows {rows.start}-{rows.stop - 1}"
-        return read_selection(self.array, (seed, slice(rows.start, rows.stop)), what)
+        values = read_selection(self.array, (seed, slice(rows.start, rows.stop)), what)
+        if self.scales is None or self.standard is None:
+            return values
+        scales = read_selection(self.scales, (seed, slice(rows.start, rows.stop)), f"{what} scales")
+        return compact.dequantise(values, scales, self.standard)
 
 
-def open_features(store: Path, slide_id: str) -> SlideFeatures:
-    """Open a slide's features for reading."""
-    array = open_checked(features_root(store), f"{check_slide_id(slide_id)}/features", 3, "float16")
-    if array.chunks[:2] != (1, block_rows(array.shape[1])):
+def open_features(store: StoreLike, slide_id: str) -> SlideFeatures:
+    """Open a slide's features for reading, those of a compact copy too."""
+    name = array_name(slide_id, "features")
+    array = open_checked(store, name, 3, ("float16", "int8"))
+    n_seeds, n_rows, dim = array.shape
+    if array.chunks != (1, block_rows(n_rows), dim):
         raise CorruptStore(
-            f"{features_root(store) / slide_id}/features: chunks {array.chunks}, "
-            f"expected (1, {block_rows(array.shape[1])}, {array.shape[2]})"
+            f"{store}/{name}: chunks {array.chunks}, expected (1, {block_rows(n_rows)}, {dim})"
         )
-    return SlideFeatures(slide_id, array)
+    if array.dtype == np.float16:
+        return SlideFeatures(slide_id, array)
+    scales = open_checked(store, array_name(slide_id, "scales"), 2, "float32")
+    standard = open_checked(store, array_name(slide_id, "standard"), 2, "float32")
+    for leaf, found, expected in (("scales", scales, (n_seeds, n_rows)), ("standard", standard, (2, dim))):
+        if found.shape != expected:
+            raise CorruptStore(
+                f"{store}/{array_name(slide_id, leaf)}: shape {found.shape}, expected {expected}"
+            )
+    return SlideFeatures(slide_id, array, scales, read_whole(standard, f"{slide_id} standard"))
 
 
 def require_finite(features: npt.NDArray[np.float16], what: str) -> npt.NDArray[np.float16]:
@@ -258,10 +217,9 @@ def require_finite(features: npt.NDArray[np.float16], what: str) -> npt.NDArray[
     return features
 
 
-def read_stats(store: Path, slide_id: str) -> npt.NDArray[np.float64]:
+def read_stats(store: StoreLike, slide_id: str) -> npt.NDArray[np.float64]:
     """Mean and variance per (seed, block), float64 (seed, block, 2, dim); NaN where not committed."""
-    array = open_checked(features_root(store), f"{check_slide_id(slide_id)}/stats", 4, "float64")
-    return read_selection(array, (slice(None),), f"{slide_id} stats")
+    return read_whole(open_checked(store, array_name(slide_id, "stats"), 4, "float64"), f"{slide_id} stats")
 
 
 @dataclass(slots=True)

@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from stores.errors import StoreError
+from stores.location import StoreLike
 
 PARTIAL = ".partial"
 
@@ -57,6 +59,18 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
+def parse_json(text: str) -> Any:
+    """Parse JSON; numbers that JSON does not have (NaN, infinity) are a ValueError, as any other mistake."""
+
+    def finite(number: str) -> float:
+        value = float(number)
+        if not math.isfinite(value):
+            raise ValueError(f"number {number[:80]} is not finite")
+        return value
+
+    return json.loads(text, parse_constant=finite, parse_float=finite)
+
+
 def read_json(path: Path, limit_bytes: int = 16 << 20) -> Any:
     """Read a JSON file that may come from another lab.
 
@@ -68,14 +82,14 @@ def read_json(path: Path, limit_bytes: int = 16 << 20) -> Any:
     try:
         if path.stat().st_size > limit_bytes:
             raise StoreError(f"{path}: larger than {limit_bytes} bytes, which no file of this kind is")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StoreError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{path}: not a readable JSON file ({error})") from None
 
 
-def read_options(store: Path, command: str) -> dict[str, Any]:
+def read_options(store: StoreLike, command: str) -> dict[str, Any]:
     """The options that a command made a store with; empty when they are not there: they only inform."""
     path = store / "options" / f"{command}.json"
     value = read_json(path) if path.is_file() else {}

@@ -14,33 +14,37 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import ZstdCodec
 
+from stores.arrays import create_array, flush_chunk, open_checked, open_for_writing, read_file, read_selection
 from stores.errors import CorruptStore, StoreError
-from stores.features import ROW_QUANTUM, create_array, flush_chunk, open_checked, read_selection
+from stores.features import ROW_QUANTUM
+from stores.location import StoreLike
 from stores.manifest import check_slide_id
 
-
-def pixels_root(store: Path) -> Path:
-    """The Zarr group that holds an array per slide."""
-    return store / "pixels.zarr"
+ROOT = "pixels.zarr"
 
 
-def has_pixels(store: Path, slide_id: str) -> bool:
+def array_name(slide_id: str) -> str:
+    """The name of a slide's array below the store; `slide_id` is checked."""
+    return f"{ROOT}/{check_slide_id(slide_id)}"
+
+
+def has_pixels(store: StoreLike, slide_id: str) -> bool:
     """Whether the store keeps the patches of a slide."""
-    return (pixels_root(store) / check_slide_id(slide_id) / "zarr.json").is_file()
+    return read_file(store, f"{array_name(slide_id)}/zarr.json", 1 << 20) is not None
 
 
 def create_slide(store: Path, slide_id: str, n_rows: int, size_px: int) -> None:
     """Make a slide's pixel array if it is not there."""
-    root = pixels_root(store)
+    name = array_name(slide_id)
     if has_pixels(store, slide_id):
-        array = open_checked(root, slide_id, 4, "uint8")
+        array = open_checked(store, name, 4, "uint8")
         if array.shape != (n_rows, size_px, size_px, 3):
             raise CorruptStore(
-                f"{root / slide_id}: shape {array.shape}, expected {(n_rows, size_px, size_px, 3)}"
+                f"{store / name}: shape {array.shape}, expected {(n_rows, size_px, size_px, 3)}"
             )
         return
     chunk = (min(ROW_QUANTUM, n_rows), size_px, size_px, 3)
-    create_array(root, slide_id, (n_rows, size_px, size_px, 3), chunk, "uint8", 0, ZstdCodec(level=3))
+    create_array(store, name, (n_rows, size_px, size_px, 3), chunk, "uint8", 0, ZstdCodec(level=3))
 
 
 def write_rows(store: Path, slide_id: str, start: int, patches: npt.NDArray[np.uint8]) -> None:
@@ -48,8 +52,8 @@ def write_rows(store: Path, slide_id: str, start: int, patches: npt.NDArray[np.u
 
     `start` is a multiple of 32 (blocks of features are), so that no chunk has two writers.
     """
-    root = pixels_root(store)
-    array = open_checked(root, check_slide_id(slide_id), 4, "uint8", mode="r+")
+    name = array_name(slide_id)
+    array = open_for_writing(store, name, 4, "uint8")
     size = array.chunks[0]
     if start % size or (len(patches) % size and start + len(patches) != array.shape[0]):
         raise StoreError(
@@ -57,7 +61,7 @@ def write_rows(store: Path, slide_id: str, start: int, patches: npt.NDArray[np.u
         )
     array[start : start + len(patches)] = patches
     for index in range(start // size, (start + len(patches) - 1) // size + 1):
-        flush_chunk(array, root, (index, 0, 0, 0))
+        flush_chunk(store, name, (index, 0, 0, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,6 @@ class SlidePixels:
         return read_selection(self.array, (slice(start, start + self.chunk_rows),), what)
 
 
-def open_pixels(store: Path, slide_id: str) -> SlidePixels:
+def open_pixels(store: StoreLike, slide_id: str) -> SlidePixels:
     """Open a slide's patches for reading."""
-    return SlidePixels(slide_id, open_checked(pixels_root(store), check_slide_id(slide_id), 4, "uint8"))
+    return SlidePixels(slide_id, open_checked(store, array_name(slide_id), 4, "uint8"))

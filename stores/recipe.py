@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from stores import files
-from stores.errors import RecipeMismatch, StoreError
+from stores.errors import CorruptStore, RecipeMismatch, StoreError
+from stores.location import StoreLike
 
 SCHEMA_VERSION = 1
 FILE_NAME = "recipe.json"
@@ -80,6 +81,8 @@ class Recipe:
     teacher: Teacher | None = None
     policy: Mapping[str, Any] | None = None
     reader: Reader | None = None
+    compact: Mapping[str, Any] | None = None
+    """How a compact copy keeps its features, and the error that this was measured to cost; None when as extracted."""
     schema: int = SCHEMA_VERSION
 
     @property
@@ -88,13 +91,19 @@ class Recipe:
         return None not in (self.teacher, self.policy, self.reader)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return json.loads(json.dumps(asdict(self)))
+        """Plain JSON types. Fields that came after the first version are left out while they are None."""
+        value = json.loads(json.dumps(asdict(self)))
+        if value["compact"] is None:
+            del value["compact"]
+        return value
 
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical JSON: sorted keys, no spaces, shortest round-trip floats."""
-        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return hashlib.sha256(_canonical(self.to_json())).hexdigest()
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def from_json(value: Any, source: str) -> Recipe:
@@ -108,16 +117,25 @@ def from_json(value: Any, source: str) -> Recipe:
     if not isinstance(value, dict):
         raise StoreError(f"{source}: a recipe is a JSON object, this is {type(value).__name__}")
     schema = value.get("schema")
-    if schema != SCHEMA_VERSION:
-        raise StoreError(f"{source}: schema {schema!r}, this version reads {SCHEMA_VERSION}; update g2l")
-    parts: dict[str, Any] = {"schema": schema, "policy": value.get("policy")}
-    if parts["policy"] is not None and not isinstance(parts["policy"], dict):
-        raise StoreError(f"{source}: policy: expected an object, found {parts['policy']!r}")
+    if type(schema) is not int or not 1 <= schema <= SCHEMA_VERSION:
+        raise StoreError(
+            f"{source}: schema {schema!r:.80}, this version reads 1 to {SCHEMA_VERSION}; update g2l"
+        )
+    parts: dict[str, Any] = {"schema": schema}
+    for name in ("policy", "compact"):
+        parts[name] = value.get(name)
+        if parts[name] is not None and not isinstance(parts[name], dict):
+            raise StoreError(f"{source}: {name}: expected an object, found {parts[name]!r:.200}")
     for name, kind in (("patch", Patch), ("teacher", Teacher), ("reader", Reader)):
         parts[name] = _part(kind, value.get(name), f"{source}: {name}", optional=name != "patch")
-    unknown = sorted(set(value) - set(parts))
+    digest = value.get("digest")
+    unknown = sorted(set(value) - set(parts) - {"digest"})
     if unknown:
         raise StoreError(f"{source}: unknown field {unknown[0]!r}; allowed: {', '.join(sorted(parts))}")
+    if digest is not None:
+        bare = {key: item for key, item in value.items() if key != "digest"}
+        if digest != hashlib.sha256(_canonical(bare)).hexdigest():
+            raise CorruptStore(f"{source}: its digest differs from what it says: damaged, or edited by hand")
     return Recipe(**parts)
 
 
@@ -145,17 +163,17 @@ def _field(kind: Any, item: Any, source: str) -> Any:
     raise StoreError(f"{source}: expected {kind}, found {item!r:.80}")
 
 
-def load(store: Path) -> Recipe:
+def load(store: StoreLike) -> Recipe:
     """Read ``recipe.json`` of a store."""
     path = store / FILE_NAME
     if not path.is_file():
         raise StoreError(f"{store}: no {FILE_NAME}, so this is not a store; make one with `g2l tile`")
-    return from_json(files.read_json(path), str(path))
+    return from_json(files.read_json(path), f"{store}/{FILE_NAME}")
 
 
 def save(store: Path, recipe: Recipe) -> None:
-    """Write ``recipe.json`` atomically."""
-    files.write_json(store / FILE_NAME, recipe.to_json())
+    """Write ``recipe.json`` atomically, with its own digest."""
+    files.write_json(store / FILE_NAME, recipe.to_json() | {"digest": recipe.digest()})
 
 
 def differences(stored: Recipe, wanted: Recipe) -> list[tuple[str, Any, Any]]:

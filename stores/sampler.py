@@ -8,7 +8,6 @@ many slides, and every view of an epoch comes exactly once.
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 
 from stores import manifest
 from stores.errors import CorruptStore, StoreError
+from stores.location import StoreLike
 
 RUN_ROWS = 128
 
@@ -34,10 +34,11 @@ class Run:
         return len(self.seeds) * len(self.rows)
 
 
-def find_units(store: Path, split: str, n_seeds: int | None) -> list[Run]:
+def find_units(store: StoreLike, split: str, n_seeds: int | None) -> list[Run]:
     """All committed views of a split under seeds 0 to `n_seeds` - 1; a unit is the run of a whole commit record.
 
-    Sorted by slide, block and seeds.
+    Sorted by slide, block and seeds. Slides come in the order of what they show (a hash of their views' checksums), so
+    that a store under pseudonyms trains as the original does.
 
     Raises
     ------
@@ -47,8 +48,9 @@ def find_units(store: Path, split: str, n_seeds: int | None) -> list[Run]:
         When the seeds of a commit record do not have the same rows.
     """
     units = []
+    content: dict[str, bytes] = {}
     for commit in manifest.commits(store):
-        table = commit.read(["row", "seed", "status", "split"])
+        table = commit.read(["row", "seed", "status", "split", "view_crc32"])
         table = table.filter(pc.and_(pc.equal(table["split"], split), pc.equal(table["status"], manifest.OK)))
         if table.num_rows:
             # a row that cannot be read is bad under all seeds of its commit
@@ -56,6 +58,10 @@ def find_units(store: Path, split: str, n_seeds: int | None) -> list[Run]:
             if any(not np.array_equal(rows, np.sort(manifest.ok_rows(table, s))) for s in commit.seeds):
                 raise CorruptStore(f"{commit.path}: its seeds list different rows as {manifest.OK}")
             units.append(Run(commit, tuple(commit.seeds), rows))
+            content.setdefault(commit.slide_id, _hash(table["view_crc32"].to_numpy().astype("<u4").tobytes()))
+    units.sort(
+        key=lambda u: (content[u.commit.slide_id], u.commit.slide_id, u.commit.block, u.commit.seeds.start)
+    )
     wanted = range(n_seeds if n_seeds is not None else max((u.commit.seeds.stop for u in units), default=0))
     _require_seeds(units, wanted)
     chosen = [Run(u.commit, tuple(s for s in u.seeds if s in wanted), u.rows) for u in units]
@@ -110,6 +116,9 @@ def permutation(n: int, *key: int | str) -> npt.NDArray[np.int64]:
 
     Sorting raw words keeps it independent of how a library's generator draws permutations.
     """
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=16, person=b"g2l-sampler").digest()
-    words = np.random.Philox(key=int.from_bytes(digest, "little")).random_raw(n)
+    words = np.random.Philox(key=int.from_bytes(_hash(repr(key).encode()), "little")).random_raw(n)
     return np.argsort(words, kind="stable")
+
+
+def _hash(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16, person=b"g2l-sampler").digest()

@@ -26,7 +26,7 @@ from pipeline.evaluate.cka import linear_cka
 from pipeline.options import DistillOptions
 from pipeline.progress import Silent
 from pipeline.torchvision_cpu import make_importable
-from stores import features, sampler
+from stores import features, recipe, sampler
 from stores.errors import DistillError, G2LError, OptionError, StoreError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -322,8 +322,8 @@ def test_wrong_uses_are_one_line(store: Path, tmp_path: Path) -> None:
 
 def test_a_run_belongs_to_one_store(run: Path, store: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(store, tmp_path / "s"))
-    text = (other / "recipe.json").read_text()
-    (other / "recipe.json").write_text(text.replace('"min_tissue": 0.5', '"min_tissue": 0.25'))
+    stored = recipe.load(other)
+    recipe.save(other, replace(stored, patch=replace(stored.patch, min_tissue=0.25)))
     unfinished = Path(shutil.copytree(run, tmp_path / "r"))
     (unfinished / "summary.json").unlink()
     with pytest.raises(OptionError, match="trained on a store with recipe"):

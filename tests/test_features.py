@@ -116,7 +116,11 @@ def test_other_patches_or_dimension_are_refused(store: Path) -> None:
         ("codecs", [BYTES, {"name": "gzip", "configuration": {"level": 1}}], "gzip"),
         ("chunk_grid", {"name": "regular", "configuration": {"chunk_shape": [2, 1 << 20, 1 << 10]}}, "exceed 256 MiB"),
         ("chunk_grid", {"name": "regular", "configuration": {"chunk_shape": [1, 100, DIM]}}, "expected"),
-        ("shape", "nonsense", "unreadable array metadata"),
+        ("shape", "nonsense", "shape 'nonsense' in chunks"),
+        ("shape", [3, 10**12, DIM], "shape .3, 1000000000000"),
+        ("codecs", [BYTES], "crc32c last"),
+        ("data_type", "variable_length_bytes", "data type 'variable_length_bytes'"),
+        ("storage_transformers", [{"name": "x"}], "of a form that no store has"),
     ],
 )  # fmt: skip
 def test_foreign_metadata_is_checked_before_memory_is_taken(

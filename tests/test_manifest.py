@@ -42,10 +42,16 @@ def test_ids_that_would_be_paths_are_refused(text: str) -> None:
         manifest.check_slide_id(text)
 
 
+def slide(slide_id: str, **values: Any) -> dict[str, Any]:
+    """A row of the slides table with what may not be empty."""
+    required = {"patient_id": "p", "split": "train", "status": "ok", "n_patches": 0}
+    return {"slide_id": slide_id, **required, **values}
+
+
 def test_slides_keep_own_columns_and_order(tmp_path: Path) -> None:
     rows = [
-        {"slide_id": "b", "status": "ok", "n_patches": 3, "site": "x"},
-        {"slide_id": "a", "status": "failed", "reason": "why", "n_patches": 0},
+        slide("b", n_patches=3, site="x"),
+        slide("a", status="failed", reason="why"),
     ]
     manifest.write_slides(tmp_path, rows)
     found = manifest.read_slides(tmp_path)
@@ -60,9 +66,41 @@ def test_no_slides_yet(tmp_path: Path) -> None:
 
 
 def test_slide_id_in_a_foreign_table_is_checked(tmp_path: Path) -> None:
-    manifest.write_slides(tmp_path, [{"slide_id": "../../etc", "status": "ok"}])
+    manifest.write_slides(tmp_path, [slide("../../etc")])
     with pytest.raises(CorruptStore, match="slide id"):
         manifest.read_slides(tmp_path)
+
+
+def test_a_slide_twice_and_empty_values_are_refused(tmp_path: Path) -> None:
+    manifest.write_slides(tmp_path, [slide("a"), slide("a")])
+    with pytest.raises(CorruptStore, match="slide a stands there twice"):
+        manifest.read_slides(tmp_path)
+    manifest.write_slides(tmp_path, [slide("a", split=None)])
+    with pytest.raises(CorruptStore, match="column split has 1 empty values"):
+        manifest.read_slides(tmp_path)
+
+
+def test_any_flipped_bit_of_a_parquet_file_is_noticed(tmp_path: Path) -> None:
+    manifest.write_slides(tmp_path, [slide("a", site="x")])
+    path = manifest.slides_path(tmp_path)
+    whole = path.read_bytes()
+    assert manifest.checksum_matches(whole)
+    for at in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << at % 8
+        assert not manifest.checksum_matches(bytes(damaged)), at
+    path.write_bytes(whole[:200] + b"!" + whole[201:])
+    with pytest.raises(CorruptStore, match="checksum differs"):
+        manifest.read_slides(tmp_path)
+
+
+def test_a_table_of_another_program_has_no_checksum_and_is_read(tmp_path: Path) -> None:
+    manifest.write_slides(tmp_path, [slide("a")])
+    path = manifest.slides_path(tmp_path)
+    table = pq.read_table(path).replace_schema_metadata(None)
+    pq.write_table(table, path)
+    assert manifest.checksum_matches(path.read_bytes()) is None
+    assert [row["slide_id"] for row in manifest.read_slides(tmp_path)] == ["a"]
 
 
 def test_patches_round_trip(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stores import recipe
-from stores.errors import RecipeMismatch, StoreError
+from stores.errors import CorruptStore, RecipeMismatch, StoreError
 
 PATCH = recipe.Patch(0.5, 256, "non-overlapping", 0.5, {"kind": "classical", "version": 1})
 TEACHER = recipe.Teacher("t", "ab" * 32, "cls", (0.7, 0.6, 0.7), (0.2, 0.2, 0.2), 224, 1536, "float32")
@@ -87,3 +87,19 @@ def test_foreign_json_is_checked(value: Any, match: str) -> None:
 def test_no_store(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="not a store; make one"):
         recipe.load(tmp_path)
+
+
+def test_a_saved_recipe_proves_itself(tmp_path: Path) -> None:
+    recipe.save(tmp_path, WHOLE)
+    assert recipe.load(tmp_path) == WHOLE
+    path = tmp_path / recipe.FILE_NAME
+    path.write_text(path.read_text().replace('"min_tissue": 0.5', '"min_tissue": 0.7'))
+    with pytest.raises(CorruptStore, match="its digest differs"):
+        recipe.load(tmp_path)
+
+
+def test_a_part_that_came_later_does_not_change_older_digests() -> None:
+    assert "compact" not in WHOLE.to_json()
+    other = replace(WHOLE, compact={"kind": "int8"})
+    assert recipe.from_json(other.to_json(), "r") == other
+    assert other.digest() != WHOLE.digest()

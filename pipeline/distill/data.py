@@ -122,7 +122,7 @@ def statistics(
     for unit in units:
         slide_id, block = unit.commit.slide_id, unit.commit.block
         if slide_id not in by_slide:
-            by_slide = {slide_id: features.read_stats(store, slide_id)}  # units are sorted by slide
+            by_slide = {slide_id: features.read_stats(store, slide_id)}  # units of a slide follow each other
         for seed in unit.seeds:
             mean, variance = by_slide[slide_id][seed, block]
             running.add(len(unit.rows), mean, variance)

@@ -1,0 +1,339 @@
+"""Zarr arrays that may come from another lab: metadata is judged before Zarr sees it, chunks before they decode.
+
+A name such as ``features.zarr/a/features`` is both the path of an array below the store and the prefix of its files, so
+that a local folder and a remote store are read through one function, ``name -> bytes``.
+"""
+
+import asyncio
+import json
+import math
+import stat
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.codecs import Crc32cCodec
+from zarr.core.buffer import Buffer, BufferPrototype
+
+from stores.errors import CorruptStore, StoreError
+from stores.files import first_line, fsync_path
+from stores.location import StoreLike
+
+MAX_READ_BYTES = 256 << 20
+"""The most memory that one chunk, or one array that is read whole, may ask for."""
+_MAX_METADATA_BYTES = 64 << 10
+_MAX_SIDE = 1 << 31
+_COMPRESSORS = ("zstd", "blosc")
+_CODECS = ("bytes", *_COMPRESSORS, "crc32c")
+_METADATA_KEYS = {
+    "attributes",
+    "chunk_grid",
+    "chunk_key_encoding",
+    "codecs",
+    "data_type",
+    "fill_value",
+    "node_type",
+    "shape",
+    "storage_transformers",
+    "zarr_format",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """What the metadata of an array say, once they are known to be plain."""
+
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    dtype: np.dtype[Any]
+    compressor: str | None
+    """``zstd``, ``blosc`` or None."""
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Size of a decoded chunk."""
+        return math.prod(self.chunks) * self.dtype.itemsize
+
+
+def parse_metadata(raw: bytes, where: str) -> ArraySpec:
+    """Judge the ``zarr.json`` of an array by the few forms that the format has.
+
+    Raises
+    ------
+    CorruptStore
+        When it is anything else: other keys, a codec that is not allowed, no crc32c at the end, chunks beyond
+        `MAX_READ_BYTES`.
+    """
+    try:
+        found = json.loads(raw)
+        grid, encoding = found["chunk_grid"], found["chunk_key_encoding"]
+        shape, chunks = found["shape"], grid["configuration"]["chunk_shape"]
+        names = [codec["name"] for codec in found["codecs"]]
+        dtype = str(found["data_type"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptStore(f"{where}: unreadable array metadata ({first_line(error)})") from None
+    plain = (
+        set(found) <= _METADATA_KEYS
+        and found["zarr_format"] == 3
+        and found["node_type"] == "array"
+        and not found.get("storage_transformers")
+        and grid.get("name") == "regular"
+        and encoding in ({"name": "default", "configuration": {"separator": "/"}}, {"name": "default"})
+    )
+    if not plain:
+        raise CorruptStore(f"{where}: array metadata of a form that no store has: {found!r:.200}")
+    foreign = [name for name in names if name not in _CODECS]
+    if foreign:
+        raise CorruptStore(f"{where}: codec {foreign[0]!r:.80}; allowed: {', '.join(_CODECS)}")
+    if (
+        [n for n in names if n not in _COMPRESSORS] != ["bytes", "crc32c"]
+        or names[-1] != "crc32c"
+        or len(names) > 3
+    ):
+        raise CorruptStore(
+            f"{where}: codecs {', '.join(names)}; expected bytes, at most one compressor, crc32c last"
+        )
+    if dtype not in ("float16", "float32", "float64", "int8", "int32", "uint8"):
+        raise CorruptStore(f"{where}: data type {dtype!r:.80}, which no array of a store has")
+    sides = [*shape, *chunks]
+    if (
+        len(shape) != len(chunks)
+        or not all(type(n) is int and 0 <= n < _MAX_SIDE for n in sides)
+        or 0 in chunks
+    ):
+        raise CorruptStore(f"{where}: shape {shape!r:.80} in chunks {chunks!r:.80}")
+    compressor = names[1] if len(names) == 3 else None
+    spec = ArraySpec(tuple(shape), tuple(chunks), np.dtype(dtype), compressor)
+    if spec.chunk_bytes > MAX_READ_BYTES:
+        raise CorruptStore(f"{where}: chunks of {spec.chunks} exceed {MAX_READ_BYTES >> 20} MiB")
+    return spec
+
+
+def read_metadata(store: StoreLike, name: str) -> ArraySpec:
+    """The checked metadata of the array `name`.
+
+    Raises
+    ------
+    StoreError
+        When there is no such array.
+    """
+    raw = read_file(store, f"{name}/zarr.json", _MAX_METADATA_BYTES)
+    if raw is None:
+        raise StoreError(f"{store}/{name}: no such array; is the store complete?")
+    return parse_metadata(raw, f"{store}/{name}")
+
+
+def read_file(store: StoreLike, name: str, limit_bytes: int) -> bytes | None:
+    """A file of the store, None when it is absent; CorruptStore when it is no regular file, or too large."""
+    if not isinstance(store, Path):
+        return store.read(name, limit_bytes)
+    path = store / name
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > limit_bytes:
+            what = "larger than" if stat.S_ISREG(status.st_mode) else "not a file; expected one of at most"
+            raise CorruptStore(f"{path}: {what} {limit_bytes} bytes")
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise CorruptStore(f"{path}: cannot be read ({first_line(error)})") from None
+
+
+def decoded_size(raw: bytes, compressor: str) -> int | None:
+    """The size that a compressed chunk says it decodes to; None when it does not say.
+
+    Sources: RFC 8878, section 3.1.1 (Zstandard frame header); the Blosc 1 header.
+    """
+    if compressor == "blosc":
+        return int.from_bytes(raw[4:8], "little") if len(raw) >= 16 else None
+    if len(raw) < 6 or raw[:4] != b"\x28\xb5\x2f\xfd":
+        return None
+    size_flag, single_segment, dictionary_flag = raw[4] >> 6, raw[4] >> 5 & 1, raw[4] & 3
+    if size_flag == 0 and not single_segment:
+        return None
+    start = 5 + (not single_segment) + (0, 1, 2, 4)[dictionary_flag]
+    length = (1, 2, 4, 8)[size_flag]
+    return int.from_bytes(raw[start : start + length], "little") + (256 if length == 2 else 0)
+
+
+class ReadOnlyStore(Store):
+    """A Zarr store over ``name -> bytes``; refuses a chunk that would decode to another size than its array says."""
+
+    def __init__(self, read: Callable[[str, int], bytes | None], name: str, spec: ArraySpec) -> None:
+        super().__init__(read_only=True)
+        self._read, self._name, self._spec = read, name, spec
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __repr__(self) -> str:
+        return f"ReadOnlyStore({self._name!r})"
+
+    def with_read_only(self, read_only: bool = False) -> "ReadOnlyStore":
+        if not read_only:
+            raise NotImplementedError
+        return self
+
+    def _get(self, key: str) -> bytes | None:
+        is_chunk = not key.endswith("zarr.json")
+        # incompressible chunks grow by a header per block
+        limit = self._spec.chunk_bytes * 9 // 8 + 1024 if is_chunk else _MAX_METADATA_BYTES
+        raw = self._read(f"{self._name}/{key}", limit)
+        if raw is not None and is_chunk and self._spec.compressor:
+            size = decoded_size(raw, self._spec.compressor)
+            if size != self._spec.chunk_bytes:
+                raise CorruptStore(
+                    f"{self._name}/{key}: decodes to {size} bytes, expected {self._spec.chunk_bytes}"
+                )
+        return raw
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        raw = await asyncio.to_thread(self._get, key)
+        return None if raw is None else prototype.buffer.from_bytes(_cut(raw, byte_range))
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+
+    async def exists(self, key: str) -> bool:
+        return await asyncio.to_thread(self._get, key) is not None
+
+    @property
+    def supports_writes(self) -> bool:
+        return False
+
+    @property
+    def supports_deletes(self) -> bool:
+        return False
+
+    @property
+    def supports_listing(self) -> bool:
+        return False
+
+    async def set(self, key: str, value: Buffer) -> None:
+        raise NotImplementedError
+
+    async def delete(self, key: str) -> None:
+        raise NotImplementedError
+
+    def list(self) -> AsyncIterator[str]:
+        raise NotImplementedError
+
+    def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        raise NotImplementedError
+
+    def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        raise NotImplementedError
+
+
+def _cut(raw: bytes, byte_range: ByteRequest | None) -> bytes:
+    if isinstance(byte_range, RangeByteRequest):
+        return raw[byte_range.start : byte_range.end]
+    if isinstance(byte_range, OffsetByteRequest):
+        return raw[byte_range.offset :]
+    if isinstance(byte_range, SuffixByteRequest):
+        return raw[-byte_range.suffix :]
+    return raw
+
+
+def open_checked(store: StoreLike, name: str, ndim: int, dtypes: str | tuple[str, ...]) -> zarr.Array[Any]:
+    """Open an array for reading that may come from another lab.
+
+    Raises
+    ------
+    StoreError
+        When there is no such array.
+    CorruptStore
+        When it is not what the format says.
+    """
+    spec = read_metadata(store, name)
+    allowed = (dtypes,) if isinstance(dtypes, str) else dtypes
+    if len(spec.shape) != ndim or str(spec.dtype) not in allowed:
+        raise CorruptStore(
+            f"{store}/{name}: {spec.dtype} with {len(spec.shape)} dimensions, "
+            f"expected {' or '.join(allowed)} with {ndim}"
+        )
+
+    def read(file: str, limit: int) -> bytes | None:
+        return read_file(store, file, limit)
+
+    try:
+        return zarr.open_array(ReadOnlyStore(read, name, spec), mode="r", zarr_format=3)
+    except Exception as error:  # zarr has no base class for what bad metadata raises
+        raise CorruptStore(f"{store}/{name}: unreadable array metadata ({first_line(error)})") from None
+
+
+def open_for_writing(store: Path, name: str, ndim: int, dtype: str) -> zarr.Array[Any]:
+    """Open an array of a local store for writing, with the same checks."""
+    open_checked(store, name, ndim, dtype)
+    return zarr.open_array(store / name, mode="r+", zarr_format=3)
+
+
+def read_selection(array: zarr.Array[Any], selection: tuple[Any, ...], what: str) -> npt.NDArray[Any]:
+    """Read a part of an array.
+
+    Raises
+    ------
+    CorruptStore
+        When a chunk is damaged; names `what` was read.
+    """
+    try:
+        return np.asarray(array[selection])
+    except StoreError as error:
+        raise type(error)(f"{what}: {error}") from None
+    except Exception as error:  # codecs raise ValueError, RuntimeError, OSError ... on damaged bytes
+        raise CorruptStore(f"{what}: damaged chunk ({first_line(error)})") from error
+
+
+def read_whole(array: zarr.Array[Any], what: str) -> npt.NDArray[Any]:
+    """Read an array that is small by its nature; CorruptStore when its shape asks for more memory than that."""
+    size = math.prod(array.shape) * array.dtype.itemsize
+    if size > MAX_READ_BYTES:
+        raise CorruptStore(
+            f"{what}: shape {array.shape} asks for {size} bytes, more than {MAX_READ_BYTES >> 20} MiB"
+        )
+    return read_selection(array, (slice(None),), what)
+
+
+def chunk_file(store: Path, name: str, index: tuple[int, ...]) -> Path:
+    """The file that holds a chunk of an array of a local store."""
+    return store / name / "c" / "/".join(map(str, index))
+
+
+def flush_chunk(store: Path, name: str, index: tuple[int, ...]) -> None:
+    """Force a written chunk to the disk: Zarr renames it into place but does not fsync."""
+    path = chunk_file(store, name, index)
+    fsync_path(path)
+    fsync_path(path.parent)
+
+
+def create_array(
+    store: Path,
+    name: str,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    dtype: str,
+    fill: float,
+    *codecs: Any,
+) -> zarr.Array[Any]:
+    """Create an array whose codec chain ends in crc32c; `name` is ``root.zarr/path``."""
+    root, _, path = name.partition("/")
+    group = zarr.open_group(store / root, mode="a", zarr_format=3)
+    return group.create_array(
+        path,
+        shape=shape,
+        chunks=chunks,
+        dtype=dtype,
+        fill_value=fill,
+        filters=None,
+        compressors=[*codecs, Crc32cCodec()],
+    )
