@@ -1,0 +1,107 @@
+"""Which files a store may have, by name: what a copy takes along, and what ``verify`` calls a stray file."""
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from stores.errors import CorruptStore
+from stores.files import PARTIAL
+from stores.location import StoreLike
+from stores.manifest import is_slide_id
+
+CHECKSUMS = "checksums.sha256"
+DIGEST = "checksums.sha256.digest"
+"""One line: the SHA-256 of the checksums file, to publish."""
+_ROOT_FILES = {
+    "recipe.json",
+    "README.md",
+    "croissant.json",
+    CHECKSUMS,
+    DIGEST,
+    "manifest/slides.parquet",
+    "features.zarr/zarr.json",
+    "pixels.zarr/zarr.json",
+}
+_OPTIONS = re.compile(r"options/[a-z-]{1,40}\.json")
+_CHUNK = r"c(?:/\d{1,9}){1,4}"
+_OF_SLIDE = (
+    ("patches", re.compile(r"manifest/patches/([^/]+)\.parquet")),
+    ("commit", re.compile(r"manifest/views/([^/]+)/\d{5}-s\d{4}-\d{4}\.parquet")),
+    (
+        "features",
+        re.compile(
+            r"features\.zarr/([^/]+)/(?:zarr\.json|(?:features|coords|stats|scales|standard)"
+            rf"/(?:zarr\.json|{_CHUNK}))"
+        ),
+    ),
+    ("pixels", re.compile(rf"pixels\.zarr/([^/]+)/(?:zarr\.json|{_CHUNK})")),
+    ("picture", re.compile(r"pictures/([^/]+)\.png")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a file of a store is."""
+
+    kind: str
+    """``root``, ``options``, ``patches``, ``commit``, ``features``, ``pixels`` or ``picture``."""
+    slide_id: str | None
+
+
+def classify(name: str) -> Known | None:
+    """What the file `name` (with ``/``, below the store) is; None when no store has such a file.
+
+    >>> classify("features.zarr/a/features/c/0/1/0")
+    Known(kind='features', slide_id='a')
+    >>> classify("features.zarr/../x/features/c/0") is None
+    True
+    """
+    if name in _ROOT_FILES:
+        return Known("root", None)
+    if _OPTIONS.fullmatch(name):
+        return Known("options", None)
+    for kind, pattern in _OF_SLIDE:
+        match = pattern.fullmatch(name)
+        if match and is_slide_id(match[1]):
+            return Known(kind, match[1])
+    return None
+
+
+def list_files(store: StoreLike) -> dict[str, int]:
+    """Size in bytes of every file below a store, by name; unfinished ``*.partial`` files are left out.
+
+    Raises
+    ------
+    CorruptStore
+        When there is a symbolic link, device or socket: it may lead outside, and a copy would take that along.
+    """
+    if not isinstance(store, Path):
+        return store.list_files()
+    return dict(_walk(store, ""))
+
+
+def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
+    with os.scandir(folder) as entries:
+        ordered = sorted(entries, key=lambda entry: entry.name)
+    for entry in ordered:
+        status = entry.stat(follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode):
+            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/")
+        elif not stat.S_ISREG(status.st_mode):
+            what = "a symbolic link" if entry.is_symlink() else "not a regular file"
+            raise CorruptStore(f"{folder / entry.name}: {what}; a store consists of plain files and folders")
+        elif not entry.name.endswith(PARTIAL):
+            yield prefix + entry.name, status.st_size
+
+
+def by_slide(names: Iterable[str]) -> dict[str, list[str]]:
+    """The known files of each slide, sorted; files of no slide are left out."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        known = classify(name)
+        if known is not None and known.slide_id is not None:
+            found.setdefault(known.slide_id, []).append(name)
+    return found
