@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from pipeline.cli_options import JSON, PATH, Commands, build, options_of, print_result, tile_options
-from pipeline.options import DistillOptions, ExtractOptions, TileOptions
+from pipeline.options import DistillOptions, ExtractOptions, TileOptions, VerifyOptions
 from stores.errors import SOME_SLIDES_FAILED
 
 
@@ -89,6 +89,38 @@ def info(path: Path, as_json: bool) -> None:
 
     result = store_info(path)
     print_result(as_json, result, lambda: summaries.info_lines(path, result))
+
+
+@store.command()
+@click.argument("path", type=PATH)
+@options_of(VerifyOptions)
+def verify(path: Path, as_json: bool, **values: Any) -> None:
+    """Prove a store: structure, views with --slides, features with --teacher. Exit code 1: something is wrong."""
+    from pipeline import summaries
+    from pipeline.progress import reporter_for
+    from pipeline.verify import verify as look
+
+    with reporter_for(sys.stderr) as report:
+        result = look(path, build(VerifyOptions, values), report)
+    print_result(as_json, summaries.verify_json(path, result), lambda: summaries.verify_lines(path, result))
+    sys.exit(bool(result.findings))
+
+
+@store.command()
+@click.argument("path", type=PATH)
+@click.option("--as-it-is", is_flag=True, help="Seal without verifying the structure first.")
+@JSON
+def seal(path: Path, as_it_is: bool, as_json: bool) -> None:
+    """Write checksums.sha256 over every file, and the digest of it to publish; refuses a store with mistakes."""
+    from pipeline.progress import reporter_for
+    from pipeline.verify import seal_store
+
+    with reporter_for(sys.stderr) as report:
+        digest, n_files = seal_store(path, as_it_is, report)
+    result = {"store": str(path), "digest": digest, "files": n_files}
+    print_result(
+        as_json, result, lambda: [f"sealed {n_files} files of {path}", f"digest  {digest}  (publish it)"]
+    )
 
 
 @g2l.command()

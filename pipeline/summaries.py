@@ -144,6 +144,47 @@ def _join(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
+def verify_json(store: Any, result: Any) -> dict[str, Any]:
+    """The outcome of ``store verify``."""
+    structure = result.structure
+    return {
+        "store": str(store),
+        "ok": not result.findings,
+        "findings": [finding.to_json() for finding in result.findings],
+        "slides": structure.slides,
+        "views": structure.views,
+        "bytes": structure.bytes,
+        "sealed": structure.sealed,
+        "views_checked": result.views_checked,
+        "features_checked": result.features_checked,
+        "cosine_min": result.cosine_min,
+        "error_max": result.error_max,
+        "notes": result.notes,
+        "repaired": result.repaired,
+    }
+
+
+def verify_lines(store: Any, result: Any) -> list[str]:
+    """The outcome of ``store verify`` for people."""
+    structure = result.structure
+    sealed = "sealed, checksums compared" if structure.sealed else "not sealed"
+    lines = [
+        *(f"repaired: {text}" for text in result.repaired),
+        f"structure: {structure.slides} slides, {structure.views} views, {human_bytes(structure.bytes)} read; {sealed}",
+    ]
+    if result.views_checked:
+        lines.append(f"views: {result.views_checked} rendered again and compared")
+    if result.features_checked:
+        lines.append(
+            f"teacher: {result.features_checked} features computed again; smallest cosine {result.cosine_min:.6f}, "
+            f"largest difference {result.error_max:.2e}"
+        )
+    lines += [f"note: {text}" for text in result.notes]
+    lines += [f"wrong: {finding}" for finding in result.findings]
+    count = len(result.findings)
+    return [*lines, f"{store}: {f'{count} wrong' if count else 'nothing is wrong'}"]
+
+
 def model_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """``models`` for people."""
     lines = [f"{'name':<16} {'dim':>5} {'parameters':>13}  {'mpp':>4}  licence"]

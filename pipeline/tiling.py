@@ -20,7 +20,7 @@ from pipeline import options as opts
 from pipeline import pictures, tissue
 from pipeline import slides as slide_files
 from pipeline.progress import Reporter
-from stores import files, manifest, recipe
+from stores import files, layout, manifest, recipe
 from stores.errors import OptionError, SlideError, TissueError
 
 THUMBNAIL_MPP = 8.0
@@ -211,6 +211,7 @@ def prepare_store(store: Path, options: opts.TileOptions) -> tissue.TissueRule:
 def tile(inputs: Sequence[Path], store: Path, options: opts.TileOptions, report: Reporter) -> TileSummary:
     """Tile every slide that is not tiled yet. A slide that cannot be used becomes a row with a reason."""
     options.validate()
+    layout.require_unsealed(store)
     table = read_slides_csv(options.slides_csv)
     overrides = mpp_overrides(options.slide_mpp, table)
     paths = slide_files.find_slides(inputs)
