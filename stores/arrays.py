@@ -368,7 +368,7 @@ def create_array(
     fill: float,
     *codecs: Any,
 ) -> zarr.Array[Any]:
-    """Create an array whose codec chain ends in crc32c; `name` is ``root.zarr/path``."""
+    """Create the array `name`, ``root.zarr/path``, with crc32c as its last codec, in place of one that a kill left."""
     root, _, path = name.partition("/")
     group = zarr.open_group(store / root, mode="a", zarr_format=3)
     return group.create_array(
@@ -380,4 +380,5 @@ def create_array(
         filters=None,
         compressors=[*codecs, Crc32cCodec()],
         config=_EVERY_CHUNK,
+        overwrite=True,
     )

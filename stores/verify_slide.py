@@ -50,6 +50,8 @@ class SlideCheck:
     files: list[str]
     """Those of this slide."""
     n_ok: int = 0
+    broken: set[tuple[int | None, int]] = field(default_factory=set)
+    """(block, seed) whose commit record cannot be relied on."""
 
     def add(self, file: str, problem: object, kind: str, **place: Any) -> None:
         self.state.add(file, problem, kind, self.slide_id, **place)
@@ -64,8 +66,10 @@ class SlideCheck:
         for commit, table in self.commits:
             self._commit(commit, table, patches, listed)
         self.n_ok = int((listed == 2).sum())
+        mine = [f for f in self.state.found if f.slide_id == self.slide_id and f.kind == "commit"]
+        self.broken = {(f.block, seed) for f in mine for seed in f.seeds or ()}
         self._missing(listed)
-        if self.commits or self._has(features.array_name(self.slide_id, "features")):
+        if self.commits or any(name.startswith(f"{features.ROOT}/") for name in self.files):
             self._coords(patches)
             self._features(listed)
             self._pixels(listed)
@@ -131,11 +135,9 @@ class SlideCheck:
     def _missing(self, listed: npt.NDArray[np.int8]) -> None:
         if self.state.partial:
             return
-        broken = {(f.block, s) for f in self.state.found if f.slide_id == self.slide_id and f.kind == "commit"
-                  for s in f.seeds or ()}  # fmt: skip
         for seed, block, rows in self._blocks(listed):
             absent = np.flatnonzero(listed[seed, rows.start : rows.stop] == 0)
-            if len(absent) and (block, seed) not in broken:
+            if len(absent) and (block, seed) not in self.broken:
                 gap = range(rows.start + int(absent[0]), rows.start + int(absent[-1]) + 1)
                 problem = f"{len(absent)} views have no commit record: lost, or never extracted"
                 place: dict[str, Any] = {"block": block, "seeds": range(seed, seed + 1), "rows": gap}
@@ -237,7 +239,7 @@ class SlideCheck:
                 self.add(file, "is missing: committed features are lost", "features", **place)
             return
         if not listed.any():
-            if not self.state.partial:
+            if not self.state.partial and (block, seed) not in self.broken:
                 self.add(file, "holds features that no commit record lists", "features", **place)
             return
         try:
