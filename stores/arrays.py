@@ -287,7 +287,7 @@ def open_checked(store: StoreLike, name: str, ndim: int, dtypes: str | tuple[str
 def open_for_writing(store: Path, name: str, ndim: int, dtype: str) -> zarr.Array[Any]:
     """Open an array of a local store for writing, with the same checks."""
     open_checked(store, name, ndim, dtype)
-    return zarr.open_array(store / name, mode="r+", zarr_format=3, config=_EVERY_CHUNK)
+    return zarr.open_array(store / name, mode="r+", zarr_format=3).with_config(_EVERY_CHUNK)
 
 
 def read_selection(array: zarr.Array[Any], selection: tuple[Any, ...], what: str) -> npt.NDArray[Any]:
