@@ -27,6 +27,7 @@ from stores.location import StoreLike
 from stores.seal import seal
 from stores.verify import Structure, verify_structure
 
+_OTHER_PIXELS = "the stored pixels are not the slide's"
 _ROUNDS = 3  # behind broken metadata or a broken record more may come to light
 
 
@@ -239,9 +240,7 @@ class _SlideViews:
                 and got.patch is not None
                 and not np.array_equal(kept.read(row, 0, 0), got.patch)
             ):
-                wrong.setdefault((commit.seeds.start, "the stored pixels are not the slide's"), []).append(
-                    row
-                )
+                wrong.setdefault((commit.seeds.start, _OTHER_PIXELS), []).append(row)
             for i, seed in enumerate(commit.seeds):
                 at = block.index[seed, row]
                 self.result.views_checked += 1
@@ -259,9 +258,9 @@ class _SlideViews:
                 made.append((seed, row, got.views[i]))
         file = f"manifest/views/{self.slide_id}/{commit.path.name}"
         for (seed, problem), at_rows in sorted(wrong.items()):
-            self._add(
-                file, f"{len(at_rows)} of {len(rows)} views: {problem}", "view", commit.block, seed, at_rows
-            )
+            kind = "pixels" if problem == _OTHER_PIXELS else "view"
+            text = f"{len(at_rows)} of {len(rows)} views: {problem}"
+            self._add(file, text, kind, commit.block, seed, at_rows)
         self._statistics(commit)
         if teacher is not None and made:
             self._features(commit, made, teacher)

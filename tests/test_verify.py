@@ -390,7 +390,11 @@ def test_repair_restores_the_same_bytes(store: Path, slides: Path, tmp_path: Pat
     before = {name: (path / name).stat().st_mtime_ns for name in names_of(path) if name not in broken}
     result = look(path, replace(SAME_TEACHER, slides=(slides,), repair=True))
     assert result.findings == []
-    assert {text.split()[1].rstrip(":") for text in result.repaired if text.startswith("slide")} == {"a", "b", "c"}
+    assert {text.split()[1].rstrip(":") for text in result.repaired if text.startswith("slide")} == {
+        "a",
+        "b",
+        "c",
+    }
     assert "slide b block 0: statistics of seed 1 computed again" in result.repaired
     assert names_of(path) == names_of(store)
     changed = [n for n in names_of(store) if (path / n).read_bytes() != (store / n).read_bytes()]
