@@ -10,7 +10,18 @@ from typing import Any, NoReturn
 
 import click
 
-from pipeline.cli_options import JSON, PATH, Commands, build, options_of, print_result, tile_options
+from pipeline.cli_options import (
+    JSON,
+    PATH,
+    STORE,
+    Commands,
+    build,
+    opened,
+    options_of,
+    print_result,
+    remote_options,
+    tile_options,
+)
 from pipeline.options import DistillOptions, ExtractOptions, TileOptions, VerifyOptions
 from stores.errors import SOME_SLIDES_FAILED
 
@@ -59,18 +70,22 @@ def extract_teacher(slides: tuple[Path, ...], store: Path, as_json: bool, **valu
 
 
 @g2l.command()
-@click.option("--store", required=True, type=PATH, help="Folder of the store.")
+@click.option("--store", required=True, type=STORE, help="Folder or URL of the store.")
 @click.option("--out", "run", required=True, type=PATH, help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Insist on going on from a checkpoint; a run goes on anyway.")
+@remote_options
 @options_of(DistillOptions)
-def distill(store: Path, run: Path, resume: bool, as_json: bool, **values: Any) -> None:
+def distill(
+    store: str, run: Path, resume: bool, cache: Path | None, cache_gb: float, as_json: bool, **values: Any
+) -> None:
     """Train a student against the store, with no teacher in memory."""
     from pipeline import summaries
     from pipeline.distill.train import distill as train
     from pipeline.progress import reporter_for
 
     with reporter_for(sys.stderr) as report:
-        result = train(store, run, build(DistillOptions, values), resume, report)
+        found = opened(store, cache, cache_gb)
+        result = train(found, run, build(DistillOptions, values), resume, report)
     print_result(as_json, result, lambda: summaries.distill_lines(run, result))
 
 
@@ -80,28 +95,29 @@ def store() -> None:
 
 
 @store.command()
-@click.argument("path", type=PATH)
+@click.argument("path", type=STORE)
 @JSON
-def info(path: Path, as_json: bool) -> None:
+def info(path: str, as_json: bool) -> None:
     """What a store holds: recipe, slides, patches, views per seed and split, bytes, completeness."""
     from pipeline import summaries
     from stores.info import store_info
 
-    result = store_info(path)
+    result = store_info(opened(path))
     print_result(as_json, result, lambda: summaries.info_lines(path, result))
 
 
 @store.command()
-@click.argument("path", type=PATH)
+@click.argument("path", type=STORE)
+@remote_options
 @options_of(VerifyOptions)
-def verify(path: Path, as_json: bool, **values: Any) -> None:
+def verify(path: str, cache: Path | None, cache_gb: float, as_json: bool, **values: Any) -> None:
     """Prove a store: structure, views with --slides, features with --teacher. Exit code 1: something is wrong."""
     from pipeline import summaries
     from pipeline.progress import reporter_for
     from pipeline.verify import verify as look
 
     with reporter_for(sys.stderr) as report:
-        result = look(path, build(VerifyOptions, values), report)
+        result = look(opened(path, cache, cache_gb), build(VerifyOptions, values), report)
     print_result(as_json, summaries.verify_json(path, result), lambda: summaries.verify_lines(path, result))
     sys.exit(bool(result.findings))
 
@@ -121,6 +137,38 @@ def seal(path: Path, as_it_is: bool, as_json: bool) -> None:
     print_result(
         as_json, result, lambda: [f"sealed {n_files} files of {path}", f"digest  {digest}  (publish it)"]
     )
+
+
+@store.command()
+@click.argument("path", type=PATH)
+@click.argument("url")
+@JSON
+def push(path: Path, url: str, as_json: bool) -> None:
+    """Upload a store to a URL such as s3://bucket/name; goes on after an interruption."""
+    from pipeline import summaries
+    from pipeline.progress import reporter_for
+    from stores import remote, transfer
+
+    with reporter_for(sys.stderr) as report:
+        objects = remote.Objects(url)
+        result = transfer.push(path, objects, lambda total: report.start("push", total), report.advance)
+    print_result(as_json, dataclasses.asdict(result), lambda: summaries.transfer_lines(url, result))
+
+
+@store.command()
+@click.argument("url")
+@click.argument("out", type=PATH)
+@JSON
+def pull(url: str, out: Path, as_json: bool) -> None:
+    """Download a store from a URL into a new folder; goes on after an interruption."""
+    from pipeline import summaries
+    from pipeline.progress import reporter_for
+    from stores import remote, transfer
+
+    with reporter_for(sys.stderr) as report:
+        objects = remote.Objects(url)
+        result = transfer.pull(objects, out, lambda total: report.start("pull", total), report.advance)
+    print_result(as_json, dataclasses.asdict(result), lambda: summaries.transfer_lines(str(out), result))
 
 
 @g2l.command()

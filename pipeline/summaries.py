@@ -117,7 +117,7 @@ def distill_lines(run: Path, summary: Mapping[str, Any]) -> list[str]:
     return [*lines, f"student: {run / 'student'}", f"curves: {run / 'curves.png'}"]
 
 
-def info_lines(store: Path, info: Mapping[str, Any]) -> list[str]:
+def info_lines(store: Any, info: Mapping[str, Any]) -> list[str]:
     """``store info`` for people."""
     recipe = info["recipe"]
     teacher = recipe["teacher"] or {"name": "none yet", "weights_sha256": "", "dim": 0, "dtype": "-"}
@@ -142,6 +142,16 @@ def info_lines(store: Path, info: Mapping[str, Any]) -> list[str]:
 
 def _join(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def transfer_lines(where: str, result: Any) -> list[str]:
+    """``store push`` and ``store pull`` for people."""
+    size = human_bytes(result.bytes)
+    return [
+        f"{where}: {result.files} files, {size}; {result.there_before} of them were there from an earlier run",
+        f"proved by: {result.proof}",
+        *(f"left out, no file of a store: {name!r:.200}" for name in result.left_out),
+    ]
 
 
 def verify_json(store: Any, result: Any) -> dict[str, Any]:

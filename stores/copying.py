@@ -42,6 +42,7 @@ def staged(out: Path, request: Mapping[str, Any]) -> Iterator[Path]:
     if stage.exists() and (not marker.is_file() or files.read_json(marker) != wanted):
         shutil.rmtree(stage)
     stage.mkdir(exist_ok=True)
+    files.sweep_partials(stage)
     files.write_json(marker, wanted)
     yield stage
     marker.unlink()

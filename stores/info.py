@@ -1,13 +1,13 @@
 """What a store holds, in figures."""
 
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
-from stores import manifest, recipe
+from stores import layout, manifest, recipe
+from stores.location import StoreLike
 
 
-def store_info(store: Path) -> dict[str, Any]:
+def store_info(store: StoreLike) -> dict[str, Any]:
     """Recipe, slides, patches, views per seed and split, bytes and completeness, as JSON types.
 
     Raises
@@ -22,7 +22,11 @@ def store_info(store: Path) -> dict[str, Any]:
     n_patches = sum(row["n_patches"] for row in slides)
     seeds = sorted({c["seed"] for c in counts})
     n_views = sum(c["views"] for c in counts)
-    size = {name: _bytes_below(store / name) for name in ("features.zarr", "pixels.zarr", "manifest")}
+    size = dict.fromkeys(("features.zarr", "pixels.zarr", "manifest"), 0)
+    for name, n_bytes in layout.list_files(store, only_plain=False).items():
+        folder = name.split("/")[0]
+        if folder in size:
+            size[folder] += n_bytes
     return {
         "path": str(store),
         "recipe_digest": stored.digest() if stored.complete else None,
@@ -50,7 +54,3 @@ def _sums(pairs: Any) -> dict[str, int]:
     for key, value in pairs:
         total[key] += value
     return dict(sorted(total.items()))
-
-
-def _bytes_below(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -70,19 +70,21 @@ def classify(name: str) -> Known | None:
     return None
 
 
-def list_files(store: StoreLike) -> dict[str, int]:
+def list_files(store: StoreLike, only_plain: bool = True) -> dict[str, int]:
     """Size in bytes of every file below a store, by name; unfinished ``*.partial`` files are left out.
 
     Raises
     ------
     CorruptStore
-        When there is a symbolic link, device or socket: it may lead outside, and a copy would take that along.
+        When there is a symbolic link, device or socket and `only_plain` is set: a link may lead outside, and a copy
+        would take that along.
     """
     if not isinstance(store, Path):
         return store.list_files()
 
     def refuse(name: str, what: str) -> None:
-        raise CorruptStore(f"{store / name}: {what}; a store consists of plain files and folders")
+        if only_plain:
+            raise CorruptStore(f"{store / name}: {what}; a store consists of plain files and folders")
 
     return dict(walk(store, refuse))
 
