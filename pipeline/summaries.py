@@ -144,6 +144,16 @@ def _join(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
+def shared_lines(out: Path, result: Any) -> list[str]:
+    """``store merge`` and ``store subset`` for people."""
+    left = [f"left out, no file of a store: {name!r:.200}" for name in result.left_out]
+    return [
+        f"{out}: {result.slides} slides, {result.patches} patches; {result.files} files copied, "
+        f"{human_bytes(result.bytes)}; not sealed",
+        *left,
+    ]
+
+
 def transfer_lines(where: str, result: Any) -> list[str]:
     """``store push`` and ``store pull`` for people."""
     size = human_bytes(result.bytes)
