@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print. Everything heavy is imported inside the commands."""
 
 import dataclasses
+import datetime
 import os
 import signal
 import sys
@@ -216,6 +217,25 @@ def export(
     if mapping is not None:
         write_mapping(mapping, result.names)
     print_result(as_json, summaries.export_json(result), lambda: summaries.export_lines(out, result))
+
+
+@store.command()
+@click.argument("path", type=PATH)
+@click.option("--name", help="Name of the data set; the folder's.")
+@click.option("--creator", default="unknown", show_default=True, help="Who made it.")
+@click.option("--licence", help="Licence of the features; the teacher's as recorded.")
+@click.option("--url", help="Where it is published.")
+@click.option("--date", help="Day of publication; today.")
+@click.option("--column", "columns", multiple=True, help="A column of your own that the cohort table counts.")
+@JSON
+def card(path: Path, name: str | None, date: str | None, as_json: bool, **values: Any) -> None:
+    """Write README.md and croissant.json: what it is, whose licence binds, who is in it, how to load it."""
+    from stores.card import CardOptions, write_card
+
+    day = date or datetime.date.today().isoformat()
+    written = write_card(path, CardOptions(name=name or path.resolve().name, date=day, **values))
+    names = [str(file) for file in written]
+    print_result(as_json, {"written": names}, lambda: names)
 
 
 @store.command()

@@ -135,6 +135,12 @@ def info_lines(store: Any, info: Mapping[str, Any]) -> list[str]:
     lines.append(
         "bytes     " + ", ".join(f"{name} {human_bytes(size)}" for name, size in info["bytes"].items())
     )
+    if info["statistics"]:
+        found = info["statistics"]
+        lines.append(
+            f"features  per dimension: mean {found['mean_min']:.3g} to {found['mean_max']:.3g}, standard deviation "
+            f"{found['std_min']:.3g} to {found['std_max']:.3g}, {found['constant_dimensions']} constant"
+        )
     if info["bytes_per_view"]:
         lines.append(f"          {info['bytes_per_view']:.0f} B a view, manifest included")
     return lines + _reasons(info["slides_unusable"])
