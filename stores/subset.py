@@ -137,6 +137,9 @@ def _copy_seeds(
             if int(name.split("/c/")[1].split("/")[0]) < n_seeds:
                 plain.append(name)
         else:
+            arrays.read_metadata(
+                source.store, name.removesuffix("/zarr.json")
+            )  # says what is wrong with them
             about = json.loads(arrays.read_file(source.store, name, 1 << 20) or b"{}")
             about["shape"][0] = min(n_seeds, about["shape"][0])
             files.write_text(stage / name, json.dumps(about, indent=2))
