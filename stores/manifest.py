@@ -175,6 +175,11 @@ def _check_form(path: Path, file: pq.ParquetFile, schema: pa.Schema) -> None:
         )
 
 
+def add_checksum(path: Path, schema: pa.Schema) -> None:
+    """Write a table of an older version or another program again, all columns as they are, with a checksum."""
+    _write(path, _read(path, schema))
+
+
 def slides_path(store: StoreLike) -> Path:
     """Where the slides table is."""
     return store / "manifest" / "slides.parquet"
@@ -270,16 +275,26 @@ def write_commit(store: Path, slide_id: str, block: int, seeds: range, views: pa
     _write(commit_path(store, slide_id, block, seeds), views.cast(VIEWS_SCHEMA))
 
 
-def commits(store: StoreLike, slide_id: str | None = None) -> Iterator[Commit]:
-    """All commit records, sorted by slide, block and seeds. Names that are none are not ours: skipped."""
+def commits(store: StoreLike, slide_id: str | None = None, replaced: bool = False) -> Iterator[Commit]:
+    """All commit records, sorted by slide, block and seeds. Names that are none are not ours: skipped.
+
+    So is a record whose seeds lie within those of another of its block, unless `replaced` is set: `stores.joining`
+    joined it into that one, and was killed before it removed it.
+    """
     root = store / "manifest" / "views"
     slide_ids = [slide_id] if slide_id is not None else sorted(path.name for path in root.glob("*"))
     for name in slide_ids:
-        for path in sorted((root / check_slide_id(name)).glob("*.parquet")):
+        found: list[Commit] = []
+        for path in (root / check_slide_id(name)).glob("*.parquet"):
             match = _COMMIT_NAME.fullmatch(path.name)
             if match and int(match[2]) <= int(match[3]) < MAX_SEEDS:
                 block, first, last = map(int, match.groups())
-                yield Commit(name, block, range(first, last + 1), path)
+                found.append(Commit(name, block, range(first, last + 1), path))
+        reached = (-1, 0)  # block, seeds up to here
+        for commit in sorted(found, key=lambda c: (c.block, c.seeds.start, -c.seeds.stop)):
+            if replaced or (commit.block, commit.seeds.stop) > reached:
+                reached = (commit.block, commit.seeds.stop)
+                yield commit
 
 
 def count_views(store: StoreLike) -> pa.Table:
