@@ -191,7 +191,11 @@ def write_slides(store: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     own = sorted({name for row in rows for name in row} - known)
     schema = pa.schema([*SLIDES_SCHEMA, *((name, pa.string()) for name in own)])
     ordered = sorted(rows, key=lambda row: row["slide_id"])
-    complete = [{name: row.get(name) for name in schema.names} for row in ordered]
+    complete = [
+        {name: row.get(name) for name in SLIDES_SCHEMA.names}
+        | {name: None if row.get(name) is None else str(row[name]) for name in own}
+        for row in ordered
+    ]
     _write(slides_path(store), pa.Table.from_pylist(complete, schema=schema))
 
 

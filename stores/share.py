@@ -94,11 +94,7 @@ def finish(
 ) -> None:
     """Write options, slides table and recipe of a new store."""
     files.write_json(stage / "options" / f"{command}.json", {**options, "sources": result.sources})
-    own = {name for row in rows for name in row} - set(manifest.SLIDES_SCHEMA.names)
-    as_text = [
-        {**row, **{n: str(row[n]) for n in own if row.get(n) is not None}} for row in rows
-    ]  # another program's table may have numbers there
-    manifest.write_slides(stage, as_text)
+    manifest.write_slides(stage, rows)
     recipe.save(stage, stored)
     result.slides = len(rows)
     result.patches = sum(row["n_patches"] for row in rows)

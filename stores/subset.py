@@ -19,6 +19,7 @@ from stores.slide_copy import Shared, Source, copy_slide, from_one
 
 _EXTRACTED = "options/extract-teacher.json"
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?")
+_TEXT, _NAMED = re.compile(r"'(?:[^']|'')*'"), re.compile(r'"([^"]*)"')
 _FUNCTIONS = {
     *(
         "abs",
@@ -140,6 +141,9 @@ def select(rows: Sequence[Mapping[str, Any]], where: str) -> set[str]:
             f"--where {where!r:.200}: {str(why)[:200]}; text stands in single quotes; columns: {', '.join(names)}"
         )
 
+    for quoted in _NAMED.findall(_TEXT.sub("", where)):
+        if quoted not in names:  # SQLite would take it for text
+            raise refuse(f'no such column: "{quoted}"')
     with contextlib.closing(sqlite3.connect(":memory:")) as database:
         try:
             columns = ", ".join(f"{_quoted(name)} {_kind(name, rows)}" for name in names)

@@ -114,7 +114,12 @@ def _join_views(slide_id: str, found: Mapping[Source, Views]) -> dict[Key, Sourc
             elif table.num_rows == other.num_rows:
                 best.append(source)
     order = sorted(found, key=lambda source: -sum(source in best for best in fullest.values()))
-    chosen = {key: next(s for s in order if s in best) for key, best in sorted(fullest.items())}
+    chosen: dict[Key, Source] = {}
+    for _, keys in itertools.groupby(sorted(fullest), key=lambda key: key[0]):
+        of_block = {key: fullest[key] for key in keys}
+        # whoever has most of a block first, so that commit records stay whole
+        here = sorted(order, key=lambda source: -sum(source in best for best in of_block.values()))
+        chosen |= {key: next(s for s in here if s in best) for key, best in of_block.items()}
     for a, b in itertools.pairwise(s for s in order if s in chosen.values()):
         _require_same_form(slide_id, a, b)
     return chosen

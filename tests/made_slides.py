@@ -96,7 +96,7 @@ def _add_slide(store: Path, slide: MadeSlide) -> dict[str, Any]:
     features.create_slide(store, slide.slide_id, coords, slide.n_seeds, DIM)
     if slide.pixels:
         pixels.create_slide(store, slide.slide_id, slide.n_rows, SIZE_PX)
-    apart = slide.seeds_apart or slide.n_seeds
+    apart = min(slide.seeds_apart or slide.n_seeds, slide.n_seeds)
     for block in range(blocks):
         rows = features.block_range(slide.n_rows, block)
         for seed in range(slide.n_seeds):
