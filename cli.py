@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print. Everything heavy is imported inside the commands."""
 
 import dataclasses
+import datetime
 import os
 import signal
 import sys
@@ -180,6 +181,61 @@ def subset(
         result = subsets.subset(found, out, chosen, lambda n: report.start("subset", n), report.advance)
     summary = share_summaries.copy_json(out, result)
     print_result(as_json, summary, lambda: share_summaries.copy_lines(summary))
+
+
+@store.command()
+@click.argument("path", type=STORE)
+@click.option("--out", required=True, type=PATH, help="Folder of the copy.")
+@click.option(
+    "--pseudonymise", "key", type=PATH, help="File with a secret key: ids and names become keyed hashes."
+)
+@click.option("--compact", type=click.Choice(["lossless", "int8"]), help="A smaller copy, for slow lines.")
+@click.option("--keep-column", multiple=True, help="A column of your own that may leave under pseudonyms.")
+@click.option("--no-pixels", is_flag=True, help="Leave the patches' pixels out.")
+@click.option("--mapping", type=PATH, help="CSV file for yourself: slide id and pseudonym.")
+@JSON
+def export(
+    path: str, out: Path, key: Path | None, mapping: Path | None, as_json: bool, **values: Any
+) -> None:
+    """A copy for others: without the names of slides and patients, or smaller, or both."""
+    from pipeline import summaries
+    from pipeline.progress import reporter_for
+    from stores import export as exports
+    from stores.pseudonyms import check_mapping, read_key, write_mapping
+
+    options = exports.ExportOptions(
+        compact=values["compact"],
+        pseudonyms=read_key(key) if key is not None else None,
+        keep_columns=values["keep_column"],
+        pixels=not values["no_pixels"],
+    )
+    if mapping is not None:
+        check_mapping(mapping, out)
+    with reporter_for(sys.stderr) as report:
+        found = opened(path)
+        result = exports.export(found, out, options, lambda n: report.start("export", n), report.advance)
+    if mapping is not None:
+        write_mapping(mapping, result.names)
+    print_result(as_json, summaries.export_json(result), lambda: summaries.export_lines(out, result))
+
+
+@store.command()
+@click.argument("path", type=PATH)
+@click.option("--name", help="Name of the data set; the folder's.")
+@click.option("--creator", default="unknown", show_default=True, help="Who made it.")
+@click.option("--licence", help="Licence of the features; the teacher's as recorded.")
+@click.option("--url", help="Where it is published.")
+@click.option("--date", help="Day of publication; today.")
+@click.option("--column", "columns", multiple=True, help="A column of your own that the cohort table counts.")
+@JSON
+def card(path: Path, name: str | None, date: str | None, as_json: bool, **values: Any) -> None:
+    """Write README.md and croissant.json: what it is, whose licence binds, who is in it, how to load it."""
+    from stores.card import CardOptions, write_card
+
+    day = date or datetime.date.today().isoformat()
+    written = write_card(path, CardOptions(name=name or path.resolve().name, date=day, **values))
+    names = [str(file) for file in written]
+    print_result(as_json, {"written": names}, lambda: names)
 
 
 @store.command()

@@ -22,10 +22,11 @@ def copy_json(out: Path, result: Shared) -> dict[str, Any]:
 
 def copy_lines(summary: Mapping[str, Any]) -> list[str]:
     """The same for people."""
-    sources = ", ".join(f"{source['slides']} of {source['name']}" for source in summary["sources"])
+    sources = ", ".join(f"{source['name']} ({source['slides']})" for source in summary["sources"])
     return [
-        f"{summary['store']}: {summary['slides']} slides (from {sources}), {summary['patches']} patches, "
-        f"{summary['views']} views under {len(summary['seeds'])} seeds, {human_bytes(summary['bytes'])}",
+        f"{summary['store']}: {summary['slides']} slides, {summary['patches']} patches, "
+        f"{summary['views']} views under {len(summary['seeds'])} seeds, {human_bytes(summary['bytes'])}; "
+        f"slides from: {sources}",
         *(f"note: {text}" for text in summary["notes"]),
         *_some("left out, no file of a store or of a slide in its table", summary["left_out"]),
     ]
@@ -45,9 +46,16 @@ def reindex_lines(summary: Mapping[str, Any]) -> list[str]:
         *_some(f"no commit record lists it, {gone}", summary["leftovers"]),
         *_some("stray, no file of a store, left alone", summary["strays"]),
         *(f"wrong: {text}" for text in summary["problems"]),
-        f"{summary['store']}: {len(summary['done'])} things {verb}done, {len(summary['leftovers'])} leftovers, "
-        f"{len(summary['problems'])} wrong",
+        f"{summary['store']}: {_count(summary)}",
     ]
+
+
+def _count(summary: Mapping[str, Any]) -> str:
+    wrong = len(summary["problems"])
+    if wrong:
+        return f"{wrong} wrong, which nothing else tells how to mend"
+    todo = len(summary["done"]) if summary["dry_run"] else 0
+    return f"{todo} things to do" if todo else "everything is in line"
 
 
 def _some(what: str, names: Sequence[str]) -> list[str]:

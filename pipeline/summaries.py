@@ -135,6 +135,12 @@ def info_lines(store: Any, info: Mapping[str, Any]) -> list[str]:
     lines.append(
         "bytes     " + ", ".join(f"{name} {human_bytes(size)}" for name, size in info["bytes"].items())
     )
+    if info["statistics"]:
+        found = info["statistics"]
+        lines.append(
+            f"features  per dimension: mean {found['mean_min']:.3g} to {found['mean_max']:.3g}, standard deviation "
+            f"{found['std_min']:.3g} to {found['std_max']:.3g}, {found['constant_dimensions']} constant"
+        )
     if info["bytes_per_view"]:
         lines.append(f"          {info['bytes_per_view']:.0f} B a view, manifest included")
     return lines + _reasons(info["slides_unusable"])
@@ -142,6 +148,28 @@ def info_lines(store: Any, info: Mapping[str, Any]) -> list[str]:
 
 def _join(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def export_json(result: Any) -> dict[str, Any]:
+    """The outcome of ``store export``; the names that were replaced are not in it."""
+    names = ("slides", "patches", "files", "bytes", "left_out", "compact", "notes")
+    return {name: getattr(result, name) for name in names}
+
+
+def export_lines(out: Path, result: Any) -> list[str]:
+    """The outcome of ``store export`` for people."""
+    lines = [
+        f"{out}: {result.slides} slides, {result.patches} patches; {result.files} files, {human_bytes(result.bytes)}"
+    ]
+    if result.compact:
+        error = result.compact
+        lines.append(
+            f"int8: relative error {error['relative_error']:.2%} on average, {error['max_relative_error']:.2%} at most"
+        )
+        if "nn10_overlap" in error:
+            lines.append(f"      {error['nn10_overlap']:.1%} of the 10 nearest neighbours stay the same")
+    lines += [f"note: {text}" for text in result.notes]
+    return lines + [f"left out, no file of a store: {name!r:.200}" for name in result.left_out]
 
 
 def transfer_lines(where: str, result: Any) -> list[str]:

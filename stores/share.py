@@ -67,7 +67,8 @@ def merge(
             having = [source for source in sources if name in source.listed]
             for source in having[:1]:
                 source.copy([name], stage, result)
-        finish(stage, "merge", {}, sources[0].recipe, [choice.row for choice in choices.values()], result)
+        files.write_json(stage / "options" / "merge.json", {"sources": result.sources})
+        finish(stage, sources[0].recipe, [choice.row for choice in choices.values()], result)
     return result
 
 
@@ -84,16 +85,8 @@ def begin(sources: Sequence[Source]) -> Shared:
     return result
 
 
-def finish(
-    stage: Path,
-    command: str,
-    options: Mapping[str, Any],
-    stored: recipe.Recipe,
-    rows: Sequence[Mapping[str, Any]],
-    result: Shared,
-) -> None:
-    """Write options, slides table and recipe of a new store."""
-    files.write_json(stage / "options" / f"{command}.json", {**options, "sources": result.sources})
+def finish(stage: Path, stored: recipe.Recipe, rows: Sequence[Mapping[str, Any]], result: Shared) -> None:
+    """Write slides table and recipe of a new store."""
     manifest.write_slides(stage, rows)
     recipe.save(stage, stored)
     result.slides = len(rows)

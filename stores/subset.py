@@ -78,7 +78,7 @@ class Selection:
         if unknown:
             more = f" (and {len(unknown) - 1} more)" if unknown[1:] else ""
             raise OptionError(
-                f"--slides {unknown[0]!r:.220}: no such slide among the store's {len(rows)}{more}"
+                f"--slides {unknown[0]!r:.220}: no such slide in the store of {len(rows)}{more}"
             )
         wrong = sorted(set(self.splits) - set(manifest.SPLITS))
         if wrong:
@@ -89,7 +89,7 @@ class Selection:
         if self.where is not None:
             keep &= select(list(rows.values()), self.where)
         if not keep:
-            raise OptionError(f"no slide of {len(rows)} is left by --slides, --split and --where together")
+            raise OptionError(f"subset: no slide of {len(rows)} fits all of --slides, --split and --where")
         return sorted(keep)
 
 
@@ -199,10 +199,8 @@ def subset(
     source = Source(store)
     keep = selection.choose(source.rows)
     n_seeds = selection.seeds
-    if n_seeds is not None:
-        there = {commit.seeds.stop for name in keep for commit in manifest.commits(store, name)}
-        if not 1 <= n_seeds <= max(there, default=0):
-            raise OptionError(f"--seeds {n_seeds}: these slides have {max(there, default=0)} seeds")
+    if n_seeds is not None and n_seeds < 1:
+        raise OptionError(f"--seeds {n_seeds}: allowed is 1 or more")
     chosen = asdict(selection) | {"slides": keep}
     request = {"command": "subset", "store": [str(source), source.identity()], **chosen}
     result = begin([source])
@@ -218,6 +216,6 @@ def subset(
         if not selection.pixels and _EXTRACTED in source.listed:
             extracted = files.read_options(stage, "extract-teacher")
             files.write_json(stage / _EXTRACTED, extracted | {"pixels": False})  # which going on insists on
-        rows = [source.rows[name] for name in keep]
-        finish(stage, "subset", chosen, source.recipe, rows, result)
+        files.write_json(stage / "options" / "subset.json", {**chosen, "sources": result.sources})
+        finish(stage, source.recipe, [source.rows[name] for name in keep], result)
     return result

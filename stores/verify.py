@@ -167,18 +167,12 @@ def _read_commits(state: StoreCheck) -> dict[str, list[tuple[manifest.Commit, pa
     """Readable commit records by slide; the others become findings."""
     found: dict[str, list[tuple[manifest.Commit, pa.Table]]] = {}
     names = sorted(n for n in state.listed if (k := classify(n)) is not None and k.kind == "commit")
-    relied: set[Path] = set()
+    slide_ids = {name.split("/")[2] for name in names}
+    relied = {commit.path for slide_id in slide_ids for commit in manifest.commits(state.store, slide_id)}
     for name in names:
         slide_id = name.split("/")[2]
-        if slide_id not in found:
-            relied = {commit.path for commit in manifest.commits(state.store, slide_id)}
-        if state.store / name not in relied:
-            state.add(
-                name,
-                "does not count: another record has its seeds, `g2l store reindex` removes it",
-                "stray",
-                slide_id,
-            )
+        if (state.store / name) not in relied:
+            state.add(name, "is not relied on: `g2l store reindex` removes it", "stray", slide_id)
         for commit in manifest.commits(state.store, slide_id) if slide_id not in found else ():
             found.setdefault(slide_id, [])
             try:

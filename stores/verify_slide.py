@@ -203,6 +203,12 @@ class SlideCheck:
         arrays_of = {name: spec, stats_name: stats}
         self._strays(arrays_of)
         if spec is not None:
+            if compact:
+                plain = ([_BYTES, _CRC32C],)
+                scales, standard = (features.array_name(self.slide_id, n) for n in ("scales", "standard"))
+                arrays_of = {scales: self._array(scales, "scales", spec.shape[:2], plain, "NaN")}
+                arrays_of[standard] = self._array(standard, "standard", (2, spec.shape[2]), plain, "NaN")
+                self._strays(arrays_of)
             try:
                 opened = features.open_features(store, self.slide_id) if compact else None
             except StoreError as error:

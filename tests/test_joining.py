@@ -1,4 +1,4 @@
-"""``store reindex``: what follows from other things is brought in line; what is committed stays."""
+"""Joined commit records, kills in between, leftovers and contradictions that ``store reindex`` names."""
 
 import json
 import os
@@ -21,8 +21,9 @@ from stores.reindex import Reindexed, reindex
 from stores.verify import verify_structure
 from tests.made_slides import MadeSlide, make_store
 from tests.test_cli import g2l, one_error
-from tests.test_union import ROOT, contents, edit, nothing, quantised
+from tests.test_union import contents, edit, nothing, quantised
 
+ROOT = Path(__file__).resolve().parents[1]
 STATS = features.array_name("a", "stats")
 
 
@@ -117,7 +118,7 @@ def test_a_kill_between_join_and_removal_lists_no_view_twice(store: Path, made: 
     assert content_digest(store) == content_digest(made)
     assert manifest.count_views(store).num_rows == manifest.count_views(made).num_rows
     assert [u.seeds for u in sampler.find_units(store, "train", None)] == [(0, 1, 2), (0, 1, 2)]
-    assert any("does not count" in text for text in wrong(store))
+    assert any("is not relied on" in text for text in wrong(store))
     result = run(store)
     assert "slide b: 00000-s0001-0002.parquet removed, 00000-s0000-0002.parquet has its views" in result.done
     assert os.listdir(folder) == ["00000-s0000-0002.parquet"]
