@@ -161,7 +161,8 @@ def _copy_slide(
     source: Source, slide_id: str, name: str, stage: Path, options: ExportOptions, error: "_Error"
 ) -> None:
     renamed = name != slide_id
-    arrays = tuple(f"{features.array_name(slide_id, leaf)}/" for leaf in ("features", "scales", "standard"))
+    leaves = ("features/", "scales/", "standard/", "zarr.json")  # made anew in a compact copy
+    arrays = tuple(features.array_name(slide_id, leaf) for leaf in leaves)
     for file in source.files.get(slide_id, ()):
         kind = file.split("/")[0]
         if kind == "pixels.zarr" and not options.pixels:

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stores import manifest
-from stores.errors import OptionError, StoreError
+from stores.errors import CorruptStore, OptionError, StoreError
+from stores.files import first_line
 from stores.layout import classify, list_files
 
 _PREFIX = {"slide": "s-", "patient": "p-", "file": "f-", "fingerprint": "x-"}
@@ -122,7 +124,10 @@ def require_none(folder: Path, names: set[str]) -> None:
 
 
 def _require_none_in_table(path: Path, file: str, names: set[str], long: Iterable[str]) -> None:
-    table = pq.read_table(path)
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptStore(f"{file}: not a readable Parquet file ({first_line(error)})") from None
     text = [field.name for field in table.schema if str(field.type) == "string"]
     for column in set(text) - _HARMLESS:
         for value in set(table[column].to_pylist()) - {None}:

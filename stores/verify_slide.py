@@ -17,6 +17,7 @@ from stores.location import StoreLike
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 _ONE_BYTE = {"name": "bytes"}
 _CRC32C = {"name": "crc32c"}
+_ANY, _SEEDS = -1, -2  # sides of an expected shape: whatever there is; enough for the committed seeds
 _ZSTD = {"name": "zstd", "configuration": {"level": 3, "checksum": False}}
 
 
@@ -152,7 +153,7 @@ class SlideCheck:
     def _array(
         self, name: str, kind: str, shape: tuple[int, ...], codecs: tuple[list[Any], ...], fill: Any
     ) -> arrays.ArraySpec | None:
-        """The array's metadata, when they are what the format says for this shape (-1: any)."""
+        """The array's metadata, when they are what the format says for this shape."""
         file = f"{name}/zarr.json"
         try:
             spec = arrays.read_metadata(self.state.store, name)
@@ -160,20 +161,26 @@ class SlideCheck:
         except StoreError as error:
             self.add(file, error, "metadata")
             return None
-        fits = len(spec.shape) == len(shape) and all(
-            w in (-1, n) for n, w in zip(spec.shape, shape, strict=True)
-        )
+        fits = len(spec.shape) == len(shape)
+        for n, wanted in zip(spec.shape, shape, strict=False):
+            fits = fits and (
+                n == wanted or (wanted == _ANY and n > 0) or (wanted == _SEEDS and self._seeds_fit(n))
+            )
         if not fits:
-            expected = str(shape).replace("-1", "any")
-            self.add(file, f"shape {spec.shape}, expected {expected}", "metadata")
+            names = {_ANY: "any", _SEEDS: f"{self.state.n_seeds} or more seeds"}
+            expected = ", ".join(str(names.get(n, n)) for n in shape)
+            self.add(file, f"shape {spec.shape}, expected ({expected})", "metadata")
             return None
         if found.get("codecs") not in codecs or found.get("fill_value") != fill or found.get("attributes"):
             self.add(file, f"codecs, fill value or attributes are not those of {kind}", "metadata")
         return spec
 
+    def _seeds_fit(self, n: int) -> bool:
+        return self.state.n_seeds <= n <= manifest.MAX_SEEDS
+
     def _coords(self, patches: manifest.Patches | None) -> None:
         name = features.array_name(self.slide_id, "coords")
-        shape = (-1 if patches is None else len(patches), 2)
+        shape = (_ANY if patches is None else len(patches), 2)
         if self._array(name, "coords", shape, ([_BYTES, _CRC32C],), 0) is None:
             return
         try:
@@ -190,16 +197,16 @@ class SlideCheck:
     def _features(self, listed: npt.NDArray[np.int8]) -> None:
         store, n_rows = self.state.store, listed.shape[1]
         teacher = self.state.stored.teacher if self.state.stored else None
-        dim = teacher.dim if teacher else -1
+        dim = teacher.dim if teacher else _ANY
         name = features.array_name(self.slide_id, "features")
         compact = self.state.stored is not None and self.state.stored.compact is not None
         codecs: tuple[list[Any], ...] = ([_BYTES, _CRC32C], [_BYTES, _blosc(), _CRC32C])
         if compact:
             codecs = ([_ONE_BYTE, _ZSTD, _CRC32C],)
-        spec = self._array(name, "features", (-1, n_rows, dim), codecs, -128 if compact else "NaN")
+        spec = self._array(name, "features", (_SEEDS, n_rows, dim), codecs, -128 if compact else "NaN")
         stats_name = features.array_name(self.slide_id, "stats")
         blocks = features.n_blocks(n_rows) if n_rows else 0
-        stats = self._array(stats_name, "stats", (-1, blocks, 2, dim), ([_BYTES, _CRC32C],), "NaN")
+        stats = self._array(stats_name, "stats", (_SEEDS, blocks, 2, dim), ([_BYTES, _CRC32C],), "NaN")
         arrays_of = {name: spec, stats_name: stats}
         self._strays(arrays_of)
         if spec is not None:
@@ -293,7 +300,7 @@ class SlideCheck:
             if any(file.startswith(f"{name}/") for file in self.files):
                 self.add(f"{name}/zarr.json", "is missing", "metadata")
             return
-        patch_px = self.state.stored.patch.size_px if self.state.stored else -1
+        patch_px = self.state.stored.patch.size_px if self.state.stored else _ANY
         shape = (listed.shape[1], patch_px, patch_px, 3)
         spec = self._array(name, "pixels", shape, ([_ONE_BYTE, _ZSTD, _CRC32C],), 0)
         if spec is None:
