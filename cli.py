@@ -23,7 +23,7 @@ from pipeline.cli_options import (
     remote_options,
     tile_options,
 )
-from pipeline.options import DistillOptions, ExtractOptions, TileOptions, VerifyOptions
+from pipeline.options import DistillOptions, ExtractOptions, PlanOptions, TileOptions, VerifyOptions
 from stores.errors import SOME_SLIDES_FAILED
 
 
@@ -49,6 +49,21 @@ def tile(slides: tuple[Path, ...], store: Path, as_json: bool, **values: Any) ->
     with reporter_for(sys.stderr) as report:
         result = tiling.tile(slides, store, options, report)
     print_result(as_json, summaries.tile_json(store, result), lambda: summaries.tile_lines(store, result))
+    _exit_if(bool(result.unusable))
+
+
+@g2l.command("plan")
+@click.argument("inputs", nargs=-1, required=True, type=PATH)
+@options_of(PlanOptions, TileOptions)
+def plan_command(inputs: tuple[Path, ...], as_json: bool, **values: Any) -> None:
+    """What slides, or a store that is tiled, will come to: patches, views, bytes, files, hours. Writes nothing."""
+    from pipeline import plan
+    from pipeline.progress import reporter_for
+
+    options, tile_values = build(PlanOptions, values), build(TileOptions, values)
+    with reporter_for(sys.stderr) as report:
+        result = plan.plan(inputs, options, tile_values, report)
+    print_result(as_json, plan.to_json(result), lambda: plan.lines(result))
     _exit_if(bool(result.unusable))
 
 

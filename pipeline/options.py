@@ -168,6 +168,34 @@ class DistillOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """What ``plan`` reckons with; the tile options decide the patches."""
+
+    teacher: str | None = option(None, "The teacher: its feature length, and with --measure its speed.")
+    seeds: int = option(4, "Views per patch: the centre crop and seeds 1, 2, ...")
+    pixels: bool = option(False, "Reckon with the patches' pixels too.")
+    dim: int | None = option(None, "Feature length of a teacher that is not known by name.")
+    views_per_s: float | None = option(None, "Measured speed of the teacher, in views per second.")
+    measure: bool = option(False, "Load the teacher and measure its speed on this machine.")
+    weights: Path | None = option(None, "Checkpoint file or folder, instead of the published weights.")
+    random_weights: int | None = option(None, "Seed of random weights: speed does not depend on them.")
+    batch_size: int | None = option(None, "Views per forward pass; 256 on a GPU, 16 on a CPU.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.")
+    dtype: str = option("auto", "Arithmetic of the forward pass.", ("auto", "float32", "bfloat16", "float16"))
+
+    def validate(self) -> None:
+        """Raise OptionError that names the first value that is not allowed."""
+        require(1 <= self.seeds <= 1000, "seeds", self.seeds, "1 to 1000")
+        require(self.dim is None or self.dim >= 1, "dim", self.dim, "1 or more")
+        speed = self.views_per_s
+        require(speed is None or speed > 0, "views_per_s", speed, "above 0")
+        if self.measure and self.teacher is None:
+            raise OptionError("--measure: needs --teacher, whose speed is measured")
+        if self.measure and speed is not None:
+            raise OptionError("--measure and --views-per-s: give one of them")
+
+
+@dataclass(frozen=True, slots=True)
 class VerifyOptions:
     """How deep ``store verify`` looks."""
 

@@ -24,6 +24,7 @@ from stores.layout import classify, list_files
 
 _PREFIX = {"slide": "s-", "patient": "p-", "file": "f-", "fingerprint": "x-"}
 _DIGITS = 24
+_CHUNK = re.compile(r"/c(/\d+)+$")
 _MIN_KEY_BYTES = 16
 _MIN_SEARCHED = 8  # shorter ids occur in compressed data by chance; names and cells are compared whole
 _HARMLESS = {"split", "status", "vendor", "mpp_source", "reason"}
@@ -114,7 +115,7 @@ def require_none(folder: Path, names: set[str]) -> None:
         known = classify(file)
         if (known is not None and known.slide_id in names) or any(name in file for name in long):
             raise StoreError(f"{file}: the file's name holds an original name; nothing was exported")
-        if "/c/" in file:
+        if _CHUNK.search(file):
             continue
         found = pattern.search((folder / file).read_bytes()) if pattern is not None else None
         if found:
