@@ -1,13 +1,11 @@
 """The union of slides by value: what only one store has is added, what differs is named. SQL, and what is copied."""
 
-import hashlib
 import json
 import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,53 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.codecs import ZstdCodec
 
-from stores import arrays, compact, features, files, manifest, pixels, recipe
+from stores import arrays, compact, features, manifest, pixels, recipe
 from stores.content import content_digest, slide_digest
 from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError
-from stores.location import StoreLike
 from stores.remote import open_store
-from stores.share import Shared, merge
-from stores.subset import Selection, read_ids, select, subset
-from stores.verify import verify_structure
+from stores.share import merge
+from stores.subset import Selection, subset
 from tests.made_slides import DIM, RECIPE, MadeSlide, make_store
+from tests.share_tools import SLIDES, contents, edit, joined, nothing, part, wrong
 from tests.test_cli import g2l, one_error
-
-SLIDES = [
-    MadeSlide("a", 70, bad=(3, 69), pixels=True, columns={"site": "x", "age": "61"}),
-    MadeSlide("b", 1, seeds_apart=1, columns={"site": "y", "age": "7", "split": "val"}),
-    MadeSlide("c", status="no_tissue"),
-    MadeSlide("d", 33, seeds_apart=2, pixels=True, columns={"site": "o'x", "patient_id": "p-a"}),
-    MadeSlide("e", 1100, bad=range(600, 1100), columns={"split": "test"}),
-]
-
-
-def nothing(*told: object) -> None: ...
-
-
-def joined(stores: list[Path], out: Path, allow_duplicates: bool = False) -> Shared:
-    return merge(stores, out, allow_duplicates, nothing, nothing)
-
-
-def part(store: StoreLike, out: Path, **selection: Any) -> Path:
-    subset(store, out, Selection(**selection), nothing, nothing)
-    return out
-
-
-def wrong(store: Path, partial: bool = False) -> list[str]:
-    return [str(finding) for finding in verify_structure(store, partial, nothing).findings]
-
-
-def contents(store: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(store.rglob("*"))
-        if path.is_file() and path.parent.name != "options"
-    }
-
-
-def edit(store: Path, of: str, **columns: Any) -> None:
-    rows = manifest.read_slides(store)
-    manifest.write_slides(store, [{**r, **(columns if r["slide_id"] == of else {})} for r in rows])
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +68,6 @@ def test_merging_the_parts_of_any_split_gives_the_store(slides: list[MadeSlide],
         } or not halves[0]
 
 
-def test_a_subset_of_everything_is_the_store_byte_by_byte(made: Path, tmp_path: Path) -> None:
-    out = part(made, tmp_path / "out")
-    assert contents(out) == contents(made)
-    assert wrong(out) == wrong(made) == []
-
-
 def test_content_is_what_is_said_not_how(made: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(made, tmp_path / "copy"))
     before = content_digest(copy)
@@ -125,36 +79,6 @@ def test_content_is_what_is_said_not_how(made: Path, tmp_path: Path) -> None:
     chunk = arrays.chunk_file(copy, features.array_name("a", "features"), (0, 0, 0))
     shutil.copy(arrays.chunk_file(copy, features.array_name("a", "features"), (1, 0, 0)), chunk)
     assert content_digest(copy) != before
-
-
-def test_fewer_seeds_are_what_would_have_been_extracted(made: Path, tmp_path: Path) -> None:
-    fewer = make_store(tmp_path / "fewer", [replace(slide, n_seeds=2) for slide in SLIDES])
-    out = part(made, tmp_path / "out", seeds=2)
-    assert content_digest(out) == content_digest(fewer)
-    assert wrong(out) == []
-    assert [c.seeds for c in manifest.commits(out, "b")] == [range(1), range(1, 2)]
-    assert features.open_features(out, "a").n_seeds == 2
-    for seeds in (0, -1):
-        with pytest.raises(OptionError, match=f"--seeds {seeds}: allowed is 1 or more"):
-            part(made, tmp_path / "no", seeds=seeds)
-
-
-def test_without_pixels(made: Path, tmp_path: Path) -> None:
-    out = part(made, tmp_path / "out", pixels=False)
-    assert not (out / "pixels.zarr").exists()
-    assert contents(out) == {n: c for n, c in contents(made).items() if not n.startswith("pixels.zarr")}
-    assert files.read_options(out, "extract-teacher")["pixels"] is False
-
-
-def test_pictures_and_options_go_along_and_no_path_does(made: Path, tmp_path: Path) -> None:
-    a, b = part(made, tmp_path / "a", slides=("a", "c")), part(made, tmp_path / "b", slides=("b", "e"))
-    result = joined([a, b], tmp_path / "out")
-    assert (tmp_path / "out/pictures/a.png").read_bytes() == b"a"
-    assert files.read_options(tmp_path / "out", "tile") == {"val": 0.1}
-    assert files.read_options(tmp_path / "out", "merge") == {"sources": result.sources}
-    assert [(s["name"], s["slides"]) for s in result.sources] == [("a", 2), ("b", 2)]
-    for path in (tmp_path / "out/options").iterdir():
-        assert str(tmp_path) not in path.read_text()
 
 
 def test_seeds_and_blocks_that_one_alone_has_are_added(tmp_path: Path) -> None:
@@ -442,82 +366,6 @@ def test_a_remote_store_is_a_source(made: Path, tmp_path: Path) -> None:
         assert content_digest(out) == content_digest(part(made, tmp_path / "same", slides=("a", "b", "c")))
         merge([out, remote], tmp_path / "out", False, nothing, nothing)
     assert content_digest(tmp_path / "out") == content_digest(made)
-
-
-ROWS: list[dict[str, Any]] = [
-    {"slide_id": "a", "n_patches": 70, "mpp": 0.5, "site": "x", "age": "61", "code": "007", "split": "train"},
-    {"slide_id": "b", "n_patches": 100, "mpp": 0.25, "site": "o'x", "age": "7", "code": "7", "split": "val"},
-    {"slide_id": "c", "n_patches": 0, "mpp": None, "site": None, "age": None, "code": None, "split": "val"},
-]
-
-
-@pytest.mark.parametrize(
-    ("where", "expected"),
-    [
-        ("n_patches > 9", "ab"),
-        ("age > 10", "a"),
-        ("code = '7'", "b"),
-        ("site = 'o''x' -- a comment", "b"),
-        ('"site" IS NULL', "c"),
-        ("mpp BETWEEN 0.2 AND 0.3 OR slide_id IN ('c')", "bc"),
-        ("lower(site) LIKE '%X' AND NOT split = 'val'", "a"),
-        ("n_patches > (SELECT avg(n_patches) FROM slides)", "ab"),
-        ("site = '\"'", ""),
-    ],
-)
-def test_sql(where: str, expected: str) -> None:
-    assert select(ROWS, where) == set(expected)
-
-
-@pytest.mark.parametrize(
-    "where",
-    [
-        "1=1); ATTACH 'x.db' AS y; SELECT (1",
-        "1) FROM slides; ATTACH 'x.db' AS y; --",
-        "1) FROM slides; DROP TABLE slides; --",
-        "EXISTS (SELECT 1 FROM sqlite_master)",
-        "EXISTS (SELECT 1 FROM pragma_database_list)",
-        "PRAGMA user_version",
-        "load_extension('x')",
-        "readfile('/etc/passwd') IS NULL",
-        "random() > 0",
-        "EXISTS (WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n FROM r) SELECT 1 FROM r)",
-        "count(*) > 0",
-        "n_patches",
-        "site",
-        "nothing = 1",
-        '"nothing" = \'x\'',
-        "'",
-        "",
-        "a\0b",
-        "\udc80 = 1",
-        "site = ?",
-    ],
-)  # fmt: skip
-def test_anything_but_a_condition_is_one_line(
-    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(OptionError, match=r"--where .*columns: age, code, mpp, n_patches, site") as caught:
-        select(ROWS, where)
-    assert "\n" not in str(caught.value)
-    assert not list(tmp_path.iterdir())
-
-
-def test_slides_from_files(made: Path, tmp_path: Path) -> None:
-    (tmp_path / "ids.txt").write_text("\ufeffa\n\n  b \n", encoding="utf-8")
-    (tmp_path / "meta.csv").write_text("site,slide_id\nx,d\n")
-    assert read_ids([str(tmp_path / "ids.txt"), "c", str(tmp_path / "meta.csv")]) == ("a", "b", "c", "d")
-    (tmp_path / "none.txt").write_text("\n")
-    with pytest.raises(OptionError, match="names no slide"):
-        read_ids([str(tmp_path / "none.txt")])
-    for slides, match in ((("a", "../x", "zz"), r"--slides '\.\./x': no such slide .* \(and 1 more\)"),):
-        with pytest.raises(OptionError, match=match):
-            part(made, tmp_path / "out", slides=slides)
-    with pytest.raises(OptionError, match="--split 'dev': allowed: train, val, test"):
-        part(made, tmp_path / "out", splits=("dev",))
-    with pytest.raises(OptionError, match="no slide of 5 fits all of"):
-        part(made, tmp_path / "out", splits=("val",), slides=("a",))
 
 
 def test_the_commands(made: Path, tmp_path: Path) -> None:
