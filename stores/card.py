@@ -83,6 +83,14 @@ def write_card(store: Path, options: CardOptions) -> list[Path]:
     return [store / README, store / croissant.FILE_NAME]
 
 
+def size_category(n_views: int) -> str:
+    """A number of rows as the Hugging Face hub writes it."""
+    over = sum(n_views >= 10 ** (3 + i) for i in range(len(_SIZES)))
+    if over == 0:
+        return f"n<{_SIZES[0]}"
+    return f"{_SIZES[over - 1]}<n<{_SIZES[over]}" if over < len(_SIZES) else f"n>{_SIZES[-1]}"
+
+
 @dataclass(frozen=True, slots=True)
 class _Card:
     """All that both files are written from."""
@@ -148,16 +156,11 @@ class _Card:
         front = (
             {"license": key} if key in (*SPDX, "unknown") else {"license": "other", "license_name": key[:100]}
         )
-        limits = [10 ** (3 + i) for i in range(len(_SIZES))]
-        over = sum(self.about["views"] >= limit for limit in limits)
-        size = (
-            f"{_SIZES[over - 1]}<n<{_SIZES[over]}" if 0 < over < len(_SIZES) else ("n<1K", "n>1T")[over > 0]
-        )
         return front | {
             "pretty_name": self.title,
             "tags": ["histopathology", "knowledge-distillation", "teacher-features", "zarr"],
             "task_categories": ["image-feature-extraction"],
-            "size_categories": [size],
+            "size_categories": [size_category(self.about["views"])],
             "configs": [
                 {"config_name": "slides", "data_files": "manifest/slides.parquet"},
                 {"config_name": "views", "data_files": "manifest/views/*/*.parquet"},

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 import cli
 from stores import features, files, manifest, recipe
-from stores.card import MAX_GROUPS, CardOptions, _compact_lines, write_card
+from stores.card import MAX_GROUPS, CardOptions, _compact_lines, size_category, write_card
 from stores.errors import OptionError, StoreError
 from stores.export import ExportOptions, export
 from stores.licences import consequences, licence_key
@@ -96,6 +96,18 @@ def test_what_the_teachers_licence_means(copy: Path, licence: str, text: str, ta
 def test_nothing_is_permitted_that_is_not_named_exactly(licence: str) -> None:
     assert "permits" not in consequences(licence)
     assert licence_key(licence) not in ("apache-2.0", "mit")
+
+
+def test_a_licence_without_a_letter_is_unknown() -> None:
+    assert consequences(" ?! ") == consequences("unknown")
+
+
+@pytest.mark.parametrize(
+    ("n_views", "category"),
+    [(999, "n<1K"), (1000, "1K<n<10K"), (40_000_000, "10M<n<100M"), (10**9, "1B<n<10B"), (10**12, "n>1T")],
+)
+def test_size_categories_are_those_of_the_hub(n_views: int, category: str) -> None:
+    assert size_category(n_views) == category
 
 
 def test_another_licence_does_not_hide_the_recorded_one(copy: Path) -> None:

@@ -112,37 +112,28 @@ def written(value: float, part: int) -> Any:
 
 
 def of_shape(*shape: int) -> Any:
+    """A whole array that only has another shape."""
+
     def damage(store: Path) -> None:
-        path = store / "features.zarr/a/stats/zarr.json"
-        grid = {"name": "regular", "configuration": {"chunk_shape": [1, 1, *shape[2:]]}}
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"shape": shape, "chunk_grid": grid}))
+        name = "features.zarr/a/stats"
+        shutil.rmtree(store / name)
+        features.create_array(store, name, shape, (1, 1, *shape[2:]), "float64", math.nan)[:] = 1.0
 
     damage.__name__ = f"shape {shape}"
     return damage
 
 
-def another_dimension(store: Path) -> None:
-    """Whole, but not of the length that the other slides have."""
-    other = make_store(store.parent / "other", {"a": 40})
-    shutil.rmtree(store / "features.zarr/a")
-    shutil.copytree(other / "features.zarr/a", store / "features.zarr/a")
-    shutil.rmtree(store / "features.zarr/a/stats")
-    features.create_array(
-        store, "features.zarr/a/stats", (3, 1, 2, DIM + 1), (1, 1, 2, DIM + 1), "float64", math.nan
-    )[:] = 1.0
-
-
 DAMAGE = [
-    a_chunk_with_a_flipped_bit, a_lost_chunk, an_empty_chunk, no_array, another_dimension,
+    a_chunk_with_a_flipped_bit, a_lost_chunk, an_empty_chunk, no_array,
     *[written(value, part) for value in (math.nan, math.inf, 1e300) for part in (0, 1)], written(-1e-9, 1),
-    of_shape(2, 1, 2, DIM), of_shape(3, 0, 2, DIM), of_shape(3, 1, 1, DIM),
-    of_shape(3, 1, 2, 0), of_shape(3, 1, 2, DIM - 1),
+    of_shape(2, 1, 2, DIM), of_shape(3, 1, 1, DIM), of_shape(3, 1, 3, DIM), of_shape(3, 1, 2, DIM - 1),
+    of_shape(3, 1, 2, 1), of_shape(3, 1, 2, DIM + 1),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
 def test_damaged_statistics_are_one_line(tmp_path: Path, damage: Any) -> None:
-    store = make_store(tmp_path / "s", {"0": 5, "a": 40})
+    store = make_store(tmp_path / "s", {"0": 5, "a": 40}, [range(1), range(1, 3)])
     damage(store)
     for options in ([], ["--json"]):
         done = info(store, *options)
@@ -150,6 +141,13 @@ def test_damaged_statistics_are_one_line(tmp_path: Path, damage: Any) -> None:
         (line,) = done.stderr.splitlines()
         assert line.startswith("error: ")
         assert re.search(r"a/stats|a stats|a seed \d block 0: its statistics", line.replace(str(store), ""))
+
+
+def test_statistics_of_fewer_blocks(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", {"a": 1100}, records=[range(3)])
+    of_shape(3, 1, 2, DIM)(store)
+    with pytest.raises(CorruptStore, match="a seed 0 block 1: its statistics do not exist"):
+        store_info(store)
 
 
 def test_a_block_without_a_readable_row_needs_no_statistics(tmp_path: Path) -> None:
