@@ -236,18 +236,19 @@ def export(
 
 @store.command()
 @click.argument("path", type=PATH)
-@click.option("--name", help="Name of the data set; the folder's.")
-@click.option("--creator", default="unknown", show_default=True, help="Who made it.")
-@click.option("--licence", help="Licence of the features; the teacher's as recorded.")
+@click.option("--name", help="Short name of the data set; the folder's.")
+@click.option("--title", help="Heading of the card; the name.")
+@click.option("--creator", help="Who made it.")
+@click.option("--licence", help="Licence of the features; the teacher's as the store recorded it.")
 @click.option("--url", help="Where it is published.")
-@click.option("--date", help="Day of publication; today.")
-@click.option("--column", "columns", multiple=True, help="A column of your own that the cohort table counts.")
+@click.option("--date", type=click.DateTime(["%Y-%m-%d"]), help="Day of publication; today.")
+@click.option("--cohort-column", multiple=True, help="A column of your own that the cohort table counts.")
 @JSON
-def card(path: Path, name: str | None, date: str | None, as_json: bool, **values: Any) -> None:
+def card(path: Path, name: str | None, date: datetime.datetime | None, as_json: bool, **values: Any) -> None:
     """Write README.md and croissant.json: what it is, whose licence binds, who is in it, how to load it."""
     from stores.card import CardOptions, write_card
 
-    day = date or datetime.date.today().isoformat()
+    day = (date or datetime.datetime.now()).date().isoformat()
     written = write_card(path, CardOptions(name=name or path.resolve().name, date=day, **values))
     names = [str(file) for file in written]
     print_result(as_json, {"written": names}, lambda: names)

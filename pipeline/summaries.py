@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stores.info import store_info
+from stores.text import one_line
 
 
 def human_bytes(n: float) -> str:
@@ -56,7 +57,8 @@ def _reasons(unusable: Mapping[str, str]) -> list[str]:
 
 
 def _named(slide_id: str, reason: str) -> str:
-    return reason if reason.startswith(slide_id) else f"{slide_id}: {reason}"
+    said = one_line(reason, 500) or "no reason given"
+    return said if said.startswith(slide_id) else f"{slide_id}: {said}"
 
 
 def extract_json(store: Path, result: Any) -> dict[str, Any]:
@@ -124,8 +126,8 @@ def info_lines(store: Any, info: Mapping[str, Any]) -> list[str]:
     lines = [
         f"store     {store}",
         f"recipe    {info['recipe_digest'] or 'incomplete: no teacher yet'}",
-        f"teacher   {teacher['name']}, {teacher['dim']}-d, {teacher['dtype']}, "
-        f"weights {teacher['weights_sha256'][:16]}",
+        f"teacher   {one_line(teacher['name'])}, {teacher['dim']}-d, {one_line(teacher['dtype'])}, "
+        f"weights {one_line(teacher['weights_sha256'], 16)}",
         f"patch     {recipe['patch']['size_px']} px at {recipe['patch']['mpp']:g} mpp",
         f"slides    {info['slides']} ({_join(info['slides_by_status'])}), {info['patients']} patients",
         f"patches   {info['patches']} ({_join(info['patches_by_split'])})",
@@ -139,15 +141,19 @@ def info_lines(store: Any, info: Mapping[str, Any]) -> list[str]:
         found = info["statistics"]
         lines.append(
             f"features  per dimension: mean {found['mean_min']:.3g} to {found['mean_max']:.3g}, standard deviation "
-            f"{found['std_min']:.3g} to {found['std_max']:.3g}, {found['constant_dimensions']} constant"
+            f"{found['std_min']:.3g} to {found['std_max']:.3g} (median {found['std_median']:.3g}), "
+            f"{found['constant_dimensions']} constant"
         )
+        if "tissue_p50" in found:
+            share = "{tissue_p05:.0%}, {tissue_p50:.0%}, {tissue_p95:.0%}".format(**found)
+            lines.append(f"tissue    {share} of a patch (5th, 50th and 95th percentile)")
     if info["bytes_per_view"]:
         lines.append(f"          {info['bytes_per_view']:.0f} B a view, manifest included")
     return lines + _reasons(info["slides_unusable"])
 
 
 def _join(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
+    return ", ".join(f"{one_line(name)} {count}" for name, count in counts.items())
 
 
 def export_json(result: Any) -> dict[str, Any]:

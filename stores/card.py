@@ -1,50 +1,29 @@
 """The card of a store: ``README.md`` as data-set hubs expect it, and ``croissant.json`` for machines.
 
-All that comes out of the store is text by somebody else and is escaped; nothing here decides what a licence means, it
-passes on what is known and says whom it binds.
+All that comes out of the store is text by somebody else and is escaped. Nothing here decides what a licence means: the
+card passes on what is known, says on whose word, and whom it binds.
 """
 
-import hashlib
-import html
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import yaml
 
-from stores import files, layout, manifest, recipe
+from stores import croissant, files, layout, manifest, recipe
 from stores.errors import OptionError, StoreError
 from stores.info import store_info
+from stores.licences import SPDX, consequences, licence_key
 from stores.pixels import ROOT as PIXELS
+from stores.text import markdown, one_line
 
-README, CROISSANT = "README.md", "croissant.json"
-# what a licence of a teacher asks of its features and of students; the first key that the licence begins with counts
-_CONSEQUENCES = {
-    "apache-2.0": "It allows any use, commercial use too, of these features and of students trained on them; keep the "
-    "notice.",
-    "mit": "It allows any use, commercial use too, of these features and of students trained on them; keep the notice.",
-    "cc-by-nc-nd": "**Non-commercial, no derivatives.** The features are outputs of a model under these terms, and so "
-    "are students trained on them: they may not be used commercially, and the owner may regard the features or a "
-    "student as a derivative that must not be shared. Ask the owner before you pass on either.",
-    "cc-by-nc": "**Non-commercial.** The features and students trained on them may not be used commercially.",
-}
-_HUB_LICENCES = ("apache-2.0", "mit", "cc-by-nc-nd-4.0", "cc-by-nc-4.0", "cc-by-4.0")
-_NO_LICENCE = (
-    "Nobody may assume a permission: find out the terms of the teacher before you use or share this."
-)
-_SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"))
-_CROISSANT_TYPES = {
-    "string": "sc:Text",
-    "bool": "sc:Boolean",
-    "int8": "sc:Integer",
-    "int16": "sc:Integer",
-    "int32": "sc:Integer",
-    "uint32": "sc:Integer",
-    "float": "sc:Float",
-    "double": "sc:Float",
-}
+README = "README.md"
+MAX_GROUPS = 50
+"""Rows of a cohort table: a column with more values is hardly one that counts groups."""
+_SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,243 +31,275 @@ class CardOptions:
     """What a card says that the store does not know."""
 
     name: str
+    """Short name, as for a folder."""
     date: str
     """Day of publication, ISO 8601."""
-    creator: str = "unknown"
+    title: str | None = None
+    """Heading; the name unless given."""
+    creator: str | None = None
     licence: str | None = None
-    """Of the features; the teacher's unless given."""
+    """Of the features; the teacher's as recorded unless given."""
     url: str | None = None
-    columns: tuple[str, ...] = ()
-    """The user's own columns that the cohort table counts."""
+    """Where the store is published."""
+    cohort_column: tuple[str, ...] = ()
+    """The user's own columns that the cohort table counts. None by default: they may say too much."""
 
 
 def write_card(store: Path, options: CardOptions) -> list[Path]:
-    """Write README.md and croissant.json into a local store.
+    """Write README.md and croissant.json into a local store; same store and options, same bytes.
 
     Raises
     ------
     OptionError
-        When the store is sealed, or has no column of a name that was given.
+        When the store is sealed, has no column of a name that was given, or the URL is none.
     StoreError
         When it has no features yet.
     """
     layout.require_unsealed(store)
-    about = store_info(store)
+    if options.url is not None and not re.fullmatch(r"https?://[^\s<>\"]+", options.url):
+        raise OptionError(f"--url {options.url!r}: expected http:// or https:// and no spaces")
     stored = recipe.load(store)
-    if stored.teacher is None or stored.policy is None:
-        raise StoreError(f"{store}: has no teacher features yet, so there is nothing to describe")
+    about = store_info(store)
+    if stored.teacher is None or stored.policy is None or not about["views"]:
+        raise StoreError(f"{store}: has no teacher features yet; run `g2l extract-teacher` first")
     rows = manifest.read_slides(store)
+    if not rows:
+        raise StoreError(f"{store}: has views but no {manifest.slides_path(Path())}; is it complete?")
     own = sorted({name for row in rows for name in row} - set(manifest.SLIDES_SCHEMA.names))
-    unknown = sorted(set(options.columns) - set(own))
+    unknown = sorted(set(options.cohort_column) - set(own))
     if unknown:
-        raise OptionError(f"--column {unknown[0]}: no such column; there are {', '.join(own) or 'none'}")
-    recorded = str(files.read_options(store, "extract-teacher").get("teacher_licence") or "")
-    licence = options.licence or recorded or "unknown"
-    described = _Described(about, stored, rows, options, licence)
-    files.write_text(store / README, described.readme())
-    files.write_json(store / CROISSANT, described.croissant(store))
-    return [store / README, store / CROISSANT]
+        raise OptionError(
+            f"--cohort-column {unknown[0]}: no such column; there are {', '.join(own) or 'none'}"
+        )
+    recorded = one_line(files.read_options(store, "extract-teacher").get("teacher_licence") or "unknown")
+    views: Counter[str] = Counter()
+    for count in manifest.count_views(store).to_pylist():
+        views[count["slide_id"]] += count["views"] if count["status"] == manifest.OK else 0
+    card = _Card(about, stored, rows, views, options, recorded)
+    readme = card.readme()
+    described = croissant.croissant(store, card.properties(), own)
+    files.write_text(store / README, readme)
+    files.write_json(store / croissant.FILE_NAME, described)
+    return [store / README, store / croissant.FILE_NAME]
 
 
-def plain(value: object, limit: int = 200) -> str:
-    """Foreign text for Markdown: one line, no HTML, no table or code marks.
-
-    >>> plain("<script>a|b`c`</script>")
-    '&lt;script&gt;a&#124;b&#96;c&#96;&lt;/script&gt;'
-    """
-    text = html.escape(" ".join(str(value).split())[:limit], quote=False)
-    for mark in "|`*[]":
-        text = text.replace(mark, f"&#{ord(mark)};")
-    return text
-
-
-def consequences(licence: str) -> str:
-    """What a licence asks of those who use the features, in a sentence or two."""
-    for name, meaning in _CONSEQUENCES.items():
-        if licence.lower().startswith(name):
-            return meaning
-    return (
-        _NO_LICENCE
-        if licence == "unknown"
-        else "Read its terms before you use or share features or students."
-    )
+def size_category(n_views: int) -> str:
+    """A number of rows as the Hugging Face hub writes it."""
+    over = sum(n_views >= 10 ** (3 + i) for i in range(len(_SIZES)))
+    if over == 0:
+        return f"n<{_SIZES[0]}"
+    return f"{_SIZES[over - 1]}<n<{_SIZES[over]}" if over < len(_SIZES) else f"n>{_SIZES[-1]}"
 
 
 @dataclass(frozen=True, slots=True)
-class _Described:
+class _Card:
     """All that both files are written from."""
 
     about: Mapping[str, Any]
     stored: recipe.Recipe
     rows: Sequence[Mapping[str, Any]]
+    views: Mapping[str, int]
+    """Views by slide."""
     options: CardOptions
-    licence: str
+    recorded: str
+    """The teacher's licence by the word of whoever made the store."""
+
+    @property
+    def licence(self) -> str:
+        return one_line(self.options.licence or self.recorded)
+
+    @property
+    def title(self) -> str:
+        return one_line(self.options.title or self.options.name)
+
+    def properties(self) -> dict[str, Any]:
+        """What Croissant wants to know of the data set as a whole."""
+        teacher, key = self.stored.teacher, licence_key(self.licence)
+        assert teacher is not None
+        found: dict[str, Any] = {
+            "name": one_line(self.options.name),
+            "alternateName": self.title,
+            "description": f"Features of {one_line(teacher.name)} for {self.about['views']} augmented views of "
+            f"{self.about['patches']} histopathology patches, to train a student encoder against.",
+            "license": f"https://spdx.org/licenses/{SPDX[key]}" if key in SPDX else self.licence,
+            "version": "1.0.0",
+            "datePublished": self.options.date,
+            "citeAs": self._citation(),
+        }
+        if self.options.creator:
+            found["creator"] = {"@type": "sc:Organization", "name": one_line(self.options.creator)}
+        return found | ({"url": self.options.url} if self.options.url else {})
 
     def readme(self) -> str:
         teacher, about = self.stored.teacher, self.about
         assert teacher is not None
+        compact = _compact_lines(self.stored.to_json())
         sections = [
             f"---\n{yaml.safe_dump(self._front_matter(), sort_keys=False, allow_unicode=True)}---",
-            f"# {plain(self.options.name)}",
-            f"Features of **{plain(teacher.name)}** ({teacher.dim}-d, float16) for {about['views']:,} augmented views "
-            f"of {about['patches']:,} patches from {about['slides']:,} histopathology slides of {about['patients']:,} "
-            "patients: a student encoder is trained against them without the teacher in memory.",
-            f"## Licence\n\nLicence of the features, as its maker says: **{plain(self.licence)}**. "
-            f"{consequences(self.licence)}\n\nFeatures are outputs of the teacher, so the teacher's terms bind whoever "
-            "trains on them, and the slides have terms of their own. This is no legal advice.",
-            f"## What is in it\n\n{self._contents()}",
-            f"## Cohort\n\n{self._cohort()}",
-            *([f"## Compact copy\n\n{self._compact()}"] if self.stored.compact else []),
-            f"## Statistics\n\n{self._statistics()}",
-            f"## How to load it\n\n{self._loading()}",
-            "## How to check it\n\n```\ng2l store verify .            # structure and every checksum\n"
-            "sha256sum -c checksums.sha256  # when the store is sealed\n```",
-            "Research data, not for clinical use.",
+            f"# {markdown(self.title)}",
+            f"Features of the pathology encoder **{markdown(teacher.name)}** ({teacher.dim} numbers a view) for "
+            f"{about['views']:,} augmented views of {about['patches']:,} patches from {about['patients']:,} patients. "
+            "A student encoder is trained against them without the teacher in memory.",
+            f"## May I use it?\n\n{self._licence()}",
+            f"## What is in it?\n\n{self._contents()}",
+            f"## Who is in it?\n\n{self._cohort()}",
+            *([f"## What did the compact copy lose?\n\n{compact}"] if compact else []),
+            f"## What do the features look like?\n\n{_statistics(self.about['statistics'])}",
+            f"## How do I load it?\n\n{self._loading()}",
+            f"## How do I check my copy?\n\n{_CHECKING}",
+            f"## How do I cite it?\n\n{markdown(self._citation(), 1000)}\n\nCite the paper of the teacher as well.",
         ]
         return "\n\n".join(sections) + "\n"
 
     def _front_matter(self) -> dict[str, Any]:
-        known = self.licence.lower()
-        front: dict[str, Any] = {"license": known if known in _HUB_LICENCES else "other"}
-        if front["license"] == "other":
-            front["license_name"] = " ".join(self.licence.split())[:100]
-        size = next((name for limit, name in _SIZES if self.about["views"] < limit), "n>10M")
+        key = licence_key(self.licence) or "unknown"
+        front = (
+            {"license": key} if key in (*SPDX, "unknown") else {"license": "other", "license_name": key[:100]}
+        )
         return front | {
-            "pretty_name": " ".join(self.options.name.split())[:100],
+            "pretty_name": self.title,
             "tags": ["histopathology", "knowledge-distillation", "teacher-features", "zarr"],
             "task_categories": ["image-feature-extraction"],
-            "size_categories": [size],
+            "size_categories": [size_category(self.about["views"])],
             "configs": [
                 {"config_name": "slides", "data_files": "manifest/slides.parquet"},
                 {"config_name": "views", "data_files": "manifest/views/*/*.parquet"},
             ],
         }
 
-    def _contents(self) -> str:
-        teacher, reader, patch, policy = (
-            getattr(self.stored, n) for n in ("teacher", "reader", "patch", "policy")
+    def _licence(self) -> str:
+        parts = [
+            f"Licence of the teacher, as recorded by the maker of this store: **{markdown(self.recorded)}**. "
+            "Features are outputs of the teacher, so whoever trains on them is bound by the teacher's terms, as was "
+            "the maker."
+        ]
+        if licence_key(self.licence) != licence_key(self.recorded):
+            parts.append(
+                f"Licence of the features, as stated for this card: **{markdown(self.licence)}**. "
+                f"{consequences(self.licence)}"
+            )
+            parts.append("It cannot permit what the teacher's terms do not. Of the recorded licence:")
+        parts.append(f"> {consequences(self.recorded)}")
+        parts.append(
+            "Read the licence itself: this card may be wrong, and it is not legal advice. The slides have terms of "
+            "their own. Research data, not for clinical use."
         )
+        return "\n\n".join(parts)
+
+    def _contents(self) -> str:
+        teacher, patch, policy, reader = (
+            self.stored.teacher,
+            self.stored.patch,
+            self.stored.policy,
+            self.stored.reader,
+        )
+        assert teacher is not None
+        assert policy is not None
+        assert reader is not None
+        drawn = ", ".join(f"{name} {value}" for name, value in policy.items() if name != "name")
+        seeds, about = self.about["seeds"], self.about
         facts = [
             ("recipe", f"`{self.stored.digest()}`"),
-            ("teacher", f"{plain(teacher.name)}, weights SHA-256 `{plain(teacher.weights_sha256)}`"),
-            ("embedding", f"{plain(teacher.pooling)}, computed in {plain(teacher.dtype)}"),
-            ("Normalize", f"mean {list(teacher.mean)}, std {list(teacher.std)}"),
-            ("patch", f"{patch.size_px} px at {patch.mpp:g} micrometres per pixel, {plain(patch.grid)} grid"),
+            ("teacher", markdown(teacher.name)),
+            ("weights, SHA-256", markdown(teacher.weights_sha256)),
+            ("feature", f"{teacher.dim} numbers, pooling {markdown(teacher.pooling)}"),
             (
-                "views",
-                f"policy {plain(policy.get('name', 'own'))}, seeds {_listed(self.about['seeds'])} (0: centre crop)",
+                "arithmetic",
+                f"{markdown(teacher.dtype)}, stored in {'int8' if self.stored.compact else 'float16'}",
             ),
-            ("reader", f"OpenSlide {plain(reader.openslide)}, OpenCV {plain(reader.opencv)}"),
+            ("teacher's Normalize", f"mean {list(teacher.mean)}, std {list(teacher.std)}"),
+            ("teacher's view", f"{teacher.image_px} px"),
+            ("patch", f"{patch.size_px} px at {patch.mpp:g} mpp, {markdown(patch.grid)} grid"),
+            ("tissue", f"at least {patch.min_tissue:g} of a patch"),
+            ("policy", f"{markdown(policy.get('name', 'own'))}: {markdown(drawn, 600)}"),
+            ("seeds", f"{len(seeds)}: {_listed(seeds)}" + (" (0 is the centre crop)" if 0 in seeds else "")),
+            ("reader", f"OpenSlide {markdown(reader.openslide)}, OpenCV {markdown(reader.opencv)}"),
             (
-                "complete",
-                f"{self.about['complete']:.1%} of all patches; {self.about['bad_reads']} could not be read",
+                "rules",
+                f"{markdown(reader.resampling)}, {markdown(reader.rendering)}, {markdown(reader.colour)}",
             ),
-            ("pixels", "kept" if self.about["bytes"][PIXELS] else "not kept: training needs the slides"),
-            ("size", f"{sum(self.about['bytes'].values()) / 1e9:.3g} GB"),
+            ("complete", f"{about['complete']:.1%} of patches times seeds; {about['bad_reads']:,} bad reads"),
+            ("pixels", "kept" if about["bytes"][PIXELS] else "not kept: training needs the slides"),
+            *((name, f"{size:,} bytes") for name, size in about["bytes"].items() if size),
         ]
+        if self.options.url:
+            facts.append(("published at", f"<{self.options.url}>"))
         return _table(("", ""), facts)
 
     def _cohort(self) -> str:
         usable = [row for row in self.rows if row["status"] == manifest.OK]
         parts = []
-        for column in ("split", "vendor", "mpp", *self.options.columns):
+        for column in ("split", "vendor", "mpp", *self.options.cohort_column):
             groups: dict[str, list[Mapping[str, Any]]] = {}
             for row in usable:
-                value = row[column]
-                groups.setdefault(f"{value:.3g}" if isinstance(value, float) else str(value), []).append(row)
-            lines = [
-                (
-                    plain(name),
-                    len(rows),
-                    len({r["patient_id"] for r in rows}),
-                    sum(r["n_patches"] for r in rows),
+                groups.setdefault(_group(row[column]), []).append(row)
+            lines = [(name, *self._counts(groups[name])) for name in sorted(groups)[:MAX_GROUPS]]
+            if len(groups) > MAX_GROUPS:
+                rest = [row for name in sorted(groups)[MAX_GROUPS:] for row in groups[name]]
+                lines.append((f"{len(groups) - MAX_GROUPS} more values", *self._counts(rest)))
+            parts.append(
+                _table(
+                    (markdown(column), "slides", "patients", "patches", "views"),
+                    [*lines, ("all", *self._counts(usable))],
                 )
-                for name, rows in sorted(groups.items())
-            ]
-            parts.append(_table((plain(column), "slides", "patients", "patches"), lines))
-        unusable = len(self.rows) - len(usable)
-        return "\n\n".join([*parts, f"{unusable} more slides could not be used."] if unusable else parts)
+            )
+        by_status = Counter(one_line(row["status"]) for row in self.rows if row["status"] != manifest.OK)
+        if by_status:
+            listed = ", ".join(f"{markdown(name)} {count:,}" for name, count in sorted(by_status.items()))
+            parts.append(f"Not in these tables: slides that could not be used ({listed}).")
+        return "\n\n".join(parts)
 
-    def _compact(self) -> str:
-        figures = {k: v for k, v in (self.stored.compact or {}).items() if isinstance(v, str | int | float)}
-        return (
-            "The features are stored in fewer bytes than they were extracted in; the error against the original was "
-            "measured over all rows when the copy was made.\n\n"
-            + _table(("figure", "value"), [(plain(k), plain(v)) for k, v in sorted(figures.items())])
+    def _counts(self, rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+        patients = len({row["patient_id"] for row in rows})
+        patches = sum(row["n_patches"] for row in rows)
+        return tuple(
+            f"{n:,}" for n in (len(rows), patients, patches, sum(self.views[r["slide_id"]] for r in rows))
         )
-
-    def _statistics(self) -> str:
-        found = self.about["statistics"]
-        if found is None:
-            return "None are stored."
-        return _table(("per dimension, over all views", ""), [(k, f"{v:.6g}") for k, v in found.items()])
 
     def _loading(self) -> str:
-        more = (
-            " (the features of a compact copy have to be rebuilt, see its format)"
-            if self.stored.compact
-            else ""
-        )
-        return f"""```
-g2l distill --store . --student hibou-l --out run{"" if self.about["bytes"][PIXELS] else " --slides SLIDES"}
-```
+        slides = "" if self.about["bytes"][PIXELS] else " --slides SLIDES"
+        rebuild = _FROM_INT8 if self.stored.compact else '    targets = slide["features"][seed][rows]\n'
+        return _LOADING.format(slides=slides, seed=self.about["seeds"][0], rebuild=rebuild)
 
-or without g2l, with `zarr` and `pyarrow`{more}:
+    def _citation(self) -> str:
+        parts = [
+            self.options.creator or "Unknown maker",
+            f"{self.title} ({self.options.date[:4]})",
+            self.options.url,
+        ]
+        return ". ".join(one_line(part) for part in parts if part) + f". Store recipe {self.stored.digest()}."
 
-```python
-import pyarrow.parquet as pq
-import zarr
 
-group = zarr.open_group("features.zarr", mode="r")
-views = pq.read_table("manifest/views", columns=["slide_id", "seed", "row", "split", "status"])
-slide_id = views["slide_id"][0].as_py()
-features = group[f"{{slide_id}}/features"]  # (seed, row, dimension)
-centre_crops = features[0]  # read whole seeds or chunks, never single rows
-```"""
+def _compact_lines(recipe_json: Mapping[str, Any]) -> str:
+    """What a compact copy says of its error, as a table; empty where the features are as extracted."""
+    found = recipe_json.get("compact")
+    if not isinstance(found, Mapping):
+        return ""
+    figures = [
+        (markdown(k), markdown(v)) for k, v in sorted(found.items()) if isinstance(v, str | int | float)
+    ]
+    return (
+        "The features are stored in fewer bytes than they were extracted in. Measured when the copy was made:\n\n"
+        + (_table(("figure", "value"), figures))
+    )
 
-    def croissant(self, store: Path) -> dict[str, Any]:
-        """Croissant 1.0 (MLCommons): the files, the slides table, the views table."""
-        digest = hashlib.sha256(manifest.slides_path(store).read_bytes()).hexdigest()
-        recipe_digest = hashlib.sha256((store / recipe.FILE_NAME).read_bytes()).hexdigest()
-        teacher = self.stored.teacher
-        assert teacher is not None
-        url = self.options.url or "."
-        return {
-            "@context": _CONTEXT,
-            "@type": "sc:Dataset",
-            "name": "".join(c if c.isalnum() or c in "-_ " else "-" for c in self.options.name)[:100]
-            or "store",
-            "description": f"Features of {teacher.name} for augmented views of histopathology patches.",
-            "conformsTo": "http://mlcommons.org/croissant/1.0",
-            "license": self.licence,
-            "url": url,
-            "version": "1.0.0",
-            "datePublished": self.options.date,
-            "creator": {"@type": "sc:Organization", "name": self.options.creator},
-            "citeAs": f"{self.options.name}, store recipe {self.stored.digest()}",
-            "distribution": [
-                _file_object("recipe", recipe.FILE_NAME, "application/json", recipe_digest),
-                _file_object("slides-file", "manifest/slides.parquet", "application/x-parquet", digest),
-                {
-                    "@type": "cr:FileObject",
-                    "@id": "store",
-                    "name": "store",
-                    "description": "The folder of the store.",
-                    "contentUrl": url,
-                    "encodingFormat": "git+https",
-                    "sha256": "https://github.com/mlcommons/croissant/issues/80",
-                },
-                _file_set("views-files", "manifest/views/*/*.parquet", "application/x-parquet"),
-                _file_set("patches-files", "manifest/patches/*.parquet", "application/x-parquet"),
-                _file_set("features", "features.zarr/**", "application/vnd+zarr"),
-            ],
-            "recordSet": [
-                _record_set(
-                    "slides", "slides-file", "fileObject", manifest.SLIDES_SCHEMA, "A row per slide."
-                ),
-                _record_set("views", "views-files", "fileSet", manifest.VIEWS_SCHEMA, "A row per view."),
-            ],
-        }
+
+def _statistics(found: Mapping[str, Any]) -> str:
+    named = [
+        (name.replace("_", " "), f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
+        for name, value in found.items()
+    ]
+    return (
+        "Mean and standard deviation (std) of each dimension over all views; a constant dimension has a std below 1e-6."
+        " Tissue: the share of a patch, 5th, 50th and 95th percentile.\n\n"
+        + (_table(("figure", "value"), named))
+    )
+
+
+def _group(value: object) -> str:
+    if value is None or value == "":
+        return "not known"
+    return f"{value:.3g}" if isinstance(value, float) else markdown(value)
 
 
 def _table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
@@ -297,80 +308,40 @@ def _table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _listed(seeds: Sequence[int]) -> str:
-    return f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else ", ".join(map(str, seeds)) or "none"
+    whole = len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1
+    return f"{seeds[0]} to {seeds[-1]}" if whole else ", ".join(map(str, seeds))
 
 
-def _file_object(identity: str, name: str, kind: str, sha256: str) -> dict[str, Any]:
-    return {
-        "@type": "cr:FileObject",
-        "@id": identity,
-        "name": identity,
-        "contentUrl": name,
-        "encodingFormat": kind,
-        "sha256": sha256,
-    }
+_FROM_INT8 = """    mean, std = slide["standard"][:]  # int8 of a compact copy: standardised, then scaled by row
+    std[std <= 0] = 1
+    targets = mean + std * slide["scales"][seed][rows, None] * slide["features"][seed][rows]
+"""
+_LOADING = """In this folder:
 
+```
+g2l distill --store . --student hibou-l --out run{slides}
+```
 
-def _file_set(identity: str, pattern: str, kind: str) -> dict[str, Any]:
-    return {
-        "@type": "cr:FileSet",
-        "@id": identity,
-        "name": identity,
-        "containedIn": {"@id": "store"},
-        "encodingFormat": kind,
-        "includes": pattern,
-    }
+or without g2l, with `zarr` and `pyarrow`:
 
+```python
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import zarr
 
-def _record_set(identity: str, source: str, kind: str, schema: pa.Schema, text: str) -> dict[str, Any]:
-    fields = [
-        {
-            "@type": "cr:Field",
-            "@id": f"{identity}/{column.name}",
-            "name": column.name,
-            "dataType": _CROISSANT_TYPES[str(column.type)],
-            "source": {kind: {"@id": source}, "extract": {"column": column.name}},
-        }
-        for column in schema
-    ]
-    return {"@type": "cr:RecordSet", "@id": identity, "name": identity, "description": text, "field": fields}
+seed = {seed}
+group = zarr.open_group("features.zarr", mode="r")
+views = pq.read_table("manifest/views", columns=["slide_id", "row", "seed", "split", "status"])
+views = views.filter((pc.field("status") == "ok") & (pc.field("seed") == seed))
+for slide_id in views["slide_id"].unique().to_pylist():
+    rows = views.filter(pc.field("slide_id") == slide_id)["row"].to_numpy()
+    slide = group[slide_id]  # read whole seeds or chunks, never single rows
+{rebuild}    print(slide_id, targets.shape)  # (patch, dimension)
+```
 
-
-_CONTEXT: dict[str, Any] = {
-    "@language": "en",
-    "@vocab": "https://schema.org/",
-    "citeAs": "cr:citeAs",
-    "column": "cr:column",
-    "conformsTo": "dct:conformsTo",
-    "cr": "http://mlcommons.org/croissant/",
-    "rai": "http://mlcommons.org/croissant/RAI/",
-    "data": {"@id": "cr:data", "@type": "@json"},
-    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-    "dct": "http://purl.org/dc/terms/",
-    "equivalentProperty": "cr:equivalentProperty",
-    "examples": {"@id": "cr:examples", "@type": "@json"},
-    "extract": "cr:extract",
-    "field": "cr:field",
-    "fileProperty": "cr:fileProperty",
-    "fileObject": "cr:fileObject",
-    "fileSet": "cr:fileSet",
-    "format": "cr:format",
-    "includes": "cr:includes",
-    "isLiveDataset": "cr:isLiveDataset",
-    "jsonPath": "cr:jsonPath",
-    "key": "cr:key",
-    "md5": "cr:md5",
-    "parentField": "cr:parentField",
-    "path": "cr:path",
-    "recordSet": "cr:recordSet",
-    "references": "cr:references",
-    "regex": "cr:regex",
-    "repeated": "cr:repeated",
-    "replace": "cr:replace",
-    "samplingRate": "cr:samplingRate",
-    "sc": "https://schema.org/",
-    "separator": "cr:separator",
-    "source": "cr:source",
-    "subField": "cr:subField",
-    "transform": "cr:transform",
-}
+Only views that a table in `manifest/views` lists with status `ok` exist. `croissant.json` describes the tables to
+[mlcroissant](https://github.com/mlcommons/croissant)."""
+_CHECKING = """```
+g2l store verify .             # structure, and every checksum
+sha256sum -c checksums.sha256  # without g2l, where the store is sealed
+```"""

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 
 from stores import features, layout, manifest, recipe
 from stores.errors import CorruptStore
@@ -15,7 +16,7 @@ CONSTANT = 1e-6
 
 
 def store_info(store: StoreLike) -> dict[str, Any]:
-    """Recipe, slides, patches, views per seed and split, bytes and completeness, as JSON types.
+    """Recipe, slides, patches, views per seed and split, statistics, bytes and completeness, as JSON types.
 
     Raises
     ------
@@ -40,7 +41,7 @@ def store_info(store: StoreLike) -> dict[str, Any]:
         "recipe": stored.to_json(),
         "slides": len(slides),
         "slides_by_status": _sums((row["status"], 1) for row in slides),
-        "slides_unusable": {r["slide_id"]: r["reason"] for r in slides if r["status"] != manifest.OK},
+        "slides_unusable": {r["slide_id"]: r["reason"] or "" for r in slides if r["status"] != manifest.OK},
         "patients": len({row["patient_id"] for row in slides if row["status"] == manifest.OK}),
         "patches": n_patches,
         "patches_by_split": _sums((row["split"], row["n_patches"]) for row in slides),
@@ -60,36 +61,65 @@ def store_info(store: StoreLike) -> dict[str, Any]:
 def statistics(store: StoreLike) -> dict[str, float] | None:
     """The features' mean and standard deviation per dimension, over all committed views, in a few figures.
 
-    None while there are no features.
+    None while there are no features. The tissue share is that of the patches of the first seed.
+
+    Raises
+    ------
+    CorruptStore
+        When statistics of a committed block are missing or damaged, or are none that float16 features can have.
     """
     running = features.RunningStats()
+    tissue: list[npt.NDArray[np.float32]] = []
     stats: dict[str, npt.NDArray[np.float64]] = {}
     for commit in manifest.commits(store):
-        table = commit.read(["row", "seed", "status"])
+        table = commit.read(["row", "seed", "status", "tissue"])
         if commit.slide_id not in stats:
             stats = {commit.slide_id: features.read_stats(store, commit.slide_id)}
         for seed in commit.seeds:
             n_rows = len(manifest.ok_rows(table, seed))
-            try:
-                mean, variance = stats[commit.slide_id][seed, commit.block]
-            except IndexError:
-                raise CorruptStore(
-                    f"{commit.path}: a block or seed that the statistics do not have"
-                ) from None
             if n_rows:
-                running.add(n_rows, mean, variance)
+                running.add(n_rows, *_of_block(stats[commit.slide_id], seed, commit, running))
+        if commit.seeds.start == 0:
+            tissue.append(table.filter(pc.equal(table["seed"], 0))["tissue"].to_numpy())
     if not running.count:
         return None
     std = np.sqrt(running.variance)
-    return {
+    share = np.concatenate(tissue) if tissue else np.zeros(0, np.float32)
+    if not np.isfinite(share).all():
+        raise CorruptStore(f"{store}/manifest/views: a share of tissue that is no number")
+    found = {
         "views": running.count,
         "mean_min": float(running.mean.min()),
         "mean_max": float(running.mean.max()),
+        "mean_abs_mean": float(np.abs(running.mean).mean()),
         "std_min": float(std.min()),
         "std_median": float(np.median(std)),
         "std_max": float(std.max()),
         "constant_dimensions": int((std < CONSTANT).sum()),
     }
+    if len(share):
+        found |= {f"tissue_p{q:02d}": float(np.quantile(share, q / 100)) for q in (5, 50, 95)}
+    return found
+
+
+def _of_block(
+    stats: npt.NDArray[np.float64], seed: int, commit: manifest.Commit, running: features.RunningStats
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Mean and variance of a committed block, judged: the arrays may come from another lab."""
+    where = f"{commit.slide_id} seed {seed} block {commit.block}: its statistics"
+    if seed >= stats.shape[0] or commit.block >= stats.shape[1] or stats.shape[2] != 2 or not stats.shape[3]:
+        raise CorruptStore(f"{where} do not exist: the array has the shape {stats.shape}")
+    mean, variance = stats[seed, commit.block]
+    if running.count and mean.shape != running.mean.shape:
+        raise CorruptStore(
+            f"{where} have {mean.shape[0]} dimensions, those of other slides {running.mean.shape[0]}"
+        )
+    possible = (
+        (np.abs(mean) <= features.FLOAT16_MAX) & (variance >= 0) & (variance <= features.FLOAT16_MAX**2)
+    )
+    if not possible.all():
+        raise CorruptStore(f"{where} are missing or damaged; run `g2l store reindex`")
+    return mean, variance
 
 
 def _sums(pairs: Any) -> dict[str, int]:
