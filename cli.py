@@ -91,6 +91,38 @@ def info(path: Path, as_json: bool) -> None:
     print_result(as_json, result, lambda: summaries.info_lines(path, result))
 
 
+@store.command()
+@click.argument("path", metavar="STORE", type=PATH)
+@click.option("--out", required=True, type=PATH, help="Folder of the new store.")
+@click.option("--pseudonymise", type=PATH, help="File with a key: keyed hashes replace all names.")
+@click.option("--compact", type=click.Choice(["lossless", "int8"]), help="Smaller features.")
+@click.option("--no-pixels", is_flag=True, help="Leave the patches' pixels out.")
+@click.option("--keep-column", multiple=True, help="Column of your own that may leave under pseudonyms.")
+@click.option("--mapping", type=PATH, help="CSV of names and pseudonyms to write, for yourself.")
+@JSON
+def export(
+    path: Path,
+    out: Path,
+    pseudonymise: Path | None,
+    compact: str | None,
+    no_pixels: bool,
+    keep_column: tuple[str, ...],
+    mapping: Path | None,
+    as_json: bool,
+) -> None:
+    """A copy for others: under pseudonyms, smaller for a slow line, or both."""
+    from pipeline import summaries
+    from pipeline.progress import reporter_for
+    from stores import export as copies
+
+    options = copies.ExportOptions(pseudonymise, compact, not no_pixels, keep_column, mapping)
+    plan = copies.plan(path, out, options)
+    with reporter_for(sys.stderr) as report:
+        report.start("store export", plan.total)
+        result = copies.write(plan, report.advance)
+    print_result(as_json, result, lambda: summaries.export_lines(result))
+
+
 @g2l.command()
 @JSON
 def models(as_json: bool) -> None:

@@ -77,6 +77,7 @@ def extract(
             f"--policy {options.policy}: for patches of {policy.patch_px} px, not {tile_options.patch}"
         )
     paths = slide_files.find_slides(inputs)
+    tiling.require_extendable(store)
     teacher = load_teacher(options)  # before hours of tiling: its name or weights may be wrong
     if teacher.identity.image_px != policy.crop_px:
         raise OptionError(

@@ -117,6 +117,40 @@ def distill_lines(run: Path, summary: Mapping[str, Any]) -> list[str]:
     return [*lines, f"student: {run / 'student'}", f"curves: {run / 'curves.png'}"]
 
 
+def export_lines(summary: Mapping[str, Any]) -> list[str]:
+    """The summary of ``store export`` for people."""
+    lines = [
+        f"{summary['slides']} slides, {summary['views']} views, {human_bytes(summary['bytes'])} in {summary['out']}"
+    ]
+    if summary["bytes_per_view"]:
+        lines.append(
+            f"features: {summary['bytes_per_view']:.0f} B a view, statistics included; "
+            f"{summary['bytes_per_view_before']:.0f} before"
+        )
+    if summary["cost"]:
+        lines.append(f"measured: {cost_line(summary['cost'])}")
+    if summary["pseudonymised"]:
+        lines.append(
+            f"under pseudonyms of key {summary['key_id']}; searched for every original name: none found"
+        )
+        left_out = ", ".join(summary["columns_left_out"]) or "none"
+        lines.append(f"left out: {summary['slides_left_out']} unusable slides; own columns: {left_out}")
+    return [*lines, f"recipe {(summary['recipe_digest'] or 'incomplete')[:12]}"]
+
+
+def cost_line(compact: Mapping[str, Any]) -> str:
+    """What a compact copy costs, from its recipe; an untrusted recipe may hold anything."""
+    said = [f"{compact.get('kind')}"]
+    for key, text in (
+        ("relative_error", "relative error"),
+        ("max_relative_error", "at most"),
+        ("nn10_overlap", "10-NN overlap"),
+    ):
+        if isinstance(compact.get(key), int | float):
+            said.append(f"{text} {compact[key]:g}")
+    return ", ".join(said)
+
+
 def info_lines(store: Path, info: Mapping[str, Any]) -> list[str]:
     """``store info`` for people."""
     recipe = info["recipe"]
@@ -126,6 +160,7 @@ def info_lines(store: Path, info: Mapping[str, Any]) -> list[str]:
         f"recipe    {info['recipe_digest'] or 'incomplete: no teacher yet'}",
         f"teacher   {teacher['name']}, {teacher['dim']}-d, {teacher['dtype']}, "
         f"weights {teacher['weights_sha256'][:16]}",
+        *([f"compact   {cost_line(recipe['compact'])}"] if recipe.get("compact") else []),
         f"patch     {recipe['patch']['size_px']} px at {recipe['patch']['mpp']:g} mpp",
         f"slides    {info['slides']} ({_join(info['slides_by_status'])}), {info['patients']} patients",
         f"patches   {info['patches']} ({_join(info['patches_by_split'])})",
