@@ -48,9 +48,10 @@ def dequantise(
     """Features, float16 (rows, dim); NaN in rows that are absent or were lost."""
     mean, std = standard
     divisor = np.where(std > 0, std, 1).astype(np.float32)
-    wide = mean + divisor * (scales[:, None] * values.astype(np.float32))
+    with np.errstate(over="ignore", invalid="ignore"):  # a hostile store's scales become what readers refuse
+        wide = mean + divisor * (scales[:, None] * values.astype(np.float32))
     wide[(values == ABSENT).any(axis=1)] = np.nan
-    # the largest float16 may be rebuilt a little larger; infinite scales stay what readers refuse
+    # the largest float16 may be rebuilt a little larger
     np.clip(wide, -_FLOAT16_MAX, _FLOAT16_MAX, out=wide, where=np.isfinite(wide))
     return wide.astype(np.float16)
 
