@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print. Everything heavy is imported inside the commands."""
 
 import dataclasses
+import datetime
 import os
 import signal
 import sys
@@ -10,8 +11,19 @@ from typing import Any, NoReturn
 
 import click
 
-from pipeline.cli_options import JSON, PATH, Commands, build, options_of, print_result, tile_options
-from pipeline.options import DistillOptions, ExtractOptions, TileOptions
+from pipeline.cli_options import (
+    JSON,
+    PATH,
+    STORE,
+    Commands,
+    build,
+    opened,
+    options_of,
+    print_result,
+    remote_options,
+    tile_options,
+)
+from pipeline.options import DistillOptions, ExtractOptions, PlanOptions, TileOptions, VerifyOptions
 from stores.errors import SOME_SLIDES_FAILED
 
 
@@ -40,6 +52,21 @@ def tile(slides: tuple[Path, ...], store: Path, as_json: bool, **values: Any) ->
     _exit_if(bool(result.unusable))
 
 
+@g2l.command("plan")
+@click.argument("inputs", nargs=-1, required=True, type=PATH)
+@options_of(PlanOptions, TileOptions)
+def plan_command(inputs: tuple[Path, ...], as_json: bool, **values: Any) -> None:
+    """What slides, or a store that is tiled, will come to: patches, views, bytes, files, hours. Writes nothing."""
+    from pipeline import plan
+    from pipeline.progress import reporter_for
+
+    options, tile_values = build(PlanOptions, values), build(TileOptions, values)
+    with reporter_for(sys.stderr) as report:
+        result = plan.plan(inputs, options, tile_values, report)
+    print_result(as_json, plan.to_json(result), lambda: plan.lines(result))
+    _exit_if(bool(result.unusable))
+
+
 @g2l.command("extract-teacher")
 @click.argument("slides", nargs=-1, required=True, type=PATH)
 @click.option("--store", required=True, type=PATH, help="Folder of the store.")
@@ -59,18 +86,22 @@ def extract_teacher(slides: tuple[Path, ...], store: Path, as_json: bool, **valu
 
 
 @g2l.command()
-@click.option("--store", required=True, type=PATH, help="Folder of the store.")
+@click.option("--store", required=True, type=STORE, help="Folder or URL of the store.")
 @click.option("--out", "run", required=True, type=PATH, help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Insist on going on from a checkpoint; a run goes on anyway.")
+@remote_options
 @options_of(DistillOptions)
-def distill(store: Path, run: Path, resume: bool, as_json: bool, **values: Any) -> None:
+def distill(
+    store: str, run: Path, resume: bool, cache: Path | None, cache_gb: float, as_json: bool, **values: Any
+) -> None:
     """Train a student against the store, with no teacher in memory."""
     from pipeline import summaries
     from pipeline.distill.train import distill as train
     from pipeline.progress import reporter_for
 
     with reporter_for(sys.stderr) as report:
-        result = train(store, run, build(DistillOptions, values), resume, report)
+        found = opened(store, cache, cache_gb)
+        result = train(found, run, build(DistillOptions, values), resume, report)
     print_result(as_json, result, lambda: summaries.distill_lines(run, result))
 
 
@@ -80,47 +111,189 @@ def store() -> None:
 
 
 @store.command()
-@click.argument("path", type=PATH)
+@click.argument("path", type=STORE)
 @JSON
-def info(path: Path, as_json: bool) -> None:
+def info(path: str, as_json: bool) -> None:
     """What a store holds: recipe, slides, patches, views per seed and split, bytes, completeness."""
     from pipeline import summaries
     from stores.info import store_info
 
-    result = store_info(path)
+    result = store_info(opened(path))
     print_result(as_json, result, lambda: summaries.info_lines(path, result))
 
 
 @store.command()
-@click.argument("path", metavar="STORE", type=PATH)
-@click.option("--out", required=True, type=PATH, help="Folder of the new store.")
-@click.option("--pseudonymise", type=PATH, help="File with a key: keyed hashes replace all names.")
-@click.option("--compact", type=click.Choice(["lossless", "int8"]), help="Smaller features.")
-@click.option("--no-pixels", is_flag=True, help="Leave the patches' pixels out.")
-@click.option("--keep-column", multiple=True, help="Column of your own that may leave under pseudonyms.")
-@click.option("--mapping", type=PATH, help="CSV of names and pseudonyms to write, for yourself.")
-@JSON
-def export(
-    path: Path,
-    out: Path,
-    pseudonymise: Path | None,
-    compact: str | None,
-    no_pixels: bool,
-    keep_column: tuple[str, ...],
-    mapping: Path | None,
-    as_json: bool,
-) -> None:
-    """A copy for others: under pseudonyms, smaller for a slow line, or both."""
+@click.argument("path", type=STORE)
+@remote_options
+@options_of(VerifyOptions)
+def verify(path: str, cache: Path | None, cache_gb: float, as_json: bool, **values: Any) -> None:
+    """Prove a store: structure, views with --slides, features with --teacher. Exit code 1: something is wrong."""
     from pipeline import summaries
     from pipeline.progress import reporter_for
-    from stores import export as copies
+    from pipeline.verify import verify as look
 
-    options = copies.ExportOptions(pseudonymise, compact, not no_pixels, keep_column, mapping)
-    plan = copies.plan(path, out, options)
     with reporter_for(sys.stderr) as report:
-        report.start("store export", plan.total)
-        result = copies.write(plan, report.advance)
-    print_result(as_json, result, lambda: summaries.export_lines(result))
+        result = look(opened(path, cache, cache_gb), build(VerifyOptions, values), report)
+    print_result(as_json, summaries.verify_json(path, result), lambda: summaries.verify_lines(path, result))
+    sys.exit(bool(result.findings))
+
+
+@store.command()
+@click.argument("path", type=PATH)
+@click.option("--as-it-is", is_flag=True, help="Seal without verifying the structure first.")
+@JSON
+def seal(path: Path, as_it_is: bool, as_json: bool) -> None:
+    """Write checksums.sha256 over every file, and the digest of it to publish; refuses a store with mistakes."""
+    from pipeline.progress import reporter_for
+    from pipeline.verify import seal_store
+
+    with reporter_for(sys.stderr) as report:
+        digest, n_files = seal_store(path, as_it_is, report)
+    result = {"store": str(path), "digest": digest, "files": n_files}
+    print_result(
+        as_json, result, lambda: [f"sealed {n_files} files of {path}", f"digest  {digest}  (publish it)"]
+    )
+
+
+@store.command()
+@click.argument("stores", nargs=-1, required=True, type=STORE)
+@click.option("--out", required=True, type=PATH, help="Folder of the new store.")
+@click.option("--allow-duplicates", is_flag=True, help="Accept the same slide file under two ids.")
+@JSON
+def merge(stores: tuple[str, ...], out: Path, allow_duplicates: bool, as_json: bool) -> None:
+    """The union of stores by slide; they need the same recipe, and must not contradict each other."""
+    from pipeline import summaries
+    from pipeline.progress import reporter_for
+    from stores import share
+
+    with reporter_for(sys.stderr) as report:
+        found = [opened(path) for path in stores]
+        result = share.merge(found, out, allow_duplicates, lambda n: report.start("merge", n), report.advance)
+    print_result(as_json, dataclasses.asdict(result), lambda: summaries.shared_lines(out, result))
+
+
+@store.command()
+@click.argument("path", type=STORE)
+@click.option("--out", required=True, type=PATH, help="Folder of the new store.")
+@click.option("--slides", multiple=True, help="A slide id, or a file with one a line or a column slide_id.")
+@click.option("--split", "splits", multiple=True, help="train, val or test; may be repeated.")
+@click.option("--seeds", type=int, help="Keep seeds 0 to N-1.")
+@click.option("--where", help="SQL over the columns of the slides table: \"site = 'x' AND n_patches > 100\".")
+@click.option("--no-pixels", is_flag=True, help="Leave the patches' pixels out.")
+@JSON
+def subset(
+    path: str, out: Path, slides: tuple[str, ...], no_pixels: bool, as_json: bool, **values: Any
+) -> None:
+    """A store of some slides and seeds of another; conditions that are given all have to hold."""
+    from pipeline import summaries
+    from pipeline.cli_options import slide_ids
+    from pipeline.progress import reporter_for
+    from stores import subset as subsets
+
+    chosen = subsets.Selection(slides=slide_ids(slides), pixels=not no_pixels, **values)
+    with reporter_for(sys.stderr) as report:
+        result = subsets.subset(
+            opened(path), out, chosen, lambda n: report.start("subset", n), report.advance
+        )
+    print_result(as_json, dataclasses.asdict(result), lambda: summaries.shared_lines(out, result))
+
+
+@store.command()
+@click.argument("path", type=STORE)
+@click.option("--out", required=True, type=PATH, help="Folder of the copy.")
+@click.option(
+    "--pseudonymise", "key", type=PATH, help="File with a secret key: ids and names become keyed hashes."
+)
+@click.option("--compact", type=click.Choice(["lossless", "int8"]), help="A smaller copy, for slow lines.")
+@click.option("--keep-column", multiple=True, help="A column of your own that may leave under pseudonyms.")
+@click.option("--no-pixels", is_flag=True, help="Leave the patches' pixels out.")
+@click.option("--mapping", type=PATH, help="CSV file for yourself: names and pseudonyms.")
+@JSON
+def export(
+    path: str, out: Path, key: Path | None, mapping: Path | None, as_json: bool, **values: Any
+) -> None:
+    """A copy for others: without the names of slides and patients, or smaller, or both."""
+    from pipeline import summaries
+    from pipeline.progress import reporter_for
+    from stores import export as exports
+    from stores.pseudonyms import read_key
+
+    options = exports.ExportOptions(
+        compact=values["compact"],
+        pseudonyms=read_key(key) if key is not None else None,
+        keep_columns=values["keep_column"],
+        pixels=not values["no_pixels"],
+        mapping=mapping,
+    )
+    with reporter_for(sys.stderr) as report:
+        found = opened(path)
+        result = exports.export(found, out, options, lambda n: report.start("export", n), report.advance)
+    print_result(as_json, summaries.export_json(result), lambda: summaries.export_lines(out, result))
+
+
+@store.command()
+@click.argument("path", type=PATH)
+@click.option("--name", help="Name of the data set; the folder's.")
+@click.option("--creator", default="unknown", show_default=True, help="Who made it.")
+@click.option("--licence", help="Licence of the features; the teacher's as recorded.")
+@click.option("--url", help="Where it is published.")
+@click.option("--date", help="Day of publication; today.")
+@click.option("--column", "columns", multiple=True, help="A column of your own that the cohort table counts.")
+@JSON
+def card(path: Path, name: str | None, date: str | None, as_json: bool, **values: Any) -> None:
+    """Write README.md and croissant.json: what it is, whose licence binds, who is in it, how to load it."""
+    from stores.card import CardOptions, write_card
+
+    day = date or datetime.date.today().isoformat()
+    written = write_card(path, CardOptions(name=name or path.resolve().name, date=day, **values))
+    names = [str(file) for file in written]
+    print_result(as_json, {"written": names}, lambda: names)
+
+
+@store.command()
+@click.argument("path", type=PATH)
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@JSON
+def reindex(path: Path, dry_run: bool, as_json: bool) -> None:
+    """Bring in line what follows from other things: checksums, block statistics, commit records."""
+    from pipeline.progress import reporter_for
+    from stores.reindex import reindex as bring_in_line
+
+    with reporter_for(sys.stderr) as report:
+        done = bring_in_line(path, dry_run, lambda n: report.start("reindex", n), report.advance)
+    print_result(as_json, {"done": done, "dry_run": dry_run}, lambda: done or ["everything is in line"])
+
+
+@store.command()
+@click.argument("path", type=PATH)
+@click.argument("url")
+@JSON
+def push(path: Path, url: str, as_json: bool) -> None:
+    """Upload a store to a URL such as s3://bucket/name; goes on after an interruption."""
+    from pipeline import summaries
+    from pipeline.progress import reporter_for
+    from stores import remote, transfer
+
+    with reporter_for(sys.stderr) as report:
+        objects = remote.Objects(url)
+        result = transfer.push(path, objects, lambda total: report.start("push", total), report.advance)
+    print_result(as_json, dataclasses.asdict(result), lambda: summaries.transfer_lines(url, result))
+
+
+@store.command()
+@click.argument("url")
+@click.argument("out", type=PATH)
+@JSON
+def pull(url: str, out: Path, as_json: bool) -> None:
+    """Download a store from a URL into a new folder; goes on after an interruption."""
+    from pipeline import summaries
+    from pipeline.progress import reporter_for
+    from stores import remote, transfer
+
+    with reporter_for(sys.stderr) as report:
+        objects = remote.Objects(url)
+        result = transfer.pull(objects, out, lambda total: report.start("pull", total), report.advance)
+    print_result(as_json, dataclasses.asdict(result), lambda: summaries.transfer_lines(str(out), result))
 
 
 @g2l.command()

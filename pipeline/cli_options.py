@@ -13,8 +13,25 @@ import click
 
 from pipeline.options import TileOptions, from_json
 from stores.errors import G2LError
+from stores.location import StoreLike
 
-PATH = click.Path(path_type=Path)
+
+class _LocalPath(click.Path):
+    """A path; a URL gets an answer that helps."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and "://" in value:
+            self.fail(
+                f"{value}: a URL; this works on local folders: `g2l store push` and `pull` copy stores",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
+
+
+PATH = _LocalPath(path_type=Path)
+STORE = click.UNPROCESSED
+"""A store to be read: a folder, or a URL of any kind that fsspec knows; see `opened`."""
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _INTERRUPTED = 130
 
@@ -109,6 +126,38 @@ def _click_option(field: Any) -> Callable[..., Any]:
     if field.default == "":
         settings |= {"required": True, "default": None}
     return click.option(flag, field.name, **settings)
+
+
+def remote_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--cache`` and ``--cache-gb`` of commands that read stores."""
+    command = click.option(
+        "--cache-gb", default=20.0, show_default=True, help="Size of the cache of a store behind a URL."
+    )(command)
+    return click.option("--cache", type=PATH, help="Folder for that cache; a temporary one.")(command)
+
+
+def opened(store: str, cache: Path | None = None, cache_gb: float = 20.0) -> StoreLike:
+    """A store by path or URL, closed when the command ends."""
+    from stores.remote import open_store
+
+    found: StoreLike = click.get_current_context().with_resource(open_store(store, cache, cache_gb))
+    return found
+
+
+def slide_ids(given: Iterable[str]) -> tuple[str, ...]:
+    """Slide ids from ``--slides``: an id as it is, a file by its lines or its CSV column ``slide_id``."""
+    from pipeline.tiling import read_slides_csv
+
+    found: list[str] = []
+    for text in given:
+        path = Path(text)
+        if path.suffix == ".csv":
+            found += read_slides_csv(path)
+        elif path.is_file():
+            found += [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        else:
+            found.append(text)
+    return tuple(found)
 
 
 def build(kind: type, values: Mapping[str, Any]) -> Any:

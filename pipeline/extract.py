@@ -29,7 +29,7 @@ from pipeline.progress import Reporter
 from pipeline.tasks import ExtractSummary, Task, plan_tasks
 from pipeline.teacher import Teacher, collect, load_teacher
 from pipeline.views import ViewParams
-from stores import features, files, manifest, pixels, recipe
+from stores import features, files, layout, manifest, pixels, recipe
 from stores.errors import FeatureError, OptionError, ReadError
 
 
@@ -77,6 +77,7 @@ def extract(
             f"--policy {options.policy}: for patches of {policy.patch_px} px, not {tile_options.patch}"
         )
     paths = slide_files.find_slides(inputs)
+    layout.require_unsealed(store)
     tiling.require_extendable(store)
     teacher = load_teacher(options)  # before hours of tiling: its name or weights may be wrong
     if teacher.identity.image_px != policy.crop_px:
@@ -138,7 +139,7 @@ def run_tasks(
     n_seeds = max((len(task.seeds) for task in tasks), default=1)
     ahead = 2 * threads + 4 * teacher.batch_size // n_seeds
     with PatchPool(threads) as pool, ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
-        rows = _read_ahead(pool, tasks, policy, options.pixels, ahead)
+        rows = read_ahead(pool, tasks, policy, options.pixels, ahead)
         writing: Future[None] | None = None
         for task in tasks:
             block = encode_task(
@@ -151,7 +152,7 @@ def run_tasks(
             writing.result()
 
 
-def _read_ahead(
+def read_ahead(
     pool: PatchPool, tasks: Sequence[Task], policy: views.Policy, keep: bool, ahead: int
 ) -> Iterator[Future[RowViews]]:
     """Futures of all rows of all tasks in order, at most `ahead` of them not yet consumed."""

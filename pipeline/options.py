@@ -167,13 +167,74 @@ class DistillOptions:
         _validate_weights(self)
 
 
-def _validate_machine(options: ExtractOptions | DistillOptions) -> None:
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """What ``plan`` reckons with; the tile options decide the patches."""
+
+    teacher: str | None = option(None, "The teacher: its feature length, and with --measure its speed.")
+    seeds: int = option(4, "Views per patch: the centre crop and seeds 1, 2, ...")
+    pixels: bool = option(False, "Reckon with the patches' pixels too.")
+    dim: int | None = option(None, "Feature length of a teacher that is not known by name.")
+    views_per_s: float | None = option(None, "Measured speed of the teacher, in views per second.")
+    measure: bool = option(False, "Load the teacher and measure its speed on this machine.")
+    weights: Path | None = option(None, "Checkpoint file or folder, instead of the published weights.")
+    random_weights: int | None = option(None, "Seed of random weights: speed does not depend on them.")
+    batch_size: int | None = option(None, "Views per forward pass; 256 on a GPU, 16 on a CPU.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.")
+    dtype: str = option("auto", "Arithmetic of the forward pass.", ("auto", "float32", "bfloat16", "float16"))
+
+    def validate(self) -> None:
+        """Raise OptionError that names the first value that is not allowed."""
+        require(1 <= self.seeds <= 1000, "seeds", self.seeds, "1 to 1000")
+        require(self.dim is None or self.dim >= 1, "dim", self.dim, "1 or more")
+        speed = self.views_per_s
+        require(speed is None or speed > 0, "views_per_s", speed, "above 0")
+        if self.measure and self.teacher is None:
+            raise OptionError("--measure: needs --teacher, whose speed is measured")
+        if self.measure and speed is not None:
+            raise OptionError("--measure and --views-per-s: give one of them")
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyOptions:
+    """How deep ``store verify`` looks."""
+
+    slides: tuple[Path, ...] = option(
+        (), "Slide files or folders: re-read patches and render views from them."
+    )
+    views: bool = option(False, "Render views from the store's own pixels where no slide is given.")
+    teacher: str | None = option(None, "Recompute features with this encoder; never taken from the store.")
+    weights: Path | None = option(None, "Checkpoint file or folder, instead of the published weights.")
+    random_weights: int | None = option(None, "Seed of random weights, for trials without a download.")
+    sample: int = option(32, "Patches of each slide whose views and features are recomputed.")
+    every: bool = option(False, "Recompute the views and features of every patch instead.")
+    min_cosine: float = option(0.999, "Smallest cosine of a recomputed feature to the stored one.")
+    partial: bool = option(False, "The store is unfinished: views that were never extracted are not wrong.")
+    repair: bool = option(False, "Recompute what is broken; needs --slides and --teacher.")
+    batch_size: int | None = option(None, "Views per forward pass; 256 on a GPU, 16 on a CPU.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.")
+    dtype: str = option("auto", "Arithmetic of the forward pass.", ("auto", "float32", "bfloat16", "float16"))
+    threads: int | None = option(None, "Threads that read and render; the number of CPUs.")
+
+    def validate(self) -> None:
+        """Raise OptionError that names the first value that is not allowed."""
+        require(self.sample >= 1, "sample", self.sample, "1 or more")
+        require(0 < self.min_cosine <= 1, "min_cosine", self.min_cosine, "above 0, up to 1")
+        if self.repair and not (self.slides and self.teacher):
+            raise OptionError("--repair: needs --slides and --teacher, to recompute what is broken")
+        if self.teacher is None and (self.weights is not None or self.random_weights is not None):
+            raise OptionError("--weights and --random-weights: are the teacher's; give --teacher too")
+        _validate_machine(self)
+        _validate_weights(self)
+
+
+def _validate_machine(options: ExtractOptions | DistillOptions | VerifyOptions) -> None:
     for name in ("batch_size", "threads"):
         value = getattr(options, name)
         require(value is None or value >= 1, name, value, "1 or more")
 
 
-def _validate_weights(options: ExtractOptions | DistillOptions) -> None:
+def _validate_weights(options: ExtractOptions | DistillOptions | VerifyOptions) -> None:
     if options.weights is not None and options.random_weights is not None:
         raise OptionError("--weights and --random-weights: give one of them")
     if options.weights is not None and not options.weights.exists():

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pipeline.slides import PatchReader, ReadPlan
 from stores import pixels
+from stores.location import StoreLike
 
 _OPEN_PER_THREAD = 4
 
@@ -59,7 +60,7 @@ class StoreSource:
     """Patches from the store's own pixels."""
 
     slide_id: str
-    store: Path
+    store: StoreLike
 
     def open(self) -> Reader:
         return _FromStore(pixels.open_pixels(self.store, self.slide_id))

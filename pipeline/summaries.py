@@ -117,41 +117,7 @@ def distill_lines(run: Path, summary: Mapping[str, Any]) -> list[str]:
     return [*lines, f"student: {run / 'student'}", f"curves: {run / 'curves.png'}"]
 
 
-def export_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The summary of ``store export`` for people."""
-    lines = [
-        f"{summary['slides']} slides, {summary['views']} views, {human_bytes(summary['bytes'])} in {summary['out']}"
-    ]
-    if summary["bytes_per_view"]:
-        lines.append(
-            f"features: {summary['bytes_per_view']:.0f} B a view, statistics included; "
-            f"{summary['bytes_per_view_before']:.0f} before"
-        )
-    if summary["cost"]:
-        lines.append(f"measured: {cost_line(summary['cost'])}")
-    if summary["pseudonymised"]:
-        lines.append(
-            f"under pseudonyms of key {summary['key_id']}; searched for every original name: none found"
-        )
-        left_out = ", ".join(summary["columns_left_out"]) or "none"
-        lines.append(f"left out: {summary['slides_left_out']} unusable slides; own columns: {left_out}")
-    return [*lines, f"recipe {(summary['recipe_digest'] or 'incomplete')[:12]}"]
-
-
-def cost_line(compact: Mapping[str, Any]) -> str:
-    """What a compact copy costs, from its recipe; an untrusted recipe may hold anything."""
-    said = [f"{compact.get('kind')}"]
-    for key, text in (
-        ("relative_error", "relative error"),
-        ("max_relative_error", "at most"),
-        ("nn10_overlap", "10-NN overlap"),
-    ):
-        if isinstance(compact.get(key), int | float):
-            said.append(f"{text} {compact[key]:g}")
-    return ", ".join(said)
-
-
-def info_lines(store: Path, info: Mapping[str, Any]) -> list[str]:
+def info_lines(store: Any, info: Mapping[str, Any]) -> list[str]:
     """``store info`` for people."""
     recipe = info["recipe"]
     teacher = recipe["teacher"] or {"name": "none yet", "weights_sha256": "", "dim": 0, "dtype": "-"}
@@ -160,7 +126,6 @@ def info_lines(store: Path, info: Mapping[str, Any]) -> list[str]:
         f"recipe    {info['recipe_digest'] or 'incomplete: no teacher yet'}",
         f"teacher   {teacher['name']}, {teacher['dim']}-d, {teacher['dtype']}, "
         f"weights {teacher['weights_sha256'][:16]}",
-        *([f"compact   {cost_line(recipe['compact'])}"] if recipe.get("compact") else []),
         f"patch     {recipe['patch']['size_px']} px at {recipe['patch']['mpp']:g} mpp",
         f"slides    {info['slides']} ({_join(info['slides_by_status'])}), {info['patients']} patients",
         f"patches   {info['patches']} ({_join(info['patches_by_split'])})",
@@ -170,6 +135,12 @@ def info_lines(store: Path, info: Mapping[str, Any]) -> list[str]:
     lines.append(
         "bytes     " + ", ".join(f"{name} {human_bytes(size)}" for name, size in info["bytes"].items())
     )
+    if info["statistics"]:
+        found = info["statistics"]
+        lines.append(
+            f"features  per dimension: mean {found['mean_min']:.3g} to {found['mean_max']:.3g}, standard deviation "
+            f"{found['std_min']:.3g} to {found['std_max']:.3g}, {found['constant_dimensions']} constant"
+        )
     if info["bytes_per_view"]:
         lines.append(f"          {info['bytes_per_view']:.0f} B a view, manifest included")
     return lines + _reasons(info["slides_unusable"])
@@ -177,6 +148,89 @@ def info_lines(store: Path, info: Mapping[str, Any]) -> list[str]:
 
 def _join(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def shared_lines(out: Path, result: Any) -> list[str]:
+    """``store merge`` and ``store subset`` for people."""
+    left = [f"left out, no file of a store: {name!r:.200}" for name in result.left_out]
+    return [
+        f"{out}: {result.slides} slides, {result.patches} patches; {result.files} files copied, "
+        f"{human_bytes(result.bytes)}; not sealed",
+        *left,
+    ]
+
+
+def export_json(result: Any) -> dict[str, Any]:
+    """The outcome of ``store export``; the names that were replaced are not in it."""
+    names = ("slides", "patches", "files", "bytes", "left_out", "compact", "notes")
+    return {name: getattr(result, name) for name in names}
+
+
+def export_lines(out: Path, result: Any) -> list[str]:
+    """The outcome of ``store export`` for people."""
+    lines = [
+        f"{out}: {result.slides} slides, {result.patches} patches; {result.files} files, {human_bytes(result.bytes)}"
+    ]
+    if result.compact:
+        error = result.compact
+        lines.append(
+            f"int8: relative error {error['relative_error']:.2%} on average, {error['max_relative_error']:.2%} at most"
+        )
+        if "nn10_overlap" in error:
+            lines.append(f"      {error['nn10_overlap']:.1%} of the 10 nearest neighbours stay the same")
+    lines += [f"note: {text}" for text in result.notes]
+    return lines + [f"left out, no file of a store: {name!r:.200}" for name in result.left_out]
+
+
+def transfer_lines(where: str, result: Any) -> list[str]:
+    """``store push`` and ``store pull`` for people."""
+    size = human_bytes(result.bytes)
+    return [
+        f"{where}: {result.files} files, {size}; {result.there_before} of them were there from an earlier run",
+        f"proved by: {result.proof}",
+        *(f"left out, no file of a store: {name!r:.200}" for name in result.left_out),
+    ]
+
+
+def verify_json(store: Any, result: Any) -> dict[str, Any]:
+    """The outcome of ``store verify``."""
+    structure = result.structure
+    return {
+        "store": str(store),
+        "ok": not result.findings,
+        "findings": [finding.to_json() for finding in result.findings],
+        "slides": structure.slides,
+        "views": structure.views,
+        "bytes": structure.bytes,
+        "sealed": structure.sealed,
+        "views_checked": result.views_checked,
+        "features_checked": result.features_checked,
+        "cosine_min": result.cosine_min,
+        "error_max": result.error_max,
+        "notes": result.notes,
+        "repaired": result.repaired,
+    }
+
+
+def verify_lines(store: Any, result: Any) -> list[str]:
+    """The outcome of ``store verify`` for people."""
+    structure = result.structure
+    sealed = "sealed, checksums compared" if structure.sealed else "not sealed"
+    lines = [
+        *(f"repaired: {text}" for text in result.repaired),
+        f"structure: {structure.slides} slides, {structure.views} views, {human_bytes(structure.bytes)} read; {sealed}",
+    ]
+    if result.views_checked:
+        lines.append(f"views: {result.views_checked} rendered again and compared")
+    if result.features_checked:
+        lines.append(
+            f"teacher: {result.features_checked} features computed again; smallest cosine {result.cosine_min:.6f}, "
+            f"largest difference {result.error_max:.2e}"
+        )
+    lines += [f"note: {text}" for text in result.notes]
+    lines += [f"wrong: {finding}" for finding in result.findings]
+    count = len(result.findings)
+    return [*lines, f"{store}: {f'{count} wrong' if count else 'nothing is wrong'}"]
 
 
 def model_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:

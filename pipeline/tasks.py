@@ -1,6 +1,6 @@
 """What stage one has to do: tasks of (slide, block, seeds), less what is committed already."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,11 +84,12 @@ def _missing(
     """Ranges of seeds of a block that have no commit record, or one with fewer rows than wanted."""
     if not rows:
         return []
-    todo, covered = [], 0
+    todo: list[range] = []
+    covered: set[int] = set()
     for commit in manifest.commits(store, slide_id):
         if commit.block != block:
             continue
-        covered = max(covered, commit.seeds.stop)
+        covered |= set(commit.seeds)
         table = commit.read(["row", "seed", "status"])
         if pc.max(table["row"]).as_py() < rows.stop - 1:
             todo.append(commit.seeds)
@@ -96,4 +97,19 @@ def _missing(
             summary.views_before += len(rows) * len(commit.seeds)
             bad = table.filter(pc.equal(table["status"], manifest.BAD_READ))
             summary.bad_reads += [f"{slide_id} row {r}" for r in sorted(set(bad["row"].to_pylist()))]
-    return [*todo, range(covered, n_seeds)] if covered < n_seeds else todo
+    return [*todo, *runs_of(seed for seed in range(n_seeds) if seed not in covered)]
+
+
+def runs_of(numbers: Iterable[int]) -> list[range]:
+    """Ascending numbers as ranges of neighbours.
+
+    >>> runs_of([0, 1, 4])
+    [range(0, 2), range(4, 5)]
+    """
+    runs: list[range] = []
+    for number in numbers:
+        if runs and runs[-1].stop == number:
+            runs[-1] = range(runs[-1].start, number + 1)
+        else:
+            runs.append(range(number, number + 1))
+    return runs

@@ -20,7 +20,7 @@ from pipeline import options as opts
 from pipeline import pictures, tissue
 from pipeline import slides as slide_files
 from pipeline.progress import Reporter
-from stores import files, manifest, pseudonyms, recipe
+from stores import files, layout, manifest, pseudonyms, recipe
 from stores.errors import OptionError, RecipeMismatch, SlideError, TissueError
 
 THUMBNAIL_MPP = 8.0
@@ -236,6 +236,7 @@ def prepare_store(store: Path, options: opts.TileOptions) -> tissue.TissueRule:
 def tile(inputs: Sequence[Path], store: Path, options: opts.TileOptions, report: Reporter) -> TileSummary:
     """Tile every slide that is not tiled yet. A slide that cannot be used becomes a row with a reason."""
     options.validate()
+    layout.require_unsealed(store)
     require_extendable(store)
     table = read_slides_csv(options.slides_csv)
     overrides = mpp_overrides(options.slide_mpp, table)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
+import numcodecs
 import numpy as np
 import numpy.typing as npt
 import zarr
@@ -26,6 +28,9 @@ from stores.location import StoreLike
 
 MAX_READ_BYTES = 256 << 20
 """The most memory that one chunk, or one array that is read whole, may ask for."""
+_EVERY_CHUNK: Any = {
+    "write_empty_chunks": True
+}  # one that equals the fill value is a chunk too, not a lost one
 _MAX_METADATA_BYTES = 64 << 10
 _MAX_SIDE = 1 << 31
 _COMPRESSORS = ("zstd", "blosc")
@@ -162,6 +167,18 @@ def decoded_size(raw: bytes, compressor: str) -> int | None:
     return int.from_bytes(raw[start : start + length], "little") + (256 if length == 2 else 0)
 
 
+def require_decoded_size(raw: bytes, spec: ArraySpec, where: str) -> None:
+    """Raise CorruptStore unless a compressed chunk decodes to the size that its array says."""
+    if spec.compressor is not None:
+        size = decoded_size(raw, spec.compressor)
+        if size != spec.chunk_bytes:
+            raise CorruptStore(f"{where}: decodes to {size} bytes, expected {spec.chunk_bytes}")
+
+
+def _chunk_limit(spec: ArraySpec) -> int:
+    return spec.chunk_bytes * 9 // 8 + 1024  # what cannot be compressed grows by a header per block
+
+
 class ReadOnlyStore(Store):
     """A Zarr store over ``name -> bytes``; refuses a chunk that would decode to another size than its array says."""
 
@@ -182,15 +199,10 @@ class ReadOnlyStore(Store):
 
     def _get(self, key: str) -> bytes | None:
         is_chunk = not key.endswith("zarr.json")
-        # incompressible chunks grow by a header per block
-        limit = self._spec.chunk_bytes * 9 // 8 + 1024 if is_chunk else _MAX_METADATA_BYTES
+        limit = _chunk_limit(self._spec) if is_chunk else _MAX_METADATA_BYTES
         raw = self._read(f"{self._name}/{key}", limit)
-        if raw is not None and is_chunk and self._spec.compressor:
-            size = decoded_size(raw, self._spec.compressor)
-            if size != self._spec.chunk_bytes:
-                raise CorruptStore(
-                    f"{self._name}/{key}: decodes to {size} bytes, expected {self._spec.chunk_bytes}"
-                )
+        if raw is not None and is_chunk:
+            require_decoded_size(raw, self._spec, f"{self._name}/{key}")
         return raw
 
     async def get(
@@ -275,7 +287,7 @@ def open_checked(store: StoreLike, name: str, ndim: int, dtypes: str | tuple[str
 def open_for_writing(store: Path, name: str, ndim: int, dtype: str) -> zarr.Array[Any]:
     """Open an array of a local store for writing, with the same checks."""
     open_checked(store, name, ndim, dtype)
-    return zarr.open_array(store / name, mode="r+", zarr_format=3)
+    return zarr.open_array(store / name, mode="r+", zarr_format=3).with_config(_EVERY_CHUNK)
 
 
 def read_selection(array: zarr.Array[Any], selection: tuple[Any, ...], what: str) -> npt.NDArray[Any]:
@@ -292,6 +304,37 @@ def read_selection(array: zarr.Array[Any], selection: tuple[Any, ...], what: str
         raise type(error)(f"{what}: {error}") from None
     except Exception as error:  # codecs raise ValueError, RuntimeError, OSError ... on damaged bytes
         raise CorruptStore(f"{what}: damaged chunk ({first_line(error)})") from error
+
+
+def read_chunk(
+    store: StoreLike, name: str, spec: ArraySpec, index: tuple[int, ...]
+) -> npt.NDArray[Any] | None:
+    """A whole chunk, padding included, or None when there is none.
+
+    Decodes without Zarr, whose way through an event loop costs more than reading, checksum and decoding together.
+
+    Raises
+    ------
+    CorruptStore
+        When the chunk is damaged.
+    """
+    file = f"{name}/c/{'/'.join(map(str, index))}"
+    raw = read_file(store, file, _chunk_limit(spec))
+    if raw is None:
+        return None
+    body = memoryview(raw)[:-4]
+    if len(raw) < 4 or google_crc32c.value(bytes(body)) != int.from_bytes(raw[-4:], "little"):
+        raise CorruptStore(f"{store}/{file}: its crc32c differs")
+    if spec.compressor is not None:
+        require_decoded_size(raw, spec, f"{store}/{file}")
+        codec = numcodecs.Zstd() if spec.compressor == "zstd" else numcodecs.Blosc()
+        try:
+            body = memoryview(codec.decode(body))
+        except Exception as error:  # numcodecs raises RuntimeError and ValueError
+            raise CorruptStore(f"{store}/{file}: cannot be decoded ({first_line(error)})") from None
+    if len(body) != spec.chunk_bytes:
+        raise CorruptStore(f"{store}/{file}: {len(body)} bytes, expected {spec.chunk_bytes}")
+    return np.frombuffer(body, spec.dtype).reshape(spec.chunks)
 
 
 def read_whole(array: zarr.Array[Any], what: str) -> npt.NDArray[Any]:
@@ -325,7 +368,7 @@ def create_array(
     fill: float,
     *codecs: Any,
 ) -> zarr.Array[Any]:
-    """Create an array whose codec chain ends in crc32c; `name` is ``root.zarr/path``."""
+    """Create the array `name`, ``root.zarr/path``, with crc32c as its last codec, in place of one that a kill left."""
     root, _, path = name.partition("/")
     group = zarr.open_group(store / root, mode="a", zarr_format=3)
     return group.create_array(
@@ -336,4 +379,6 @@ def create_array(
         fill_value=fill,
         filters=None,
         compressors=[*codecs, Crc32cCodec()],
+        config=_EVERY_CHUNK,
+        overwrite=True,
     )

@@ -121,6 +121,7 @@ class Cost:
         """The recipe's part: kind, mean and largest relative error, and the 10-NN overlap when it could be measured."""
         result: dict[str, Any] = {
             "kind": INT8,
+            "rows": self._rows,
             "relative_error": _readable(self._sum / max(self._rows, 1)),
             "max_relative_error": _readable(self._largest),
         }

@@ -10,17 +10,18 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from stores import compact, features, files, layout, leaks, manifest, pseudonyms, recipe, recode
+from stores import compact, files, layout, leaks, manifest, recipe, recode
 from stores.copying import REQUEST, copy_file, staged
 from stores.errors import OptionError, StoreError
+from stores.findings import Progress
 from stores.location import StoreLike
+from stores.pseudonyms import Pseudonyms, check_mapping, write_mapping
 from stores.renamed import copy_metadata, own_columns, public_options, renamed, without_path, write_manifest
 
-Advance = Callable[[int, str], None]
 _RECODED = re.compile(r"features\.zarr/[^/]+/(?:features/.*|zarr\.json)")
 
 
@@ -28,20 +29,34 @@ _RECODED = re.compile(r"features\.zarr/[^/]+/(?:features/.*|zarr\.json)")
 class ExportOptions:
     """What is asked for."""
 
-    pseudonymise: Path | None = None
-    """File of the key."""
     compact: str | None = None
-    """``lossless`` or ``int8``."""
-    pixels: bool = True
+    """``lossless``, ``int8`` or None."""
+    pseudonyms: Pseudonyms | None = None
     keep_columns: tuple[str, ...] = ()
     """Columns of the user's own that may leave under pseudonyms."""
+    pixels: bool = True
     mapping: Path | None = None
     """CSV of originals and pseudonyms to write for the lab itself."""
 
 
+@dataclass(slots=True)
+class Exported:
+    """What an export made."""
+
+    slides: int = 0
+    patches: int = 0
+    files: int = 0
+    bytes: int = 0
+    left_out: list[str] = field(default_factory=list)
+    """Files of the source that no store has."""
+    compact: dict[str, Any] | None = None
+    """The measured error of an int8 copy."""
+    notes: list[str] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
-class Export:
-    """A checked request: `plan` makes it, `write` carries it out."""
+class _Plan:
+    """A request that was checked against its store."""
 
     store: StoreLike
     out: Path
@@ -49,10 +64,8 @@ class Export:
     recipe: recipe.Recipe
     rows: list[dict[str, Any]]
     """Slides of the export, under their original names."""
-    left_out: int
-    """Slides that are not in it."""
     listing: Mapping[str, int]
-    names: pseudonyms.Pseudonyms | None
+    names: Pseudonyms | None
     originals: leaks.Originals
 
     @property
@@ -61,41 +74,56 @@ class Export:
         return len(self.rows) * (1 if self.names is None else 2)
 
 
-def plan(store: StoreLike, out: Path, options: ExportOptions) -> Export:
-    """Check a request against a store before anything is written.
+def export(
+    store: StoreLike, out: Path, options: ExportOptions, start: Callable[[int], None], progress: Progress
+) -> Exported:
+    """Write an export; one that was interrupted goes on where it was.
+
+    Parameters
+    ----------
+    start
+        Told how often `progress` will advance by one: a slide written, a slide checked.
 
     Raises
     ------
     OptionError
         When options contradict each other, the store, or what an export may hold.
+    CorruptStore
+        When a committed row of the source is not finite, or a file is not what it should be.
+    StoreError
+        When the self-check finds an original name; nothing is published then.
     """
+    plan = _plan(store, out, options)
+    start(plan.total)
+    return _write(plan, progress)
+
+
+def _plan(store: StoreLike, out: Path, options: ExportOptions) -> _Plan:
     stored = recipe.load(store)
     _check_options(store, stored, out, options)
-    key = None if options.pseudonymise is None else pseudonyms.load_key(options.pseudonymise)
     every = manifest.read_slides(store)
     if not every:
         raise StoreError(f"{store}: has no slides yet; run `g2l tile` first")
     originals = leaks.Originals(every)
     rows, names = every, None
-    if key is not None:
+    if options.pseudonyms is not None:
         rows = [row for row in every if row["status"] == manifest.OK]
-        names = pseudonyms.Pseudonyms(key)
+        names = options.pseudonyms.fresh()
         names.rows(rows)  # finds collisions now
         stored = without_path(stored)
-        _check_columns(rows, options.keep_columns, originals)
-        _check_texts(store, stored, rows, originals)
+        leaks.check_columns(rows, options.keep_columns, originals)
+        leaks.check_texts(store, stored, rows, originals)
         if options.mapping is not None:
-            pseudonyms.check_mapping_path(options.mapping, names.mapping(), store, out)
-    left_out = len(every) - len(rows)
-    return Export(store, out, options, stored, rows, left_out, layout.list_files(store), names, originals)
+            check_mapping(options.mapping, names.mapping(), store, out)
+    return _Plan(store, out, options, stored, rows, layout.list_files(store), names, originals)
 
 
 def _check_options(store: StoreLike, stored: recipe.Recipe, out: Path, options: ExportOptions) -> None:
-    if options.pseudonymise is None and options.compact is None:
-        raise OptionError("store export: give --pseudonymise KEYFILE, --compact lossless or int8, or both")
+    if options.pseudonyms is None and options.compact is None:
+        raise OptionError("export: give --pseudonymise KEYFILE, --compact lossless or int8, or both")
     if options.compact not in (None, *compact.KINDS):
         raise OptionError(f"--compact {options.compact}: allowed is {' or '.join(compact.KINDS)}")
-    if options.pseudonymise is None:
+    if options.pseudonyms is None:
         for flag, given in (("--keep-column", options.keep_columns), ("--mapping", options.mapping)):
             if given:
                 raise OptionError(f"{flag}: only with --pseudonymise; without it every column and name stays")
@@ -110,44 +138,7 @@ def _check_options(store: StoreLike, stored: recipe.Recipe, out: Path, options: 
         )
 
 
-def _check_columns(
-    rows: Sequence[Mapping[str, Any]], keep: Sequence[str], originals: leaks.Originals
-) -> None:
-    own = own_columns(rows)
-    for column in keep:
-        if column not in own:
-            raise OptionError(
-                f"--keep-column {column}: not one of the columns of your own ({', '.join(own) or 'none'})"
-            )
-        for row in rows:
-            found = originals.in_text(row[column] or "", shortest=1)
-            if found is not None:
-                raise OptionError(f"--keep-column {column}: holds {found!r}, a name that must not leave")
-
-
-def _check_texts(
-    store: StoreLike, stored: recipe.Recipe, rows: Sequence[Mapping[str, Any]], originals: leaks.Originals
-) -> None:
-    """What is copied word by word is looked at before hours of copying, not only after."""
-    texts = [*leaks.strings(stored.to_json()), *sorted({row["vendor"] or "" for row in rows})]
-    for text in texts:
-        found = originals.in_text(text)
-        if found is not None:
-            raise StoreError(
-                f"{store}: {text!r:.80} in its recipe or vendors holds {found!r}, a name that must not leave"
-            )
-
-
-def write(export: Export, advance: Advance) -> dict[str, Any]:
-    """Write the export; one that was interrupted goes on where it was. Returns the summary, as JSON types.
-
-    Raises
-    ------
-    CorruptStore
-        When a committed row of the source is not finite, or a file is not what it should be.
-    StoreError
-        When the self-check finds an original name.
-    """
+def _write(export: _Plan, advance: Progress) -> Exported:
     with staged(export.out, _request(export)) as stage:
         cost = None
         if export.options.compact == compact.INT8:
@@ -162,15 +153,23 @@ def write(export: Export, advance: Advance) -> dict[str, Any]:
         if export.names is not None:
             _check(export, stage, list(size), advance)
             if export.options.mapping is not None:
-                pseudonyms.write_mapping(export.options.mapping, export.names.mapping())
-    return _summary(export, written, size)
+                write_mapping(export.options.mapping, export.names.mapping())
+    return Exported(
+        slides=len(export.rows),
+        patches=sum(row["n_patches"] for row in export.rows),
+        files=len(size),
+        bytes=sum(size.values()),
+        left_out=[f"{export.store}/{name}" for name in export.listing if layout.classify(name) is None],
+        compact=None if cost is None else cost.to_json(),
+        notes=_notes(export),
+    )
 
 
-def _request(export: Export) -> dict[str, Any]:
+def _request(export: _Plan) -> dict[str, Any]:
     """All that decides the bytes; the listing stands for the source, which may have grown since an interruption."""
     listing = json.dumps(sorted(export.listing.items())).encode()
     return {
-        "command": "store export",
+        "command": "export",
         "store": str(export.store),
         "listing": hashlib.sha256(listing).hexdigest(),
         "recipe": export.recipe.digest(),
@@ -181,13 +180,13 @@ def _request(export: Export) -> dict[str, Any]:
     }
 
 
-def _rows_of_seed_0(export: Export) -> int:
+def _rows_of_seed_0(export: _Plan) -> int:
     blocks = (b for row in export.rows for b in recode.committed_blocks(export.store, row["slide_id"]))
     return sum(len(block.rows) for block in blocks if block.seed == 0)
 
 
 def _write_slide(
-    export: Export, slide_id: str, names: Sequence[str], stage: Path, cost: compact.Cost | None
+    export: _Plan, slide_id: str, names: Sequence[str], stage: Path, cost: compact.Cost | None
 ) -> None:
     new_id = slide_id if export.names is None else export.names.of("slide", slide_id)
     kinds = {"patches", "commit", "features"} | ({"pixels"} if export.options.pixels else set())
@@ -217,7 +216,7 @@ def _write_slide(
             recode.write_lossless(export.store, slide_id, blocks, stage, new_id)
 
 
-def _write_rest(export: Export, written: recipe.Recipe, stage: Path) -> None:
+def _write_rest(export: _Plan, written: recipe.Recipe, stage: Path) -> None:
     """What is of no slide: groups, slides table, options; the recipe last."""
     for root in ("features.zarr", "pixels.zarr"):
         if (stage / root).is_dir():
@@ -252,13 +251,13 @@ def _write_rest(export: Export, written: recipe.Recipe, stage: Path) -> None:
     recipe.save(stage, written)
 
 
-def _hidden(export: Export) -> list[str]:
+def _hidden(export: _Plan) -> list[str]:
     if export.names is None:
         return []
     return [column for column in own_columns(export.rows) if column not in export.options.keep_columns]
 
 
-def _check(export: Export, stage: Path, names: Sequence[str], advance: Advance) -> None:
+def _check(export: _Plan, stage: Path, names: Sequence[str], advance: Progress) -> None:
     assert export.names is not None
     open_slides = {export.names.of("slide", row["slide_id"]) for row in export.rows}
 
@@ -272,23 +271,18 @@ def _check(export: Export, stage: Path, names: Sequence[str], advance: Advance) 
     leaks.check_export(stage, names, issued, export.originals, export.options.keep_columns, checked)
 
 
-def _summary(export: Export, written: recipe.Recipe, size: Mapping[str, int]) -> dict[str, Any]:
-    views = sum(row["views"] for row in manifest.count_views(export.out).to_pylist())
-    in_features = sum(n for name, n in size.items() if name.startswith(f"{features.ROOT}/"))
-    before = sum(n for name, n in export.listing.items() if name.startswith(f"{features.ROOT}/"))
-    return {
-        "store": str(export.store),
-        "out": str(export.out),
-        "recipe_digest": written.digest() if written.complete else None,
-        "slides": len(export.rows),
-        "slides_left_out": export.left_out,
-        "views": views,
-        "pseudonymised": export.names is not None,
-        "key_id": export.names and export.names.key_id,
-        "columns_left_out": _hidden(export),
-        "compact": export.options.compact,
-        "cost": None if export.options.compact != compact.INT8 else written.compact,
-        "bytes": sum(size.values()),
-        "bytes_per_view": in_features / views if views else None,
-        "bytes_per_view_before": before / views if views else None,
-    }
+def _notes(export: _Plan) -> list[str]:
+    if export.names is None:
+        return []
+    notes = [f"under pseudonyms of key {export.names.key_id}; searched for every original name, none found"]
+    unusable = len(manifest.read_slides(export.store)) - len(export.rows)
+    if unusable:
+        notes.append(f"{unusable} unusable slides are left out, with their reasons")
+    if hidden := _hidden(export):
+        notes.append(f"columns left out: {', '.join(hidden)}; --keep-column keeps one")
+    before, now = recipe.load(export.store).teacher, export.recipe.teacher
+    if before is not None and now is not None and before.name != now.name:
+        notes.append(
+            f"the teacher was named by a path; it leaves as {now.name}, which makes it another recipe"
+        )
+    return notes

@@ -31,7 +31,7 @@ from stores.arrays import (
 )
 from stores.errors import CorruptStore, StoreError
 from stores.location import StoreLike
-from stores.manifest import MAX_BLOCK_ROWS, check_slide_id
+from stores.manifest import MAX_BLOCK_ROWS, MAX_SEEDS, check_slide_id
 
 ROW_QUANTUM = 32
 FLOAT16_MAX = 65504.0
@@ -191,6 +191,8 @@ def open_features(store: StoreLike, slide_id: str) -> SlideFeatures:
     name = array_name(slide_id, "features")
     array = open_checked(store, name, 3, ("float16", "int8"))
     n_seeds, n_rows, dim = array.shape
+    if n_seeds > MAX_SEEDS:
+        raise CorruptStore(f"{store}/{name}: {n_seeds} seeds, at most {MAX_SEEDS}")
     if array.chunks != (1, block_rows(n_rows), dim):
         raise CorruptStore(
             f"{store}/{name}: chunks {array.chunks}, expected (1, {block_rows(n_rows)}, {dim})"

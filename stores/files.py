@@ -56,7 +56,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON, atomically. NaN is refused: JSON has none."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """The text that `write_json` writes."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def parse_json(text: str) -> Any:
@@ -71,8 +76,13 @@ def parse_json(text: str) -> Any:
     return json.loads(text, parse_constant=finite, parse_float=finite)
 
 
-def read_json(path: Path, limit_bytes: int = 16 << 20) -> Any:
+def read_json(path: Path, limit_bytes: int = 16 << 20, finite: bool = False) -> Any:
     """Read a JSON file that may come from another lab.
+
+    Parameters
+    ----------
+    finite : bool
+        Refuse NaN and infinity, which JSON does not have.
 
     Raises
     ------
@@ -82,7 +92,8 @@ def read_json(path: Path, limit_bytes: int = 16 << 20) -> Any:
     try:
         if path.stat().st_size > limit_bytes:
             raise StoreError(f"{path}: larger than {limit_bytes} bytes, which no file of this kind is")
-        return parse_json(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return parse_json(text) if finite else json.loads(text)  # QuPath writes NaN into annotations
     except FileNotFoundError:
         raise StoreError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:

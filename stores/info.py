@@ -1,13 +1,20 @@
 """What a store holds, in figures."""
 
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
-from stores import manifest, recipe
+import numpy as np
+import numpy.typing as npt
+
+from stores import features, layout, manifest, recipe
+from stores.errors import CorruptStore
+from stores.location import StoreLike
+
+CONSTANT = 1e-6
+"""A dimension with a smaller standard deviation carries nothing."""
 
 
-def store_info(store: Path) -> dict[str, Any]:
+def store_info(store: StoreLike) -> dict[str, Any]:
     """Recipe, slides, patches, views per seed and split, bytes and completeness, as JSON types.
 
     Raises
@@ -22,7 +29,11 @@ def store_info(store: Path) -> dict[str, Any]:
     n_patches = sum(row["n_patches"] for row in slides)
     seeds = sorted({c["seed"] for c in counts})
     n_views = sum(c["views"] for c in counts)
-    size = {name: _bytes_below(store / name) for name in ("features.zarr", "pixels.zarr", "manifest")}
+    size = dict.fromkeys(("features.zarr", "pixels.zarr", "manifest"), 0)
+    for name, n_bytes in layout.list_files(store, only_plain=False).items():
+        folder = name.split("/")[0]
+        if folder in size:
+            size[folder] += n_bytes
     return {
         "path": str(store),
         "recipe_digest": stored.digest() if stored.complete else None,
@@ -40,8 +51,44 @@ def store_info(store: Path) -> dict[str, Any]:
         },
         "bad_reads": n_views - sum(c["views"] for c in ok),
         "complete": n_views / (n_patches * len(seeds)) if n_patches and seeds else 0.0,
+        "statistics": statistics(store),
         "bytes": size,
         "bytes_per_view": (size["features.zarr"] + size["manifest"]) / n_views if n_views else None,
+    }
+
+
+def statistics(store: StoreLike) -> dict[str, float] | None:
+    """The features' mean and standard deviation per dimension, over all committed views, in a few figures.
+
+    None while there are no features.
+    """
+    running = features.RunningStats()
+    stats: dict[str, npt.NDArray[np.float64]] = {}
+    for commit in manifest.commits(store):
+        table = commit.read(["row", "seed", "status"])
+        if commit.slide_id not in stats:
+            stats = {commit.slide_id: features.read_stats(store, commit.slide_id)}
+        for seed in commit.seeds:
+            n_rows = len(manifest.ok_rows(table, seed))
+            try:
+                mean, variance = stats[commit.slide_id][seed, commit.block]
+            except IndexError:
+                raise CorruptStore(
+                    f"{commit.path}: a block or seed that the statistics do not have"
+                ) from None
+            if n_rows:
+                running.add(n_rows, mean, variance)
+    if not running.count:
+        return None
+    std = np.sqrt(running.variance)
+    return {
+        "views": running.count,
+        "mean_min": float(running.mean.min()),
+        "mean_max": float(running.mean.max()),
+        "std_min": float(std.min()),
+        "std_median": float(np.median(std)),
+        "std_max": float(std.max()),
+        "constant_dimensions": int((std < CONSTANT).sum()),
     }
 
 
@@ -50,7 +97,3 @@ def _sums(pairs: Any) -> dict[str, int]:
     for key, value in pairs:
         total[key] += value
     return dict(sorted(total.items()))
-
-
-def _bytes_below(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -3,11 +3,11 @@
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stores.errors import CorruptStore
+from stores.errors import CorruptStore, OptionError
 from stores.files import PARTIAL
 from stores.location import StoreLike
 from stores.manifest import is_slide_id
@@ -70,31 +70,50 @@ def classify(name: str) -> Known | None:
     return None
 
 
-def list_files(store: StoreLike) -> dict[str, int]:
+def list_files(store: StoreLike, only_plain: bool = True) -> dict[str, int]:
     """Size in bytes of every file below a store, by name; unfinished ``*.partial`` files are left out.
 
     Raises
     ------
     CorruptStore
-        When there is a symbolic link, device or socket: it may lead outside, and a copy would take that along.
+        When there is a symbolic link, device or socket and `only_plain` is set: a link may lead outside, and a copy
+        would take that along.
     """
     if not isinstance(store, Path):
         return store.list_files()
-    return dict(_walk(store, ""))
+
+    def refuse(name: str, what: str) -> None:
+        if only_plain:
+            raise CorruptStore(f"{store / name}: {what}; a store consists of plain files and folders")
+
+    return dict(walk(store, refuse))
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
+def walk(folder: Path, odd: Callable[[str, str], None], prefix: str = "") -> Iterator[tuple[str, int]]:
+    """(name, size) of every file below a folder, sorted; ``odd(name, what)`` hears of what is no file or folder."""
     with os.scandir(folder) as entries:
         ordered = sorted(entries, key=lambda entry: entry.name)
     for entry in ordered:
         status = entry.stat(follow_symlinks=False)
         if stat.S_ISDIR(status.st_mode):
-            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/")
+            yield from walk(folder / entry.name, odd, f"{prefix}{entry.name}/")
         elif not stat.S_ISREG(status.st_mode):
-            what = "a symbolic link" if entry.is_symlink() else "not a regular file"
-            raise CorruptStore(f"{folder / entry.name}: {what}; a store consists of plain files and folders")
+            odd(prefix + entry.name, "a symbolic link" if entry.is_symlink() else "a device, pipe or socket")
         elif not entry.name.endswith(PARTIAL):
             yield prefix + entry.name, status.st_size
+
+
+def is_sealed(store: Path) -> bool:
+    """Whether ``store seal`` was run on a local store."""
+    return (store / CHECKSUMS).exists()
+
+
+def require_unsealed(store: Path) -> None:
+    """Raise OptionError when a store is sealed: whoever has its digest expects it to stay as it is."""
+    if is_sealed(store):
+        raise OptionError(
+            f"{store}: is sealed; to change it delete {CHECKSUMS} and {DIGEST}, and run `g2l store seal` again after"
+        )
 
 
 def by_slide(names: Iterable[str]) -> dict[str, list[str]]:

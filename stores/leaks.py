@@ -15,9 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stores import files, manifest
-from stores.errors import CorruptStore, StoreError
+from stores import files, manifest, recipe
+from stores.errors import CorruptStore, OptionError, StoreError
 from stores.layout import classify
+from stores.location import StoreLike
+from stores.renamed import own_columns
 
 _SAFE_LENGTH = 8
 _TEXT_LENGTH = 4
@@ -78,6 +80,33 @@ def _stretches(text: str) -> Iterator[tuple[int, int]]:
     for first, (start, _) in enumerate(words):
         for _, end in words[first : first + 16]:
             yield start, end
+
+
+def check_columns(rows: Sequence[Mapping[str, Any]], keep: Sequence[str], originals: Originals) -> None:
+    """Raise OptionError when a kept column of the user's own does not exist, or holds an original name."""
+    own = own_columns(rows)
+    for column in keep:
+        if column not in own:
+            raise OptionError(f"--keep-column {column}: no such column; there are {', '.join(own) or 'none'}")
+        for row in rows:
+            found = originals.in_text(row[column] or "", shortest=1)
+            if found is not None:
+                raise OptionError(
+                    f"--keep-column {column}: holds the original name {found!r}; leave it out, nothing was exported"
+                )
+
+
+def check_texts(
+    store: StoreLike, stored: recipe.Recipe, rows: Sequence[Mapping[str, Any]], originals: Originals
+) -> None:
+    """What is copied word by word is looked at before hours of copying, not only after."""
+    texts = [*strings(stored.to_json()), *sorted({row["vendor"] or "" for row in rows})]
+    for text in texts:
+        found = originals.in_text(text)
+        if found is not None:
+            raise StoreError(
+                f"{store}: {text!r:.80} in its recipe or vendors holds {found!r}, a name that must not leave"
+            )
 
 
 def check_export(

@@ -8,6 +8,7 @@ file is written after the block's chunks are on disk, so only what it lists exis
 Each file carries a CRC-32 of itself in its Parquet metadata: page checksums leave the footer uncovered.
 """
 
+import itertools
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -271,15 +272,27 @@ def write_commit(store: Path, slide_id: str, block: int, seeds: range, views: pa
 
 
 def commits(store: StoreLike, slide_id: str | None = None) -> Iterator[Commit]:
-    """All commit records, sorted by slide, block and seeds. Names that are none are not ours: skipped."""
+    """All commit records, sorted by slide, block and seeds. Names that are none are not ours: skipped.
+
+    So is a record whose seeds lie within a wider one of its block: `stores.reindex` joined it and was interrupted.
+    """
     root = store / "manifest" / "views"
     slide_ids = [slide_id] if slide_id is not None else sorted(path.name for path in root.glob("*"))
     for name in slide_ids:
+        found: list[Commit] = []
         for path in sorted((root / check_slide_id(name)).glob("*.parquet")):
             match = _COMMIT_NAME.fullmatch(path.name)
             if match and int(match[2]) <= int(match[3]) < MAX_SEEDS:
                 block, first, last = map(int, match.groups())
-                yield Commit(name, block, range(first, last + 1), path)
+                found.append(Commit(name, block, range(first, last + 1), path))
+        for _, group in itertools.groupby(found, key=lambda commit: commit.block):
+            of_block = list(group)
+            yield from (c for c in of_block if not any(_within(c, wider) for wider in of_block))
+
+
+def _within(commit: Commit, other: Commit) -> bool:
+    a, b = commit.seeds, other.seeds
+    return len(a) < len(b) and b.start <= a.start and a.stop <= b.stop
 
 
 def count_views(store: StoreLike) -> pa.Table:

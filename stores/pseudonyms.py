@@ -11,6 +11,7 @@ import io
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,38 +28,21 @@ _KEYED = re.compile(f"keyed-[bcdfghjklmnpqrst]{{{_LETTERS}}}")
 _COLUMNS = {"slide_id": "slide", "patient_id": "patient", "file_name": "file", "fingerprint": "fingerprint"}
 
 
-def load_key(path: Path) -> bytes:
-    """The content of a key file without the white space at its end.
-
-    Raises
-    ------
-    OptionError
-        When it cannot be read, or holds less than 16 bytes.
-    """
-    remedy = f"make a key with: openssl rand -hex 32 > {path}"
-    try:
-        with path.open("rb") as file:
-            key = file.read(_MAX_KEY_BYTES).rstrip()
-    except OSError as error:
-        raise OptionError(f"--pseudonymise {path}: cannot be read ({error.strerror}); {remedy}") from None
-    if len(key) < MIN_KEY_BYTES:
-        raise OptionError(
-            f"--pseudonymise {path}: a key of {len(key)} bytes, at least {MIN_KEY_BYTES} are needed; {remedy}"
-        )
-    return key
-
-
 def is_keyed(fingerprint: str | None) -> bool:
     """Whether a fingerprint is a pseudonym: then no slide file can be matched to its slide."""
     return fingerprint is not None and _KEYED.fullmatch(fingerprint) is not None
 
 
+@dataclass(frozen=True, slots=True)
 class Pseudonyms:
-    """Pseudonyms under one key; remembers all that it gave, and that no two names got the same."""
+    """Pseudonyms under a key; remembers all that it gave, and that no two names got the same."""
 
-    def __init__(self, key: bytes) -> None:
-        self._key = key
-        self._given: dict[str, tuple[str, str]] = {}
+    key: bytes = field(repr=False)
+    _given: dict[str, tuple[str, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def fresh(self) -> "Pseudonyms":
+        """The same key, with nothing given yet."""
+        return Pseudonyms(self.key)
 
     @property
     def key_id(self) -> str:
@@ -67,7 +51,7 @@ class Pseudonyms:
 
     def _hash(self, kind: str, text: str) -> str:
         message = f"g2l {kind}\0{text}".encode()
-        return hmac.new(self._key, message, hashlib.sha256).hexdigest()[:_LETTERS].translate(_CONSONANTS)
+        return hmac.new(self.key, message, hashlib.sha256).hexdigest()[:_LETTERS].translate(_CONSONANTS)
 
     def of(self, kind: str, text: str) -> str:
         """The pseudonym of a name; `kind` is ``slide``, ``patient``, ``file`` or ``fingerprint``.
@@ -107,12 +91,35 @@ class Pseudonyms:
         return text.getvalue()
 
 
-def check_mapping_path(path: Path, text: str, store: object, out: Path) -> None:
+def read_key(path: Path) -> Pseudonyms:
+    """The key in a file, without the white space at its end.
+
+    Raises
+    ------
+    OptionError
+        When it cannot be read, or holds less than 16 bytes.
+    """
+    remedy = f"make one with `openssl rand -hex 32 > {path}`, and keep it secret"
+    try:
+        with path.open("rb") as file:
+            key = file.read(_MAX_KEY_BYTES).rstrip()
+    except OSError as error:
+        raise OptionError(
+            f"--pseudonymise {path}: no readable key file ({error.strerror}); {remedy}"
+        ) from None
+    if len(key) < MIN_KEY_BYTES:
+        raise OptionError(
+            f"--pseudonymise {path}: a key of {len(key)} bytes can be guessed, {MIN_KEY_BYTES} are needed; {remedy}"
+        )
+    return Pseudonyms(key)
+
+
+def check_mapping(path: Path, text: str, store: object, out: Path) -> None:
     """Raise OptionError when the mapping would leave with the export, or replace another file."""
     for folder, flag in ((out, "--out"), (store, "the store")):
         if isinstance(folder, Path) and path.resolve().is_relative_to(folder.resolve()):
             raise OptionError(
-                f"--mapping {path}: inside {flag} {folder}, with which it would be given away; choose a private place"
+                f"--mapping {path}: lies within {flag} {folder}, and would leave with it; choose a private place"
             )
     if path.exists() and (not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text):
         raise OptionError(f"--mapping {path}: exists already; choose another name, nothing is overwritten")

@@ -168,7 +168,7 @@ def load(store: StoreLike) -> Recipe:
     path = store / FILE_NAME
     if not path.is_file():
         raise StoreError(f"{store}: no {FILE_NAME}, so this is not a store; make one with `g2l tile`")
-    return from_json(files.read_json(path), f"{store}/{FILE_NAME}")
+    return from_json(files.read_json(path, finite=True), f"{store}/{FILE_NAME}")
 
 
 def save(store: Path, recipe: Recipe) -> None:

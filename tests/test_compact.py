@@ -167,6 +167,7 @@ def test_cost_does_not_depend_on_how_rows_come(cuts: list[int]) -> None:
     assert found["max_relative_error"] == pytest.approx(errors.max(), rel=5e-3)
     assert found["nn10_overlap"] == pytest.approx(neighbour_overlap(features, other), abs=1e-4)
     assert found["nn10_rows"] == 500
+    assert found["rows"] == 1000
 
 
 def test_the_sample_is_spread_over_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,5 +184,5 @@ def test_too_few_rows_for_neighbours() -> None:
     features = features_like(8, 5, 4, 1.0)
     cost = Cost(5)
     cost.add(0, features, rebuilt(features))
-    assert set(cost.to_json()) == {"kind", "relative_error", "max_relative_error"}
+    assert set(cost.to_json()) == {"kind", "rows", "relative_error", "max_relative_error"}
     assert Cost(0).to_json()["relative_error"] == 0.0

@@ -15,8 +15,13 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 def test_the_reader_in_the_store_format_reads_a_store(store: Path) -> None:
     text = (ROOT / "docs/reference/store-format.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    whole, code = re.findall(r"```python\n(.*?)```", text, re.S)
     names: dict[str, Any] = {}
+    exec(whole, names)
+    files = sorted(store.glob("manifest/**/*.parquet"))
+    assert files
+    assert all(names["parquet_is_whole"](path) for path in files)
+    names = {}
     exec(code.replace('"brca"', repr(str(store))), names)
     assert set(names["targets"]) == {"a", "b", "c"}
     for row in manifest.read_slides(store):

@@ -1,467 +1,313 @@
-"""Exports: no name is left, training is the same to the bit, compact copies cost what they say, kills lose nothing."""
+"""``store export``: nothing that names anybody leaves, and what a compact copy costs is measured and written down."""
 
-import hashlib
+import csv
 import json
 import os
 import shutil
-import signal
+import stat
 import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-import zarr
+from click.testing import CliRunner
 
-from pipeline import tiling
+import cli
 from pipeline.distill import train
-from pipeline.distill.data import open_data
 from pipeline.distill.log import read_metrics
 from pipeline.extract import extract
-from pipeline.options import DistillOptions, TileOptions
+from pipeline.options import DistillOptions, ExtractOptions, TileOptions, VerifyOptions
 from pipeline.progress import Silent
 from pipeline.synthetic import write_slide
-from stores import export, features, files, layout, leaks, manifest, pixels, recipe, renamed
-from stores.errors import CorruptStore, G2LError, OptionError, StoreError
-from stores.export import ExportOptions
-from stores.info import store_info
-from stores.pseudonyms import Pseudonyms, is_keyed, load_key
-from tests.conftest import TEACHER
+from pipeline.verify import verify
+from stores import compact, features, manifest, recipe
+from stores.compact import neighbour_overlap
+from stores.errors import CorruptStore, OptionError, RecipeMismatch
+from stores.export import Exported, ExportOptions, export
+from stores.pseudonyms import Pseudonyms, read_key
+from stores.share import merge
+from stores.subset import Selection, subset
+from stores.verify import verify_structure
+from tests.store_tools import content, files_of, make_store
 
-ROOT = Path(__file__).resolve().parents[1]
-PATIENTS = {
-    "TCGA-CR-7395-01A-01-TS1": ("TCGA-CR-7395", "train"),
-    "TCGA-CR-7395-01Z-00-DX1": ("TCGA-CR-7395", "train"),
-    "H19-004711_A2": ("MRN-20041889", "train"),
-    "BRACS_1284": ("MRN-7", "val"),
-    "TCGA-BA-4074-01Z-00-DX1": ("TCGA-BA-4074", "train"),  # not a slide at all
-}
-BAD = "TCGA-BA-4074-01Z-00-DX1"
-FILES = [f"{slide_id}.tiff" for slide_id in PATIENTS]
-DISTILL = DistillOptions(
-    student="tests.tiny:student", random_weights=1, steps=6, batch_size=8, lr=3e-3, threads=2, window=64
-)
+KEY = Pseudonyms(b"0123456789abcdef")
+NAMES = ("TCGA-CR-7395-01A-01-TS1", "TCGA-CR-7396-01Z-00-DX1", "H2024-118.HE", "TCGA-BH-A0B1-01Z-00-DX1")
+PATIENTS = ("TCGA-CR-7395", "TCGA-CR-7396", "MRN-00451178", "TCGA-BH-A0B1")
+OPTIONS = DistillOptions(
+    student="tests.tiny:student", random_weights=0, steps=8, batch_size=16, window=64, val_every=4, val_views=16,
+    threads=2, device="cpu", teacher_norm="store",
+)  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished store with pixels, of slides with names as they are in hospitals and in TCGA."""
-    folder = tmp_path_factory.mktemp("scans-of-the-lab")
-    for seed, slide_id in enumerate(PATIENTS):
-        write_slide(folder / f"{slide_id}.tiff", seed=seed, width_px=1536, height_px=1280)
-    (folder / f"{BAD}.tiff").write_bytes(b"II*\0")
-    lines = [
-        f"{s},{p},{split},{2018 + i}-03-14,grade {i % 3},{s[:9]}"
-        for i, (s, (p, split)) in enumerate(PATIENTS.items())
-    ]
-    (folder / "meta.csv").write_text(
-        "\n".join(["slide_id,patient_id,split,scan_date,grade,batch", *lines]) + "\n"
-    )
-    path = tmp_path_factory.mktemp("lab") / "store"
-    extract([folder], path, replace(TEACHER, seeds=2), TileOptions(slides_csv=folder / "meta.csv"), Silent())
-    (path / "README.md").write_text(f"features of {BAD}\n")
-    return path
+def ignore(*args: Any) -> None: ...
 
 
-@pytest.fixture(scope="module")
-def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("key") / "key"
-    path.write_text("5f0c1e6e4b0a4a5e9d6f2b7c8d9e0f1a\n")
-    return path
-
-
-def run(store: Path, out: Path, **options: Any) -> dict[str, Any]:
-    return export.write(export.plan(store, out, ExportOptions(**options)), lambda n, detail: None)
-
-
-def contents(store: Path) -> dict[str, str]:
-    return {
-        name: hashlib.sha256((store / name).read_bytes()).hexdigest() for name in layout.list_files(store)
-    }
+def give(store: Path, out: Path, **options: Any) -> Exported:
+    return export(store, out, ExportOptions(**options), ignore, ignore)
 
 
 def grep(text: str, folder: Path) -> bool:
-    """Whether ``grep -r`` finds `text` in a file, or ``find`` in a name."""
-    inside = subprocess.run(
-        ["grep", "-r", "-q", "-a", "-i", "-F", "--", text, str(folder)], check=False
-    ).returncode
-    assert inside in (0, 1)
-    names = subprocess.run(
-        ["find", ".", "-iname", f"*{text}*"], cwd=folder, check=True, capture_output=True, text=True
-    ).stdout
-    return inside == 0 or bool(names.strip())
+    return subprocess.run(["grep", "-r", "-q", "-a", "-F", text, str(folder)], check=False).returncode == 0
 
 
-def losses(store: Path, path: Path, **changes: Any) -> list[float]:
-    train.distill(store, path, replace(DISTILL, **changes), False, Silent())
-    return [r["loss"] for r in read_metrics(path / "metrics.jsonl") if r["kind"] in ("train", "val")]
+def in_names(text: str, folder: Path) -> bool:
+    return any(text in str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def losses(store: Path, run: Path, options: DistillOptions = OPTIONS) -> list[float]:
+    train.distill(store, run, options, False, Silent())
+    return [r["loss"] for r in read_metrics(run / "metrics.jsonl")]
 
 
 @pytest.fixture(scope="module")
-def anonymous(lab: Path, key: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("anonymous") / "out"
-    run(lab, path, pseudonymise=key)
-    return path
+def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of slides with the names that such slides have, one of them unusable, and a column that says when."""
+    folder = tmp_path_factory.mktemp("named") / "archive of Dr Smith"
+    folder.mkdir()
+    for seed, name in enumerate(NAMES):
+        write_slide(folder / f"{name}.tiff", seed=seed, width_px=1024, height_px=1024)
+    (folder / "broken-case-77.svs").write_bytes(b"not a slide")
+    splits = ("train", "train", "train", "val")
+    days = (f"2024-03-0{day}" for day in range(1, 5))
+    rows = [f"{','.join(cells)},x" for cells in zip(NAMES, PATIENTS, splits, days, strict=True)]
+    (folder / "meta.csv").write_text("slide_id,patient_id,split,scan_date,site\n" + "\n".join(rows) + "\n")
+    store = folder.parent / "store"
+    options = ExtractOptions(teacher="tests.tiny:teacher", random_weights=0, seeds=3, threads=2, pixels=True)
+    extract([folder], store, options, TileOptions(slides_csv=folder / "meta.csv"), Silent())
+    return store
 
 
-NAMES = [*PATIENTS, *FILES, *sorted({patient for patient, _ in PATIENTS.values()})]
+@pytest.fixture(scope="module")
+def secret(named: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("secret") / "export"
+    give(named, out, pseudonyms=KEY)
+    return out
 
 
-def test_grep_finds_every_name_in_the_store_and_none_in_the_export(lab: Path, anonymous: Path) -> None:
-    tables = {str(value) for row in manifest.read_slides(lab) for value in row.values()}
-    for name in NAMES:
-        # what is in Parquet alone is compressed, hidden from grep; the next test looks into that
-        assert grep(name, lab) or (name in tables and name not in PATIENTS), name
-        assert not grep(name, anonymous), name
+def test_nothing_that_names_anybody_leaves(named: Path, secret: Path) -> None:
+    words = [
+        *NAMES,
+        *PATIENTS,
+        *(f"{name}.tiff" for name in NAMES),
+        "broken-case-77",
+        "2024-03-0",
+        "Dr Smith",
+    ]
+    words += [row["fingerprint"] for row in manifest.read_slides(named) if row["fingerprint"]]
+    for word in words:
+        assert not grep(word, secret), word
+        assert not in_names(word, secret), word
+    for word in (NAMES[0], "Dr Smith"):
+        assert grep(word, named)  # the same search finds them where they are
+    text = "\n".join(
+        str(manifest.read_slides(secret)) + str(c.read().to_pylist()) for c in manifest.commits(secret)
+    )
+    assert not any(word in text for word in words)
+    assert not (secret / "pictures").exists()
+    assert verify_structure(secret, False, ignore).findings == []
+    assert len(manifest.read_slides(secret)) == 4
 
 
-def test_no_text_of_the_export_is_of_the_lab(lab: Path, anonymous: Path) -> None:
-    originals = NAMES + [row["fingerprint"] for row in manifest.read_slides(lab) if row["fingerprint"]]
-    for path in sorted(anonymous.rglob("*.parquet")):
-        table = pq.read_table(path)
-        values = {v for name in table.column_names for v in map(str, table[name].unique().to_pylist())}
-        assert not values & set(originals), path
-        assert not any(name in str(pq.read_schema(path)) for name in originals)
-    text = "".join(path.read_text() for path in sorted(anonymous.rglob("*.json")))
-    assert not any(name in text for name in originals)
-    for word in ("scans-of-the-lab", str(lab), "meta.csv", "/tmp", "2018-03-14", "grade"):
-        assert word not in text
-        assert not grep(word, anonymous)
+def test_training_on_pseudonyms_is_the_same_run(named: Path, secret: Path, tmp_path: Path) -> None:
+    assert losses(named, tmp_path / "r1") == losses(secret, tmp_path / "r2")
+    student = "student/model.safetensors"
+    assert (tmp_path / "r1" / student).read_bytes() == (tmp_path / "r2" / student).read_bytes()
+    vals = [
+        [r for r in read_metrics(tmp_path / n / "metrics.jsonl") if r["kind"] == "val"] for n in ("r1", "r2")
+    ]
+    assert [r["cka"] for r in vals[0]] == [r["cka"] for r in vals[1]]
 
 
-def test_what_is_in_an_export(lab: Path, anonymous: Path, key: Path) -> None:
-    names = Pseudonyms(load_key(key))
-    ids = {names.of("slide", slide_id) for slide_id in PATIENTS if slide_id != BAD}
-    roots = {name.split("/")[0] for name in layout.list_files(anonymous)}
-    assert roots == {"recipe.json", "manifest", "features.zarr", "pixels.zarr", "options"}
-    assert all(layout.classify(name) for name in layout.list_files(anonymous))
-    assert set(layout.by_slide(layout.list_files(anonymous))) == ids
-    rows = manifest.read_slides(anonymous)
-    assert {row["slide_id"] for row in rows} == ids
-    assert all(set(row) == set(manifest.SLIDES_SCHEMA.names) for row in rows)
-    assert all(is_keyed(row["fingerprint"]) and row["reason"] == "" for row in rows)
-    assert len({row["patient_id"] for row in rows}) == 3
-    assert recipe.load(anonymous).digest() == recipe.load(lab).digest()
-    about = json.loads((anonymous / "options/export.json").read_text())
-    assert about["pseudonymised"] is True
-    assert about["key_id"] == names.key_id
-    assert key.read_text().strip() not in str(about)
-    before = {row["slide_id"]: row for row in manifest.read_slides(lab)}
-    for slide_id in PATIENTS:
-        if slide_id == BAD:
-            continue
-        new_id = names.of("slide", slide_id)
-        (old,), (new,) = manifest.commits(lab, slide_id), manifest.commits(anonymous, new_id)
-        assert new.read().drop_columns("slide_id").equals(old.read().drop_columns("slide_id"))
-        assert set(new.read()["slide_id"].to_pylist()) == {new_id}
-        (row,) = [row for row in rows if row["slide_id"] == new_id]
-        for column in ("vendor", "mpp", "patch_mpp", "width_px0", "split", "n_patches", "status"):
-            assert row[column] == before[slide_id][column]
-        np.testing.assert_array_equal(
-            features.open_features(anonymous, new_id).read_block(1, 0),
-            features.open_features(lab, slide_id).read_block(1, 0),
-        )
-    assert store_info(anonymous)["complete"] == 1.0
+def test_views_of_a_pseudonymised_store_can_still_be_checked(secret: Path) -> None:
+    result = verify(secret, VerifyOptions(views=True, sample=4, threads=2), Silent())
+    assert result.findings == []
+    assert result.views_checked > 0
 
 
-@pytest.mark.parametrize("changes", [{}, {"teacher_norm": "store", "loss": "mse", "views_per_read": 2}])
-def test_the_loss_curve_is_the_same_to_the_bit(
-    lab: Path, anonymous: Path, tmp_path: Path, changes: dict[str, Any]
-) -> None:
-    ids = [sorted(row["slide_id"] for row in manifest.read_slides(s)) for s in (lab, anonymous)]
-    assert ids[0] != ids[1]
-    curve = losses(lab, tmp_path / "a", **changes)
-    assert curve == losses(anonymous, tmp_path / "b", check_views="all", **changes)
-    assert len(curve) == 6 + 2
+def test_one_key_one_pseudonym(named: Path, secret: Path, tmp_path: Path) -> None:
+    """So exports of parts can be merged, and the parts of one patient stay together."""
+    subset(named, tmp_path / "x", Selection(slides=NAMES[:2]), ignore, ignore)
+    subset(named, tmp_path / "y", Selection(slides=NAMES[2:]), ignore, ignore)
+    for name in "xy":
+        give(tmp_path / name, tmp_path / f"{name}-out", pseudonyms=KEY)
+    merge([tmp_path / "x-out", tmp_path / "y-out"], tmp_path / "z", False, ignore, ignore)
+    assert content(tmp_path / "z") == content(secret)
+    assert KEY.of("slide", "a") != Pseudonyms(b"f" * 16).of("slide", "a") != KEY.of("patient", "a")
 
 
-def test_several_slides_change_their_order(lab: Path, anonymous: Path, key: Path) -> None:
-    """Otherwise the test above would pass for an order by name."""
-    names = Pseudonyms(load_key(key))
-    train_ids = [s for s, (_, split) in PATIENTS.items() if split == "train" and s != BAD]
-    by_name = sorted(train_ids)
-    assert sorted(train_ids, key=lambda s: names.of("slide", s)) != by_name
-
-
-def test_the_same_key_gives_the_same_bytes(lab: Path, anonymous: Path, key: Path, tmp_path: Path) -> None:
-    run(lab, tmp_path / "again", pseudonymise=key)
-    assert contents(tmp_path / "again") == contents(anonymous)
-    (tmp_path / "key2").write_bytes(b"another key of another lab")
-    run(lab, tmp_path / "other", pseudonymise=tmp_path / "key2")
-    ids = [{row["slide_id"] for row in manifest.read_slides(tmp_path / n)} for n in ("again", "other")]
-    assert not ids[0] & ids[1]
-
-
-def test_columns_of_ones_own(lab: Path, key: Path, tmp_path: Path) -> None:
-    found = run(lab, tmp_path / "o", pseudonymise=key, keep_columns=("grade",))
-    assert found["columns_left_out"] == ["batch", "scan_date"]
-    rows = manifest.read_slides(tmp_path / "o")
-    assert set(rows[0]) == {*manifest.SLIDES_SCHEMA.names, "grade"}
-    assert {row["grade"] for row in rows} == {"grade 0", "grade 1", "grade 2"}
-    for column, match in (
-        ("site", r"--keep-column site: not one of .* \(batch, grade, scan_date\)"),
-        ("patient_id", "--keep-column patient_id: not one of"),
+def test_columns_stay_at_home_unless_asked_and_harmless(named: Path, tmp_path: Path) -> None:
+    result = give(named, tmp_path / "a", pseudonyms=KEY, keep_columns=("site",))
+    assert result.notes[1:] == [
+        "1 unusable slides are left out, with their reasons",
+        "columns left out: scan_date; --keep-column keeps one",
+    ]
+    assert {row["site"] for row in manifest.read_slides(tmp_path / "a")} == {"x"}
+    with pytest.raises(OptionError, match="--keep-column grade: no such column; there are scan_date, site"):
+        give(named, tmp_path / "b", pseudonyms=KEY, keep_columns=("grade",))
+    leaky = Path(shutil.copytree(named, tmp_path / "leaky"))
+    rows = [row | {"site": f"seen with {NAMES[1]}"} for row in manifest.read_slides(leaky)]
+    manifest.write_slides(leaky, rows)
+    with pytest.raises(
+        OptionError, match=r"--keep-column site: holds the original name .* nothing was exported"
     ):
-        with pytest.raises(OptionError, match=match):
-            run(lab, tmp_path / "x", pseudonymise=key, keep_columns=(column,))
+        give(leaky, tmp_path / "c", pseudonyms=KEY, keep_columns=("site",))
+    assert not (tmp_path / "c").exists()
 
 
-@pytest.mark.parametrize("value", ["TCGA-CR-7395", "from mrn-7 again", "H19-004711_A2.tiff", f"x/{BAD}"])
-def test_a_kept_column_with_a_name_in_it(lab: Path, key: Path, tmp_path: Path, value: str) -> None:
-    store = Path(shutil.copytree(lab, tmp_path / "s"))
-    rows = manifest.read_slides(store)
-    rows[0]["grade"] = value
-    manifest.write_slides(store, rows)
-    with pytest.raises(OptionError, match="--keep-column grade: holds"):
-        run(store, tmp_path / "o", pseudonymise=key, keep_columns=("grade",))
-    run(store, tmp_path / "o", pseudonymise=key)
-
-
-def test_no_pixels(lab: Path, key: Path, slides: Path, tmp_path: Path) -> None:
-    run(lab, tmp_path / "o", pseudonymise=key, pixels=False)
-    assert not (tmp_path / "o" / "pixels.zarr").exists()
-    assert json.loads((tmp_path / "o/options/extract-teacher.json").read_text())["pixels"] is False
-    with pytest.raises(OptionError, match="under a pseudonym, so that no slide file can be matched to it"):
-        open_data(tmp_path / "o", replace(DISTILL, slides=(slides,)), 2, Silent())
-
-
-def test_nothing_is_added_to_an_export_under_pseudonyms(
-    anonymous: Path, slides: Path, tmp_path: Path
-) -> None:
-    store = Path(shutil.copytree(anonymous, tmp_path / "s"))
-    before = contents(store)
-    with pytest.raises(OptionError, match="an export under pseudonyms, to which no slide can be matched"):
-        extract([slides], store, replace(TEACHER, seeds=2), TileOptions(), Silent())
-    with pytest.raises(OptionError, match="an export under pseudonyms"):
-        tiling.tile([slides], store, TileOptions(), Silent())
-    assert contents(store) == before
-
-
-def test_a_teacher_from_a_file_leaves_without_its_folders(lab: Path, key: Path, tmp_path: Path) -> None:
-    store = Path(shutil.copytree(lab, tmp_path / "s"))
+def test_a_teacher_that_is_named_by_a_path(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", {"slide-number-1": 5}, with_pixels=True)
     stored = recipe.load(store)
     assert stored.teacher is not None
-    for name, left in (
-        ("/home/smith/models.py:make", "models.py:make"),
-        ("trials/smith/models.py:make", "models.py:make"),
-        ("C:\\smith\\models.py:make", "models.py:make"),
-        ("~/models.py:make", "models.py:make"),
-        ("h-optimus-0", "h-optimus-0"),
-        ("owner/model@abc", "owner/model@abc"),
-        ("tests.tiny:teacher", "tests.tiny:teacher"),
-    ):
-        changed = renamed.without_path(replace(stored, teacher=replace(stored.teacher, name=name)))
-        assert changed.teacher is not None
-        assert changed.teacher.name == left
-    recipe.save(store, replace(stored, teacher=replace(stored.teacher, name="/home/smith/models.py:make")))
-    run(store, tmp_path / "o", pseudonymise=key)
-    assert not grep("smith", tmp_path / "o")
+    from dataclasses import replace
+
+    recipe.save(store, replace(stored, teacher=replace(stored.teacher, name="/home/smith/weights")))
+    result = give(store, tmp_path / "out", pseudonyms=KEY)
+    assert not grep("smith", tmp_path / "out")
+    assert any("named by a path" in note for note in result.notes)
 
 
-def test_metadata_leave_without_attributes(lab: Path, key: Path, tmp_path: Path) -> None:
-    store = Path(shutil.copytree(lab, tmp_path / "s"))
-    slide_id = "BRACS_1284"
-    for node in ("features.zarr", f"features.zarr/{slide_id}", f"features.zarr/{slide_id}/features"):
-        zarr.open(store / node, mode="r+").attrs["scanned"] = "2018-03-14 by Smith"
-    zarr.open(store / f"pixels.zarr/{slide_id}", mode="r+").attrs["label"] = "Smith"
-    assert grep("smith", store)
-    run(store, tmp_path / "o", pseudonymise=key)
-    assert not grep("smith", tmp_path / "o")
-    assert store_info(tmp_path / "o")["complete"] == 1.0
+def test_keys(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"no readable key file .*; make one with `openssl rand"):
+        read_key(tmp_path / "none")
+    (tmp_path / "short").write_text("hunter2\n")
+    with pytest.raises(OptionError, match="a key of 7 bytes can be guessed"):
+        read_key(tmp_path / "short")
+    (tmp_path / "key").write_bytes(b"0123456789abcdef\n")
+    assert read_key(tmp_path / "key") == KEY
 
 
-def test_a_name_in_the_recipe_is_found_before_anything_is_written(
-    lab: Path, key: Path, tmp_path: Path
+def test_the_command(named: Path, secret: Path, tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"0123456789abcdef\n")
+
+    def run(*arguments: str) -> Any:
+        return CliRunner().invoke(cli.g2l, ["store", "export", str(named), *arguments])
+
+    base = ["--out", str(tmp_path / "out"), "--pseudonymise", str(tmp_path / "key")]
+    done = run(*base, "--mapping", str(tmp_path / "out/map.csv"))
+    assert "lies within" in done.stderr
+    done = run(*base, "--compact", "lossless", "--mapping", str(tmp_path / "map.csv"), "--json")
+    assert done.exit_code == 0, done.stderr
+    assert not any(name in done.stdout for name in NAMES)
+    assert stat.S_IMODE((tmp_path / "map.csv").stat().st_mode) == 0o600
+    with (tmp_path / "map.csv").open() as file:
+        mapping = {r["original"]: r["pseudonym"] for r in csv.DictReader(file) if r["kind"] == "slide"}
+    assert set(mapping) == set(NAMES)
+    assert {row["slide_id"] for row in manifest.read_slides(tmp_path / "out")} == set(mapping.values())
+    assert content(tmp_path / "out") == content(secret)
+    assert "give --pseudonymise KEYFILE, --compact" in run("--out", str(tmp_path / "x")).stderr
+
+
+# compact copies
+
+
+def test_lossless_is_smaller_and_the_same(store: Path, tmp_path: Path) -> None:
+    big = make_store(tmp_path / "s", {"a": 1000, "b": 40})
+    give(big, tmp_path / "l", compact="lossless")
+    assert content(tmp_path / "l") == content(big)  # the recipe too: no value has changed
+    sizes = [(s / "features.zarr/a/features/c/0/0/0").stat().st_size for s in (big, tmp_path / "l")]
+    assert sizes[1] < 0.92 * sizes[0]
+    assert verify_structure(tmp_path / "l", False, ignore).findings == []
+    merge([big, tmp_path / "l"], tmp_path / "m", False, ignore, ignore)
+    give(store, tmp_path / "copy", compact="lossless")
+    assert losses(store, tmp_path / "r1") == losses(tmp_path / "copy", tmp_path / "r2")
+
+
+def test_int8_says_what_it_cost(store: Path, tmp_path: Path) -> None:
+    big = make_store(tmp_path / "s", {"a": 1000, "b": 40, "d": 1})
+    result = give(big, tmp_path / "q", compact="int8")
+    stored = recipe.load(tmp_path / "q")
+    assert stored.compact == result.compact
+    assert result.compact is not None
+    errors = []
+    for slide_id in ("a", "b", "d"):
+        old, new = features.open_features(big, slide_id), features.open_features(tmp_path / "q", slide_id)
+        for seed in range(3):
+            for block in range(features.n_blocks(old.n_rows)):
+                x, y = old.read_block(seed, block), new.read_block(seed, block)
+                there = np.isfinite(x).all(axis=1)
+                np.testing.assert_array_equal(np.isfinite(y).all(axis=1), there)
+                errors.append(compact.relative_error(x[there], y[there]))
+    every = np.concatenate(errors)
+    assert result.compact["rows"] == len(every)
+    assert result.compact["relative_error"] == pytest.approx(every.mean(), rel=5e-3)
+    assert result.compact["max_relative_error"] == pytest.approx(every.max(), rel=5e-3)
+    assert 0 < result.compact["relative_error"] < 0.02
+    assert 0.9 < result.compact["nn10_overlap"] <= 1
+    assert stored.digest() != recipe.load(big).digest()
+    assert verify_structure(tmp_path / "q", False, ignore).findings == []
+    np.testing.assert_array_equal(features.read_stats(big, "a"), features.read_stats(tmp_path / "q", "a"))
+    with pytest.raises(OptionError, match="is a compact copy already"):
+        give(tmp_path / "q", tmp_path / "qq", compact="int8")
+    with pytest.raises(RecipeMismatch, match=r"recipe.compact"):
+        merge([big, tmp_path / "q"], tmp_path / "m", False, ignore, ignore)
+
+
+def test_training_on_int8_follows_the_original(store: Path, tmp_path: Path) -> None:
+    give(store, tmp_path / "q", compact="int8")
+    a, b = losses(store, tmp_path / "r1"), losses(tmp_path / "q", tmp_path / "r2")
+    assert a != b
+    np.testing.assert_allclose(a, b, rtol=0.02)
+
+
+def test_damage_of_a_compact_copy_is_found(tmp_path: Path) -> None:
+    big = make_store(tmp_path / "s", {"a": 40})
+    for kind in ("lossless", "int8"):
+        copy = tmp_path / kind
+        give(big, copy, compact=kind)
+        for name, whole in files_of(copy / "features.zarr").items():
+            path = copy / "features.zarr" / name
+            damaged = bytearray(whole)
+            damaged[len(whole) // 2] ^= 2
+            path.write_bytes(damaged)
+            assert verify_structure(copy, False, ignore).findings, name
+            path.unlink()
+            assert verify_structure(copy, False, ignore).findings, name
+            path.write_bytes(whole)
+
+
+def test_extraction_does_not_go_on_in_a_compact_copy(
+    store: Path, slides: Path, tile_options: TileOptions, tmp_path: Path
 ) -> None:
-    store = Path(shutil.copytree(lab, tmp_path / "s"))
-    stored = recipe.load(store)
-    assert stored.policy is not None
-    recipe.save(store, replace(stored, policy={**stored.policy, "name": "for-TCGA-CR-7395"}))
-    with pytest.raises(StoreError, match="in its recipe or vendors holds 'TCGA-CR-7395'"):
-        run(store, tmp_path / "o", pseudonymise=key)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["s"]
+    give(store, tmp_path / "q", compact="int8")
+    options = ExtractOptions(teacher="tests.tiny:teacher", random_weights=0, seeds=4, threads=2, pixels=True)
+    with pytest.raises(RecipeMismatch, match=r"recipe\.compact"):
+        extract([slides], tmp_path / "q", options, tile_options, Silent())
+    give(store, tmp_path / "l", compact="lossless")
+    extract([slides], tmp_path / "l", options, tile_options, Silent())
+    assert features.open_features(tmp_path / "l", "a").n_seeds == 4
+    assert verify_structure(tmp_path / "l", False, ignore).findings == []
 
 
-@pytest.mark.parametrize("where", ["json", "parquet", "chunk", "name", "column", "foreign id"])
-def test_the_self_check_stops_what_slipped_through(
-    lab: Path, key: Path, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As if a later version forgot a place: nothing is published, and what was written stays to be looked at."""
-    original = export._write_rest
-
-    def forgetful(request: Any, written: Any, stage: Path) -> None:
-        original(request, written, stage)
-        chunk = next(iter(sorted((stage / "features.zarr").rglob("c/0/0/0"))))
-        if where == "json":
-            files.write_json(stage / "options/tile.json", {"note": ["see mrn-20041889"]})
-        elif where == "chunk":
-            raw = chunk.read_bytes()
-            chunk.write_bytes(raw[:1001] + b"H19-004711_A2" + raw[1014:])
-        elif where == "name":
-            (stage / "features.zarr" / "H19-004711_A2.json").write_text("{}")
-        else:
-            rows = manifest.read_slides(stage)
-            change = {
-                "parquet": {"vendor": "mrn-7"},
-                "column": {"site": "somewhere"},
-                "foreign id": {"patient_id": "somebody"},
-            }
-            rows[0] |= change[where]
-            manifest.write_slides(stage, rows)
-
-    monkeypatch.setattr(export, "_write_rest", forgetful)
-    with pytest.raises(StoreError, match="nothing was published") as caught:
-        run(lab, tmp_path / "o", pseudonymise=key, mapping=tmp_path / "m.csv")
-    assert not (tmp_path / "o").exists()
-    assert not (tmp_path / "m.csv").exists()
-    assert (tmp_path / ".o.partial" / "recipe.json").is_file()
-    assert "\n" not in str(caught.value)
-    monkeypatch.undo()
-    if (
-        where != "chunk"
-    ):  # what is there is whole, by name and size; only removing it makes it be written again
-        (tmp_path / ".o.partial" / "features.zarr" / "H19-004711_A2.json").unlink(missing_ok=True)
-        run(lab, tmp_path / "o", pseudonymise=key)
-        assert (tmp_path / "o").is_dir()
+def test_a_lost_chunk_is_not_exported_as_zeros(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", {"a": 40})
+    (store / "features.zarr/a/features/c/1/0/0").unlink()
+    with pytest.raises(CorruptStore, match="slide a seed 1 block 0: 39 committed rows"):
+        give(store, tmp_path / "q", compact="int8")
+    assert not (tmp_path / "q").exists()
 
 
-def test_names_that_come_up_by_chance_are_no_alarm(lab: Path, key: Path, tmp_path: Path) -> None:
-    """Numbers, words of the format, and one letter, as names of slides and patients."""
-    store = Path(shutil.copytree(lab, tmp_path / "s", ignore=shutil.ignore_patterns("README.md")))
-    rows = manifest.read_slides(store)
-    ids = iter(["7", "test", "features", "c"])
-    for row in rows:
-        if row["status"] != manifest.OK:
-            continue
-        old, new = row["slide_id"], next(ids)
-        views = [(c, c.read()) for c in manifest.commits(store, old)]
-        for commit, table in views:
-            at = table.schema.get_field_index("slide_id")
-            table = table.set_column(at, "slide_id", [[new] * table.num_rows])
-            manifest.write_commit(store, new, commit.block, commit.seeds, table)
-        shutil.rmtree(store / "manifest/views" / old)
-        for folder in ("features.zarr", "pixels.zarr"):
-            (store / folder / old).rename(store / folder / new)
-        (store / f"manifest/patches/{old}.parquet").rename(store / f"manifest/patches/{new}.parquet")
-        row |= {"slide_id": new, "patient_id": {"7": "1024", "c": "24"}.get(new, "train"), "file_name": new}
-    manifest.write_slides(store, rows)
-    run(store, tmp_path / "o", pseudonymise=key, compact="int8")
-    assert store_info(tmp_path / "o")["complete"] == 1.0
+def test_a_second_run_after_an_interruption_gives_the_same_bytes(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", {"a": 40, "b": 70, "d": 5}, with_pixels=True)
+    give(store, tmp_path / "whole", compact="int8", pseudonyms=KEY)
+    seen = []
+
+    def stop(n: int, slide_id: str) -> None:
+        seen.append(slide_id)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(store, tmp_path / "out", ExportOptions(compact="int8", pseudonyms=KEY), ignore, stop)
+    assert not (tmp_path / "out").exists()
+    give(store, tmp_path / "out", compact="int8", pseudonyms=KEY)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+    assert sorted(os.listdir(tmp_path)) == ["out", "s", "whole"]
 
 
-def test_a_symbolic_link_does_not_lead_out(lab: Path, key: Path, tmp_path: Path) -> None:
-    store = Path(shutil.copytree(lab, tmp_path / "s"))
-    (store / "options" / "x.json").symlink_to("/etc/passwd")
-    with pytest.raises(CorruptStore, match="a symbolic link"):
-        run(store, tmp_path / "o", pseudonymise=key)
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from stores import export
-left = int(sys.argv[5])
-replace = os.replace
-
-def counting(*args):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(*args)
-
-os.replace = counting
-options = export.ExportOptions(Path(sys.argv[3]), sys.argv[4] or None)
-export.write(export.plan(Path(sys.argv[1]), Path(sys.argv[2]), options), lambda n, detail: None)
-"""
-
-
-@pytest.mark.parametrize("kind", ["lossless", "int8"])
-def test_killed_at_any_moment_the_bytes_are_the_same(lab: Path, key: Path, tmp_path: Path, kind: str) -> None:
-    """SIGKILL right before a rename, again and again, each time further on."""
-    out = tmp_path / "o"
-    kills = 0
-    for left in (3, 20, 45):
-        args = [sys.executable, "-c", KILLED, str(lab), str(out), str(key), kind, str(left)]
-        code = subprocess.run(args, cwd=ROOT, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
-        assert code.returncode in (0, -signal.SIGKILL)
-        kills += code.returncode != 0
-        assert out.exists() == (code.returncode == 0)
-        if out.exists():
-            break
-    assert kills >= 2
-    if not out.exists():
-        assert list((tmp_path / ".o.partial").rglob("*.partial"))
-        run(lab, out, pseudonymise=key, compact=kind)
-    run(lab, tmp_path / "undisturbed", pseudonymise=key, compact=kind)
-    assert contents(out) == contents(tmp_path / "undisturbed")
-    assert not list(tmp_path.rglob("*.partial"))
-
-
-def attempt(*args: Any, **options: Any) -> str:
-    with pytest.raises(G2LError) as caught:
-        run(*args, **options)
-    assert "\n" not in str(caught.value)
-    assert caught.value.exit_code == 2
-    return str(caught.value)
-
-
-def test_wrong_uses_are_one_line(lab: Path, key: Path, tmp_path: Path) -> None:
-    out = tmp_path / "o"
-    assert "give --pseudonymise KEYFILE, --compact" in attempt(lab, out)
-    assert "--compact zip: allowed is lossless or int8" in attempt(lab, out, compact="zip")
-    assert "--mapping: only with --pseudonymise" in attempt(lab, out, compact="int8", mapping=tmp_path / "m")
-    assert "--keep-column: only with" in attempt(lab, out, compact="int8", keep_columns=("a",))
-    assert "inside the store" in attempt(lab, lab / "export", compact="int8")
-    assert "not a store" in attempt(tmp_path / "none", out, compact="int8")
-    assert "with which it would be given away" in attempt(lab, out, pseudonymise=key, mapping=out / "m.csv")
-    assert "nothing is overwritten" in attempt(lab, tmp_path, compact="int8")
-    assert not out.exists()
-
-
-def test_a_store_without_slides_or_features(lab: Path, key: Path, tmp_path: Path) -> None:
-    recipe.save(tmp_path, recipe.Recipe(recipe.load(lab).patch))
-    assert "no teacher features yet" in attempt(tmp_path, tmp_path.parent / "o", compact="int8")
-    assert "has no slides yet" in attempt(tmp_path, tmp_path.parent / "o", pseudonymise=key)
-
-
-def test_the_command(lab: Path, key: Path, tmp_path: Path) -> None:
-    args = [sys.executable, "cli.py", "store", "export", str(lab), "--pseudonymise", str(key)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [*args, "--compact", "int8", "--mapping", str(tmp_path / "m.csv"), "--keep-column", "grade"]
-    done = subprocess.run(
-        [*command, "--no-pixels", "--out", str(tmp_path / "o"), "--json"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["slides"] == 4
-    assert found["slides_left_out"] == 1
-    assert found["cost"] == recipe.load(tmp_path / "o").compact
-    assert not pixels.has_pixels(tmp_path / "o", manifest.read_slides(tmp_path / "o")[0]["slide_id"])
-    assert "store export: 8/8" in done.stderr
-    assert (tmp_path / "m.csv").stat().st_mode & 0o777 == 0o600
-    done = subprocess.run(
-        [*args, "--out", str(tmp_path / "o")], cwd=ROOT, env=environment, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: --out")
-
-
-def test_every_word_of_the_format_is_known_to_the_check() -> None:
-    assert {*manifest.SPLITS, manifest.OK, manifest.BAD_READ} <= leaks._WORDS
-
-
-def test_pseudonyms_for_int8_in_one_step_or_two(lab: Path, key: Path, tmp_path: Path) -> None:
-    int8 = tmp_path / "int8"
-    run(lab, int8, compact="int8")
-    run(lab, tmp_path / "one", compact="int8", pseudonymise=key)
-    run(int8, tmp_path / "two", pseudonymise=key)
-    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
-    assert {k for k in one if one[k] != two[k]} <= {k for k in one if k.endswith("zarr.json")}
-    assert one.keys() == two.keys()
-    assert recipe.load(tmp_path / "one") == recipe.load(int8)
+def test_neighbours() -> None:
+    random = np.random.default_rng(0)
+    values = random.normal(size=(60, 8)).astype(np.float16)
+    assert neighbour_overlap(values, values) == 1
+    assert neighbour_overlap(values, values[::-1]) < 0.5
+    assert json.dumps(neighbour_overlap(values, values + np.float16(0.01)))

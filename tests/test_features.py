@@ -172,3 +172,12 @@ def test_stored_stats_leave_out_unread_rows(store: Path) -> None:
     kept = np.delete(values, 5, axis=0).astype(np.float64)
     np.testing.assert_allclose(mean, kept.mean(axis=0))
     np.testing.assert_allclose(variance, kept.var(axis=0))
+
+
+def test_values_that_equal_the_fill_value_are_stored_all_the_same(tmp_path: Path) -> None:
+    """A slide of one patch at the origin, a block without one readable row: Zarr would leave their chunks out."""
+    features.create_slide(tmp_path, "a", np.zeros((1, 2), np.int32), 1, DIM)
+    features.write_block(tmp_path, "a", 0, 0, np.full((1, DIM), np.nan, np.float16))
+    assert (tmp_path / "features.zarr/a/coords/c/0/0").is_file()
+    assert (tmp_path / "features.zarr/a/features/c/0/0/0").is_file()
+    assert np.isnan(features.open_features(tmp_path, "a").read_block(0, 0)).all()

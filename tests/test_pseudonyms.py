@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from stores import leaks, manifest, pseudonyms
 from stores.errors import OptionError, StoreError
-from stores.pseudonyms import Pseudonyms, check_mapping_path, is_keyed, load_key, write_mapping
+from stores.pseudonyms import Pseudonyms, check_mapping, is_keyed, read_key, write_mapping
 
 KEY = b"0123456789abcdef0123456789abcdef"
 SLIDE, PATIENT = "TCGA-CR-7395-01A-01-TS1", "TCGA-CR-7395"
@@ -94,8 +94,8 @@ def test_key_id_tells_keys_apart_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (None, "cannot be read (No such file or directory)"),
-        (b"", "a key of 0 bytes, at least 16 are needed"),
+        (None, "no readable key file (No such file or directory)"),
+        (b"", "a key of 0 bytes can be guessed, 16 are needed"),
         (b"secret\n", "a key of 6 bytes"),
         (b"fifteen bytes..\n\n\n", "a key of 15 bytes"),
     ],
@@ -105,7 +105,7 @@ def test_keys_that_are_none(tmp_path: Path, content: bytes | None, match: str) -
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(OptionError) as caught:
-        load_key(path)
+        read_key(path)
     assert match in str(caught.value)
     assert f"openssl rand -hex 32 > {path}" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -114,7 +114,7 @@ def test_keys_that_are_none(tmp_path: Path, content: bytes | None, match: str) -
 def test_a_newline_at_the_end_is_not_of_the_key(tmp_path: Path) -> None:
     for number, end in enumerate((b"", b"\n", b"\r\n")):
         (tmp_path / f"{number}").write_bytes(KEY + end)
-        assert load_key(tmp_path / f"{number}") == KEY
+        assert read_key(tmp_path / f"{number}") == Pseudonyms(KEY)
 
 
 def test_the_mapping_is_private(tmp_path: Path) -> None:
@@ -136,13 +136,13 @@ def test_a_mapping_never_leaves_and_never_replaces(tmp_path: Path) -> None:
     store.mkdir()
     (tmp_path / "link").symlink_to(store)
     for path in (out / "m.csv", out / "sub" / "m.csv", store / "m.csv", tmp_path / "link" / "m.csv"):
-        with pytest.raises(OptionError, match="with which it would be given away"):
-            check_mapping_path(path, "text", store, out)
+        with pytest.raises(OptionError, match="lies within"):
+            check_mapping(path, "text", store, out)
     path = tmp_path / "m.csv"
     path.write_text("thesis")
     with pytest.raises(OptionError, match="nothing is overwritten"):
-        check_mapping_path(path, "text", store, out)
-    check_mapping_path(path, "thesis", store, out)  # of an interrupted run
+        check_mapping(path, "text", store, out)
+    check_mapping(path, "thesis", store, out)  # of an interrupted run
 
 
 ORIGINALS = leaks.Originals([ROW, row("7", "p1", "7.tiff"), row("slide-x", "1234567")])

@@ -16,6 +16,7 @@ from pipeline.patches import SlideSource, Source, StoreSource
 from pipeline.progress import Reporter
 from stores import features, files, manifest, pixels, pseudonyms, recipe, sampler
 from stores.errors import OptionError, SlideError, StoreError, ViewMismatch
+from stores.location import StoreLike
 from stores.recipe import Teacher
 
 CHECKED_BEFORE = 64
@@ -25,7 +26,7 @@ CHECKED_BEFORE = 64
 class Data:
     """Everything of the store that a run needs."""
 
-    store: Path
+    store: StoreLike
     recipe: recipe.Recipe
     policy: views.Policy
     train: list[sampler.Run]
@@ -41,7 +42,7 @@ class Data:
         return self.recipe.teacher
 
 
-def open_data(store: Path, options: DistillOptions, threads: int, report: Reporter) -> Data:
+def open_data(store: StoreLike, options: DistillOptions, threads: int, report: Reporter) -> Data:
     """Find the views of a store and prove on a sample that they can be rebuilt.
 
     Raises
@@ -83,7 +84,7 @@ def open_data(store: Path, options: DistillOptions, threads: int, report: Report
 
 
 def find_sources(
-    store: Path, stored: recipe.Recipe, slide_ids: set[str], given: Sequence[Path]
+    store: StoreLike, stored: recipe.Recipe, slide_ids: set[str], given: Sequence[Path]
 ) -> dict[str, Source]:
     """Where the patches of each slide come from: the store's pixels, otherwise the slide file.
 
@@ -119,7 +120,7 @@ def find_sources(
 
 
 def statistics(
-    store: Path, units: Sequence[sampler.Run]
+    store: StoreLike, units: Sequence[sampler.Run]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Per-dimension mean and variance of the targets of `units`, (dim,) each, from the store's block statistics."""
     running = features.RunningStats()

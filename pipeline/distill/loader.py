@@ -9,7 +9,6 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -19,6 +18,7 @@ from pipeline import views
 from pipeline.patches import PatchPool, Reader, Source
 from stores import features, manifest, sampler
 from stores.errors import CorruptStore, ReadError, ViewMismatch
+from stores.location import StoreLike
 
 CHECK_EVERY = 16  # of the views, under --check-views sample
 _CACHED_BLOCKS = 32
@@ -75,7 +75,7 @@ def read_commit(commit: manifest.Commit) -> CommittedBlock:
 class BlockCache:
     """The last few commit records and feature chunks: runs of one block come back under other seeds."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: StoreLike) -> None:
         self.commit = functools.lru_cache(_CACHED_BLOCKS)(read_commit)
         self._open = functools.lru_cache(256)(functools.partial(features.open_features, store))
         self.chunk = functools.lru_cache(_CACHED_BLOCKS)(self._chunk)
@@ -143,7 +143,7 @@ class ViewLoader:
 
     def __init__(
         self,
-        store: Path,
+        store: StoreLike,
         units: Sequence[sampler.Run],
         sources: Mapping[str, Source],
         policy: views.Policy,
@@ -256,7 +256,7 @@ def _joined(held: Window, window: Window, take: int) -> Window:
 
 
 def load_views(
-    store: Path,
+    store: StoreLike,
     units: Sequence[sampler.Run],
     sources: Mapping[str, Source],
     policy: views.Policy,

@@ -38,6 +38,7 @@ from pipeline.progress import Reporter
 from pipeline.torchvision_cpu import make_importable
 from stores import files
 from stores.errors import DistillError, OptionError
+from stores.location import StoreLike
 
 # these change nothing in the student; all other options must be the same when a run goes on
 _FREE = frozenset(
@@ -94,7 +95,7 @@ class Trainer:
 
 
 def distill(
-    store: Path, run: Path, options: opts.DistillOptions, resume: bool, report: Reporter
+    store: StoreLike, run: Path, options: opts.DistillOptions, resume: bool, report: Reporter
 ) -> dict[str, Any]:
     """Train a student against a store; returns the summary that also stands in ``summary.json``.
 

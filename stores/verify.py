@@ -1,0 +1,184 @@
+"""``store verify``, structure: is a store whole, does every part agree with every other, are all checksums right.
+
+Works on what another lab sent: nothing here raises for what is wrong in a store, it becomes a `Finding`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from stores import arrays, features, files, manifest, recipe
+from stores.errors import StoreError
+from stores.findings import Finding, Progress
+from stores.layout import by_slide, classify, walk
+from stores.location import StoreLike
+from stores.seal import check_seal
+from stores.verify_slide import SlideCheck, StoreCheck
+
+_MAX_MANIFEST_BYTES = 1 << 30
+_GROUP = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
+
+
+@dataclass(slots=True)
+class Structure:
+    """What a look at every byte of a store brought to light."""
+
+    findings: list[Finding] = field(default_factory=list)
+    slides: int = 0
+    views: int = 0
+    bytes: int = 0
+    sealed: bool = False
+
+
+def verify_structure(store: StoreLike, partial: bool, progress: Progress) -> Structure:
+    """Read every byte of a store once (twice when it is sealed) and report what is wrong.
+
+    Parameters
+    ----------
+    partial : bool
+        Views that were never extracted are no finding: the store is known to be unfinished.
+
+    Raises
+    ------
+    StoreError
+        When `store` is no store at all.
+    """
+    odd: list[Finding] = []
+    listed = _list(store, odd)
+    if not any(name.split("/")[0] in ("recipe.json", "manifest", "features.zarr") for name in listed):
+        raise StoreError(f"{store}: no recipe.json, no manifest, no features.zarr: this is not a store")
+    state = StoreCheck(store, listed, {}, None, partial, found=odd)
+    _check_recipe(state)
+    _check_slides_table(state)
+    _check_names(state)
+    _check_groups(state)
+    result = Structure(bytes=sum(listed.values()))
+    commits = _read_commits(state)
+    state.n_seeds = max((c.seeds.stop for parts in commits.values() for c, _ in parts), default=0)
+    mine = by_slide(listed)
+    for slide_id, row in state.slides.items():
+        if row["status"] == manifest.OK:
+            check = SlideCheck(state, slide_id, row, commits.get(slide_id, []), mine.get(slide_id, []))
+            check.run()
+            result.slides += 1
+            result.views += check.n_ok
+        progress(sum(listed[name] for name in mine.get(slide_id, ())), slide_id)
+    result.sealed = "checksums.sha256" in listed
+    state.found += check_seal(store, listed, lambda n, name: progress(0, name))
+    result.findings = state.found
+    return result
+
+
+def _list(store: StoreLike, odd: list[Finding]) -> dict[str, int]:
+    if not isinstance(store, Path):
+        return store.list_files()
+    if not store.is_dir():
+        raise StoreError(f"{store}: no such folder")
+
+    def note(name: str, what: str) -> None:
+        odd.append(Finding(name, f"is {what}; a store consists of plain files and folders", "stray"))
+
+    return dict(walk(store, note))
+
+
+def _check_recipe(state: StoreCheck) -> None:
+    name = recipe.FILE_NAME
+    raw = arrays.read_file(state.store, name, 16 << 20)
+    if raw is None:
+        return state.add(name, "is missing", "file")
+    try:
+        value = files.parse_json(raw.decode("utf-8"))
+        state.stored = recipe.from_json(value, name)
+    except (ValueError, RecursionError) as error:
+        return state.add(name, f"is not readable JSON ({files.first_line(error)})", "file")
+    except StoreError as error:
+        return state.add(name, error, "file")
+    if "digest" not in value:
+        state.add(name, "carries no digest; `g2l store reindex` adds it", "file")
+    elif raw.decode() != files.json_text(value):
+        state.add(name, "is not written as a recipe is: edited by hand", "file")
+    if not state.stored.complete:
+        state.add(name, "is incomplete: there are no teacher features yet", "missing")
+
+
+def _check_slides_table(state: StoreCheck) -> None:
+    name = "manifest/slides.parquet"
+    if name not in state.listed:
+        return state.add(name, "is missing", "file")
+    try:
+        state.slides = {row["slide_id"]: row for row in manifest.read_slides(state.store)}
+    except StoreError as error:
+        return state.add(name, error, "file")
+    for slide_id, row in state.slides.items():
+        if row["status"] not in (manifest.OK, "failed", "no_tissue") or row["split"] not in manifest.SPLITS:
+            state.add(name, f"status {row['status']!r:.40}, split {row['split']!r:.40}", "file", slide_id)
+
+
+def _check_names(state: StoreCheck) -> None:
+    """Files that no store has, files of slides that are not listed, Parquet files without a checksum of their own."""
+    known = bool(state.slides)
+    strangers: dict[str, int] = {}
+    for name in state.listed:
+        what = classify(name)
+        if what is None:
+            state.add(name, "is a stray file: no store has one of this name", "stray")
+        elif known and what.slide_id is not None:
+            row = state.slides.get(what.slide_id)
+            if row is None or (row["status"] != manifest.OK and what.kind != "picture"):
+                strangers[what.slide_id] = strangers.get(what.slide_id, 0) + 1
+        if name.endswith(".parquet") and what is not None:
+            raw = arrays.read_file(state.store, name, _MAX_MANIFEST_BYTES)
+            if raw and manifest.checksum_matches(raw) is None:
+                state.add(name, "carries no checksum; `g2l store reindex` adds it", "file", what.slide_id)
+    for slide_id, count in strangers.items():
+        state.add(
+            "manifest/slides.parquet",
+            f"does not list this slide as usable, but it has {count} files",
+            "stray",
+            slide_id,
+        )
+
+
+def _check_groups(state: StoreCheck) -> None:
+    """The ``zarr.json`` of groups, and whether the options are JSON; both are small."""
+    expected = {
+        f"{name.split('/')[0]}/zarr.json" for name in state.listed if name.split("/")[0].endswith(".zarr")
+    }
+    for slide_id, row in state.slides.items():
+        folder = f"{features.ROOT}/{slide_id}"
+        if row["status"] == manifest.OK and f"{folder}/features/zarr.json" in state.listed:
+            expected.add(f"{folder}/zarr.json")
+    for name in sorted(expected | {name for name in state.listed if name.startswith("options/")}):
+        raw = arrays.read_file(state.store, name, 16 << 20)
+        try:
+            value = None if raw is None else files.parse_json(raw.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            value = files.first_line(error)
+        known = classify(name)
+        if name in expected and value != _GROUP:
+            problem = "is missing" if raw is None else "is not that of a group"
+            state.add(name, problem, "metadata", known.slide_id if known else None)
+        elif not isinstance(value, dict):
+            state.add(name, f"is not readable JSON ({value!r:.80})", "file")
+
+
+def _read_commits(state: StoreCheck) -> dict[str, list[tuple[manifest.Commit, pa.Table]]]:
+    """Readable commit records by slide; the others become findings."""
+    found: dict[str, list[tuple[manifest.Commit, pa.Table]]] = {}
+    names = sorted(n for n in state.listed if (k := classify(n)) is not None and k.kind == "commit")
+    slide_ids = {name.split("/")[2] for name in names}
+    relied = {commit.path for slide_id in slide_ids for commit in manifest.commits(state.store, slide_id)}
+    for name in names:
+        slide_id = name.split("/")[2]
+        if (state.store / name) not in relied:
+            state.add(name, "is not relied on: `g2l store reindex` removes it", "stray", slide_id)
+        for commit in manifest.commits(state.store, slide_id) if slide_id not in found else ():
+            found.setdefault(slide_id, [])
+            try:
+                found[slide_id].append((commit, commit.read()))
+            except StoreError as error:
+                place = {"block": commit.block, "seeds": commit.seeds}
+                file = f"manifest/views/{slide_id}/{commit.path.name}"
+                state.add(file, str(error).replace(f"{commit.path}: ", ""), "commit", slide_id, **place)
+    return found

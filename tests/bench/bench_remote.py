@@ -1,0 +1,89 @@
+"""``distill`` from a folder and from ``s3://`` on the loopback interface, in turn: the demo student on kept pixels.
+
+The server has a process of its own, on the same cores.
+
+    python -m tests.bench.bench_remote
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pipeline import synthetic
+from pipeline.extract import extract
+from pipeline.options import ExtractOptions, TileOptions
+from pipeline.progress import Silent
+from tests.s3_server import BUCKET, environment, s3_server
+
+SLIDES, STEPS, ROUNDS = 4, 80, 5
+
+
+def serve() -> None:
+    """Run the server until the parent closes our standard input."""
+    with s3_server() as endpoint:
+        print(endpoint, flush=True)
+        sys.stdin.read()
+
+
+def distill(store: str, run: Path) -> float:
+    """Views per second of a training."""
+    command = [sys.executable, "cli.py", "distill", "--store", store, "--out", str(run), "--json"]
+    command += [
+        "--student",
+        "demo-student",
+        "--random-weights",
+        "0",
+        "--steps",
+        str(STEPS),
+        "--val-every",
+        "10000",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout)["views_per_s"])
+
+
+def main() -> None:
+    """Measure and print."""
+    server = subprocess.Popen(
+        [sys.executable, "-c", "from tests.bench.bench_remote import serve; serve()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert server.stdout is not None
+    os.environ |= environment(server.stdout.readline().strip())
+    url = f"s3://{BUCKET}/bench"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        synthetic.write_cohort(folder / "slides", SLIDES, 0)
+        store = folder / "store"
+        tiling = TileOptions(slides_csv=folder / "slides" / "slides.csv")
+        extract([folder / "slides"], store, ExtractOptions("demo-teacher", pixels=True), tiling, Silent())
+        subprocess.run(
+            [sys.executable, "cli.py", "store", "push", str(store), url], check=True, capture_output=True
+        )
+        size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
+        print(f"store of {size / 1e6:.0f} MB; {STEPS} steps of 32 views; views/s")
+        pairs = []
+        for number in range(ROUNDS):
+            pair = {}
+            for where in ("local", "remote") if number % 2 == 0 else ("remote", "local"):
+                pair[where] = distill(url if where == "remote" else str(store), folder / f"{where}{number}")
+                time.sleep(1)
+            pairs.append((pair["local"], pair["remote"]))
+            print(
+                f"  local {pair['local']:.1f}, s3:// {pair['remote']:.1f}, ratio {pair['remote'] / pair['local']:.2f}"
+            )
+        ratios = [remote / local for local, remote in pairs]
+        print(f"ratio: median {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
+    server.communicate("")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""``store verify``, structure: bytes a second of one core, beside merely reading the files and beside SHA-256.
+
+python -m tests.bench.bench_verify
+"""
+
+import hashlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stores.verify import verify_structure
+from tests import store_tools
+
+SLIDES, ROWS, DIM, ROUNDS = 3, 4096, 1536, 7
+
+
+def ignore(*args: Any) -> None: ...
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """CPU time of this process: all of it is one thread's."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def main() -> None:
+    """Measure and print."""
+    import dataclasses
+
+    assert store_tools.RECIPE.teacher is not None
+    store_tools.DIM = DIM
+    teacher = dataclasses.replace(store_tools.RECIPE.teacher, dim=DIM)
+    store_tools.RECIPE = dataclasses.replace(store_tools.RECIPE, teacher=teacher)
+    with tempfile.TemporaryDirectory() as folder:
+        store = store_tools.make_store(Path(folder) / "s", {f"slide-{i}": ROWS for i in range(SLIDES)})
+        files = [path for path in store.rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in files)
+        assert verify_structure(store, False, ignore).findings == []
+        jobs: dict[str, Callable[[], object]] = {
+            "verify": lambda: verify_structure(store, False, ignore),
+            "read": lambda: [np.frombuffer(path.read_bytes(), np.uint8)[0] for path in files],
+            "sha256": lambda: [hashlib.sha256(path.read_bytes()).digest() for path in files],
+        }
+        took: dict[str, list[float]] = {name: [] for name in jobs}
+        for _ in range(ROUNDS):
+            for name, job in jobs.items():
+                took[name].append(seconds(job))
+    print(f"store of {size / 1e6:.0f} MB, {len(files)} files; MB/s of one core, median (least-most)")
+    for name, values in took.items():
+        speeds = [size / 1e6 / value for value in values]
+        print(f"  {name:<7} {statistics.median(speeds):7.0f} ({min(speeds):.0f}-{max(speeds):.0f})")
+
+
+if __name__ == "__main__":
+    main()
