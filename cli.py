@@ -158,44 +158,44 @@ def seal(path: Path, as_it_is: bool, as_json: bool) -> None:
 @store.command()
 @click.argument("stores", nargs=-1, required=True, type=STORE)
 @click.option("--out", required=True, type=PATH, help="Folder of the new store.")
-@click.option("--allow-duplicates", is_flag=True, help="Accept the same slide file under two ids.")
+@click.option("--allow-duplicates", is_flag=True, help="Accept one slide file under two ids.")
 @JSON
 def merge(stores: tuple[str, ...], out: Path, allow_duplicates: bool, as_json: bool) -> None:
-    """The union of stores by slide; they need the same recipe, and must not contradict each other."""
-    from pipeline import summaries
+    """The union of stores by slide: one recipe, and what they both have has to be equal."""
+    from pipeline import share_summaries
     from pipeline.progress import reporter_for
     from stores import share
 
     with reporter_for(sys.stderr) as report:
         found = [opened(path) for path in stores]
         result = share.merge(found, out, allow_duplicates, lambda n: report.start("merge", n), report.advance)
-    print_result(as_json, dataclasses.asdict(result), lambda: summaries.shared_lines(out, result))
+    summary = share_summaries.copy_json(out, result)
+    print_result(as_json, summary, lambda: share_summaries.copy_lines(summary))
 
 
 @store.command()
 @click.argument("path", type=STORE)
 @click.option("--out", required=True, type=PATH, help="Folder of the new store.")
-@click.option("--slides", multiple=True, help="A slide id, or a file with one a line or a column slide_id.")
+@click.option("--slides", multiple=True, help="A slide id, or a file: an id a line, or a CSV with slide_id.")
 @click.option("--split", "splits", multiple=True, help="train, val or test; may be repeated.")
 @click.option("--seeds", type=int, help="Keep seeds 0 to N-1.")
 @click.option("--where", help="SQL over the columns of the slides table: \"site = 'x' AND n_patches > 100\".")
-@click.option("--no-pixels", is_flag=True, help="Leave the patches' pixels out.")
+@click.option("--no-pixels", is_flag=True, help="Leave the pixels of the patches out.")
 @JSON
 def subset(
     path: str, out: Path, slides: tuple[str, ...], no_pixels: bool, as_json: bool, **values: Any
 ) -> None:
-    """A store of some slides and seeds of another; conditions that are given all have to hold."""
-    from pipeline import summaries
-    from pipeline.cli_options import slide_ids
+    """A store of some slides and seeds of another; all conditions that are given have to hold."""
+    from pipeline import share_summaries
     from pipeline.progress import reporter_for
     from stores import subset as subsets
 
-    chosen = subsets.Selection(slides=slide_ids(slides), pixels=not no_pixels, **values)
+    chosen = subsets.Selection(slides=subsets.read_ids(slides), pixels=not no_pixels, **values)
     with reporter_for(sys.stderr) as report:
-        result = subsets.subset(
-            opened(path), out, chosen, lambda n: report.start("subset", n), report.advance
-        )
-    print_result(as_json, dataclasses.asdict(result), lambda: summaries.shared_lines(out, result))
+        found = opened(path)
+        result = subsets.subset(found, out, chosen, lambda n: report.start("subset", n), report.advance)
+    summary = share_summaries.copy_json(out, result)
+    print_result(as_json, summary, lambda: share_summaries.copy_lines(summary))
 
 
 @store.command()
@@ -253,15 +253,19 @@ def card(path: Path, name: str | None, date: str | None, as_json: bool, **values
 @store.command()
 @click.argument("path", type=PATH)
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--prune", is_flag=True, help="Remove chunks that no commit record lists.")
 @JSON
-def reindex(path: Path, dry_run: bool, as_json: bool) -> None:
-    """Bring in line what follows from other things: checksums, block statistics, commit records."""
+def reindex(path: Path, dry_run: bool, prune: bool, as_json: bool) -> None:
+    """Bring in line what follows from other things. Exit code 1: something contradicts itself."""
+    from pipeline import share_summaries
     from pipeline.progress import reporter_for
     from stores.reindex import reindex as bring_in_line
 
     with reporter_for(sys.stderr) as report:
-        done = bring_in_line(path, dry_run, lambda n: report.start("reindex", n), report.advance)
-    print_result(as_json, {"done": done, "dry_run": dry_run}, lambda: done or ["everything is in line"])
+        result = bring_in_line(path, dry_run, prune, lambda n: report.start("reindex", n), report.advance)
+    summary = share_summaries.reindex_json(path, dry_run, result)
+    print_result(as_json, summary, lambda: share_summaries.reindex_lines(summary))
+    sys.exit(bool(result.problems))
 
 
 @store.command()

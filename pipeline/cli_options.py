@@ -144,22 +144,6 @@ def opened(store: str, cache: Path | None = None, cache_gb: float = 20.0) -> Sto
     return found
 
 
-def slide_ids(given: Iterable[str]) -> tuple[str, ...]:
-    """Slide ids from ``--slides``: an id as it is, a file by its lines or its CSV column ``slide_id``."""
-    from pipeline.tiling import read_slides_csv
-
-    found: list[str] = []
-    for text in given:
-        path = Path(text)
-        if path.suffix == ".csv":
-            found += read_slides_csv(path)
-        elif path.is_file():
-            found += [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        else:
-            found.append(text)
-    return tuple(found)
-
-
 def build(kind: type, values: Mapping[str, Any]) -> Any:
     return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
 

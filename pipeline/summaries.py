@@ -150,16 +150,6 @@ def _join(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
-def shared_lines(out: Path, result: Any) -> list[str]:
-    """``store merge`` and ``store subset`` for people."""
-    left = [f"left out, no file of a store: {name!r:.200}" for name in result.left_out]
-    return [
-        f"{out}: {result.slides} slides, {result.patches} patches; {result.files} files copied, "
-        f"{human_bytes(result.bytes)}; not sealed",
-        *left,
-    ]
-
-
 def export_json(result: Any) -> dict[str, Any]:
     """The outcome of ``store export``; the names that were replaced are not in it."""
     names = ("slides", "patches", "files", "bytes", "left_out", "compact", "notes")

@@ -16,7 +16,6 @@ from stores.errors import CorruptStore, OptionError
 from stores.location import StoreLike
 
 REQUEST = ".request.json"
-_MAX_FILE_BYTES = 1 << 40
 
 
 @contextlib.contextmanager
@@ -67,7 +66,7 @@ def copy_file(store: StoreLike, name: str, size: int, stage: Path, target: str |
         if isinstance(store, Path):
             shutil.copyfile(store / name, partial)
         else:
-            data = read_file(store, name, _MAX_FILE_BYTES)
+            data = read_file(store, name, size)
             if data is None:
                 raise CorruptStore(f"{store}/{name}: listed, but not there")
             partial.write_bytes(data)

@@ -166,8 +166,10 @@ def _write(export: _Plan, advance: Progress) -> Exported:
 
 
 def _request(export: _Plan) -> dict[str, Any]:
-    """All that decides the bytes; the listing stands for the source, which may have grown since an interruption."""
-    listing = json.dumps(sorted(export.listing.items())).encode()
+    """All that decides the bytes; the listing stands for the source, which may have grown or been repaired since."""
+    local = export.store if isinstance(export.store, Path) else None
+    times = {name: (local / name).stat().st_mtime_ns for name in export.listing} if local else {}
+    listing = json.dumps([(name, n, times.get(name)) for name, n in sorted(export.listing.items())]).encode()
     return {
         "command": "export",
         "store": str(export.store),

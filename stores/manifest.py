@@ -8,7 +8,6 @@ file is written after the block's chunks are on disk, so only what it lists exis
 Each file carries a CRC-32 of itself in its Parquet metadata: page checksums leave the footer uncovered.
 """
 
-import itertools
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -176,6 +175,11 @@ def _check_form(path: Path, file: pq.ParquetFile, schema: pa.Schema) -> None:
         )
 
 
+def add_checksum(path: Path, schema: pa.Schema) -> None:
+    """Write a table of an older version or another program again, all columns as they are, with a checksum."""
+    _write(path, _read(path, schema))
+
+
 def slides_path(store: StoreLike) -> Path:
     """Where the slides table is."""
     return store / "manifest" / "slides.parquet"
@@ -187,7 +191,11 @@ def write_slides(store: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     own = sorted({name for row in rows for name in row} - known)
     schema = pa.schema([*SLIDES_SCHEMA, *((name, pa.string()) for name in own)])
     ordered = sorted(rows, key=lambda row: row["slide_id"])
-    complete = [{name: row.get(name) for name in schema.names} for row in ordered]
+    complete = [
+        {name: row.get(name) for name in SLIDES_SCHEMA.names}
+        | {name: None if row.get(name) is None else str(row[name]) for name in own}
+        for row in ordered
+    ]
     _write(slides_path(store), pa.Table.from_pylist(complete, schema=schema))
 
 
@@ -271,28 +279,26 @@ def write_commit(store: Path, slide_id: str, block: int, seeds: range, views: pa
     _write(commit_path(store, slide_id, block, seeds), views.cast(VIEWS_SCHEMA))
 
 
-def commits(store: StoreLike, slide_id: str | None = None) -> Iterator[Commit]:
+def commits(store: StoreLike, slide_id: str | None = None, replaced: bool = False) -> Iterator[Commit]:
     """All commit records, sorted by slide, block and seeds. Names that are none are not ours: skipped.
 
-    So is a record whose seeds lie within a wider one of its block: `stores.reindex` joined it and was interrupted.
+    So is a record whose seeds lie within those of another of its block, unless `replaced` is set: `stores.joining`
+    joined it into that one, and was killed before it removed it.
     """
     root = store / "manifest" / "views"
     slide_ids = [slide_id] if slide_id is not None else sorted(path.name for path in root.glob("*"))
     for name in slide_ids:
         found: list[Commit] = []
-        for path in sorted((root / check_slide_id(name)).glob("*.parquet")):
+        for path in (root / check_slide_id(name)).glob("*.parquet"):
             match = _COMMIT_NAME.fullmatch(path.name)
             if match and int(match[2]) <= int(match[3]) < MAX_SEEDS:
                 block, first, last = map(int, match.groups())
                 found.append(Commit(name, block, range(first, last + 1), path))
-        for _, group in itertools.groupby(found, key=lambda commit: commit.block):
-            of_block = list(group)
-            yield from (c for c in of_block if not any(_within(c, wider) for wider in of_block))
-
-
-def _within(commit: Commit, other: Commit) -> bool:
-    a, b = commit.seeds, other.seeds
-    return len(a) < len(b) and b.start <= a.start and a.stop <= b.stop
+        reached = (-1, 0)  # block, seeds up to here
+        for commit in sorted(found, key=lambda c: (c.block, c.seeds.start, -c.seeds.stop)):
+            if replaced or (commit.block, commit.seeds.stop) > reached:
+                reached = (commit.block, commit.seeds.stop)
+                yield commit
 
 
 def count_views(store: StoreLike) -> pa.Table:

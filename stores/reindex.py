@@ -1,124 +1,256 @@
 """``store reindex``: brings in line what follows from other things, without slides or teacher.
 
-Checksums that older versions did not write, block statistics, and commit records that were written seed by seed.
+Checksums that older versions or other programs did not write, commit records that were written seed by seed, block
+statistics. What nobody lists is named, and removed only when asked. Nothing that is committed is ever removed: a commit
+record goes only when all of its rows stand in another. Nobody may write to the store, or read it, at the same time.
 """
 
-import itertools
-from collections.abc import Callable, Iterator
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from stores import arrays, features, files, layout, manifest, recipe
+from stores import arrays, features, files, joining, layout, manifest, pixels, recipe
 from stores.errors import StoreError
 from stores.findings import Progress
 
 
-def reindex(store: Path, dry_run: bool, start: Callable[[int], None], progress: Progress) -> list[str]:
-    """Do what is needed, or with `dry_run` only say it; a line for each thing.
+@dataclass(slots=True)
+class Reindexed:
+    """What a run did, or would do."""
+
+    done: list[str] = field(default_factory=list)
+    leftovers: list[str] = field(default_factory=list)
+    """Chunks that no commit record lists."""
+    pruned: bool = False
+    """Whether they were removed."""
+    strays: list[str] = field(default_factory=list)
+    """Files that no store has; they are left alone."""
+    problems: list[str] = field(default_factory=list)
+    """What contradicts itself and cannot be derived from anything else."""
+
+
+def reindex(
+    store: Path, dry_run: bool, prune: bool, start: Callable[[int], None], progress: Progress
+) -> Reindexed:
+    """Do what is needed, or with `dry_run` only say it. A killed run is started again.
+
+    Parameters
+    ----------
+    prune : bool
+        Remove leftovers: chunks that an interrupted extraction wrote and never committed.
+    start, progress
+        Told the number of usable slides, then after each.
 
     Raises
     ------
     OptionError
         When the store is sealed.
     """
-    layout.require_unsealed(store)
-    done: list[str] = []
-    swept = sum(1 for _ in store.rglob(f"*{files.PARTIAL}")) if dry_run else files.sweep_partials(store)
-    if swept:
-        done.append(f"{swept} unfinished files removed")
     stored = recipe.load(store)
-    if "digest" not in files.read_json(store / recipe.FILE_NAME):
-        done.append("recipe.json: digest added")
-        if not dry_run:
-            recipe.save(store, stored)
+    layout.require_unsealed(store)
+    listed = layout.list_files(store)
+    result = Reindexed(pruned=prune and not dry_run)
+    run = _Run(store, dry_run, result, listed)
+    run.whole_store(stored)
     rows = manifest.read_slides(store)
-    if _lacks_checksum(manifest.slides_path(store)):
-        done.append("manifest/slides.parquet: checksum added")
-        if not dry_run:
-            manifest.write_slides(store, rows)
-    usable = [row["slide_id"] for row in rows if row["status"] == manifest.OK]
+    usable = [row for row in rows if row["status"] == manifest.OK]
     start(len(usable))
-    for slide_id in usable:
-        for line in itertools.chain(
-            _patches(store, slide_id, dry_run),
-            _records(store, slide_id, dry_run),
-            () if stored.compact is not None else _statistics(store, slide_id, dry_run),
+    mine = layout.by_slide(listed)
+    for row in usable:
+        slide = _Slide(run, row["slide_id"], mine.get(row["slide_id"], []))
+        slide.check_rows(row["n_patches"])
+        slide.join_records()
+        if stored.compact is None:  # a compact copy keeps the statistics of what it was made from
+            slide.statistics()
+        slide.find_leftovers()
+        progress(1, row["slide_id"])
+    for slide_id in sorted(set(mine) - {row["slide_id"] for row in rows}):
+        result.problems.append(f"slide {slide_id}: {len(mine[slide_id])} files, but not in the slides table")
+    for name in result.leftovers if result.pruned else ():
+        (store / name).unlink()
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    store: Path
+    dry_run: bool
+    result: Reindexed
+    listed: dict[str, int]
+
+    def does(self, what: str) -> bool:
+        """Note a piece of work; whether to do it."""
+        self.result.done.append(what)
+        return not self.dry_run
+
+    def whole_store(self, stored: recipe.Recipe) -> None:
+        partials = [path for path in self.store.rglob(f"*{files.PARTIAL}") if path.is_file()]
+        if partials and self.does(f"{len(partials)} unfinished files removed"):
+            files.sweep_partials(self.store)
+        if "digest" not in files.read_json(self.store / recipe.FILE_NAME) and self.does(
+            f"{recipe.FILE_NAME}: digest added"
         ):
-            done.append(f"slide {slide_id}: {line}")
-        progress(1, slide_id)
-    return done
+            recipe.save(self.store, stored)
+        for name in self.listed:
+            known = layout.classify(name)
+            if known is None:
+                self.result.strays.append(name)
+            elif name.endswith(".parquet"):
+                self._checksum(name, known.kind)
+
+    def _checksum(self, name: str, kind: str) -> None:
+        schemas = {"patches": manifest.PATCHES_SCHEMA, "commit": manifest.VIEWS_SCHEMA}
+        path = self.store / name
+        if manifest.checksum_matches(path.read_bytes()) is None and self.does(f"{name}: checksum added"):
+            with self.problem():
+                manifest.add_checksum(path, schemas.get(kind, manifest.SLIDES_SCHEMA))
+
+    @contextlib.contextmanager
+    def problem(self) -> Iterator[None]:
+        """What is damaged is named; the rest is still brought in line."""
+        try:
+            yield
+        except StoreError as error:
+            text = str(error).replace(f"{self.store}/", "")
+            if text not in self.result.problems:
+                self.result.problems.append(text)
 
 
-def _lacks_checksum(path: Path) -> bool:
-    return path.is_file() and manifest.checksum_matches(path.read_bytes()) is None
+@dataclass(frozen=True, slots=True)
+class _Slide:
+    run: _Run
+    slide_id: str
+    files: Sequence[str]
+
+    def check_rows(self, n_patches: int) -> None:
+        """Number of patches, in the slides table and in the arrays."""
+        store, problems = self.run.store, self.run.result.problems
+        with self.run.problem():
+            patches = manifest.read_patches(store, self.slide_id)
+            if len(patches) != n_patches:
+                problems.append(
+                    f"slide {self.slide_id}: {len(patches)} patches, the slides table says {n_patches}"
+                )
+            if self._has(features.array_name(self.slide_id, "coords")):
+                coords = np.stack([patches.x_px0, patches.y_px0], axis=1)
+                if not np.array_equal(features.read_coords(store, self.slide_id), coords):
+                    problems.append(f"slide {self.slide_id}: coords of the features are not its patches")
+
+    def _has(self, array: str) -> bool:
+        return f"{array}/zarr.json" in self.run.listed
+
+    def join_records(self) -> None:
+        """Join commit records of a block; see `stores.joining` for why the order is safe."""
+        store = self.run.store
+        with self.run.problem():
+            for parts in joining.joinable(list(manifest.commits(store, self.slide_id))):
+                seeds = range(parts[0].seeds.start, parts[-1].seeds.stop)
+                what = f"{len(parts)} commit records joined to seeds {seeds[0]}-{seeds[-1]}"
+                if self.run.does(f"slide {self.slide_id} block {parts[0].block}: {what}"):
+                    joining.join(store, parts)
+            for part, wider in joining.replaced(store, self.slide_id):
+                names = f"{part.path.name}", f"{wider.path.name}"
+                if not joining.has_all(wider, part):
+                    self.run.result.problems.append(
+                        f"slide {self.slide_id}: {names[0]} does not count beside {names[1]}, but says otherwise"
+                    )
+                elif self.run.does(f"slide {self.slide_id}: {names[0]} removed, {names[1]} has its views"):
+                    part.path.unlink()
+
+    def statistics(self) -> None:
+        """Mean and variance of every committed block, from the features."""
+        name = features.array_name(self.slide_id, "stats")
+        with self.run.problem():
+            commits = list(manifest.commits(self.run.store, self.slide_id))
+            if not commits:
+                return
+            opened = features.open_features(self.run.store, self.slide_id)
+            shape = (opened.n_seeds, features.n_blocks(opened.n_rows), 2, opened.dim)
+            spec = self._stats_spec(name, shape)
+            for commit in commits:
+                table = commit.read(["seed", "row", "status"])
+                for seed in commit.seeds:
+                    with self.run.problem():
+                        values = _committed(opened, table, seed, commit.block)
+                        if not self._stats_are(name, spec, values, seed, commit.block) and self.run.does(
+                            f"slide {self.slide_id} block {commit.block} seed {seed}: statistics computed again"
+                        ):
+                            features.write_stats(self.run.store, self.slide_id, seed, commit.block, values)
+
+    def _stats_spec(self, name: str, shape: tuple[int, ...]) -> arrays.ArraySpec | None:
+        """The array's metadata; an array that is absent, or not what the format says, is made anew."""
+        with contextlib.suppress(StoreError):
+            spec = arrays.read_metadata(self.run.store, name)
+            if spec.shape == shape and spec.chunks == (1, 1, *shape[2:]) and spec.dtype == np.float64:
+                return spec
+        if self.run.does(f"slide {self.slide_id}: array of statistics made anew"):
+            shutil.rmtree(self.run.store / name, ignore_errors=True)
+            arrays.create_array(self.run.store, name, shape, (1, 1, *shape[2:]), "float64", np.nan)
+        return None
+
+    def _stats_are(
+        self,
+        name: str,
+        spec: arrays.ArraySpec | None,
+        values: npt.NDArray[np.float16],
+        seed: int,
+        block: int,
+    ) -> bool:
+        if spec is None:
+            return False
+        try:
+            found = arrays.read_chunk(self.run.store, name, spec, (seed, block, 0, 0))
+        except StoreError:
+            return False
+        # another processor adds in another order, which is no reason to write
+        expected = features.mean_and_variance(values)
+        return found is not None and np.allclose(found[0, 0], expected, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+    def find_leftovers(self) -> None:
+        """Chunks of blocks that no commit record lists."""
+        committed: set[tuple[int, int]] = set()
+        with self.run.problem():
+            committed = {
+                (seed, c.block) for c in manifest.commits(self.run.store, self.slide_id) for seed in c.seeds
+            }
+            blocks = {block for _, block in committed}
+            per_block = self._pixel_chunks_per_block()
+            for name in self.files:
+                array, chunk, index = name.partition("/c/")
+                if not chunk:
+                    continue
+                at = [int(part) for part in index.split("/")]
+                leaf = array.rpartition("/")[2]
+                if array == pixels.array_name(self.slide_id):
+                    listed = per_block == 0 or at[0] // per_block in blocks
+                else:
+                    listed = leaf not in ("features", "stats") or tuple(at[:2]) in committed
+                if not listed:
+                    self.run.result.leftovers.append(name)
+
+    def _pixel_chunks_per_block(self) -> int:
+        name = pixels.array_name(self.slide_id)
+        if not self._has(name):
+            return 0
+        spec = arrays.read_metadata(self.run.store, name)
+        return max(features.block_rows(spec.shape[0]) // spec.chunks[0], 1)
 
 
-def _patches(store: Path, slide_id: str, dry_run: bool) -> Iterator[str]:
-    if _lacks_checksum(manifest.patches_path(store, slide_id)):
-        yield "checksum added to its patches"
-        if not dry_run:
-            found = manifest.read_patches(store, slide_id)
-            manifest.write_patches(store, slide_id, found.x_px0, found.y_px0, found.tissue)
-
-
-def _records(store: Path, slide_id: str, dry_run: bool) -> Iterator[str]:
-    """Join records of a block whose seeds follow each other; add checksums; remove what a joined record replaced.
-
-    The joined record is written first and the parts go after it. A kill in between leaves both, which is no harm:
-    `manifest.commits` passes over a record whose seeds lie within a wider one of its block.
-    """
-    records = list(manifest.commits(store, slide_id))
-    for block, group in itertools.groupby(records, key=lambda commit: commit.block):
-        for run in _runs(list(group)):
-            if len(run) > 1:
-                seeds = range(run[0].seeds.start, run[-1].seeds.stop)
-                yield f"{len(run)} commit records of block {block} joined to seeds {seeds.start}-{seeds.stop - 1}"
-                if not dry_run:
-                    joined = pa.concat_tables([commit.read() for commit in run])
-                    manifest.write_commit(store, slide_id, block, seeds, joined)
-            elif _lacks_checksum(run[0].path):
-                yield f"checksum added to {run[0].path.name}"
-                if not dry_run:
-                    manifest.write_commit(store, slide_id, block, run[0].seeds, run[0].read())
-    kept = {commit.path for commit in manifest.commits(store, slide_id)}
-    for path in sorted((store / "manifest" / "views" / slide_id).glob("*.parquet")):
-        known = layout.classify(str(path.relative_to(store)))
-        if known is not None and path not in kept:
-            yield f"{path.name} removed, a wider record has its views"
-            if not dry_run:
-                path.unlink()
-
-
-def _runs(records: list[manifest.Commit]) -> Iterator[list[manifest.Commit]]:
-    """Records whose seeds follow each other and that list the same rows."""
-    run: list[manifest.Commit] = []
-    rows: set[int] = set()
-    for commit in records:
-        mine = set(commit.read(["row"])["row"].to_pylist())
-        if run and run[-1].seeds.stop == commit.seeds.start and mine == rows:
-            run.append(commit)
-            continue
-        if run:
-            yield run
-        run, rows = [commit], mine
-    if run:
-        yield run
-
-
-def _statistics(store: Path, slide_id: str, dry_run: bool) -> Iterator[str]:
-    name = features.array_name(slide_id, "stats")
-    for commit in manifest.commits(store, slide_id):
-        for seed in commit.seeds:
-            values = features.open_features(store, slide_id).read_block(seed, commit.block)
-            expected = features.mean_and_variance(values)
-            try:
-                spec = arrays.read_metadata(store, name)
-                chunk = arrays.read_chunk(store, name, spec, (seed, commit.block, 0, 0))
-            except StoreError:
-                chunk = None
-            if chunk is None or not np.allclose(chunk[0, 0], expected, rtol=1e-9, atol=0, equal_nan=True):
-                yield f"statistics of block {commit.block} seed {seed} computed again"
-                if not dry_run:
-                    features.write_stats(store, slide_id, seed, commit.block, values)
+def _committed(
+    opened: features.SlideFeatures, table: pa.Table, seed: int, block: int
+) -> npt.NDArray[np.float16]:
+    """The features of a block, NaN in rows that are not committed; CorruptStore when a committed one is lost."""
+    span = features.block_range(opened.n_rows, block)
+    rows = manifest.ok_rows(table, seed)
+    inside = rows[(rows >= span.start) & (rows < span.stop)] - span.start
+    values = opened.read_block(seed, block)
+    features.require_finite(values[inside], f"slide {opened.slide_id} seed {seed} block {block}")
+    kept = np.full_like(values, np.nan)
+    kept[inside] = values[inside]
+    return kept

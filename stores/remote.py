@@ -28,6 +28,7 @@ ATTEMPTS = 8
 FIRST_DELAY_S, LAST_DELAY_S = 0.25, 20.0
 THREADS = 16
 _MAX_SMALL_BYTES = 1 << 30
+_ASK_FIRST_BYTES = 64 << 20
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://.+", re.IGNORECASE)
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 _TIMEOUTS = {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 0}}
@@ -107,6 +108,13 @@ class Objects:
     def get(self, name: str, limit_bytes: int) -> bytes | None:
         """The bytes of a file, None when there is none; CorruptStore when there are more than `limit_bytes`."""
         path = f"{self._root}/{name}"
+        if limit_bytes > _ASK_FIRST_BYTES:  # some backends allocate all that may come
+            about = self.about(name)
+            if about is None:
+                return None
+            if about.size > limit_bytes:
+                raise CorruptStore(f"{self.url}/{name}: larger than {limit_bytes} bytes")
+            limit_bytes = about.size
 
         def once() -> bytes:
             try:

@@ -167,7 +167,7 @@ class SlideCheck:
                 n == wanted or (wanted == _ANY and n > 0) or (wanted == _SEEDS and self._seeds_fit(n))
             )
         if not fits:
-            names = {_ANY: "any", _SEEDS: f"{self.state.n_seeds} or more seeds"}
+            names = {_ANY: "any", _SEEDS: f"{self._n_seeds()} or more seeds"}
             expected = ", ".join(str(names.get(n, n)) for n in shape)
             self.add(file, f"shape {spec.shape}, expected ({expected})", "metadata")
             return None
@@ -176,7 +176,11 @@ class SlideCheck:
         return spec
 
     def _seeds_fit(self, n: int) -> bool:
-        return self.state.n_seeds <= n <= manifest.MAX_SEEDS
+        return self._n_seeds() <= n <= manifest.MAX_SEEDS
+
+    def _n_seeds(self) -> int:
+        """Committed seeds of this slide; others have more while an extraction with more seeds is unfinished."""
+        return max((commit.seeds.stop for commit, _ in self.commits), default=0)
 
     def _coords(self, patches: manifest.Patches | None) -> None:
         name = features.array_name(self.slide_id, "coords")

@@ -1,6 +1,7 @@
 """Fixtures shared by the tests: the shared real data, small slides written on the spot, a small finished store."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,17 @@ def store(slides: Path, tile_options: TileOptions, tmp_path_factory: pytest.Temp
     path = tmp_path_factory.mktemp("store") / "store"
     extract([slides], path, TEACHER, tile_options, Silent())
     return path
+
+
+@pytest.fixture(scope="session")
+def small(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished store without its pixels, to be copied and damaged."""
+    path = tmp_path_factory.mktemp("small") / "store"
+    shutil.copytree(store, path)
+    shutil.rmtree(path / "pixels.zarr")
+    return path
+
+
+@pytest.fixture
+def copy(small: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small, tmp_path / "copy"))

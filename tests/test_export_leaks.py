@@ -427,6 +427,26 @@ def test_wrong_uses_are_one_line(lab: Path, key: Pseudonyms, tmp_path: Path) -> 
     assert not out.exists()
 
 
+def test_a_source_that_was_repaired_since_the_interruption(
+    lab: Path, key: Pseudonyms, tmp_path: Path
+) -> None:
+    """The files have the sizes that they had."""
+    store = Path(shutil.copytree(lab, tmp_path / "s"))
+    slide_id = sorted(set(PATIENTS) - {BAD})[0]
+    values = features.open_features(store, slide_id).read_block(0, 0)
+    features.write_block(store, slide_id, 0, 0, values + np.float16(1))
+
+    def interrupt(n: int, detail: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export.export(store, tmp_path / "o", ExportOptions(pseudonyms=key), ignore, interrupt)
+    features.write_block(store, slide_id, 0, 0, values)
+    run(store, tmp_path / "o", pseudonyms=key)
+    new = features.open_features(tmp_path / "o", key.of("slide", slide_id))
+    np.testing.assert_array_equal(new.read_block(0, 0), values)
+
+
 def test_a_store_without_slides_or_features(lab: Path, key: Pseudonyms, tmp_path: Path) -> None:
     recipe.save(tmp_path, recipe.Recipe(recipe.load(lab).patch))
     assert "no teacher features yet" in attempt(tmp_path, tmp_path.parent / "o", compact="int8")

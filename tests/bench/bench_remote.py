@@ -20,7 +20,7 @@ from pipeline.options import ExtractOptions, TileOptions
 from pipeline.progress import Silent
 from tests.s3_server import BUCKET, environment, s3_server
 
-SLIDES, STEPS, ROUNDS = 4, 80, 5
+SLIDES, STEPS, ROUNDS = 4, 80, 3
 
 
 def serve() -> None:
