@@ -207,7 +207,7 @@ def subset(
 @click.option("--compact", type=click.Choice(["lossless", "int8"]), help="A smaller copy, for slow lines.")
 @click.option("--keep-column", multiple=True, help="A column of your own that may leave under pseudonyms.")
 @click.option("--no-pixels", is_flag=True, help="Leave the patches' pixels out.")
-@click.option("--mapping", type=PATH, help="CSV file for yourself: slide id and pseudonym.")
+@click.option("--mapping", type=PATH, help="CSV file for yourself: names and pseudonyms.")
 @JSON
 def export(
     path: str, out: Path, key: Path | None, mapping: Path | None, as_json: bool, **values: Any
@@ -216,21 +216,18 @@ def export(
     from pipeline import summaries
     from pipeline.progress import reporter_for
     from stores import export as exports
-    from stores.pseudonyms import check_mapping, read_key, write_mapping
+    from stores.pseudonyms import read_key
 
     options = exports.ExportOptions(
         compact=values["compact"],
         pseudonyms=read_key(key) if key is not None else None,
         keep_columns=values["keep_column"],
         pixels=not values["no_pixels"],
+        mapping=mapping,
     )
-    if mapping is not None:
-        check_mapping(mapping, out)
     with reporter_for(sys.stderr) as report:
         found = opened(path)
         result = exports.export(found, out, options, lambda n: report.start("export", n), report.advance)
-    if mapping is not None:
-        write_mapping(mapping, result.names)
     print_result(as_json, summaries.export_json(result), lambda: summaries.export_lines(out, result))
 
 

@@ -78,6 +78,7 @@ def extract(
         )
     paths = slide_files.find_slides(inputs)
     layout.require_unsealed(store)
+    tiling.require_extendable(store)
     teacher = load_teacher(options)  # before hours of tiling: its name or weights may be wrong
     if teacher.identity.image_px != policy.crop_px:
         raise OptionError(

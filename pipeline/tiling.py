@@ -20,8 +20,8 @@ from pipeline import options as opts
 from pipeline import pictures, tissue
 from pipeline import slides as slide_files
 from pipeline.progress import Reporter
-from stores import files, layout, manifest, recipe
-from stores.errors import OptionError, SlideError, TissueError
+from stores import files, layout, manifest, pseudonyms, recipe
+from stores.errors import OptionError, RecipeMismatch, SlideError, TissueError
 
 THUMBNAIL_MPP = 8.0
 GRID = "non-overlapping"
@@ -187,6 +187,31 @@ def patch_recipe(options: opts.TileOptions) -> tuple[recipe.Patch, tissue.Tissue
     return part, rule
 
 
+def require_extendable(store: Path) -> None:
+    """Refuse an export that slides or features cannot be added to.
+
+    Raises
+    ------
+    RecipeMismatch
+        When it keeps its features in int8.
+    OptionError
+        When it is under pseudonyms: the slides' own names would come back into it.
+    """
+    if not (store / recipe.FILE_NAME).exists():
+        return
+    kind = (recipe.load(store).compact or {}).get("kind")
+    if kind is not None:
+        raise RecipeMismatch(
+            f"recipe.compact: {store} is a compact copy in {kind}, this run would write float16; "
+            "use the store that it was made from, and export that again"
+        )
+    if any(pseudonyms.is_keyed(row["fingerprint"]) for row in manifest.read_slides(store)):
+        raise OptionError(
+            f"--store {store}: an export under pseudonyms, to which no slide can be matched; "
+            "use the store that it was made from, and export that again"
+        )
+
+
 def prepare_store(store: Path, options: opts.TileOptions) -> tissue.TissueRule:
     """Write the recipe's patch part and the options, or check that they are those of the store."""
     part, rule = patch_recipe(options)
@@ -212,6 +237,7 @@ def tile(inputs: Sequence[Path], store: Path, options: opts.TileOptions, report:
     """Tile every slide that is not tiled yet. A slide that cannot be used becomes a row with a reason."""
     options.validate()
     layout.require_unsealed(store)
+    require_extendable(store)
     table = read_slides_csv(options.slides_csv)
     overrides = mpp_overrides(options.slide_mpp, table)
     paths = slide_files.find_slides(inputs)

@@ -24,6 +24,7 @@ from stores import features, files, layout, manifest, pixels, recipe, sampler
 from stores.errors import G2LError, RecipeMismatch, SlideError, StoreError
 from stores.findings import Finding
 from stores.location import StoreLike
+from stores.pseudonyms import is_keyed
 from stores.seal import seal
 from stores.verify import Structure, verify_structure
 
@@ -185,10 +186,9 @@ class _SlideViews:
         return str(self.row["slide_id"])
 
     def run(self, pool: PatchPool, teacher: Any | None) -> None:
-        names = files.read_options(self.store, "export")
-        drawn = not names.get(
-            "pseudonymised"
-        )  # draws are keyed by a fingerprint that such a copy does not have
+        drawn = not is_keyed(
+            self.row["fingerprint"]
+        )  # draws need the fingerprint, which is a pseudonym there
         kept = _kept_pixels(self.store, self.slide_id) if isinstance(self.source, SlideSource) else None
         try:
             records = list(manifest.commits(self.store, self.slide_id))

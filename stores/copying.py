@@ -15,7 +15,7 @@ from stores.arrays import read_file
 from stores.errors import CorruptStore, OptionError
 from stores.location import StoreLike
 
-_REQUEST = ".request.json"
+REQUEST = ".request.json"
 
 
 @contextlib.contextmanager
@@ -36,12 +36,12 @@ def staged(out: Path, request: Mapping[str, Any]) -> Iterator[Path]:
         raise OptionError(f"--out {out}: exists already; choose another name, nothing is overwritten")
     out.parent.mkdir(parents=True, exist_ok=True)
     stage = out.with_name(f".{out.name}{files.PARTIAL}")
-    marker = stage / _REQUEST
+    marker = stage / REQUEST
     wanted = dict(request)
     if stage.exists() and (not marker.is_file() or files.read_json(marker) != wanted):
         shutil.rmtree(stage)
     stage.mkdir(exist_ok=True)
-    files.sweep_partials(stage)
+    files.sweep_partials(stage)  # of a killed copy; they would be published
     files.write_json(marker, wanted)
     yield stage
     marker.unlink()

@@ -1,49 +1,42 @@
-"""``store export``: a copy for others, without names, or smaller, or both.
+"""A copy of a store for others: under pseudonyms, smaller for a slow line, or both.
 
-Everything is written into a folder beside the target and looked through before it takes the target's name.
+Under pseudonyms leave: features, pixels if wanted, coordinates, drawn parameters, splits, vendor, sizes and mpp, with
+keyed hashes for slide, patient, file and fingerprint. Left out are slides that could not be used (their reasons hold
+paths), the user's own columns, pictures (a thumbnail may show a label), README and checksums, and all options that are
+not known to be free of names. A self-check reads everything again before the export is published.
 """
 
-import dataclasses
-import math
+import hashlib
+import json
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-from zarr.codecs import BloscCodec, ZstdCodec
-
-from stores import compact, features, files, manifest, pixels, recipe
-from stores.arrays import create_array, flush_chunk
-from stores.copying import copy_file, staged
-from stores.errors import CorruptStore, OptionError
+from stores import compact, files, layout, leaks, manifest, recipe, recode
+from stores.copying import REQUEST, copy_file, staged
+from stores.errors import OptionError, StoreError
 from stores.findings import Progress
 from stores.location import StoreLike
-from stores.pseudonyms import Pseudonyms, originals, require_none
-from stores.share import Shared, Source, finish
+from stores.pseudonyms import Pseudonyms, check_mapping, write_mapping
+from stores.renamed import copy_metadata, own_columns, public_options, renamed, without_path, write_manifest
 
-KINDS = ("lossless", "int8")
-# what was asked for decides; everything else in the options may hold a path or an id
-_OPTIONS = {
-    "tile": ("mpp", "patch", "min_tissue", "max_patches", "val"),
-    "extract-teacher": ("seeds", "pixels", "dtype", "teacher_licence"),
-}
-_NEIGHBOURS, _SAMPLE = 10, 2000
+_RECODED = re.compile(r"features\.zarr/[^/]+/(?:features/.*|zarr\.json)")
 
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """What is asked of an export."""
+    """What is asked for."""
 
     compact: str | None = None
     """``lossless``, ``int8`` or None."""
     pseudonyms: Pseudonyms | None = None
     keep_columns: tuple[str, ...] = ()
-    """The user's own columns that may leave under pseudonyms."""
+    """Columns of the user's own that may leave under pseudonyms."""
     pixels: bool = True
+    mapping: Path | None = None
+    """CSV of originals and pseudonyms to write for the lab itself."""
 
 
 @dataclass(slots=True)
@@ -55,240 +48,243 @@ class Exported:
     files: int = 0
     bytes: int = 0
     left_out: list[str] = field(default_factory=list)
+    """Files of the source that no store has."""
     compact: dict[str, Any] | None = None
     """The measured error of an int8 copy."""
     notes: list[str] = field(default_factory=list)
-    names: dict[str, str] = field(default_factory=dict)
-    """Pseudonym by slide id; for the lab itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A request that was checked against its store."""
+
+    store: StoreLike
+    out: Path
+    options: ExportOptions
+    recipe: recipe.Recipe
+    rows: list[dict[str, Any]]
+    """Slides of the export, under their original names."""
+    listing: Mapping[str, int]
+    names: Pseudonyms | None
+    originals: leaks.Originals
+
+    @property
+    def total(self) -> int:
+        """How often `write` advances by one: a slide written, a slide checked."""
+        return len(self.rows) * (1 if self.names is None else 2)
 
 
 def export(
-    store: StoreLike,
-    out: Path,
-    options: ExportOptions,
-    start: Callable[[int], None],
-    progress: Progress,
+    store: StoreLike, out: Path, options: ExportOptions, start: Callable[[int], None], progress: Progress
 ) -> Exported:
-    """Write a copy of a store.
+    """Write an export; one that was interrupted goes on where it was.
+
+    Parameters
+    ----------
+    start
+        Told how often `progress` will advance by one: a slide written, a slide checked.
 
     Raises
     ------
     OptionError
-        When neither is asked for, a column is unknown, or the store is compact already.
+        When options contradict each other, the store, or what an export may hold.
     CorruptStore
-        When a committed row has no finite features.
+        When a committed row of the source is not finite, or a file is not what it should be.
     StoreError
-        When an original name would leave; nothing is exported then.
+        When the self-check finds an original name; nothing is published then.
     """
-    source = Source(store)
-    stored, rows = source.recipe, list(source.rows.values())
-    if options.compact is None and options.pseudonyms is None:
+    plan = _plan(store, out, options)
+    start(plan.total)
+    return _write(plan, progress)
+
+
+def _plan(store: StoreLike, out: Path, options: ExportOptions) -> _Plan:
+    stored = recipe.load(store)
+    _check_options(store, stored, out, options)
+    every = manifest.read_slides(store)
+    if not every:
+        raise StoreError(f"{store}: has no slides yet; run `g2l tile` first")
+    originals = leaks.Originals(every)
+    rows, names = every, None
+    if options.pseudonyms is not None:
+        rows = [row for row in every if row["status"] == manifest.OK]
+        names = options.pseudonyms.fresh()
+        names.rows(rows)  # finds collisions now
+        stored = without_path(stored)
+        leaks.check_columns(rows, options.keep_columns, originals)
+        leaks.check_texts(store, stored, rows, originals)
+        if options.mapping is not None:
+            check_mapping(options.mapping, names.mapping(), store, out)
+    return _Plan(store, out, options, stored, rows, layout.list_files(store), names, originals)
+
+
+def _check_options(store: StoreLike, stored: recipe.Recipe, out: Path, options: ExportOptions) -> None:
+    if options.pseudonyms is None and options.compact is None:
         raise OptionError("export: give --pseudonymise KEYFILE, --compact lossless or int8, or both")
+    if options.compact not in (None, *compact.KINDS):
+        raise OptionError(f"--compact {options.compact}: allowed is {' or '.join(compact.KINDS)}")
+    if options.pseudonyms is None:
+        for flag, given in (("--keep-column", options.keep_columns), ("--mapping", options.mapping)):
+            if given:
+                raise OptionError(f"{flag}: only with --pseudonymise; without it every column and name stays")
+    if isinstance(store, Path) and out.resolve().is_relative_to(store.resolve()):
+        raise OptionError(f"--out {out}: inside the store {store}; choose a place beside it")
+    if options.compact is not None and not stored.complete:
+        raise StoreError(f"{store}: has no teacher features yet; run `g2l extract-teacher` first")
     if options.compact is not None and stored.compact is not None:
         raise OptionError(
-            f"--compact {options.compact}: {store} is a compact copy already; export the original"
+            f"--compact {options.compact}: {store} is a compact copy already ({stored.compact.get('kind')}); "
+            "compact the store that it was made from"
         )
-    own = sorted({name for row in rows for name in row} - set(manifest.SLIDES_SCHEMA.names))
-    unknown = sorted(set(options.keep_columns) - set(own))
-    if unknown:
-        raise OptionError(f"--keep-column {unknown[0]}: no such column; there are {', '.join(own) or 'none'}")
-    result = Exported(left_out=[f"{store}/{name}" for name in source.unknown])
-    secret = options.pseudonyms
-    if secret is not None:
-        stored = _without_path(stored, result)
-        rows = [row for row in rows if row["status"] == manifest.OK]
-        if len(rows) < len(source.rows):
-            result.notes.append(
-                f"{len(source.rows) - len(rows)} unusable slides are left out, with their reasons"
-            )
-        if dropped := sorted(set(own) - set(options.keep_columns)):
-            result.notes.append(f"columns left out: {', '.join(dropped)}; --keep-column keeps one")
-    request: dict[str, Any] = {"command": "export", "store": str(store), "recipe": source.recipe.digest()}
-    request |= {"compact": options.compact, "key": secret.key_id if secret else None}
-    request |= {"keep_columns": ",".join(sorted(options.keep_columns)), "pixels": options.pixels}
-    shared = Shared()
-    start(len(rows))
-    with staged(out, request) as stage:
-        error = _Error(sum(row["n_patches"] for row in rows))
-        new_rows = []
-        for row in rows:
-            slide_id = row["slide_id"]
-            name = secret.of("slide", slide_id) if secret else slide_id
-            if name in result.names.values():
-                raise CorruptStore(f"slide {slide_id}: two slides with one pseudonym; use another key")
-            result.names[slide_id] = name
-            _copy_slide(source, slide_id, name, stage, options, error)
-            new_rows.append(secret.row(row, options.keep_columns) if secret else row)
-            progress(1, slide_id)
-        for group in (features.ROOT, *([pixels.ROOT] if options.pixels else [])):
-            if f"{group}/zarr.json" in source.listed:
-                copy_file(store, f"{group}/zarr.json", source.listed[f"{group}/zarr.json"], stage)
-        if options.compact == "int8":
-            result.compact = {"kind": "int8", **error.figures()}
-            stored = dataclasses.replace(stored, compact=result.compact)
-        _write_options(store, stage, options)
-        finish(stage, stored, new_rows, shared)
-        if secret is not None:
-            require_none(stage, originals(source.rows.values()))
-        result.slides, result.patches = shared.slides, shared.patches
-        sizes = [path.stat().st_size for path in stage.rglob("*") if path.is_file()]
-        result.files, result.bytes = len(sizes) - 1, sum(sizes)  # less the request of the staging folder
-    return result
 
 
-def _without_path(stored: recipe.Recipe, result: Exported) -> recipe.Recipe:
-    teacher = stored.teacher
-    if teacher is None or teacher.name.startswith("hf-hub:") or not re.search(r"[/\\]", teacher.name):
-        return stored
-    name = f"local-{teacher.weights_sha256[:12]}"
-    result.notes.append(f"the teacher is named by a path; it leaves as {name}, which makes it another recipe")
-    return dataclasses.replace(stored, teacher=dataclasses.replace(teacher, name=name))
-
-
-def _write_options(store: StoreLike, stage: Path, options: ExportOptions) -> None:
-    secret = options.pseudonyms
-    for command, allowed in _OPTIONS.items():
-        given = files.read_options(store, command)
-        if given:
-            kept = {name: value for name, value in given.items() if secret is None or name in allowed}
-            files.write_json(stage / "options" / f"{command}.json", kept)
-    about = {"compact": options.compact, "pseudonymised": secret is not None}
-    about["key_id"] = secret.key_id if secret else None
-    files.write_json(stage / "options" / "export.json", about)
-
-
-def _copy_slide(
-    source: Source, slide_id: str, name: str, stage: Path, options: ExportOptions, error: "_Error"
-) -> None:
-    renamed = name != slide_id
-    leaves = ("features/", "scales/", "standard/", "zarr.json")  # made anew in a compact copy
-    arrays = tuple(features.array_name(slide_id, leaf) for leaf in leaves)
-    for file in source.files.get(slide_id, ()):
-        kind = file.split("/")[0]
-        if kind == "pixels.zarr" and not options.pixels:
-            continue
-        if kind == "pictures" and options.pseudonyms is not None:
-            continue  # a thumbnail may show what is written on the glass
-        if (file.startswith("manifest/views/") and renamed) or (options.compact and file.startswith(arrays)):
-            continue
-        parts = [name if p == slide_id else p for p in file.split("/")]
-        target = "/".join(parts).replace(f"/{slide_id}.", f"/{name}.") if renamed else file
-        copy_file(source.store, file, source.listed[file], stage, target)
-    if renamed:
-        for commit in manifest.commits(source.store, slide_id):
-            table = commit.read()
-            at = table.column_names.index("slide_id")
-            table = table.set_column(at, "slide_id", pa.array([name] * table.num_rows, pa.string()))
-            manifest.write_commit(stage, name, commit.block, commit.seeds, table)
-    if options.compact and any(file.startswith(arrays) for file in source.files.get(slide_id, ())):
-        _write_compact(source, slide_id, name, stage, options.compact, error)
-
-
-def _write_compact(source: Source, slide_id: str, name: str, stage: Path, kind: str, error: "_Error") -> None:
-    opened = features.open_features(source.store, slide_id)
-    committed = _committed(source.store, slide_id)
-    shape, chunks = opened.array.shape, opened.array.chunks
-    leaf = {part: features.array_name(name, part) for part in ("features", "scales", "standard")}
-    if kind == "lossless":
-        blosc = BloscCodec(cname="zstd", clevel=5, shuffle="shuffle", typesize=2)
-        array = create_array(stage, leaf["features"], shape, chunks, "float16", math.nan, blosc)
-        for seed, block, _ in committed:
-            rows = features.block_range(opened.n_rows, block)
-            array[seed, rows.start : rows.stop] = opened.read_block(seed, block)
-            flush_chunk(stage, leaf["features"], (seed, block, 0))
-        return
-    running = features.RunningStats()
-    for seed, block, ok in committed:
-        wide = _finite(opened, seed, block, ok).astype(np.float64)
-        if len(wide):
-            running.add(len(wide), wide.mean(axis=0), wide.var(axis=0))
-    zero = np.zeros(opened.dim)
-    mean, std = (running.mean, np.sqrt(running.variance)) if running.count else (zero, zero)
-    standard = np.stack([mean, std]).astype(np.float32)
-    stored = create_array(stage, leaf["standard"], standard.shape, standard.shape, "float32", math.nan)
-    stored[:] = standard
-    flush_chunk(stage, leaf["standard"], (0, 0))
-    scales = create_array(stage, leaf["scales"], shape[:2], chunks[:2], "float32", math.nan)
-    array = create_array(
-        stage, leaf["features"], shape, chunks, "int8", compact.ABSENT, ZstdCodec(level=3, checksum=False)
+def _write(export: _Plan, advance: Progress) -> Exported:
+    with staged(export.out, _request(export)) as stage:
+        cost = None
+        if export.options.compact == compact.INT8:
+            cost = compact.Cost(_rows_of_seed_0(export))
+        of_slide = layout.by_slide(export.listing)
+        for row in export.rows:
+            _write_slide(export, row["slide_id"], of_slide.get(row["slide_id"], []), stage, cost)
+            advance(1, row["slide_id"])
+        written = export.recipe if cost is None else replace(export.recipe, compact=cost.to_json())
+        _write_rest(export, written, stage)
+        size = {name: n for name, n in layout.list_files(stage).items() if name != REQUEST}
+        if export.names is not None:
+            _check(export, stage, list(size), advance)
+            if export.options.mapping is not None:
+                write_mapping(export.options.mapping, export.names.mapping())
+    return Exported(
+        slides=len(export.rows),
+        patches=sum(row["n_patches"] for row in export.rows),
+        files=len(size),
+        bytes=sum(size.values()),
+        left_out=[f"{export.store}/{name}" for name in export.listing if layout.classify(name) is None],
+        compact=None if cost is None else cost.to_json(),
+        notes=_notes(export),
     )
-    for seed, block, ok in committed:
-        rows = features.block_range(opened.n_rows, block)
-        values = opened.read_block(seed, block)
-        small, scale = compact.quantise(values, standard)
-        array[seed, rows.start : rows.stop] = small
-        scales[seed, rows.start : rows.stop] = scale
-        flush_chunk(stage, leaf["features"], (seed, block, 0))
-        flush_chunk(stage, leaf["scales"], (seed, block))
-        rebuilt = compact.dequantise(small, scale, standard)
-        error.add(seed, values[ok - rows.start], rebuilt[ok - rows.start])
 
 
-def _committed(store: StoreLike, slide_id: str) -> list[tuple[int, int, npt.NDArray[np.int32]]]:
-    """(seed, block, rows that have a feature) of all that is committed, sorted."""
-    found = []
-    for commit in manifest.commits(store, slide_id):
-        table = commit.read(["row", "seed", "status"])
-        found += [(seed, commit.block, manifest.ok_rows(table, seed)) for seed in commit.seeds]
-    return sorted(found, key=lambda item: item[:2])
+def _request(export: _Plan) -> dict[str, Any]:
+    """All that decides the bytes; the listing stands for the source, which may have grown or been repaired since."""
+    local = export.store if isinstance(export.store, Path) else None
+    times = {name: (local / name).stat().st_mtime_ns for name in export.listing} if local else {}
+    listing = json.dumps([(name, n, times.get(name)) for name, n in sorted(export.listing.items())]).encode()
+    return {
+        "command": "export",
+        "store": str(export.store),
+        "listing": hashlib.sha256(listing).hexdigest(),
+        "recipe": export.recipe.digest(),
+        "key_id": export.names and export.names.key_id,
+        "compact": export.options.compact,
+        "pixels": export.options.pixels,
+        "keep_columns": sorted(export.options.keep_columns),
+    }
 
 
-def _finite(
-    opened: features.SlideFeatures, seed: int, block: int, ok: npt.NDArray[np.int32]
-) -> npt.NDArray[np.float16]:
-    start = features.block_range(opened.n_rows, block).start
-    values = opened.read_block(seed, block)[ok - start]
-    return features.require_finite(values, f"slide {opened.slide_id} seed {seed} block {block}")
+def _rows_of_seed_0(export: _Plan) -> int:
+    blocks = (b for row in export.rows for b in recode.committed_blocks(export.store, row["slide_id"]))
+    return sum(len(block.rows) for block in blocks if block.seed == 0)
 
 
-class _Error:
-    """What the quantisation costs: over all rows, and the neighbours of a sample of the centre crops."""
-
-    def __init__(self, n_patches: int) -> None:
-        self._every = max(1, math.ceil(n_patches / _SAMPLE))
-        self._count, self._sum, self._max, self._seen = 0, 0.0, 0.0, 0
-        self._sample: list[tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]] = []
-
-    def add(self, seed: int, values: npt.NDArray[np.float16], rebuilt: npt.NDArray[np.float16]) -> None:
-        """Take in committed rows, (rows, dim) each."""
-        if not len(values):
-            return
-        error = compact.relative_error(values, rebuilt)
-        self._count += len(error)
-        self._sum += float(error.sum())
-        self._max = max(self._max, float(error.max()))
-        if seed == 0:
-            take = np.flatnonzero((np.arange(len(values)) + self._seen) % self._every == 0)
-            self._sample.append((values[take], rebuilt[take]))
-            self._seen += len(values)
-
-    def figures(self) -> dict[str, Any]:
-        """Rounded, as they stand in the recipe."""
-        found: dict[str, Any] = {
-            "rows": self._count,
-            "relative_error": round(self._sum / max(self._count, 1), 6),
-            "max_relative_error": round(self._max, 6),
-        }
-        if self._sample:
-            before, after = (np.concatenate(part) for part in zip(*self._sample, strict=True))
-            if len(before) > _NEIGHBOURS:
-                found |= {
-                    "nn10_overlap": round(neighbour_overlap(before, after), 4),
-                    "nn10_rows": len(before),
-                }
-        return found
+def _write_slide(
+    export: _Plan, slide_id: str, names: Sequence[str], stage: Path, cost: compact.Cost | None
+) -> None:
+    new_id = slide_id if export.names is None else export.names.of("slide", slide_id)
+    kinds = {"patches", "commit", "features"} | ({"pixels"} if export.options.pixels else set())
+    if export.names is None:
+        kinds.add("picture")
+    recoding = export.options.compact is not None
+    blocks = recode.committed_blocks(export.store, slide_id) if recoding else []
+    if recoding and not blocks:
+        kinds.discard("features")
+    for name in names:
+        known = layout.classify(name)
+        if known is None or known.kind not in kinds or (recoding and _RECODED.fullmatch(name)):
+            continue
+        if export.names is None:
+            copy_file(export.store, name, export.listing[name], stage)
+        elif name.endswith("zarr.json"):
+            copy_metadata(export.store, name, stage / renamed(name, new_id))
+        elif known.kind in ("features", "pixels"):
+            copy_file(export.store, name, export.listing[name], stage, renamed(name, new_id))
+    if export.names is not None:
+        write_manifest(export.store, slide_id, stage, new_id)
+    if blocks:
+        recode.write_groups(stage, new_id)
+        if cost is not None:
+            recode.write_int8(export.store, slide_id, blocks, stage, new_id, cost)
+        else:
+            recode.write_lossless(export.store, slide_id, blocks, stage, new_id)
 
 
-def neighbour_overlap(before: npt.NDArray[np.float16], after: npt.NDArray[np.float16]) -> float:
-    """Mean share of the 10 nearest neighbours by cosine that stay the same, of (rows, dim) features."""
-    old, new = _neighbours(before), _neighbours(after)
-    return float(np.mean([len(set(a) & set(b)) / _NEIGHBOURS for a, b in zip(old, new, strict=True)]))
+def _write_rest(export: _Plan, written: recipe.Recipe, stage: Path) -> None:
+    """What is of no slide: groups, slides table, options; the recipe last."""
+    for root in ("features.zarr", "pixels.zarr"):
+        if (stage / root).is_dir():
+            files.write_json(stage / root / "zarr.json", recode.GROUP)
+    before = files.read_options(export.store, "export")
+    about = {
+        "pseudonymised": export.names is not None or before.get("pseudonymised") is True,
+        "key_id": export.names.key_id if export.names is not None else before.get("key_id"),
+        "compact": export.options.compact or before.get("compact"),
+        "pixels": export.options.pixels,
+        "keep_columns": sorted(export.options.keep_columns),
+    }
+    files.write_json(stage / "options" / "export.json", about)
+    if export.names is None:
+        name = "manifest/slides.parquet"
+        copy_file(export.store, name, export.listing[name], stage)
+    else:
+        hidden = _hidden(export)
+        rows = [{k: v for k, v in row.items() if k not in hidden} for row in export.rows]
+        manifest.write_slides(stage, [row | {"reason": ""} for row in export.names.rows(rows)])
+    for name in sorted(export.listing):
+        known = layout.classify(name)
+        command = Path(name).stem
+        if known is None or known.kind != "options" or command == "export":
+            continue
+        options = files.read_options(export.store, command)
+        if "pixels" in options:
+            options["pixels"] = options["pixels"] is True and export.options.pixels
+        shown = options if export.names is None else public_options(command, options)
+        if shown is not None:
+            files.write_json(stage / name, shown)
+    recipe.save(stage, written)
 
 
-def _neighbours(values: npt.NDArray[np.float16]) -> Iterable[list[int]]:
-    wide = values.astype(np.float64)
-    wide /= np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
-    cosine = wide @ wide.T
-    np.fill_diagonal(cosine, -2)
-    nearest: list[list[int]] = np.argpartition(-cosine, _NEIGHBOURS - 1, axis=1)[:, :_NEIGHBOURS].tolist()
-    return nearest
+def _hidden(export: _Plan) -> list[str]:
+    if export.names is None:
+        return []
+    return [column for column in own_columns(export.rows) if column not in export.options.keep_columns]
+
+
+def _check(export: _Plan, stage: Path, names: Sequence[str], advance: Progress) -> None:
+    assert export.names is not None
+    open_slides = {export.names.of("slide", row["slide_id"]) for row in export.rows}
+
+    def checked(name: str) -> None:
+        known = layout.classify(name)
+        if known is not None and known.slide_id in open_slides:
+            open_slides.discard(known.slide_id)
+            advance(1, f"self-check: {known.slide_id}")
+
+    issued = export.names.given()
+    leaks.check_export(stage, names, issued, export.originals, export.options.keep_columns, checked)
+
+
+def _notes(export: _Plan) -> list[str]:
+    if export.names is None:
+        return []
+    notes = [f"under pseudonyms of key {export.names.key_id}; searched for every original name, none found"]
+    unusable = len(manifest.read_slides(export.store)) - len(export.rows)
+    if unusable:
+        notes.append(f"{unusable} unusable slides are left out, with their reasons")
+    if hidden := _hidden(export):
+        notes.append(f"columns left out: {', '.join(hidden)}; --keep-column keeps one")
+    before, now = recipe.load(export.store).teacher, export.recipe.teacher
+    if before is not None and now is not None and before.name != now.name:
+        notes.append(
+            f"the teacher was named by a path; it leaves as {now.name}, which makes it another recipe"
+        )
+    return notes

@@ -1,139 +1,139 @@
-"""Pseudonyms: keyed hashes of slide ids, patient ids, file names and fingerprints.
+"""Names that tell nothing: a keyed hash of slide ids, patient ids, file names and fingerprints.
 
-The same key gives the same pseudonyms, so that exports of one lab can be merged; without the key nobody can try out
-likely ids, of which a plain hash would be no protection.
+The same key gives the same pseudonym every time, so that later exports of a lab fit the earlier ones. Without the key
+nobody can test a guess. The hash is written in consonants: no id of digits or words comes up in it by chance.
 """
 
 import csv
 import hashlib
 import hmac
+import io
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from stores import files
+from stores.errors import OptionError, StoreError
 
-from stores import manifest
-from stores.errors import CorruptStore, OptionError, StoreError
-from stores.files import first_line
-from stores.layout import classify, list_files
+MIN_KEY_BYTES = 16
+_MAX_KEY_BYTES = 1 << 16
+_LETTERS = 24
+"""Of 4 bits each: among a million names two share one with a probability of 6e-18."""
+_CONSONANTS = str.maketrans("0123456789abcdef", "bcdfghjklmnpqrst")
+_PREFIX = {"slide": "s-", "patient": "p-", "file": "f-", "fingerprint": "keyed-"}
+_KEYED = re.compile(f"keyed-[bcdfghjklmnpqrst]{{{_LETTERS}}}")
+_COLUMNS = {"slide_id": "slide", "patient_id": "patient", "file_name": "file", "fingerprint": "fingerprint"}
 
-_PREFIX = {"slide": "s-", "patient": "p-", "file": "f-", "fingerprint": "x-"}
-_DIGITS = 24
-_CHUNK = re.compile(r"/c(/\d+)+$")
-_MIN_KEY_BYTES = 16
-_MIN_SEARCHED = 8  # shorter ids occur in compressed data by chance; names and cells are compared whole
-_HARMLESS = {"split", "status", "vendor", "mpp_source", "reason"}
+
+def is_keyed(fingerprint: str | None) -> bool:
+    """Whether a fingerprint is a pseudonym: then no slide file can be matched to its slide."""
+    return fingerprint is not None and _KEYED.fullmatch(fingerprint) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Pseudonyms:
-    """A secret key and what follows from it."""
+    """Pseudonyms under a key; remembers all that it gave, and that no two names got the same."""
 
-    key: bytes
+    key: bytes = field(repr=False)
+    _given: dict[str, tuple[str, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def of(self, kind: str, text: str) -> str:
-        """The pseudonym of a ``slide``, ``patient``, ``file`` or ``fingerprint``: HMAC-SHA256, 96 bits."""
-        digest = hmac.new(self.key, f"{kind}\0{text}".encode(), hashlib.sha256).hexdigest()
-        return _PREFIX[kind] + digest[:_DIGITS]
+    def fresh(self) -> "Pseudonyms":
+        """The same key, with nothing given yet."""
+        return Pseudonyms(self.key)
 
     @property
     def key_id(self) -> str:
-        """Tells two keys apart without giving either away."""
-        return hmac.new(self.key, b"key id", hashlib.sha256).hexdigest()[:16]
+        """Tells two keys apart and gives neither away."""
+        return self._hash("key-id", "")[:16]
 
-    def row(self, row: Mapping[str, Any], keep_columns: Iterable[str]) -> dict[str, Any]:
-        """A row of the slides table that may leave: names replaced, reason and the user's own columns gone."""
-        new = {name: row[name] for name in [*manifest.SLIDES_SCHEMA.names, *keep_columns]}
-        for kind, name in (("slide", "slide_id"), ("patient", "patient_id"), ("file", "file_name")):
-            new[name] = self.of(kind, str(row[name])) if row[name] is not None else None
-        new["fingerprint"] = self.of("fingerprint", str(row["fingerprint"]))
-        new["reason"] = ""
-        return new
+    def _hash(self, kind: str, text: str) -> str:
+        message = f"g2l {kind}\0{text}".encode()
+        return hmac.new(self.key, message, hashlib.sha256).hexdigest()[:_LETTERS].translate(_CONSONANTS)
+
+    def of(self, kind: str, text: str) -> str:
+        """The pseudonym of a name; `kind` is ``slide``, ``patient``, ``file`` or ``fingerprint``.
+
+        Raises
+        ------
+        StoreError
+            When another name of that kind has the same.
+        """
+        pseudonym = _PREFIX[kind] + self._hash(kind, text)
+        before = self._given.setdefault(pseudonym, (kind, text))
+        if before != (kind, text):
+            raise StoreError(f"{kind} {before[1]!r} and {text!r} get the same pseudonym; use another key")
+        return pseudonym
+
+    def rows(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Rows of the slides table with every name replaced; an empty one stays empty."""
+        changed = []
+        for row in rows:
+            new = dict(row)
+            for column, kind in _COLUMNS.items():
+                if row[column]:
+                    new[column] = self.of(kind, row[column])
+            changed.append(new)
+        return changed
+
+    def given(self) -> frozenset[str]:
+        """All pseudonyms given so far."""
+        return frozenset(self._given)
+
+    def mapping(self) -> str:
+        """CSV of kind, original and pseudonym, for the lab itself."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("kind", "original", "pseudonym"))
+        writer.writerows(sorted((*name, pseudonym) for pseudonym, name in self._given.items()))
+        return text.getvalue()
 
 
 def read_key(path: Path) -> Pseudonyms:
-    """The key of a file.
+    """The key in a file, without the white space at its end.
 
     Raises
     ------
     OptionError
-        When there is no such file, or it holds less than 16 bytes.
+        When it cannot be read, or holds less than 16 bytes.
     """
+    remedy = f"make one with `openssl rand -hex 32 > {path}`, and keep it secret"
     try:
-        key = path.read_bytes().strip()
-    except OSError:
+        with path.open("rb") as file:
+            key = file.read(_MAX_KEY_BYTES).rstrip()
+    except OSError as error:
         raise OptionError(
-            f"--pseudonymise {path}: no such key file; make one with `openssl rand -hex 32 > {path}`, keep it secret"
+            f"--pseudonymise {path}: no readable key file ({error.strerror}); {remedy}"
         ) from None
-    if len(key) < _MIN_KEY_BYTES:
+    if len(key) < MIN_KEY_BYTES:
         raise OptionError(
-            f"--pseudonymise {path}: a key of {len(key)} bytes can be guessed; at least {_MIN_KEY_BYTES}, for example "
-            "from `openssl rand -hex 32`"
+            f"--pseudonymise {path}: a key of {len(key)} bytes can be guessed, {MIN_KEY_BYTES} are needed; {remedy}"
         )
     return Pseudonyms(key)
 
 
-def check_mapping(path: Path, out: Path) -> None:
-    """Raise OptionError when a mapping would overwrite a file, or lie in the export that it would give away."""
-    if path.exists() or path.resolve().is_relative_to(out.resolve()):
-        raise OptionError(f"--mapping {path}: exists already, or lies within {out}; choose another place")
+def check_mapping(path: Path, text: str, store: object, out: Path) -> None:
+    """Raise OptionError when the mapping would leave with the export, or replace another file."""
+    for folder, flag in ((out, "--out"), (store, "the store")):
+        if isinstance(folder, Path) and path.resolve().is_relative_to(folder.resolve()):
+            raise OptionError(
+                f"--mapping {path}: lies within {flag} {folder}, and would leave with it; choose a private place"
+            )
+    if path.exists() and (not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text):
+        raise OptionError(f"--mapping {path}: exists already; choose another name, nothing is overwritten")
 
 
-def write_mapping(path: Path, names: Mapping[str, str]) -> None:
-    """Write slide ids beside their pseudonyms, readable by the owner alone."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(handle, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["slide_id", "pseudonym"])
-        writer.writerows(sorted(names.items()))
-
-
-def originals(rows: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Everything that must not be found in an export: ids, file names and their stems, fingerprints."""
-    found: set[str] = set()
-    for row in rows:
-        for name in ("slide_id", "patient_id", "file_name", "fingerprint"):
-            if row[name]:
-                found.add(str(row[name]))
-        found.add(Path(str(row["file_name"])).stem)
-    return found
-
-
-def require_none(folder: Path, names: set[str]) -> None:
-    """Raise StoreError that says where, if any of `names` is in a file's name, bytes or text columns.
-
-    Chunks are passed over: they are numbers.
-    """
-    long = sorted(name for name in names if len(name) >= _MIN_SEARCHED)
-    pattern = re.compile(b"|".join(re.escape(name.encode()) for name in long)) if long else None
-    for file in list_files(folder):
-        known = classify(file)
-        if (known is not None and known.slide_id in names) or any(name in file for name in long):
-            raise StoreError(f"{file}: the file's name holds an original name; nothing was exported")
-        if _CHUNK.search(file):
-            continue
-        found = pattern.search((folder / file).read_bytes()) if pattern is not None else None
-        if found:
-            raise StoreError(f"{file}: holds the original name {found[0].decode()!r}; nothing was exported")
-        if file.endswith(".parquet"):
-            _require_none_in_table(folder / file, file, names, long)
-
-
-def _require_none_in_table(path: Path, file: str, names: set[str], long: Iterable[str]) -> None:
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise CorruptStore(f"{file}: not a readable Parquet file ({first_line(error)})") from None
-    text = [field.name for field in table.schema if str(field.type) == "string"]
-    for column in set(text) - _HARMLESS:
-        for value in set(table[column].to_pylist()) - {None}:
-            if value in names or any(name in value for name in long):
-                raise StoreError(
-                    f"{file}: column {column} holds the original name {value!r:.80}; leave that column out; "
-                    "nothing was exported"
-                )
+def write_mapping(path: Path, text: str) -> None:
+    """Write the mapping, readable by its owner alone from the first byte on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}{files.PARTIAL}")
+    partial.unlink(missing_ok=True)
+    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    files.fsync_path(path.parent)

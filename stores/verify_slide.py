@@ -333,5 +333,11 @@ def _seeds(seeds: range) -> list[int]:
 def _blosc() -> dict[str, Any]:
     return {
         "name": "blosc",
-        "configuration": {"typesize": 2, "cname": "zstd", "clevel": 5, "shuffle": "shuffle", "blocksize": 0},
+        "configuration": {
+            "typesize": 2,
+            "cname": "zstd",
+            "clevel": 3,
+            "shuffle": "shuffle",
+            "blocksize": 1 << 20,
+        },
     }

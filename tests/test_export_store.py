@@ -22,8 +22,9 @@ from pipeline.progress import Silent
 from pipeline.synthetic import write_slide
 from pipeline.verify import verify
 from stores import compact, features, manifest, recipe
-from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError
-from stores.export import Exported, ExportOptions, export, neighbour_overlap
+from stores.compact import neighbour_overlap
+from stores.errors import CorruptStore, OptionError, RecipeMismatch
+from stores.export import Exported, ExportOptions, export
 from stores.pseudonyms import Pseudonyms, read_key
 from stores.share import merge
 from stores.subset import Selection, subset
@@ -137,7 +138,7 @@ def test_one_key_one_pseudonym(named: Path, secret: Path, tmp_path: Path) -> Non
 
 def test_columns_stay_at_home_unless_asked_and_harmless(named: Path, tmp_path: Path) -> None:
     result = give(named, tmp_path / "a", pseudonyms=KEY, keep_columns=("site",))
-    assert result.notes == [
+    assert result.notes[1:] == [
         "1 unusable slides are left out, with their reasons",
         "columns left out: scan_date; --keep-column keeps one",
     ]
@@ -147,7 +148,9 @@ def test_columns_stay_at_home_unless_asked_and_harmless(named: Path, tmp_path: P
     leaky = Path(shutil.copytree(named, tmp_path / "leaky"))
     rows = [row | {"site": f"seen with {NAMES[1]}"} for row in manifest.read_slides(leaky)]
     manifest.write_slides(leaky, rows)
-    with pytest.raises(StoreError, match=r"slides.parquet: .*original name.*nothing was exported"):
+    with pytest.raises(
+        OptionError, match=r"--keep-column site: holds the original name .* nothing was exported"
+    ):
         give(leaky, tmp_path / "c", pseudonyms=KEY, keep_columns=("site",))
     assert not (tmp_path / "c").exists()
 
@@ -165,7 +168,7 @@ def test_a_teacher_that_is_named_by_a_path(tmp_path: Path) -> None:
 
 
 def test_keys(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"no such key file; make one with `openssl rand"):
+    with pytest.raises(OptionError, match=r"no readable key file .*; make one with `openssl rand"):
         read_key(tmp_path / "none")
     (tmp_path / "short").write_text("hunter2\n")
     with pytest.raises(OptionError, match="a key of 7 bytes can be guessed"):
@@ -188,7 +191,7 @@ def test_the_command(named: Path, secret: Path, tmp_path: Path) -> None:
     assert not any(name in done.stdout for name in NAMES)
     assert stat.S_IMODE((tmp_path / "map.csv").stat().st_mode) == 0o600
     with (tmp_path / "map.csv").open() as file:
-        mapping = {row["slide_id"]: row["pseudonym"] for row in csv.DictReader(file)}
+        mapping = {r["original"]: r["pseudonym"] for r in csv.DictReader(file) if r["kind"] == "slide"}
     assert set(mapping) == set(NAMES)
     assert {row["slide_id"] for row in manifest.read_slides(tmp_path / "out")} == set(mapping.values())
     assert content(tmp_path / "out") == content(secret)
@@ -227,8 +230,8 @@ def test_int8_says_what_it_cost(store: Path, tmp_path: Path) -> None:
                 errors.append(compact.relative_error(x[there], y[there]))
     every = np.concatenate(errors)
     assert result.compact["rows"] == len(every)
-    assert result.compact["relative_error"] == pytest.approx(every.mean(), abs=1e-6)
-    assert result.compact["max_relative_error"] == pytest.approx(every.max(), abs=1e-6)
+    assert result.compact["relative_error"] == pytest.approx(every.mean(), rel=5e-3)
+    assert result.compact["max_relative_error"] == pytest.approx(every.max(), rel=5e-3)
     assert 0 < result.compact["relative_error"] < 0.02
     assert 0.9 < result.compact["nn10_overlap"] <= 1
     assert stored.digest() != recipe.load(big).digest()

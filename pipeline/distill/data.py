@@ -14,7 +14,7 @@ from pipeline.distill.loader import Batch, load_views
 from pipeline.options import DistillOptions
 from pipeline.patches import SlideSource, Source, StoreSource
 from pipeline.progress import Reporter
-from stores import features, files, manifest, pixels, recipe, sampler
+from stores import features, files, manifest, pixels, pseudonyms, recipe, sampler
 from stores.errors import OptionError, SlideError, StoreError, ViewMismatch
 from stores.location import StoreLike
 from stores.recipe import Teacher
@@ -102,6 +102,11 @@ def find_sources(
         if pixels.has_pixels(store, slide_id):
             sources[slide_id] = StoreSource(slide_id, store)
             continue
+        if slide_id in rows and pseudonyms.is_keyed(rows[slide_id]["fingerprint"]):
+            raise OptionError(
+                f"slide {slide_id}: under a pseudonym, so that no slide file can be matched to it, and without pixels; "
+                "ask for an export with pixels"
+            )
         if slide_id not in paths:
             where = f"not found in {', '.join(map(str, given))}" if given else "give the slides with --slides"
             raise OptionError(f"slide {slide_id}: the store keeps no pixels of it; {where}")
