@@ -53,16 +53,20 @@ def tile(slides: tuple[Path, ...], store: Path, as_json: bool, **values: Any) ->
 
 
 @g2l.command("plan")
-@click.argument("inputs", nargs=-1, required=True, type=PATH)
+@click.argument("inputs", nargs=-1, required=True, type=STORE)
 @options_of(PlanOptions, TileOptions)
-def plan_command(inputs: tuple[Path, ...], as_json: bool, **values: Any) -> None:
+def plan_command(inputs: tuple[str, ...], as_json: bool, **values: Any) -> None:
     """What slides, or a store that is tiled, will come to: patches, views, bytes, files, hours. Writes nothing."""
     from pipeline import plan
     from pipeline.progress import reporter_for
+    from stores.remote import is_url
 
     options, tile_values = build(PlanOptions, values), build(TileOptions, values)
     with reporter_for(sys.stderr) as report:
-        result = plan.plan(inputs, options, tile_values, report)
+        paths = [Path(text) for text in inputs]
+        is_store = is_url(inputs[0]) or (paths[0] / "recipe.json").is_file()
+        found = opened(inputs[0]) if len(inputs) == 1 and is_store else paths
+        result = plan.plan(found, options, tile_values, report)
     print_result(as_json, plan.to_json(result), lambda: plan.lines(result))
     _exit_if(bool(result.unusable))
 

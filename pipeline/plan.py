@@ -18,8 +18,9 @@ from pipeline import tiling
 from pipeline.presets import PRESETS
 from pipeline.progress import Reporter
 from pipeline.summaries import human_bytes
-from stores import features, manifest, recipe
+from stores import features, manifest
 from stores.errors import OptionError, SlideError
+from stores.location import StoreLike
 
 MANIFEST_BYTES_PER_VIEW = 62
 """Commit records and patches of the demo's 968 patches under 4 seeds took 61.9 B a view."""
@@ -97,9 +98,17 @@ class Plan:
 
 
 def plan(
-    inputs: Sequence[Path], options: opts.PlanOptions, tile_options: opts.TileOptions, report: Reporter
+    inputs: list[Path] | StoreLike,
+    options: opts.PlanOptions,
+    tile_options: opts.TileOptions,
+    report: Reporter,
 ) -> Plan:
     """Count patches by a quick tissue pass and reckon what follows.
+
+    Parameters
+    ----------
+    inputs
+        Slide files and folders; or a store that is tiled, whose patches are known.
 
     Raises
     ------
@@ -109,10 +118,10 @@ def plan(
     options.validate()
     tile_options.validate()
     dim = _dim(options)
-    if len(inputs) == 1 and (inputs[0] / recipe.FILE_NAME).is_file():
-        slides, unusable = _tiled(inputs[0])
-    else:
+    if isinstance(inputs, list):
         slides, unusable = _count(inputs, tile_options, report)
+    else:
+        slides, unusable = _tiled(inputs)
     speed, source = options.views_per_s, "as given"
     if options.measure:
         speed, dim, source = _measure(options)
@@ -136,7 +145,7 @@ def _dim(options: opts.PlanOptions) -> int | None:
     )
 
 
-def _tiled(store: Path) -> tuple[list[SlidePlan], dict[str, str]]:
+def _tiled(store: StoreLike) -> tuple[list[SlidePlan], dict[str, str]]:
     """The slides of a store that is tiled already."""
     rows = manifest.read_slides(store)
     usable = [row for row in rows if row["status"] == manifest.OK]

@@ -12,7 +12,7 @@ from pipeline import plan
 from pipeline.extract import extract
 from pipeline.options import ExtractOptions, PlanOptions, TileOptions
 from pipeline.progress import Silent
-from stores import layout, manifest
+from stores import layout, manifest, remote, transfer
 from stores.errors import OptionError
 
 OPTIONS = PlanOptions(seeds=3, dim=24, pixels=True)
@@ -53,8 +53,17 @@ def test_it_comes_out_as_planned(slides: Path, tmp_path: Path, max_patches: int 
     if pixels:
         kept = sum(bytes_of(store, "pixels.zarr").values())
         assert 0.5 < planned.pixel_bytes / kept < 2  # synthetic tissue compresses better than slides do
-    again = plan.plan([store], replace(OPTIONS, pixels=pixels), TileOptions(), Silent())
+    again = plan.plan(store, replace(OPTIONS, pixels=pixels), TileOptions(), Silent())
     assert again == planned
+
+
+def test_a_store_behind_a_url(store: Path) -> None:
+    transfer.push(store, remote.Objects("memory://plan/store"), lambda n: None, lambda n, name: None)
+    done = CliRunner().invoke(
+        cli.g2l, ["plan", "memory://plan/store", "--dim", "24", "--seeds", "3", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["views"] == manifest.count_views(store)["views"].to_numpy().sum()
 
 
 def test_larger_slides_than_a_block() -> None:
