@@ -345,6 +345,7 @@ def test_hostile_keys_stay_outside(s3: str, store: Path, tmp_path: Path) -> None
         "manifest/views/a\\..\\x",
         "run.sh",
     ]
+    hostile += ["features.zarr/../features/c/0/0/0", "manifest/views/../00000-s0000-0000.parquet"]
     for name in hostile:
         fs.call_s3("put_object", Bucket=BUCKET, Key=f"hostile/{name}", Body=b"evil")
     before = {p for p in tmp_path.parent.rglob("*") if tmp_path not in p.parents}

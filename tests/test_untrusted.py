@@ -118,15 +118,20 @@ def test_shapes_types_and_codecs_are_judged_before_memory_is_taken(
     assert any(name in text for text in findings), said
 
 
-def zstd_bomb(size: int) -> bytes:
-    """A frame that says it decodes to `size` bytes, with a right crc32c."""
-    body = b"\x28\xb5\x2f\xfd" + bytes([0b11100000]) + struct.pack("<Q", size) + b"\x01\x00\x00"
+def zstd_bomb(size: int, real: bool = False) -> bytes:
+    """A frame that says it decodes to `size` bytes, with a right crc32c; a real one does, from runs of 128 kB."""
+    body = b"\x28\xb5\x2f\xfd" + bytes([0b11100000]) + struct.pack("<Q", size)
+    runs = size >> 17 if real else 1
+    for number in range(runs):
+        last = number == runs - 1
+        body += struct.pack("<I", last | 1 << 1 | 1 << 17 << 3)[:3] + b"\0"
     return body + struct.pack("<I", google_crc32c.value(body))
 
 
 @pytest.mark.parametrize(
     "raw",
     [
+        zstd_bomb(1 << 30, real=True),
         zstd_bomb(10**12),
         zstd_bomb(1 << 34),
         b"\x02\x01\x01\x02" + struct.pack("<III", (1 << 31) - 1, 1 << 20, 16) + b"\0" * 16,
@@ -149,6 +154,12 @@ def test_a_chunk_that_decodes_to_more_than_its_array_says(store: Path, raw: byte
                 store, "pixels.zarr/a", arrays.read_metadata(store, "pixels.zarr/a"), (0, 0, 0, 0)
             )
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+def test_the_bomb_is_a_real_one() -> None:
+    import numcodecs
+
+    assert len(numcodecs.Zstd().decode(zstd_bomb(1 << 20, real=True)[:-4])) == 1 << 20
 
 
 def test_what_a_chunk_says_of_itself_is_read_rightly() -> None:
