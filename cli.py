@@ -111,7 +111,7 @@ def distill(
 
 @g2l.group()
 def store() -> None:
-    """Look at a store."""
+    """Look at a store, prove it, share it, combine it."""
 
 
 @store.command()
