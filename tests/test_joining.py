@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from stores import arrays, features, files, joining, manifest, recipe, sampler
-from stores.content import content_digest
 from stores.errors import CorruptStore, OptionError
 from stores.reindex import Reindexed, reindex
 from stores.verify import verify_structure
+from tests.content import content_digest
 from tests.made_slides import MadeSlide, make_store
 from tests.test_cli import g2l, one_error
 from tests.test_union import contents, edit, nothing, quantised

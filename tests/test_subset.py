@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from stores import features, files, manifest
-from stores.content import content_digest
 from stores.errors import OptionError
 from stores.subset import read_ids, select
+from tests.content import content_digest
 from tests.made_slides import make_store
 from tests.share_tools import SLIDES, contents, joined, part, wrong
 

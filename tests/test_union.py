@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from zarr.codecs import ZstdCodec
 
 from stores import arrays, compact, features, manifest, pixels, recipe
-from stores.content import content_digest, slide_digest
 from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError
 from stores.remote import open_store
 from stores.share import merge
 from stores.subset import Selection, subset
+from tests.content import content_digest, slide_digest
 from tests.made_slides import DIM, RECIPE, MadeSlide, make_store
 from tests.share_tools import SLIDES, contents, edit, joined, nothing, part, wrong
 from tests.test_cli import g2l, one_error
