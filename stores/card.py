@@ -56,8 +56,8 @@ def write_card(store: Path, options: CardOptions) -> list[Path]:
         When it has no features yet.
     """
     layout.require_unsealed(store)
-    if options.url is not None and not re.fullmatch(r"https?://[^\s<>\"]+", options.url):
-        raise OptionError(f"--url {options.url!r}: expected http:// or https:// and no spaces")
+    if options.url is not None and not re.fullmatch(r"https?://[^\s<>\"|`]{1,200}", options.url):
+        raise OptionError(f"--url {options.url!r}: expected http:// or https://, at most 200 characters")
     stored = recipe.load(store)
     about = store_info(store)
     if stored.teacher is None or stored.policy is None or not about["views"]:
@@ -134,6 +134,8 @@ class _Card:
         teacher, about = self.stored.teacher, self.about
         assert teacher is not None
         compact = _compact_lines(self.stored.to_json())
+        url, cite = self.options.url, markdown(self._citation(), 1000)
+        cite = cite.replace(markdown(url, 1000), f"<{url}>") if url else cite
         sections = [
             f"---\n{yaml.safe_dump(self._front_matter(), sort_keys=False, allow_unicode=True)}---",
             f"# {markdown(self.title)}",
@@ -147,7 +149,7 @@ class _Card:
             f"## What do the features look like?\n\n{_statistics(self.about['statistics'])}",
             f"## How do I load it?\n\n{self._loading()}",
             f"## How do I check my copy?\n\n{_CHECKING}",
-            f"## How do I cite it?\n\n{markdown(self._citation(), 1000)}\n\nCite the paper of the teacher as well.",
+            f"## How do I cite it?\n\n{cite}\n\nCite the paper of the teacher as well.",
         ]
         return "\n\n".join(sections) + "\n"
 

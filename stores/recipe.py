@@ -16,6 +16,8 @@ from stores.errors import CorruptStore, RecipeMismatch, StoreError
 from stores.location import StoreLike
 
 SCHEMA_VERSION = 1
+MAX_DEPTH = 16
+"""Of objects and lists in a recipe: copying and comparing them recurse."""
 FILE_NAME = "recipe.json"
 
 
@@ -116,6 +118,8 @@ def from_json(value: Any, source: str) -> Recipe:
     """
     if not isinstance(value, dict):
         raise StoreError(f"{source}: a recipe is a JSON object, this is {type(value).__name__}")
+    if _deeper_than(value, MAX_DEPTH):
+        raise StoreError(f"{source}: nested more than {MAX_DEPTH} deep, which no recipe is")
     schema = value.get("schema")
     if type(schema) is not int or not 1 <= schema <= SCHEMA_VERSION:
         raise StoreError(
@@ -137,6 +141,14 @@ def from_json(value: Any, source: str) -> Recipe:
         if digest != hashlib.sha256(_canonical(bare)).hexdigest():
             raise CorruptStore(f"{source}: its digest differs from what it says: damaged, or edited by hand")
     return Recipe(**parts)
+
+
+def _deeper_than(value: Any, depth: int) -> bool:
+    """Whether objects and lists are nested deeper; looks no further, however deep they are."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(_deeper_than(item, depth - 1) for item in inner)
 
 
 _JSON_TYPES: dict[Any, tuple[type, ...]] = {str: (str,), int: (int,), float: (int, float)}

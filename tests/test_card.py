@@ -327,12 +327,14 @@ def test_a_store_without_its_slides_table(tmp_path: Path) -> None:
     assert not (store / "README.md").exists()
 
 
-@pytest.mark.parametrize("url", ["javascript:alert(1)", "https://a b", "https://a>", "file:///x"])
+@pytest.mark.parametrize(
+    "url", ["javascript:alert(1)", "https://a b", "https://a>", "https://a|b", "file:///x"]
+)
 def test_addresses(copy: Path, url: str) -> None:
     with pytest.raises(OptionError, match="--url"):
         write_card(copy, dataclasses.replace(OPTIONS, url=url))
     write_card(copy, dataclasses.replace(OPTIONS, url="https://hub.example/brca"))
-    assert "<https://hub.example/brca>" in (copy / "README.md").read_text()
+    assert (copy / "README.md").read_text().count("<https://hub.example/brca>") == 2
     assert json.loads((copy / "croissant.json").read_text())["url"] == "https://hub.example/brca"
 
 

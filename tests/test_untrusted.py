@@ -338,6 +338,18 @@ def test_recipes_of_any_form(store: Path, tmp_path: Path, text: str) -> None:
     assert any("recipe.json" in line for line in said)
 
 
+@pytest.mark.parametrize("depth", [17, 450, 600, 900])
+def test_recipes_that_are_nested_deep(store: Path, tmp_path: Path, depth: int) -> None:
+    """Deep enough for Python's recursion limit in a copy, not deep enough for that of the JSON parser."""
+    value = json.loads((store / "recipe.json").read_text())
+    del value["digest"]
+    text = json.dumps(value).replace('"name": "g2l"', f'"name": {"[" * depth}{"]" * depth}')
+    assert "[" * depth in text
+    (store / "recipe.json").write_text(text)
+    said = everything(store, tmp_path / "out")
+    assert sum("nested more than 16 deep" in line for line in said) >= 7
+
+
 def test_a_parquet_file_that_says_it_has_more_than_memory(store: Path, tmp_path: Path) -> None:
     """A million million equal rows take a few kilobytes on disk."""
     n = 30_000_000
