@@ -19,8 +19,8 @@ install: $(STAMP) ## Install into .venv, with the pins of constraints.txt
 demo: install ## Both stages on synthetic slides, in minutes on a CPU; writes demo/
 	$(BIN)/g2l demo --out demo
 
-test: install ## Run the tests
-	$(BIN)/python -m pytest
+test: install ## Run the tests, on all CPUs
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: install ## ruff (lint, format) and mypy
 	$(BIN)/ruff check .

@@ -23,7 +23,14 @@ from pipeline.cli_options import (
     remote_options,
     tile_options,
 )
-from pipeline.options import DistillOptions, ExtractOptions, PlanOptions, TileOptions, VerifyOptions
+from pipeline.options import (
+    ClusterOptions,
+    DistillOptions,
+    ExtractOptions,
+    PlanOptions,
+    TileOptions,
+    VerifyOptions,
+)
 from stores.errors import SOME_SLIDES_FAILED
 
 
@@ -39,7 +46,7 @@ def g2l() -> None:
 @g2l.command()
 @click.argument("slides", nargs=-1, required=True, type=PATH)
 @click.option("--store", required=True, type=PATH, help="Folder of the store.")
-@options_of(TileOptions)
+@options_of(TileOptions, ClusterOptions)
 def tile(slides: tuple[Path, ...], store: Path, as_json: bool, **values: Any) -> None:
     """Find tissue, lay the patch grid, split by patient; writes a picture of each slide."""
     from pipeline import summaries, tiling
@@ -47,7 +54,7 @@ def tile(slides: tuple[Path, ...], store: Path, as_json: bool, **values: Any) ->
 
     options = tile_options(store, values)
     with reporter_for(sys.stderr) as report:
-        result = tiling.tile(slides, store, options, report)
+        result = tiling.tile(slides, store, options, report, build(ClusterOptions, values))
     print_result(as_json, summaries.tile_json(store, result), lambda: summaries.tile_lines(store, result))
     _exit_if(bool(result.unusable))
 
@@ -74,7 +81,7 @@ def plan_command(inputs: tuple[str, ...], as_json: bool, **values: Any) -> None:
 @g2l.command("extract-teacher")
 @click.argument("slides", nargs=-1, required=True, type=PATH)
 @click.option("--store", required=True, type=PATH, help="Folder of the store.")
-@options_of(ExtractOptions, TileOptions)
+@options_of(ExtractOptions, TileOptions, ClusterOptions)
 def extract_teacher(slides: tuple[Path, ...], store: Path, as_json: bool, **values: Any) -> None:
     """Run the teacher once over every view of every patch; tiles first what is not tiled."""
     from pipeline import extract, summaries
@@ -82,11 +89,12 @@ def extract_teacher(slides: tuple[Path, ...], store: Path, as_json: bool, **valu
 
     options, tiling = build(ExtractOptions, values), tile_options(store, values)
     with reporter_for(sys.stderr) as report:
-        result = extract.extract(slides, store, options, tiling, report)
+        where = build(ClusterOptions, values)
+        result = extract.extract(slides, store, options, tiling, report, where)
     print_result(
         as_json, summaries.extract_json(store, result), lambda: summaries.extract_lines(store, result)
     )
-    _exit_if(bool(result.failed_slides or result.bad_reads))
+    _exit_if(bool(result.failed_slides or result.failed_blocks or result.bad_reads))
 
 
 @g2l.command()

@@ -106,6 +106,23 @@ class ExtractOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """Where work runs. Changes no byte of a result on a CPU, hence stands in no recipe."""
+
+    workers: int | None = option(None, "Run in so many processes on this machine.")
+    scheduler: str | None = option(None, "Run on the workers of this dask scheduler, as tcp://host:8786.")
+
+    def validate(self) -> None:
+        """Raise OptionError that names the first value that is not allowed."""
+        require(self.workers is None or self.workers >= 1, "workers", self.workers, "1 or more")
+        if self.workers is not None and self.scheduler is not None:
+            raise OptionError("--workers and --scheduler: give one of them")
+
+
+IN_PROCESS = ClusterOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class DistillOptions:
     """Stage two: the student against the store."""
 

@@ -107,6 +107,10 @@ class PatchPool:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the threads and close what they have open."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         for cache in self._caches:
             for reader in cache.values():

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import IO, Protocol, Self
+from typing import IO, Any, Protocol, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -29,6 +29,9 @@ class Reporter(Protocol):
     def advance(self, by: int = 1, detail: str = "") -> None:
         """Count units of the current work."""
 
+    def record(self, event: str, **fields: Any) -> None:
+        """Something for the structured log alone."""
+
 
 class Silent:
     """Says nothing: for tests and for use as a library."""
@@ -38,6 +41,8 @@ class Silent:
     def start(self, what: str, total: int, done: int = 0) -> None: ...
 
     def advance(self, by: int = 1, detail: str = "") -> None: ...
+
+    def record(self, event: str, **fields: Any) -> None: ...
 
 
 class Lines:
@@ -68,6 +73,8 @@ class Lines:
         self._last = now
         rate = (self._done - self._first) / max(now - self._began, 1e-9)
         self.note(f"{self._what}: {self._done}/{self._total} ({rate:.1f}/s) {detail}".rstrip())
+
+    def record(self, event: str, **fields: Any) -> None: ...
 
 
 class Bar:
@@ -101,6 +108,8 @@ class Bar:
 
     def advance(self, by: int = 1, detail: str = "") -> None:
         self._progress.update(self._task, advance=by, detail=detail)
+
+    def record(self, event: str, **fields: Any) -> None: ...
 
 
 def reporter_for(stream: IO[str] = sys.stderr) -> Lines | Bar:

@@ -4,8 +4,8 @@ The unit of work is the commit record: a block under the seeds that were extract
 again, so that batches are cut as they were and the same bytes result on a CPU; only the broken files are written.
 """
 
+import contextlib
 import dataclasses
-import itertools
 import os
 import shutil
 import tempfile
@@ -20,10 +20,11 @@ import zarr
 from pipeline import options as opts
 from pipeline import slides as slide_files
 from pipeline import views
-from pipeline.extract import encode_task, read_ahead, reader_identity, write_task
-from pipeline.patches import PatchPool, SlideSource
-from pipeline.progress import Reporter, Silent
-from pipeline.tasks import ExtractSummary, Task, runs_of
+from pipeline.blocks import Outcome, Station, reader_identity, write_block
+from pipeline.cluster import threads_of
+from pipeline.patches import SlideSource
+from pipeline.progress import Reporter
+from pipeline.tasks import Task, create_arrays, runs_of
 from pipeline.verify import find_source, load_given_teacher
 from stores import features, files, manifest, pixels, recipe
 from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError, ViewMismatch
@@ -151,11 +152,7 @@ class _Repair:
         records, intact = self._records(patches)
         if self.what.metadata:
             self._metadata(patches, records)
-        extract = opts.ExtractOptions(
-            teacher=str(self.options.teacher),
-            seeds=max((seeds.stop for _, seeds in records), default=1),
-            pixels=pixels.has_pixels(self.store, self.slide_id),
-        )
+        n_seeds = max((seeds.stop for _, seeds in records), default=1)
         damaged = self.what.chunks | self.what.records
         for block, seed in sorted(self.what.stats - damaged):
             values = features.open_features(self.store, self.slide_id).read_block(seed, block)
@@ -166,12 +163,12 @@ class _Repair:
             if not broken and block not in self.what.pixels:
                 continue
             rows = features.block_range(len(patches), block)
-            task = Task(source, self.row["fingerprint"], self.row["split"], patches, block, seeds, rows)
+            task = Task(source, self.row["fingerprint"], self.row["split"], len(patches), block, seeds, rows)
             old = intact.get((block, seeds))
             if old is not None:
                 last = int(old.read(["row"])["row"].to_numpy().max())
                 task = dataclasses.replace(task, rows=range(rows.start, last + 1))
-            self._redo(task, old, broken, extract)
+            self._redo(task, patches, old, broken, n_seeds)
 
     def _records(
         self, patches: manifest.Patches
@@ -190,16 +187,22 @@ class _Repair:
         return sorted(found, key=lambda item: (item[0], item[1].start)), intact
 
     def _redo(
-        self, task: Task, old: manifest.Commit | None, broken: list[int], extract: opts.ExtractOptions
+        self,
+        task: Task,
+        patches: manifest.Patches,
+        old: manifest.Commit | None,
+        broken: list[int],
+        n_seeds: int,
     ) -> None:
-        summary, threads = ExtractSummary(), self.options.threads or os.cpu_count() or 1
-        with PatchPool(threads) as pool:
-            ahead = read_ahead(pool, [task], self.policy, extract.pixels, 2 * threads)
-            rows = itertools.islice(ahead, len(task.rows))
-            made = encode_task(task, rows, self.teacher, self.policy, extract, summary, Silent())
+        keep = pixels.has_pixels(self.store, self.slide_id)
+        station = Station(self.store, self.teacher, self.policy, keep, threads_of(self.options.threads, None))
+        with contextlib.closing(station):
+            made = station.encode(task, patches, station.read(task, patches), Outcome(), lambda count: None)
         where = f"slide {self.slide_id} rows {task.rows.start}-{task.rows.stop - 1}"
         if old is None:
-            write_task(self.store, task, made, extract)
+            dim, patch_px = made.features.shape[2], self.policy.patch_px
+            create_arrays(self.store, self.slide_id, n_seeds, dim, patch_px if keep else None)
+            write_block(self.store, task, made)
             self.done.append(f"{where}: seeds {task.seeds.start}-{task.seeds.stop - 1} extracted again")
             return
         if not old.read().equals(made.views):
@@ -213,7 +216,7 @@ class _Repair:
             )
             self.done.append(f"{where}: features of seed {seed} computed again")
         if task.block in self.what.pixels and made.pixels is not None:
-            start = features.block_range(len(task.patches), task.block).start
+            start = features.block_range(task.n_patches, task.block).start
             pixels.write_rows(self.store, self.slide_id, start, made.pixels)
             self.done.append(f"{where}: pixels read again")
 

@@ -75,8 +75,9 @@ def extract_json(store: Path, result: Any) -> dict[str, Any]:
         "bytes_per_view": info["bytes_per_view"],
         "seconds": result.seconds,
         "views_per_s": result.views / result.seconds if result.views else None,
-        "data_wait": result.wait_seconds / result.seconds if result.views else None,
+        "data_wait": result.wait_seconds / result.device_seconds if result.views else None,
         "bad_reads": result.bad_reads,
+        "failed_blocks": result.failed_blocks,
         "unusable": result.failed_slides,
         **result.figures,
     }
@@ -97,6 +98,13 @@ def extract_lines(store: Path, result: Any) -> list[str]:
     if summary["bad_reads"]:
         lines.append(f"{len(summary['bad_reads'])} patches could not be read (status bad_read):")
         lines += [f"  {text}" for text in summary["bad_reads"][:20]]
+    if summary["failed_blocks"]:
+        lines.append(
+            f"{len(summary['failed_blocks'])} blocks failed twice; start the same command again to try them:"
+        )
+        lines += [
+            f"  {name}: {one_line(why, 300)}" for name, why in list(summary["failed_blocks"].items())[:20]
+        ]
     return lines + _reasons(summary["unusable"])
 
 

@@ -1,27 +1,30 @@
 """What stage one has to do: tasks of (slide, block, seeds), less what is committed already."""
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 
 from pipeline import slides as slide_files
 from pipeline.options import ExtractOptions
 from pipeline.patches import SlideSource
-from stores import features, manifest, recipe
+from stores import features, manifest, pixels, recipe
 from stores.errors import SlideError
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What one writer owns: the chunks of `seeds` of one block."""
+    """What one writer owns: the chunks of `seeds` of one block. Small, for it travels to the worker."""
 
     source: SlideSource
     fingerprint: str
     split: str
-    patches: manifest.Patches
+    n_patches: int
+    """Of the whole slide."""
     block: int
     seeds: range
     rows: range
@@ -30,6 +33,9 @@ class Task:
     @property
     def n_views(self) -> int:
         return len(self.rows) * len(self.seeds)
+
+    def __str__(self) -> str:
+        return f"{self.source.slide_id} block {self.block} seeds {self.seeds.start}-{self.seeds.stop - 1}"
 
 
 @dataclass(slots=True)
@@ -40,8 +46,12 @@ class ExtractSummary:
     views_before: int = 0
     bad_reads: list[str] = field(default_factory=list)
     failed_slides: dict[str, str] = field(default_factory=dict)
+    failed_blocks: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    device_seconds: float = 0.0
+    """Time in which some block had the device, summed over processes."""
     wait_seconds: float = 0.0
+    """Of that, time without a batch, waiting for patches."""
     figures: dict[str, Any] = field(default_factory=dict)
 
 
@@ -68,14 +78,36 @@ def plan_tasks(
         except SlideError as error:
             summary.failed_slides[slide_id] = str(error)
             continue
-        source = SlideSource(slide_id, info.path, slide_files.plan_read(info, wanted.mpp, wanted.size_px))
-        patches = manifest.read_patches(store, slide_id)
-        for block in range(features.n_blocks(len(patches))):
-            rows = features.block_range(len(patches), block)
+        source = SlideSource(
+            slide_id, info.path.absolute(), slide_files.plan_read(info, wanted.mpp, wanted.size_px)
+        )
+        n_patches = row["n_patches"]
+        for block in range(features.n_blocks(n_patches)):
+            rows = features.block_range(n_patches, block)
             rows = range(rows.start, min(rows.stop, take))
             for seeds in _missing(store, slide_id, block, rows, options.seeds, summary):
-                tasks.append(Task(source, info.fingerprint, row["split"], patches, block, seeds, rows))
+                tasks.append(Task(source, info.fingerprint, row["split"], n_patches, block, seeds, rows))
     return tasks
+
+
+def prepared(
+    store: Path, tasks: Sequence[Task], options: ExtractOptions, dim: int, patch_px: int
+) -> Iterator[Task]:
+    """The tasks, each after its slide's arrays are there: this process alone makes arrays and adds seeds to them."""
+    for slide_id, group in itertools.groupby(tasks, key=lambda task: task.source.slide_id):
+        of_slide = list(group)
+        n_seeds = max(options.seeds, *(task.seeds.stop for task in of_slide))
+        create_arrays(store, slide_id, n_seeds, dim, patch_px if options.pixels else None)
+        yield from of_slide
+
+
+def create_arrays(store: Path, slide_id: str, n_seeds: int, dim: int, patch_px: int | None) -> None:
+    """Make a slide's arrays, with those of pixels when their side is given, or let them grow."""
+    patches = manifest.read_patches(store, slide_id)
+    coords = np.stack([patches.x_px0, patches.y_px0], axis=1)
+    features.create_slide(store, slide_id, coords, n_seeds, dim)
+    if patch_px is not None:
+        pixels.create_slide(store, slide_id, len(patches), patch_px)
 
 
 def _missing(

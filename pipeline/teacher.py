@@ -46,6 +46,10 @@ class Teacher:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.encoder(batch).float()
 
+    def encode(self, views: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
+        """Features of views (B, crop_px, crop_px, 3) as they are stored, float16 (B, dim)."""
+        return collect(self.launch(views))
+
 
 def collect(features: torch.Tensor) -> npt.NDArray[np.float16]:
     """Features as they are stored, float16 (B, dim).

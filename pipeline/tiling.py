@@ -6,6 +6,8 @@ again; slides that are done stay as they are.
 """
 
 import csv
+import dataclasses
+import functools
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -16,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline import cluster, pictures, tissue
 from pipeline import options as opts
-from pipeline import pictures, tissue
 from pipeline import slides as slide_files
 from pipeline.progress import Reporter
 from stores import files, layout, manifest, pseudonyms, recipe
@@ -233,8 +235,23 @@ def prepare_store(store: Path, options: opts.TileOptions) -> tissue.TissueRule:
     return rule
 
 
-def tile(inputs: Sequence[Path], store: Path, options: opts.TileOptions, report: Reporter) -> TileSummary:
+def tile(
+    inputs: Sequence[Path],
+    store: Path,
+    options: opts.TileOptions,
+    report: Reporter,
+    where: opts.ClusterOptions = opts.IN_PROCESS,
+) -> TileSummary:
     """Tile every slide that is not tiled yet. A slide that cannot be used becomes a row with a reason."""
+    job = f"tile {store.absolute()}"
+    with files.only_writer(store), cluster.open_cluster(where, job, report) as workers:
+        return tile_on(workers, inputs, store, options, report)
+
+
+def tile_on(
+    workers: cluster.Cluster, inputs: Sequence[Path], store: Path, options: opts.TileOptions, report: Reporter
+) -> TileSummary:
+    """`tile` on a cluster that is open: a slide is a piece of work, and the slides table is written here alone."""
     options.validate()
     layout.require_unsealed(store)
     require_extendable(store)
@@ -243,27 +260,45 @@ def tile(inputs: Sequence[Path], store: Path, options: opts.TileOptions, report:
     paths = slide_files.find_slides(inputs)
     for name in sorted((set(table) | set(overrides)) - set(paths)):
         report.note(f"{name}: named in an option or CSV, but there is no such slide among the inputs")
-    rule = prepare_store(store, options)
+    prepare_store(store, options)
     rows = {row["slide_id"]: row for row in manifest.read_slides(store)}
+    slides = [_slide_work(name, path, table, overrides, rows, options) for name, path in paths.items()]
     report.start("tile", len(paths))
-    for slide_id, path in paths.items():
-        own = table.get(slide_id, {})
-        rows[slide_id] = _tile_slide(store, slide_id, path, own, overrides, rule, options, rows.get(slide_id))
+    masks = None if options.masks is None else options.masks.absolute()
+    work = functools.partial(tile_slide, store.absolute(), dataclasses.replace(options, masks=masks))
+    for done in workers.run(work, slides, report):
+        unusable = {**done.item.row, "status": "failed", "reason": done.error}
+        rows[done.item.slide_id] = unusable if done.result is None else done.result
         manifest.write_slides(store, list(rows.values()))
-        report.advance(detail=f"{slide_id}: {rows[slide_id]['n_patches']} patches")
     return TileSummary(manifest.read_slides(store))
 
 
-def _tile_slide(
-    store: Path,
+@dataclass(frozen=True, slots=True)
+class SlideWork:
+    """A slide to tile."""
+
+    slide_id: str
+    path: Path
+    row: Mapping[str, Any]
+    """Of the slides table, as far as it is known before the slide is opened."""
+    mpp: tuple[float, str] | None
+    """What overrides the slide's own, and where it comes from."""
+    old: Mapping[str, Any] | None
+    """Its row of the slides table, when it was tiled before."""
+
+    def __str__(self) -> str:
+        return self.slide_id
+
+
+def _slide_work(
     slide_id: str,
     path: Path,
-    own: Mapping[str, str],
+    table: Mapping[str, Mapping[str, str]],
     overrides: Mapping[str, tuple[float, str]],
-    rule: tissue.TissueRule,
+    rows: Mapping[str, Mapping[str, Any]],
     options: opts.TileOptions,
-    old: Mapping[str, Any] | None,
-) -> dict[str, Any]:
+) -> SlideWork:
+    own = table.get(slide_id, {})
     patient_id = own.get("patient_id", patient_of(slide_id))
     row: dict[str, Any] = {
         **{key: value for key, value in own.items() if key != "mpp"},
@@ -273,8 +308,25 @@ def _tile_slide(
         "split": own.get("split", split_of(patient_id, options.val)),
         "n_patches": 0,
     }
+    old = rows.get(slide_id)
+    if old is not None and old["status"] == manifest.OK:
+        _require_unchanged(old, row, ("patient_id", "split"))
+    return SlideWork(slide_id, path.absolute(), row, overrides.get(slide_id), old)
+
+
+def tile_slide(
+    store: Path, options: opts.TileOptions, slide: SlideWork, advance: cluster.Advance
+) -> dict[str, Any]:
+    """Tile one slide, write its picture and patches, and return its row of the slides table."""
+    row = _tile_slide(store, slide, options)
+    advance(1)
+    return row
+
+
+def _tile_slide(store: Path, slide: SlideWork, options: opts.TileOptions) -> dict[str, Any]:
+    slide_id, old, row = slide.slide_id, slide.old, dict(slide.row)
     try:
-        info = slide_files.inspect(slide_id, path, *overrides.get(slide_id, (None, "")))
+        info = slide_files.inspect(slide_id, slide.path, *(slide.mpp or (None, "")))
         plan = slide_files.plan_read(info, options.mpp, options.patch)
         row |= {
             "fingerprint": info.fingerprint,
@@ -287,7 +339,9 @@ def _tile_slide(
             "patch_mpp": plan.mpp,
         }
         if old is not None and old["status"] == manifest.OK:
-            return _unchanged(old, row)
+            _require_unchanged(old, row, ("fingerprint", "mpp"))
+            return {**old, **row, "status": manifest.OK, "reason": "", "n_patches": old["n_patches"]}
+        _, rule = patch_recipe(options)
         grid = find_patches(info, plan, rule, options)
     except SlideError as error:
         return row | {"status": "failed", "reason": str(error)}
@@ -301,13 +355,12 @@ def _tile_slide(
     return row | {"status": manifest.OK, "reason": "", "n_patches": len(patches)}
 
 
-def _unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    for name in ("fingerprint", "mpp", "patient_id", "split"):
+def _require_unchanged(old: Mapping[str, Any], new: Mapping[str, Any], names: Sequence[str]) -> None:
+    for name in names:
         if old[name] != new[name]:
             raise OptionError(
                 f"slide {old['slide_id']}: tiled with {name} {old[name]!r}, now {new[name]!r}; use another --store"
             )
-    return {**old, **new, "status": old["status"], "reason": old["reason"], "n_patches": old["n_patches"]}
 
 
 def _why_none(

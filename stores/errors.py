@@ -63,3 +63,11 @@ class FeatureError(G2LError):
 
 class DistillError(G2LError):
     """Training cannot go on (loss not finite, checkpoint of another run)."""
+
+
+class DiskFull(G2LError):
+    """There is not enough room; everything that was committed is kept."""
+
+
+class ClusterError(G2LError):
+    """The workers that were asked for cannot be reached, or all of them fail."""

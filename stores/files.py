@@ -1,6 +1,7 @@
 """Writing files so that a kill or a power cut leaves the old file or the new one, never half of one."""
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stores.errors import StoreError
+from stores.errors import OptionError, StoreError
 from stores.location import StoreLike
 
 PARTIAL = ".partial"
@@ -107,6 +108,33 @@ def read_options(store: StoreLike, command: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise StoreError(f"{path}: expected an object, found {value!r:.80}")
     return value
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder while a command writes into it; it ends with the process, however that ends.
+
+    Raises
+    ------
+    OptionError
+        When another process holds it. File systems that know no locks are trusted.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OptionError(
+                f"{folder}: another command is writing into it; wait until it is done, or stop it first"
+            ) from None
+        except OSError:
+            pass  # some network file systems have no locks on folders
+        yield
+    finally:
+        os.close(handle)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # nothing was written
 
 
 def sweep_partials(root: Path) -> int:

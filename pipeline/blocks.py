@@ -1,0 +1,341 @@
+"""One block of stage one: read, render, encode, write. A process has one `Station` for all of its blocks.
+
+Patches are read and rendered by threads, ahead of the device; while one block is on the device the next is read and the
+one before is written. Batches are cut inside a block and each is encoded by one thread alone, so that neither the
+number of threads nor where a block runs changes its bytes on a CPU.
+"""
+
+import collections
+import functools
+import itertools
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import openslide
+import pyarrow as pa
+import torch
+
+from pipeline import cluster, devices, views
+from pipeline import slides as slide_files
+from pipeline.options import ExtractOptions
+from pipeline.patches import PatchPool, Reader
+from pipeline.tasks import Task
+from pipeline.teacher import Teacher, load_teacher
+from pipeline.views import ViewParams
+from stores import disk, features, manifest, pixels, recipe
+from stores.errors import ClusterError, CorruptStore, FeatureError, ReadError
+
+
+@dataclass(frozen=True, slots=True)
+class RowViews:
+    """A patch rendered under every seed of a task, or the reason why it could not be read."""
+
+    views: npt.NDArray[np.uint8]
+    """(seeds, crop_px, crop_px, 3)"""
+    params: list[ViewParams]
+    crcs: list[int]
+    patch: npt.NDArray[np.uint8] | None
+    error: str = ""
+
+
+@dataclass(slots=True)
+class Block:
+    """The results of a task, ready to be written."""
+
+    features: npt.NDArray[np.float16]
+    """(seeds, rows of the whole block, dim); NaN where there is none."""
+    views: pa.Table
+    pixels: npt.NDArray[np.uint8] | None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a worker tells of a block; the block itself is in the store."""
+
+    views: int = 0
+    bad_reads: list[str] = field(default_factory=list)
+    device_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    figures: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a worker needs to know beside its task."""
+
+    job: str
+    store: Path
+    """Absolute: workers may stand in another folder."""
+    options: ExtractOptions
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherFacts:
+    """What the process that plans has to know of the teacher, which it does not load itself."""
+
+    identity: recipe.Teacher
+    dtype_reason: str
+    device: str
+    licence: str
+
+
+def reader_identity() -> recipe.Reader:
+    """The software in this process that decides pixels."""
+    return recipe.Reader(
+        openslide=openslide.__library_version__,
+        opencv=cv2.__version__,
+        resampling=slide_files.RESAMPLING,
+        rendering=views.RENDERING,
+        colour="as stored",
+    )
+
+
+def describe_teacher(job: str, options: ExtractOptions) -> TeacherFacts:
+    """Load the teacher where the work will be, or find it loaded, and say what it is."""
+    teacher = _teacher(job, options)
+    return TeacherFacts(teacher.identity, teacher.dtype_reason, str(teacher.device), teacher.encoder.licence)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    teacher: Teacher
+
+    def close(self) -> None: ...
+
+
+def _teacher(job: str, options: ExtractOptions) -> Teacher:
+    def load() -> _Loaded:
+        return _Loaded(load_teacher(cluster.with_number(options, torch.cuda.device_count())))
+
+    loaded: _Loaded = cluster.station(job, ("teacher", options), load)
+    return loaded.teacher
+
+
+def extract_block(setup: Setup, task: Task, advance: cluster.Advance) -> Outcome:
+    """Do a task from reading to its commit record; the work of `pipeline.extract`."""
+    station: Station = cluster.station(setup.job, ("extract", setup), functools.partial(_open_station, setup))
+    return station.run(task, advance)
+
+
+def _open_station(setup: Setup) -> "Station":
+    stored = recipe.load(setup.store)
+    teacher = _teacher(setup.job, setup.options)
+    assert stored.policy is not None  # the recipe is settled before any task is made
+    here = recipe.Recipe(stored.patch, teacher.identity, stored.policy, reader_identity())
+    recipe.require_same(stored, here, str(setup.store))
+    policy = views.Policy.from_json(stored.policy)
+    return Station(setup.store, teacher, policy, setup.options.pixels, setup.threads)
+
+
+class Station:
+    """A process's teacher with its threads.
+
+    Parameters
+    ----------
+    keep : bool
+        Whether the patches' pixels are written too.
+    threads : int
+        That read and render; on a CPU as many encode.
+    """
+
+    def __init__(self, store: Path, teacher: Teacher, policy: views.Policy, keep: bool, threads: int) -> None:
+        self._store, self._teacher, self._policy, self._keep = store, teacher, policy, keep
+        self._readers = PatchPool(threads)
+        on_cpu = teacher.device.type == "cpu"
+        # two threads keep a GPU busy: one waits for its features while the other sends the next batch
+        self._encoders = threads if on_cpu else 2
+        self._device = ThreadPoolExecutor(self._encoders, thread_name_prefix="encode")
+        self._ahead = 2 * threads + 4 * teacher.batch_size
+        self._torch_threads = torch.get_num_threads()
+        if on_cpu:
+            torch.set_num_threads(1)
+        self._turn, self._writing = threading.Lock(), threading.Lock()
+        self._closed = False
+
+    def close(self) -> None:
+        """End blocks that are under way; when this has returned, none of them writes any more."""
+        self._closed = True
+        with self._writing:
+            pass
+        self._readers.close()
+        self._device.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(self._torch_threads)
+
+    def run(self, task: Task, advance: cluster.Advance) -> Outcome:
+        """Read, encode and write a block; blocks take turns on the device, and read ahead while they wait."""
+        outcome = Outcome()
+        patches = manifest.read_patches(self._store, task.source.slide_id)
+        if len(patches) != task.n_patches:
+            raise CorruptStore(
+                f"{manifest.patches_path(self._store, task.source.slide_id)}: {len(patches)} patches, "
+                f"the slides table has {task.n_patches}"
+            )
+        rows = self.read(task, patches)
+        with self._turn:
+            cluster.step_aside()
+            began = time.monotonic()
+            block = self.encode(task, patches, rows, outcome, advance)
+            outcome.device_seconds = time.monotonic() - began
+        with self._writing:
+            self._require_open()
+            write_block(self._store, task, block)
+        outcome.figures = devices.peak_memory(self._teacher.device)
+        return outcome
+
+    def read(self, task: Task, patches: manifest.Patches) -> Iterator[Future[RowViews]]:
+        """Futures of the task's rows in order; the first ones are under way when this returns."""
+        jobs = (
+            self._readers.submit(task.source, render_row, task, patches, row, self._policy, self._keep)
+            for row in task.rows
+        )
+        return _started(jobs, max(1, self._ahead // len(task.seeds)))
+
+    def encode(
+        self,
+        task: Task,
+        patches: manifest.Patches,
+        rows: Iterator[Future[RowViews]],
+        outcome: Outcome,
+        advance: cluster.Advance,
+    ) -> Block:
+        """Pull the task's rows through the teacher, a few batches in flight on the device."""
+        whole = features.block_range(task.n_patches, task.block)
+        result = np.full((len(task.seeds), len(whole), self._teacher.identity.dim), np.nan, np.float16)
+        kept = None
+        if self._keep:
+            kept = np.zeros((len(whole), self._policy.patch_px, self._policy.patch_px, 3), np.uint8)
+        records: list[tuple[Any, ...]] = []
+        batch: list[tuple[int, int, npt.NDArray[np.uint8]]] = []
+        flight: collections.deque[tuple[list[tuple[int, int]], Future[Any]]] = collections.deque()
+
+        def land() -> None:
+            places, job = flight.popleft()
+            try:
+                values = job.result()
+            except FeatureError as error:
+                seed, offset = places[0]
+                where = f"{task.source.slide_id} from row {whole.start + offset} seed {task.seeds[seed]}"
+                raise FeatureError(f"{where}: {error}") from None
+            for (seed, offset), value in zip(places, values, strict=True):
+                result[seed, offset] = value
+            advance(len(places))
+
+        def launch() -> None:
+            self._require_open()
+            stacked = np.stack([view for _, _, view in batch])
+            places = [(seed, offset) for seed, offset, _ in batch]
+            flight.append((places, self._device.submit(self._teacher.encode, stacked)))
+            batch.clear()
+            if len(flight) > self._encoders:
+                land()
+
+        for row in task.rows:
+            began = time.monotonic()
+            got = next(rows).result()
+            outcome.wait_seconds += time.monotonic() - began
+            offset = row - whole.start
+            if got.error:
+                outcome.bad_reads.append(f"{task.source.slide_id} row {row}: {got.error}")
+                advance(len(task.seeds))
+            if kept is not None and got.patch is not None:
+                kept[offset] = got.patch
+            for i, (seed, param) in enumerate(zip(task.seeds, got.params, strict=True)):
+                crc = None if got.error else got.crcs[i]
+                records.append((row, seed, crc, param))
+                if not got.error:
+                    batch.append((i, offset, got.views[i]))
+                    if len(batch) == self._teacher.batch_size:
+                        launch()
+        if batch:
+            launch()
+        while flight:
+            land()
+        outcome.views = len(records)
+        return Block(result, _views_table(task, patches, records), kept)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ClusterError("the run has ended; this block was left")
+
+
+def _started(jobs: Iterable[Future[RowViews]], ahead: int) -> Iterator[Future[RowViews]]:
+    """Starts the first `ahead` jobs now, and each further one when one is taken."""
+    left = iter(jobs)
+    waiting = collections.deque(itertools.islice(left, ahead))
+
+    def rest() -> Iterator[Future[RowViews]]:
+        try:
+            while waiting:
+                yield waiting.popleft()
+                waiting.extend(itertools.islice(left, 1))
+        finally:
+            for job in waiting:
+                job.cancel()
+
+    return rest()
+
+
+def render_row(
+    reader: Reader, task: Task, patches: manifest.Patches, row: int, policy: views.Policy, keep: bool
+) -> RowViews:
+    """Read a patch once and render it under every seed of the task."""
+    x_px0, y_px0 = int(patches.x_px0[row]), int(patches.y_px0[row])
+    params = [views.draw(policy, task.fingerprint, x_px0, y_px0, seed) for seed in task.seeds]
+    rendered = np.empty((len(params), policy.crop_px, policy.crop_px, 3), np.uint8)
+    try:
+        patch = reader.read(row, x_px0, y_px0)
+    except ReadError as error:
+        return RowViews(rendered, params, [], None, error=str(error))
+    for i, param in enumerate(params):
+        rendered[i] = views.render(patch, param, policy)
+    crcs = [views.view_crc32(view) for view in rendered]
+    return RowViews(rendered, params, crcs, patch if keep else None)
+
+
+def _views_table(task: Task, patches: manifest.Patches, records: list[tuple[Any, ...]]) -> pa.Table:
+    """The commit record's rows, ordered by seed, then row."""
+    ordered = sorted(records, key=lambda record: (record[1], record[0]))
+    rows = np.array([record[0] for record in ordered])
+    n = len(ordered)
+    columns: dict[str, Any] = {
+        "slide_id": [task.source.slide_id] * n,
+        "row": rows,
+        "x_px0": patches.x_px0[rows],
+        "y_px0": patches.y_px0[rows],
+        "seed": [record[1] for record in ordered],
+        "split": [task.split] * n,
+        "tissue": patches.tissue[rows],
+        "status": [manifest.BAD_READ if record[2] is None else manifest.OK for record in ordered],
+        "view_crc32": [record[2] for record in ordered],
+    }
+    for name in manifest.DRAWN_SCHEMA.names:
+        columns[name] = [getattr(record[3], name) for record in ordered]
+    return pa.table(columns, schema=manifest.VIEWS_SCHEMA)
+
+
+def write_block(store: Path, task: Task, block: Block) -> None:
+    """Write chunks, flush them, then publish the commit record: in this order a kill loses nothing.
+
+    Raises
+    ------
+    DiskFull
+        When there is no room for the block; what was committed before is kept.
+    """
+    slide_id = task.source.slide_id
+    size = block.features.nbytes + (0 if block.pixels is None else block.pixels.nbytes)
+    disk.require_free(store, size, f"{task}")
+    for i, seed in enumerate(task.seeds):
+        features.write_block(store, slide_id, seed, task.block, block.features[i])
+    if block.pixels is not None:
+        start = features.block_range(task.n_patches, task.block).start
+        pixels.write_rows(store, slide_id, start, block.pixels)
+    manifest.write_commit(store, slide_id, task.block, task.seeds, block.views)
