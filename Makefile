@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test lint format bench bench-gpu clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ format: install ## Let ruff put the code into shape
 
 bench: install ## CPU benchmarks
 	$(BIN)/python -m tests.bench
+
+bench-gpu: install ## Both stages at true size on a GPU; with the demo's encoders on a CPU
+	$(BIN)/python -m tests.bench.bench_gpu
 
 clean: ## Remove what install, demo and the tools made
 	rm -rf $(VENV) demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

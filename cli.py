@@ -114,7 +114,8 @@ def distill(
     with reporter_for(sys.stderr) as report:
         found = opened(store, cache, cache_gb)
         result = train(found, run, build(DistillOptions, values), resume, report)
-    print_result(as_json, result, lambda: summaries.distill_lines(run, result))
+    if result:  # the first process of several speaks
+        print_result(as_json, result, lambda: summaries.distill_lines(run, result))
 
 
 @g2l.group()

@@ -1,7 +1,6 @@
 """What the commands share: errors as one line, options made from dataclasses, ``--config`` and ``--json``."""
 
 import dataclasses
-import errno
 import json
 import types
 import typing
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 from pipeline.options import TileOptions, from_json
+from stores.disk import is_full
 from stores.errors import G2LError
 from stores.location import StoreLike
 
@@ -46,7 +46,7 @@ class Commands(click.Group):
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if not is_full(error):
                 raise
             click.echo(
                 "error: the disk is full; all that was committed is kept: make room, run it again", err=True

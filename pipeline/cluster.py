@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -95,22 +96,28 @@ def close_stations(job: str) -> None:
 
 def step_aside() -> None:
     """Let the worker take up its next item while this one goes on; it is about to wait for the device."""
-    from distributed import get_worker, secede
+    if _worker() is not None:
+        from distributed import secede
 
-    with contextlib.suppress(ValueError):  # not in a worker
-        get_worker()
         secede()
 
 
 def worker_number() -> int | None:
     """The number of this local worker, from 0; None elsewhere. It chooses among several GPUs."""
+    name = getattr(_worker(), "name", None)
+    return name if isinstance(name, int) else None
+
+
+def _worker() -> Any:
+    """The dask worker that this thread belongs to, or None; dask is imported in workers alone."""
+    if "distributed" not in sys.modules:
+        return None
     from distributed import get_worker
 
     try:
-        name = get_worker().name
+        return get_worker()
     except ValueError:
         return None
-    return name if isinstance(name, int) else None
 
 
 def portable(error: Exception) -> Exception:

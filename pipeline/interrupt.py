@@ -19,12 +19,18 @@ class Stop:
 
 
 @contextlib.contextmanager
-def stop_on_signal() -> Iterator[Stop]:
-    """Turn the first SIGINT or SIGTERM into a request; a second one interrupts at once."""
+def stop_on_signal(launched: bool = False) -> Iterator[Stop]:
+    """Turn the first SIGINT or SIGTERM into a request; a second one interrupts at once.
+
+    Parameters
+    ----------
+    launched : bool
+        A launcher passes signals on: after Ctrl-C its SIGTERM is the same request once more.
+    """
     stop = Stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.requested:
+        if stop.requested and not (launched and number == signal.SIGTERM):
             raise KeyboardInterrupt
         stop.requested = True
 

@@ -138,7 +138,7 @@ class DistillOptions:
         ("batch", "store", "none"),
     )
     seeds: int | None = option(None, "Train on seeds 0 to N-1; all that the store has.")
-    batch_size: int = option(32, "Views per step.")
+    batch_size: int = option(32, "Views per step and process.")
     steps: int | None = option(None, "Training steps; overrides --epochs.")
     epochs: float = option(10.0, "Passes over all training views (the paper does not say how many).")
     lr: float = option(1e-4, "Learning rate at the start; cosine annealing to 0.")
@@ -156,7 +156,15 @@ class DistillOptions:
         "sample", "Compare rebuilt views with the manifest's checksums.", ("sample", "all", "none")
     )
     views_per_read: int = option(1, "Seeds rendered from one decoding of a patch.")
-    window: int = option(2048, "Views that are mixed in memory (150 KB each).")
+    window: int | None = option(
+        None,
+        "Views mixed in memory (150 KB each), over all processes; 64 for each view of a step, at least 2048.",
+    )
+    batch_stats: str = option(
+        "sync",
+        "With several processes: batch normalisation and loss over the batches of all, or of each its own.",
+        ("sync", "local"),
+    )
     seed: int = option(0, "Seed of the order of views and of the projector.")
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.")
     dtype: str = option("auto", "Arithmetic of the student.", ("auto", "float32", "bfloat16"))
@@ -171,9 +179,9 @@ class DistillOptions:
         for name in ("batch_size", "val_views"):
             value = getattr(self, name)
             require(value >= 2, name, value, "2 or more (batch normalisation needs two views)")
-        for name in ("val_every", "checkpoint_every", "views_per_read", "window"):
+        for name in ("val_every", "checkpoint_every", "views_per_read"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        for name in ("steps", "seeds"):
+        for name in ("steps", "seeds", "window"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "1 or more")
         for name in ("alpha", "lr", "epochs"):

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stores.errors import OptionError, StoreError
+from stores.disk import free_bytes, is_full
+from stores.errors import DiskFull, G2LError, OptionError, StoreError
 from stores.location import StoreLike
 
 PARTIAL = ".partial"
+_FULL_BYTES = 64 << 10
 
 
 def first_line(error: BaseException) -> str:
@@ -45,6 +47,13 @@ def replacing(path: Path) -> Iterator[Path]:
         fsync_path(partial)
         os.replace(partial, path)
         fsync_path(path.parent)
+    except Exception as error:
+        # torch and safetensors do not say in their errors that a disk is full
+        if not isinstance(error, G2LError) and (is_full(error) or free_bytes(path) < _FULL_BYTES):
+            raise DiskFull(
+                f"{path}: the disk is full; all that was committed is kept: make room, run it again"
+            ) from None
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

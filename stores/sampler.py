@@ -1,8 +1,8 @@
-"""Which views, in which order: a pure function of (seed, epoch), with no state to lose.
+"""Which views, in which order, in which process: a pure function of (seed, epoch, rank, world), with no state to lose.
 
-An epoch is cut into runs of neighbouring rows of one block under a few seeds, the runs are shuffled, consecutive
-runs form a window, and the views of a window are shuffled among themselves. Reading stays local, batches mix
-many slides, and every view of an epoch comes exactly once.
+An epoch is cut into runs of neighbouring rows of one block under a few seeds and the runs are shuffled. A window draws
+on runs from several places of that order, the lanes, and mixes their views. Reading stays local, batches mix many
+slides, and every view of an epoch comes exactly once, in exactly one process.
 """
 
 import hashlib
@@ -18,6 +18,9 @@ from stores.errors import CorruptStore, StoreError
 from stores.location import StoreLike
 
 RUN_ROWS = 128
+LANES = 8
+STREAM = "lanes-1"
+"""Names the order of views; a run goes on only in the order that it was begun in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +102,107 @@ def epoch_runs(units: Sequence[Run], seed: int, epoch: int, views_per_read: int 
     return [runs[i] for i in permutation(len(runs), seed, epoch, "runs")]
 
 
-def windows(runs: Sequence[Run], window_views: int) -> Iterator[list[Run]]:
-    """Consecutive runs, closed as soon as a window holds at least `window_views` views."""
-    window: list[Run] = []
-    for run in runs:
-        window.append(run)
-        if sum(r.n_views for r in window) >= window_views:
-            yield window
-            window = []
-    if window:
-        yield window
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one process takes of one run in one window; (n,) each."""
+
+    run: Run
+    rows: npt.NDArray[np.int32]
+    """Ascending, each once for each of its seeds here."""
+    seeds: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]
+    """Where the views stand among the process's views of the window."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Views that are in memory together, in one process."""
+
+    epoch: int
+    n_views: int
+    shares: list[Share]
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The endless order of views that a training sees; the same whatever the number of processes.
+
+    The runs of an epoch, one after another, are cut into `LANES` lanes of equal length, and the stream takes a view
+    from each in turn. So the view at a position comes from the lane ``position mod LANES``, and when the number of
+    processes divides `LANES` each process reads the runs of its own lanes alone. A window is a stretch of positions;
+    inside it the views of each lane are shuffled.
+
+    Parameters
+    ----------
+    window : int
+        Views of a window, over all processes.
+    views_per_read : int
+        See `epoch_runs`.
+    """
+
+    units: Sequence[Run]
+    seed: int
+    window: int
+    views_per_read: int = 1
+
+    @property
+    def epoch_views(self) -> int:
+        """Views of an epoch."""
+        return sum(unit.n_views for unit in self.units)
+
+    def windows(self, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Window]:
+        """What a process takes of each window, from position `start` on.
+
+        Of any ``world`` consecutive positions each process has one: those equal to `rank` modulo `world`.
+        """
+        epoch, skip = divmod(start, self.epoch_views)
+        while True:
+            runs = epoch_runs(self.units, self.seed, epoch, self.views_per_read)
+            ends = np.cumsum([run.n_views for run in runs])
+            for number in range(skip // self.window, -(-self.epoch_views // self.window)):
+                at, view = self._positions(epoch, number)
+                mine = (at >= start) & (at % world == rank)
+                if mine.any():
+                    yield Window(epoch, int(mine.sum()), _shares(runs, ends, at[mine], view[mine]))
+            epoch, skip = epoch + 1, 0
+
+    def _positions(self, epoch: int, number: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Positions in the stream that a window covers, and the number in the epoch of the view at each; unsorted."""
+        base, total = epoch * self.epoch_views, self.epoch_views
+        first, stop = number * self.window, min((number + 1) * self.window, total)
+        found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
+        lane_start = 0
+        for lane in range(LANES):
+            offset = (lane - base) % LANES  # of the lane's first position in the epoch
+            here = range(-(-(first - offset) // LANES), -(-(stop - offset) // LANES))
+            here = range(max(here.start, 0), here.stop)
+            order = permutation(len(here), self.seed, epoch, "window", number, lane)
+            found.append(
+                (base + offset + LANES * np.asarray(here, np.int64), lane_start + here.start + order)
+            )
+            lane_start += max(0, -(-(total - offset) // LANES))
+        at, view = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return at, view
+
+
+def _shares(
+    runs: Sequence[Run],
+    ends: npt.NDArray[np.int64],
+    at: npt.NDArray[np.int64],
+    view: npt.NDArray[np.int64],
+) -> list[Share]:
+    place = np.empty(len(at), np.int64)
+    place[np.argsort(at)] = np.arange(len(at))
+    by_view = np.argsort(view)
+    view, place = view[by_view], place[by_view]
+    of_run = np.searchsorted(ends, view, side="right")
+    shares = []
+    for number in np.unique(of_run).tolist():
+        run, chosen = runs[number], of_run == number
+        # row by row, so that the seeds of a row stay together
+        row, seed = np.divmod(view[chosen] - (ends[number] - run.n_views), len(run.seeds))
+        shares.append(Share(run, run.rows[row], np.asarray(run.seeds, np.int64)[seed], place[chosen]))
+    return shares
 
 
 def permutation(n: int, *key: int | str) -> npt.NDArray[np.int64]:

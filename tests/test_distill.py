@@ -21,6 +21,8 @@ from pipeline.distill import checkpoint, train
 from pipeline.distill.data import open_data, statistics
 from pipeline.distill.log import read_metrics
 from pipeline.distill.model import standardise
+from pipeline.distill.ranks import Ranks
+from pipeline.distill.trainer import make_trainer
 from pipeline.distill.validate import validate
 from pipeline.evaluate.cka import linear_cka
 from pipeline.options import DistillOptions
@@ -29,6 +31,7 @@ from pipeline.torchvision_cpu import make_importable
 from stores import features, recipe, sampler
 from stores.errors import DistillError, G2LError, OptionError, StoreError
 
+ALONE = Ranks(0, 1, 1, torch.device("cpu"))
 ROOT = Path(__file__).resolve().parents[1]
 VIT = "timm:vit_tiny_patch16_224?embed_dim=24&depth=1&num_heads=2&patch_size=32"
 OPTIONS = DistillOptions(
@@ -228,7 +231,7 @@ def test_statistics_are_those_of_the_training_targets(store: Path) -> None:
 
 def test_validation_figures(store: Path) -> None:
     data = open_data(store, OPTIONS, 2, Silent())
-    trainer = train.make_trainer(train.load_student(OPTIONS), data, OPTIONS)
+    trainer = make_trainer(train.load_student(OPTIONS), data, OPTIONS, ALONE)
     assert data.held_out is not None
     device = torch.device("cpu")
     args = (trainer.model, trainer.targets, trainer.loss, data.held_out)
@@ -250,7 +253,7 @@ def test_validation_figures(store: Path) -> None:
 def test_every_loss_goes_down(store: Path, loss: str, norm: str) -> None:
     options = replace(OPTIONS, loss=loss, teacher_norm=norm)
     data = open_data(store, replace(options, check_views="none"), 2, Silent())
-    trainer = train.make_trainer(train.load_student(options), data, options)
+    trainer = make_trainer(train.load_student(options), data, options, ALONE)
     assert data.held_out is not None
     batch, targets = (
         torch.from_numpy(data.held_out.views[:16]),
@@ -262,7 +265,7 @@ def test_every_loss_goes_down(store: Path, loss: str, norm: str) -> None:
 
 def test_weight_decay_spares_biases_and_norms(store: Path) -> None:
     data = open_data(store, replace(OPTIONS, check_views="none"), 2, Silent())
-    trainer = train.make_trainer(train.load_student(OPTIONS), data, OPTIONS)
+    trainer = make_trainer(train.load_student(OPTIONS), data, OPTIONS, ALONE)
     trainer.step(
         torch.from_numpy(data.held_out.views[:4]),
         torch.from_numpy(data.held_out.targets[:4]).float(),
@@ -276,7 +279,7 @@ def test_weight_decay_spares_biases_and_norms(store: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run(store: Path) -> None:
     data = open_data(store, replace(OPTIONS, check_views="none"), 2, Silent())
-    trainer = train.make_trainer(train.load_student(OPTIONS), data, OPTIONS)
+    trainer = make_trainer(train.load_student(OPTIONS), data, OPTIONS, ALONE)
     views = torch.zeros(4, 224, 224, 3, dtype=torch.uint8)
     with pytest.raises(DistillError, match="the loss is nan: lower --lr"):
         trainer.step(views, torch.full((4, 24), float("nan")), 1e-3, 0.0)

@@ -36,18 +36,15 @@ def views_of(runs: list[sampler.Run]) -> Counter[tuple[str, int, int, int]]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(units(), st.integers(0, 5), st.integers(0, 5), st.integers(1, 4), st.integers(1, 2000))
-def test_every_view_exactly_once(
-    given_units: list[sampler.Run], seed: int, epoch: int, together: int, window: int
+@given(units(), st.integers(0, 5), st.integers(0, 5), st.integers(1, 4))
+def test_the_runs_of_an_epoch_hold_every_view_once(
+    given_units: list[sampler.Run], seed: int, epoch: int, together: int
 ) -> None:
     runs = sampler.epoch_runs(given_units, seed, epoch, together)
     expected = Counter(
         (u.commit.slide_id, u.commit.block, s, int(r)) for u in given_units for s in u.seeds for r in u.rows
     )
     assert views_of(runs) == expected
-    in_windows = list(sampler.windows(runs, window))
-    assert [run for part in in_windows for run in part] == runs
-    assert all(sum(r.n_views for r in part[:-1]) < window for part in in_windows)
     assert all(len(run.rows) <= sampler.RUN_ROWS and len(run.seeds) <= together for run in runs)
 
 
@@ -120,3 +117,91 @@ def test_a_missing_seed_is_named_with_the_remedy(tmp_path: Path) -> None:
             StoreError, match=r"slide b block 0: the store has seeds 0 to 1, seed 2 is needed"
         ):
             sampler.find_units(tmp_path, "train", seeds)
+
+
+def positions(
+    stream: sampler.Stream, start: int, stop: int, rank: int, world: int
+) -> list[tuple[object, ...]]:
+    """The views of a process between two positions, in its order."""
+    found: list[tuple[object, ...]] = []
+    wanted = len(range(start + (rank - start) % world, stop, world))
+    for window in stream.windows(start, rank, world):
+        if len(found) >= wanted:
+            break
+        here: list[tuple[object, ...]] = [()] * window.n_views
+        for share in window.shares:
+            for row, seed, place in zip(share.rows, share.seeds, share.places, strict=True):
+                assert here[place] == ()
+                commit = share.run.commit
+                here[place] = (commit.slide_id, commit.block, int(seed), int(row), window.epoch)
+        assert () not in here
+        found += here
+    return found[:wanted]
+
+
+@settings(max_examples=40, deadline=None)
+@given(units(), st.integers(0, 3), st.integers(1, 3), st.integers(1, 700), st.data())
+def test_every_view_of_an_epoch_comes_once_in_one_process(
+    given_units: list[sampler.Run], seed: int, together: int, window: int, data: st.DataObject
+) -> None:
+    """Over slides, seeds, blocks, processes, epochs, and a point of resuming with other processes."""
+    stream = sampler.Stream(given_units, seed, window, together)
+    epoch = data.draw(st.integers(0, 3))
+    first, last = epoch * stream.epoch_views, (epoch + 1) * stream.epoch_views
+    resumed = data.draw(st.integers(first, last))
+    seen: list[tuple[object, ...]] = []
+    for start, stop in ((first, resumed), (resumed, last)):
+        world = data.draw(st.integers(1, 9))
+        for rank in range(world):
+            seen += positions(stream, start, stop, rank, world)
+    expected = Counter(
+        (u.commit.slide_id, u.commit.block, s, int(r), epoch)
+        for u in given_units
+        for s in u.seeds
+        for r in u.rows
+    )
+    assert Counter(seen) == expected
+
+
+@settings(max_examples=20, deadline=None)
+@given(units(), st.integers(1, 9), st.integers(0, 2000), st.integers(1, 500))
+def test_processes_share_out_one_stream(
+    given_units: list[sampler.Run], world: int, start: int, window: int
+) -> None:
+    stream = sampler.Stream(given_units, 0, window)
+    stop = start + 5 * world
+    whole = positions(stream, start, stop, 0, 1)
+    for rank in range(world):
+        assert positions(stream, start, stop, rank, world) == whole[(rank - start) % world :: world]
+
+
+def test_processes_that_divide_the_lanes_read_other_runs() -> None:
+    """Each decodes its own neighbourhoods; a run is cut only where a lane begins."""
+    stream = sampler.Stream([one_unit(16_000, 2)], 0, 2048)
+    runs = []
+    for rank in range(4):
+        mine: set[tuple[object, ...]] = set()
+        for window in stream.windows(0, rank, 4):
+            if window.epoch:
+                break
+            mine |= {(share.run.seeds, int(share.run.rows[0])) for share in window.shares}
+        runs.append(mine)
+    shared = sum(len(mine) for mine in runs) - len(set.union(*runs))
+    assert shared < sampler.LANES
+    assert len(set.union(*runs)) == 250
+
+
+def test_a_batch_mixes_runs_and_a_window_is_bounded() -> None:
+    stream = sampler.Stream([one_unit(16_000, 2)], 0, 2048)
+    first = next(stream.windows())
+    assert first.n_views == 2048
+    assert 16 <= len(first.shares) <= 16 + 2 * sampler.LANES
+    batch = {number for number, share in enumerate(first.shares) for place in share.places if place < 32}
+    assert len(batch) >= sampler.LANES
+
+
+def test_golden_stream() -> None:
+    """Resumed runs depend on it; a change needs another `STREAM`."""
+    stream = sampler.Stream([one_unit(300, 2)], 1, 64)
+    assert sampler.STREAM == "lanes-1"
+    assert [view[2:4] for view in positions(stream, 700, 706, 0, 1)] == []

@@ -1,4 +1,7 @@
-"""Checkpoints of a run: all that decides the next step, in one file, written atomically; the last two are kept."""
+"""Checkpoints of a run: all that decides the next step, in one file, written atomically; the last two are kept.
+
+No random state is among it: order of views and random layers are functions of the seed and the views consumed.
+"""
 
 import re
 from pathlib import Path
@@ -7,16 +10,22 @@ from typing import Any
 import torch
 
 from pipeline.distill.schedule import EarlyStop
+from stores import disk
 from stores.errors import DistillError
 from stores.files import first_line, replacing
 
 _NAME = re.compile(r"step-(\d{8})\.pt")
-_KEPT = 2
+KEPT = 2
 
 
 def saved(run: Path) -> list[Path]:
     """Checkpoints of a run, oldest first."""
     return sorted(path for path in (run / "checkpoints").glob("*.pt") if _NAME.fullmatch(path.name))
+
+
+def size(model: torch.nn.Module) -> int:
+    """Bytes of a checkpoint, about: parameters and the optimiser's two moments of each."""
+    return 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def save(
@@ -34,19 +43,18 @@ def save(
         "optimizer": optimizer.state_dict(),
         "early_stop": stop.state(),
         "facts": facts,
-        "torch_rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
+    disk.require_free(run, size(model), f"checkpoint of step {step}")
     with replacing(run / "checkpoints" / f"step-{step:08d}.pt") as partial:
         torch.save(state, partial)
-    for old in saved(run)[:-_KEPT]:
+    for old in saved(run)[:-KEPT]:
         old.unlink()
 
 
 def restore(
     path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, stop: EarlyStop
-) -> tuple[int, dict[str, Any]]:
-    """Put everything back as it was; returns the number of steps done and the facts.
+) -> dict[str, Any]:
+    """Put everything back as it was; returns the facts.
 
     Raises
     ------
@@ -62,7 +70,5 @@ def restore(
             f"{path}: not a checkpoint of this run ({first_line(error)}); remove it to use the one before"
         ) from None
     stop.restore(state["early_stop"])
-    torch.set_rng_state(state["torch_rng"])
-    if state["cuda_rng"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
-    return state["step"], state["facts"]
+    facts: dict[str, Any] = state["facts"]
+    return facts

@@ -1,11 +1,12 @@
 """Batches of (view, target): rebuilds views as the teacher saw them and mixes them in a window.
 
 The stream of views is endless: epoch after epoch in the sampler's order, cut into batches that may straddle windows
-and epochs. So a position in it is one number, ``views consumed``, and a resumed run goes on with the very next
-view. Threads fill the next window while the current one trains.
+and epochs. So a position in it is one number, ``views consumed`` by all processes, and a resumed run goes on with the
+very next view, in as many processes as there are now. Threads fill the next window while the current one trains.
 """
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,14 +39,18 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class LoaderOptions:
-    """What decides the stream (all but the last two) and how it is made."""
+    """What decides the stream, how it is made, and which part of it."""
 
     batch_size: int
+    """Of one process."""
     window: int
+    """Views in memory, over all processes."""
     views_per_read: int
     seed: int
     check_views: str
     threads: int
+    rank: int = 0
+    world: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +88,14 @@ class BlockCache:
     def _chunk(self, slide_id: str, seed: int, block: int) -> npt.NDArray[np.float16]:
         return self._open(slide_id).read_block(seed, block)
 
-    def targets(self, run: sampler.Run, seed: int) -> npt.NDArray[np.float16]:
-        """Targets of a run under one of its seeds, float16 (rows, dim); CorruptStore when one is not finite."""
-        slide_id, block = run.commit.slide_id, run.commit.block
+    def targets(
+        self, commit: manifest.Commit, rows: npt.NDArray[np.int32], seed: int
+    ) -> npt.NDArray[np.float16]:
+        """Targets of some rows of a block under a seed, float16 (rows, dim); CorruptStore when one is not finite."""
+        slide_id, block = commit.slide_id, commit.block
         chunk = self.chunk(slide_id, seed, block)
         start = features.block_range(self._open(slide_id).n_rows, block).start
-        offsets = run.rows - start
+        offsets = rows - start
         if offsets.min() < 0 or offsets.max() >= len(chunk):
             raise CorruptStore(
                 f"{slide_id} block {block}: the manifest lists rows that the block does not have"
@@ -150,8 +157,8 @@ class ViewLoader:
         options: LoaderOptions,
         start: int = 0,
     ) -> None:
-        self.epoch_views = sum(unit.n_views for unit in units)
-        self._units, self._sources, self._policy, self._options = units, sources, policy, options
+        self._stream = sampler.Stream(units, options.seed, options.window, options.views_per_read)
+        self._sources, self._policy, self._options = sources, policy, options
         self._start = start
         self._cache = BlockCache(store)
         self._pool = PatchPool(options.threads)
@@ -183,56 +190,32 @@ class ViewLoader:
             held = Window(window.views[end:].copy(), window.targets[end:].copy(), window.epoch)
 
     def _windows(self) -> Iterator[Window]:
-        plans = self._plans()
-        coming: Future[Window] = self._ahead.submit(self._fill, *next(plans))
+        plans = self._stream.windows(self._start, self._options.rank, self._options.world)
+        coming: Future[Window] = self._ahead.submit(self._fill, next(plans))
         for plan in plans:
-            current, coming = coming, self._ahead.submit(self._fill, *plan)
+            current, coming = coming, self._ahead.submit(self._fill, plan)
             yield current.result()
 
-    def _plans(self) -> Iterator[tuple[list[sampler.Run], int, int, int]]:
-        """(runs, epoch, number of the window, views of it to skip), from the start position on, endlessly."""
-        epoch, skip = divmod(self._start, self.epoch_views)
-        while True:
-            runs = sampler.epoch_runs(self._units, self._options.seed, epoch, self._options.views_per_read)
-            for number, window in enumerate(sampler.windows(runs, self._options.window)):
-                n_views = sum(run.n_views for run in window)
-                if skip < n_views:
-                    yield window, epoch, number, skip
-                skip = max(0, skip - n_views)
-            epoch += 1
-
-    def _fill(self, runs: Sequence[sampler.Run], epoch: int, number: int, skip: int) -> Window:
-        n_views = sum(run.n_views for run in runs)
-        order = sampler.permutation(n_views, self._options.seed, epoch, "window", number)
-        place = np.empty(n_views, np.int64)
-        place[order] = np.arange(n_views)  # where the i-th view of the runs stands in the stream
+    def _fill(self, plan: sampler.Window) -> Window:
         crop = self._policy.crop_px
-        rendered = np.empty((n_views, crop, crop, 3), np.uint8)
+        rendered = np.empty((plan.n_views, crop, crop, 3), np.uint8)
         targets: npt.NDArray[np.float16] | None = None
-        jobs, at = [], 0
-        for run in runs:
-            block = self._cache.commit(run.commit)
-            slots = place[at : at + run.n_views].reshape(len(run.seeds), len(run.rows))
-            at += run.n_views
-            for seed, row_slots in zip(run.seeds, slots, strict=True):
-                values = self._cache.targets(run, seed)
+        jobs = []
+        for share in plan.shares:
+            commit = share.run.commit
+            for seed in np.unique(share.seeds).tolist():
+                chosen = share.seeds == seed
+                values = self._cache.targets(commit, share.rows[chosen], seed)
                 if targets is None:
-                    targets = np.empty((n_views, values.shape[1]), np.float16)
-                targets[row_slots] = values
-            for i, row in enumerate(run.rows.tolist()):
-                wanted = {s: int(slots[j, i]) for j, s in enumerate(run.seeds) if slots[j, i] >= skip}
-                if wanted:
-                    source = self._sources[run.commit.slide_id]
-                    args = (
-                        block,
-                        source.slide_id,
-                        row,
-                        wanted,
-                        rendered,
-                        self._policy,
-                        self._checked(wanted),
-                    )
-                    jobs.append(self._pool.submit(source, rebuild_row, *args))
+                    targets = np.empty((plan.n_views, values.shape[1]), np.float16)
+                targets[share.places[chosen]] = values
+            block, source = self._cache.commit(commit), self._sources[commit.slide_id]
+            views_of_row = zip(share.rows.tolist(), share.seeds.tolist(), share.places.tolist(), strict=True)
+            for row, group in itertools.groupby(views_of_row, key=lambda view: view[0]):
+                slots = {seed: place for _, seed, place in group}
+                checked = self._checked(slots)
+                args = (block, source.slide_id, row, slots, rendered, self._policy, checked)
+                jobs.append(self._pool.submit(source, rebuild_row, *args))
         for job in jobs:
             try:
                 job.result()
@@ -240,7 +223,7 @@ class ViewLoader:
                 raise ReadError(f"{error}; stage one could read it: is this the same file?") from None
         if targets is None:
             raise CorruptStore("a window without views")
-        return Window(rendered[skip:], targets[skip:], epoch)
+        return Window(rendered, targets, plan.epoch)
 
     def _checked(self, slots: Mapping[int, int]) -> frozenset[int]:
         every = {"all": 1, "sample": CHECK_EVERY}.get(self._options.check_views)
@@ -274,8 +257,7 @@ def load_views(
         jobs = []
         for slot, number in enumerate(keep.tolist()):
             unit, row = picked[number]
-            run = sampler.Run(unit.commit, (seed,), np.array([row]))
-            targets.append(cache.targets(run, seed)[0])
+            targets.append(cache.targets(unit.commit, np.array([row], np.int32), seed)[0])
             slide_id = unit.commit.slide_id
             args = (cache.commit(unit.commit), slide_id, row, {seed: slot}, out, policy, frozenset([slot]))
             jobs.append(pool.submit(sources[slide_id], rebuild_row, *args))

@@ -1,5 +1,7 @@
 """What is trained: the student, the projector onto the teacher's dimensions, and the targets' normalisation."""
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -53,18 +55,43 @@ def standardise(x_BD: Tensor) -> Tensor:
 class Distiller(nn.Module):
     """Student and projector, trained together; only the student is kept in the end."""
 
-    def __init__(self, student: Encoder, projector: Projector) -> None:
+    def __init__(
+        self,
+        student: Encoder,
+        projector: Projector,
+        dtype: torch.dtype = torch.float32,
+        gather: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.student = student
         self.projector = projector
+        self.dtype = dtype
+        self._gather = gather
 
     def forward(self, views: Tensor) -> Tensor:
-        """Views uint8 (B, H, W, 3) to projected features, float32 (B, d_t)."""
-        return self.projector(self.student(views).float())
+        """Views uint8 (B, H, W, 3) to projected features, float32 (B, d_t), or those of all processes' views."""
+        with torch.autocast(views.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            embedding = self.student(views)
+        embedding = embedding.float()
+        return self.projector(embedding if self._gather is None else self._gather(embedding))
 
 
-def build(student: Encoder, teacher_dim: int, seed: int) -> Distiller:
-    """A distiller with a seeded projector; leaves the global random state alone."""
+def build(
+    student: Encoder,
+    teacher_dim: int,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    gather: Callable[[Tensor], Tensor] | None = None,
+) -> Distiller:
+    """A distiller with a seeded projector; leaves the global random state alone.
+
+    Parameters
+    ----------
+    dtype
+        Arithmetic of the student's forward pass; the projector computes in float32.
+    gather
+        Puts the embeddings of all processes together before the projector; see `pipeline.distill.ranks.Gather`.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Distiller(student, Projector(student.dim, teacher_dim))
+        return Distiller(student, Projector(student.dim, teacher_dim), dtype, gather)

@@ -8,7 +8,7 @@ WINDOW = 100
 PATIENCE = 10
 
 
-def cosine_annealing(start: float, step: int, steps: int, warmup_steps: int = 0) -> float:
+def cosine_annealing(start: float, step: float, steps: int, warmup_steps: int = 0) -> float:
     """The value at `step` (0 .. steps - 1): linear from 0 over the warm-up, then a half cosine from `start` to 0.
 
     >>> cosine_annealing(1.0, 0, 10), round(cosine_annealing(1.0, 5, 10), 6)

@@ -1,6 +1,6 @@
 """Stage two, ``distill``: options in, a run folder out. Start the same command again and it goes on.
 
-``options.json``      what was asked, and the digest of the store's recipe
+``options.json``      what was asked and chosen, and the digest of the store's recipe
 ``metrics.jsonl``     a line per step and per validation
 ``checkpoints/``      the last two
 ``student/``          the result: safetensors and config that timm opens, and a model card
@@ -8,36 +8,36 @@
 """
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from pipeline import devices, pictures
 from pipeline import options as opts
+from pipeline.cluster import threads_of
 from pipeline.distill import card, checkpoint
+from pipeline.distill import ranks as ranks_of
 from pipeline.distill.data import Data, open_data
 from pipeline.distill.loader import Batch, LoaderOptions, ViewLoader
 from pipeline.distill.log import MetricsLog, read_metrics
-from pipeline.distill.losses import make_loss
-from pipeline.distill.model import Distiller, TargetNorm, build
+from pipeline.distill.ranks import Ranks
 from pipeline.distill.schedule import EarlyStop, cosine_annealing
+from pipeline.distill.trainer import Trainer, make_trainer
 from pipeline.distill.validate import validate
 from pipeline.encoders import Encoder, load_encoder
 from pipeline.export import export_encoder
-from pipeline.interrupt import Interrupted, stop_on_signal
-from pipeline.progress import Reporter
-from pipeline.torchvision_cpu import make_importable
-from stores import files
-from stores.errors import DistillError, OptionError
+from pipeline.interrupt import Interrupted, Stop, stop_on_signal
+from pipeline.progress import Reporter, Silent
+from stores import disk, files, sampler
+from stores.errors import OptionError
 from stores.location import StoreLike
 
 # these change nothing in the student; all other options must be the same when a run goes on
@@ -55,49 +55,13 @@ _FREE = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Trainer:
-    """The parts of a running training."""
-
-    model: Distiller
-    targets: TargetNorm
-    loss: Callable[[Tensor, Tensor], Tensor]
-    optimizer: torch.optim.Optimizer
-    device: torch.device
-    dtype: torch.dtype
-
-    def step(self, views: Tensor, targets: Tensor, lr: float, weight_decay: float) -> float:
-        """One optimiser step on a batch; returns its loss.
-
-        Parameters
-        ----------
-        views : uint8 (B, H, W, 3)
-        targets : float32 (B, d_t), raw
-        """
-        if self.device.type == "cuda":
-            views, targets = views.pin_memory(), targets.pin_memory()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-            group["weight_decay"] = weight_decay if group["decays"] else 0.0
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            embedding = self.model.student(views.to(self.device, non_blocking=True))
-        projected = self.model.projector(embedding.float())
-        loss = self.loss(projected, self.targets(targets.to(self.device, non_blocking=True)))
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise DistillError(
-                f"the loss is {value}: lower --lr, or try --dtype float32; checkpoints are kept"
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return value
-
-
 def distill(
     store: StoreLike, run: Path, options: opts.DistillOptions, resume: bool, report: Reporter
 ) -> dict[str, Any]:
     """Train a student against a store; returns the summary that also stands in ``summary.json``.
+
+    Under ``torchrun`` every process calls this; the first alone reports, writes and returns a summary; the others
+    return an empty one.
 
     Parameters
     ----------
@@ -107,19 +71,53 @@ def distill(
     options.validate()
     if resume and not checkpoint.saved(run):
         raise OptionError(f"--resume: {run} has no checkpoint; leave --resume out to begin")
-    if (run / "options.json").exists():
-        _require_same_options(run, options)
-    if (run / "summary.json").exists():
-        report.note(f"{run} is complete; use another --out to train again")
-        return files.read_json(run / "summary.json")
-    threads = options.threads or os.cpu_count() or 1
-    student = load_student(options)
-    data = open_data(store, options, threads, report)
-    _begin_run(run, options, data.recipe.digest())
-    trainer = make_trainer(student, data, options)
-    report.note(f"student {options.student} on {trainer.device}, {devices.dtype_name(trainer.dtype)}")
-    facts = _train(run, data, trainer, options, threads, report)
-    return _finish(run, data, trainer, facts)
+    options = _as_begun(run, options)
+    with ranks_of.join(options.device) as ranks, contextlib.ExitStack() as stack:
+        if not ranks.leads:
+            report = Silent()
+        complete = ranks.from_leader((run / "summary.json").exists())
+        if complete:
+            report.note(f"{run} is complete; use another --out to train again")
+            return files.read_json(run / "summary.json") if ranks.leads else {}
+        if ranks.leads:
+            stack.enter_context(files.only_writer(run))
+        threads = threads_of(options.threads, ranks.local_world)
+        options = dataclasses.replace(options, window=options.window or _window(options, ranks))
+        student = load_student(options)
+        data = open_data(store, options, threads, report)
+        if ranks.leads:
+            _begin_run(run, options, data.recipe.digest())
+        trainer = make_trainer(student, data, options, ranks)
+        if ranks.leads:
+            _require_room(run, trainer)
+        name = devices.dtype_name(trainer.dtype)
+        several = (
+            f", {ranks.world} processes, batch statistics {options.batch_stats}" if ranks.world > 1 else ""
+        )
+        report.note(f"student {options.student} on {trainer.device}, {name}{several}")
+        facts = _train(run, data, trainer, options, threads, report)
+        return _finish(run, data, trainer, facts) if ranks.leads else {}
+
+
+def _window(options: opts.DistillOptions, ranks: Ranks) -> int:
+    return max(2048, 64 * options.batch_size * ranks.world)
+
+
+def _as_begun(run: Path, options: opts.DistillOptions) -> opts.DistillOptions:
+    """The options, with what the run chose when it began; OptionError when they are not those of the run."""
+    path = run / "options.json"
+    if not path.exists():
+        return options
+    old = files.read_json(path)
+    if old.get("stream") != sampler.STREAM:
+        raise OptionError(
+            f"--out {run}: begun with the order of views {old.get('stream')}, this version has {sampler.STREAM}; "
+            "use another --out"
+        )
+    if options.window is None:
+        options = dataclasses.replace(options, window=old.get("options", {}).get("window"))
+    _require_same_options(run, options)
+    return options
 
 
 def _begin_run(run: Path, options: opts.DistillOptions, digest: str) -> None:
@@ -133,7 +131,17 @@ def _begin_run(run: Path, options: opts.DistillOptions, digest: str) -> None:
         return
     if run.exists() and any(run.iterdir()):
         raise OptionError(f"--out {run}: the folder is not empty and not a run; choose another")
-    files.write_json(path, {"options": opts.to_json(options), "store_recipe": digest})
+    begun = {"options": opts.to_json(options), "store_recipe": digest, "stream": sampler.STREAM}
+    files.write_json(path, begun)
+
+
+def _require_room(run: Path, trainer: Trainer) -> None:
+    """Raise DiskFull unless the checkpoints that are kept, one more in the making, and the student will fit."""
+    size = checkpoint.size(trainer.model)
+    kept = sum(path.stat().st_size for path in checkpoint.saved(run))
+    disk.require_free(
+        run, (checkpoint.KEPT + 1) * size + size // 3 - kept, f"--out {run}: checkpoints and student"
+    )
 
 
 def _require_same_options(run: Path, options: opts.DistillOptions) -> None:
@@ -151,27 +159,6 @@ def load_student(options: opts.DistillOptions) -> Encoder:
     return load_encoder(options.student, weights=options.weights, random_weights=options.random_weights)
 
 
-def make_trainer(student: Encoder, data: Data, options: opts.DistillOptions) -> Trainer:
-    """The student on its device with a projector and an optimiser."""
-    device = devices.choose_device(options.device)
-    dtype, _ = devices.choose_dtype(options.dtype, device)
-    if student.image_px != data.policy.crop_px:
-        raise OptionError(
-            f"--student {options.student}: takes {student.image_px} px, the store has {data.policy.crop_px} px"
-        )
-    torch.manual_seed(options.seed)
-    model = build(student, data.teacher.dim, options.seed).to(device).train()
-    make_importable()
-    from timm.optim import param_groups_weight_decay
-
-    groups = param_groups_weight_decay(model, options.weight_decay)
-    for group in groups:
-        group["decays"] = group["weight_decay"] > 0
-    optimizer = torch.optim.AdamW(groups, lr=options.lr)
-    targets = TargetNorm(options.teacher_norm, data.mean, data.variance).to(device)
-    return Trainer(model, targets, make_loss(options.loss, options.alpha), optimizer, device, dtype)
-
-
 @dataclass(slots=True)
 class Course:
     """A training under way; `facts` are the figures that outlive an interruption in the checkpoint."""
@@ -180,35 +167,43 @@ class Course:
     data: Data
     trainer: Trainer
     options: opts.DistillOptions
-    steps: int
     stop_early: EarlyStop
     facts: dict[str, Any]
-    log: MetricsLog
+    log: MetricsLog | None
+
+    @property
+    def over(self) -> bool:
+        planned = self.facts["steps_planned"] * self.facts["views_per_step"]
+        return bool(self.facts["stopped_early"] or self.facts["views_seen"] >= planned)
+
+    def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
+        if self.log is not None:
+            self.log.write(kind, step, figures)
 
     def validate(self, step: int) -> None:
-        """Compare with the teacher on held-out views, if there are any."""
-        if self.data.held_out is None:
+        """Compare with the teacher on held-out views, if there are any; the first process does."""
+        if self.data.held_out is None or not self.trainer.ranks.leads:
             return
         t = self.trainer
         size = self.options.batch_size
         result = asdict(validate(t.model, t.targets, t.loss, self.data.held_out, size, t.device, t.dtype))
         self.facts.setdefault("before", result)
         self.facts["after"] = result
-        self.log.write("val", step, result)
+        self.write("val", step, result)
 
-    def step(self, step: int, stream: Iterator[Batch]) -> str:
-        """Train on the next batch and keep account of it; returns a few words for the progress bar."""
-        began = time.monotonic()
-        batch = next(stream)
-        waited = time.monotonic() - began
-        lr = cosine_annealing(self.options.lr, step - 1, self.steps, self.options.warmup_steps)
-        weight_decay = cosine_annealing(self.options.weight_decay, step - 1, self.steps)
+    def step(self, step: int, batch: Batch, waited: float, began: float) -> str:
+        """Train on a batch and keep account of it; returns a few words for the progress bar."""
+        position = self.facts["views_seen"]
+        at, steps = position / self.facts["views_per_step"], self.facts["steps_planned"]
+        lr = cosine_annealing(self.options.lr, at, steps, self.options.warmup_steps)
+        weight_decay = cosine_annealing(self.options.weight_decay, at, steps)
         targets = torch.from_numpy(batch.targets).float()
-        loss = self.trainer.step(torch.from_numpy(batch.views), targets, lr, weight_decay)
+        loss = self.trainer.step(torch.from_numpy(batch.views), targets, lr, weight_decay, position)
         seconds = time.monotonic() - began
+        n_views = self.options.batch_size * self.trainer.ranks.world
         self.facts |= {
             "steps": step,
-            "views_seen": step * self.options.batch_size,
+            "views_seen": position + n_views,
             "loss_first": self.facts.get("loss_first", loss),
             "loss_last": loss,
             "seconds": self.facts["seconds"] + seconds,
@@ -216,54 +211,94 @@ class Course:
             "stopped_early": self.stop_early.update(loss),
         }
         figures = {"loss": loss, "lr": lr, "weight_decay": weight_decay, "epoch": batch.epoch}
-        speed = {"views_per_s": self.options.batch_size / seconds, "data_wait": waited / seconds}
-        self.log.write("train", step, figures | speed)
-        return f"loss {loss:.3f}, data wait {waited / seconds:.0%}"
+        memory = devices.peak_memory(self.trainer.device)
+        speed = {"views_per_s": n_views / seconds, "data_wait": waited / seconds, **memory}
+        self.write("train", step, figures | speed)
+        words = f"loss {loss:.3f}, {n_views / seconds:.0f} views/s, data wait {waited / seconds:.0%}"
+        device = memory.get("peak_device_bytes")
+        return words if device is None else f"{words}, {device / 1e9:.1f} GB on the GPU"
 
     def save(self, step: int) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint; the first process does."""
         t = self.trainer
-        checkpoint.save(self.run, step, t.model, t.optimizer, self.stop_early, self.facts)
+        if t.ranks.leads:
+            checkpoint.save(self.run, step, t.model, t.optimizer, self.stop_early, self.facts)
 
 
 def _train(
     run: Path, data: Data, trainer: Trainer, options: opts.DistillOptions, threads: int, report: Reporter
 ) -> dict[str, Any]:
     """Train from the newest checkpoint, or from the start, to the last step; returns the figures."""
+    ranks = trainer.ranks
     epoch_views = sum(unit.n_views for unit in data.train)
-    steps = options.steps or max(1, math.ceil(options.epochs * epoch_views / options.batch_size))
-    done = 0
-    facts: dict[str, Any] = {"steps_planned": steps, "epoch_views": epoch_views}
-    facts |= {"seconds": 0.0, "wait_seconds": 0.0, "stopped_early": False}
+    views_per_step = options.batch_size * ranks.world
+    planned = options.steps or max(1, math.ceil(options.epochs * epoch_views / views_per_step))
+    facts: dict[str, Any] = {"steps_planned": planned, "views_per_step": views_per_step}
+    facts |= {"epoch_views": epoch_views, "steps": 0, "views_seen": 0, "stopped_early": False}
+    facts |= {"seconds": 0.0, "wait_seconds": 0.0}
     stop_early = EarlyStop(options.early_stop)
-    if checkpoint.saved(run):
-        newest = checkpoint.saved(run)[-1]
-        done, facts = checkpoint.restore(newest, trainer.model, trainer.optimizer, stop_early)
-        report.note(f"goes on after step {done} of {steps}")
-    log = MetricsLog(run, done, options.tensorboard)
-    course = Course(run, data, trainer, options, steps, stop_early, facts, log)
-    if done == 0:
+    saved = checkpoint.saved(run)
+    if ranks.from_leader(bool(saved)):
+        facts = checkpoint.restore(saved[-1], trainer.model, trainer.optimizer, stop_early)
+        report.note(f"goes on after step {facts['steps']} of {facts['steps_planned']}")
+    log = MetricsLog(run, facts["steps"], options.tensorboard) if ranks.leads else None
+    course = Course(run, data, trainer, options, stop_early, facts, log)
+    if facts["steps"] == 0:
         course.validate(0)
+    assert options.window is not None  # `distill` has chosen it
     loader_options = LoaderOptions(
-        options.batch_size, options.window, options.views_per_read, options.seed, options.check_views, threads
+        options.batch_size,
+        options.window,
+        options.views_per_read,
+        options.seed,
+        options.check_views,
+        threads,
+        ranks.rank,
+        ranks.world,
     )
-    start = done * options.batch_size
-    loader = ViewLoader(data.store, data.train, data.sources, data.policy, loader_options, start)
-    report.start("distill", steps, done)
-    with contextlib.closing(log), loader, stop_on_signal() as stop:
-        stream = iter(loader)
-        for step in range(done + 1, steps + 1):
-            if course.facts["stopped_early"]:
-                break
-            report.advance(detail=course.step(step, stream))
-            last = step == steps or course.facts["stopped_early"]
-            if last or step % options.val_every == 0:
+    loader = ViewLoader(
+        data.store, data.train, data.sources, data.policy, loader_options, facts["views_seen"]
+    )
+    report.start("distill", facts["steps_planned"], facts["steps"])
+    with contextlib.ExitStack() as stack:
+        if log is not None:
+            stack.enter_context(contextlib.closing(log))
+        stream = iter(stack.enter_context(loader))
+        stop = stack.enter_context(stop_on_signal(ranks.world > 1))
+        while not course.over:
+            step = course.facts["steps"] + 1
+            began = time.monotonic()
+            batch, waited, stopping = _next_batch(stream, ranks, stop)
+            report.advance(detail=course.step(step, batch, waited, began))
+            if course.over or step % options.val_every == 0:
                 course.validate(step)
-            if last or stop.requested or step % options.checkpoint_every == 0:
+            if course.over or stopping or step % options.checkpoint_every == 0:
                 course.save(step)
-            if stop.requested and not last:
-                raise Interrupted(f"stopped after step {step} of {steps}, checkpoint written")
+            if stopping and not course.over:
+                raise Interrupted(
+                    f"stopped after step {step} of {facts['steps_planned']}, checkpoint written"
+                )
     return course.facts
+
+
+def _next_batch(stream: Iterator[Batch], ranks: Ranks, stop: Stop) -> tuple[Batch, float, bool]:
+    """The next batch, the seconds waited for it, and whether any process was asked to stop.
+
+    When one process cannot go on, all end: the others would wait for it.
+    """
+    began = time.monotonic()
+    batch, error = None, None
+    try:
+        batch = next(stream)
+    except Exception as caught:
+        error = caught
+    waited = time.monotonic() - began
+    failed, stopping, waits = ranks.sum(error is not None, stop.requested, waited)
+    if error is not None:
+        raise error
+    if failed or batch is None:
+        raise Interrupted("another process of this training failed; its message says why")
+    return batch, waits / ranks.world, bool(stopping)
 
 
 def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> dict[str, Any]:

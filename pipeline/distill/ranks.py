@@ -1,0 +1,121 @@
+"""Several processes of one training, as ``torchrun`` starts them; one process alone is the case of world 1.
+
+Gradients are averaged by DistributedDataParallel over nccl on GPUs and gloo on CPUs. What the processes have to agree
+on at each step (has one been asked to stop, has one failed) goes over gloo, which does not wait for the GPU.
+"""
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pipeline import devices
+from stores.errors import OptionError
+
+# rank 0 validates and exports alone; the others wait this long for it
+_PATIENCE = datetime.timedelta(hours=4)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among those of the training."""
+
+    rank: int
+    world: int
+    local_world: int
+    """Processes on this machine."""
+    device: torch.device
+    control: Any = None
+    """The gloo group of small messages."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes."""
+        return self.rank == 0
+
+    def sum(self, *numbers: float) -> list[float]:
+        """The sums of numbers over all processes."""
+        if self.world == 1:
+            return list(numbers)
+        total = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(total, group=self.control)
+        return [float(number) for number in total]
+
+    def from_leader(self, number: int) -> int:
+        """A number that rank 0 knows."""
+        return int(self.sum(number if self.leads else 0)[0])
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """`model` with its gradients averaged over processes; they start from the weights of rank 0."""
+        if self.world == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+
+
+@contextlib.contextmanager
+def join(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
+    """Join the processes that ``torchrun`` started, if it did.
+
+    Parameters
+    ----------
+    device : str
+        ``--device``. With several processes ``auto`` and ``cuda`` are the GPU of this one's number on its machine.
+
+    Raises
+    ------
+    OptionError
+        When a device is named that several processes cannot share.
+    """
+    world = int(environment.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Ranks(0, 1, 1, devices.choose_device(device))
+        return
+    local = int(environment.get("LOCAL_RANK", "0"))
+    local_world = int(environment.get("LOCAL_WORLD_SIZE", str(world)))
+    chosen = devices.choose_device(device)
+    if chosen.type == "mps":
+        chosen = torch.device("cpu")
+    if chosen.type == "cuda":
+        if chosen.index is not None:
+            raise OptionError(f"--device {device}: {world} processes need a GPU each; use --device cuda")
+        if local_world > torch.cuda.device_count():
+            raise OptionError(
+                f"{local_world} processes on this machine, {torch.cuda.device_count()} GPUs: start one process a GPU"
+            )
+        chosen = torch.device("cuda", local)
+        torch.cuda.set_device(chosen)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=_PATIENCE, device_id=chosen if backend == "nccl" else None)
+    control = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    try:
+        yield Ranks(dist.get_rank(), world, local_world, chosen, control)
+    finally:
+        dist.destroy_process_group()
+
+
+class Gather(torch.autograd.Function):
+    """The rows of all processes, in the order of the stream: (B, d) to (world * B, d).
+
+    Every process computes the same loss from them, so that the gradient of a row is `world` times what this process
+    finds; `DistributedDataParallel` divides by `world` again when it averages.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        world = dist.get_world_size()
+        parts = [torch.empty_like(rows) for _ in range(world)]
+        dist.all_gather(parts, rows.contiguous())
+        # the stream deals its views out in turn
+        return torch.stack(parts, dim=1).reshape(world * len(rows), *rows.shape[1:])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        world, rank = dist.get_world_size(), dist.get_rank()
+        return gradient[rank::world] * world
