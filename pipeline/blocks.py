@@ -7,10 +7,9 @@ number of threads nor where a block runs changes its bytes on a CPU.
 
 import collections
 import functools
-import itertools
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,24 +25,12 @@ import torch
 from pipeline import cluster, devices, views
 from pipeline import slides as slide_files
 from pipeline.options import ExtractOptions
-from pipeline.patches import PatchPool, Reader
+from pipeline.patches import PatchPool, started
+from pipeline.rows import RowViews, draw_row
 from pipeline.tasks import Task
 from pipeline.teacher import Teacher, load_teacher
-from pipeline.views import ViewParams
 from stores import disk, features, manifest, pixels, recipe
-from stores.errors import ClusterError, CorruptStore, FeatureError, ReadError
-
-
-@dataclass(frozen=True, slots=True)
-class RowViews:
-    """A patch rendered under every seed of a task, or the reason why it could not be read."""
-
-    views: npt.NDArray[np.uint8]
-    """(seeds, crop_px, crop_px, 3)"""
-    params: list[ViewParams]
-    crcs: list[int]
-    patch: npt.NDArray[np.uint8] | None
-    error: str = ""
+from stores.errors import ClusterError, CorruptStore, FeatureError
 
 
 @dataclass(slots=True)
@@ -133,7 +120,8 @@ def _open_station(setup: Setup) -> "Station":
     here = recipe.Recipe(stored.patch, teacher.identity, stored.policy, reader_identity())
     recipe.require_same(stored, here, str(setup.store))
     policy = views.Policy.from_json(stored.policy)
-    return Station(setup.store, teacher, policy, setup.options.pixels, setup.threads)
+    options = setup.options
+    return Station(setup.store, teacher, policy, options.pixels, setup.threads, options.readers)
 
 
 class Station:
@@ -145,12 +133,22 @@ class Station:
         Whether the patches' pixels are written too.
     threads : int
         That read and render; on a CPU as many encode.
+    readers : str
+        ``threads``, ``processes``, or ``auto``: processes unless the teacher is on the CPU.
     """
 
-    def __init__(self, store: Path, teacher: Teacher, policy: views.Policy, keep: bool, threads: int) -> None:
+    def __init__(
+        self,
+        store: Path,
+        teacher: Teacher,
+        policy: views.Policy,
+        keep: bool,
+        threads: int,
+        readers: str = "threads",
+    ) -> None:
         self._store, self._teacher, self._policy, self._keep = store, teacher, policy, keep
-        self._readers = PatchPool(threads)
         on_cpu = teacher.device.type == "cpu"
+        self._readers = PatchPool(threads, readers == "processes" or (readers == "auto" and not on_cpu))
         # two threads keep a GPU busy: one waits for its features while the other sends the next batch
         self._encoders = threads if on_cpu else 2
         self._device = ThreadPoolExecutor(self._encoders, thread_name_prefix="encode")
@@ -193,11 +191,12 @@ class Station:
 
     def read(self, task: Task, patches: manifest.Patches) -> Iterator[Future[RowViews]]:
         """Futures of the task's rows in order; the first ones are under way when this returns."""
+        place = functools.partial(draw_row, self._policy, task.fingerprint, task.seeds, self._keep)
         jobs = (
-            self._readers.submit(task.source, render_row, task, patches, row, self._policy, self._keep)
+            self._readers.submit(task.source, place, row, int(patches.x_px0[row]), int(patches.y_px0[row]))
             for row in task.rows
         )
-        return _started(jobs, max(1, self._ahead // len(task.seeds)))
+        return started(jobs, max(1, self._ahead // len(task.seeds)))
 
     def encode(
         self,
@@ -265,40 +264,6 @@ class Station:
     def _require_open(self) -> None:
         if self._closed:
             raise ClusterError("the run has ended; this block was left")
-
-
-def _started(jobs: Iterable[Future[RowViews]], ahead: int) -> Iterator[Future[RowViews]]:
-    """Starts the first `ahead` jobs now, and each further one when one is taken."""
-    left = iter(jobs)
-    waiting = collections.deque(itertools.islice(left, ahead))
-
-    def rest() -> Iterator[Future[RowViews]]:
-        try:
-            while waiting:
-                yield waiting.popleft()
-                waiting.extend(itertools.islice(left, 1))
-        finally:
-            for job in waiting:
-                job.cancel()
-
-    return rest()
-
-
-def render_row(
-    reader: Reader, task: Task, patches: manifest.Patches, row: int, policy: views.Policy, keep: bool
-) -> RowViews:
-    """Read a patch once and render it under every seed of the task."""
-    x_px0, y_px0 = int(patches.x_px0[row]), int(patches.y_px0[row])
-    params = [views.draw(policy, task.fingerprint, x_px0, y_px0, seed) for seed in task.seeds]
-    rendered = np.empty((len(params), policy.crop_px, policy.crop_px, 3), np.uint8)
-    try:
-        patch = reader.read(row, x_px0, y_px0)
-    except ReadError as error:
-        return RowViews(rendered, params, [], None, error=str(error))
-    for i, param in enumerate(params):
-        rendered[i] = views.render(patch, param, policy)
-    crcs = [views.view_crc32(view) for view in rendered]
-    return RowViews(rendered, params, crcs, patch if keep else None)
 
 
 def _views_table(task: Task, patches: manifest.Patches, records: list[tuple[Any, ...]]) -> pa.Table:

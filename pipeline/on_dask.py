@@ -160,6 +160,7 @@ def open_dask(options: ClusterOptions, job: str, report: Reporter) -> Iterator[C
     settings = {
         "distributed.scheduler.allowed-failures": ATTEMPTS - 1,
         "distributed.scheduler.worker-ttl": None,
+        "distributed.worker.daemon": False,  # they may have processes that read
         "distributed.admin.large-graph-warning-threshold": "1 GB",
     }
     with dask.config.set(settings), contextlib.ExitStack() as stack:

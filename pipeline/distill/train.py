@@ -46,6 +46,7 @@ _FREE = frozenset(
         "slides",
         "device",
         "threads",
+        "readers",
         "val_every",
         "val_views",
         "checkpoint_every",
@@ -255,6 +256,7 @@ def _train(
         threads,
         ranks.rank,
         ranks.world,
+        options.readers == "processes" or (options.readers == "auto" and ranks.device.type != "cpu"),
     )
     loader = ViewLoader(
         data.store, data.train, data.sources, data.policy, loader_options, facts["views_seen"]

@@ -56,14 +56,12 @@ class Trainer:
         DistillError
             When the loss is not finite; nothing is updated then.
         """
-        if self.device.type == "cuda":
-            views, targets = views.pin_memory(), targets.pin_memory()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
             group["weight_decay"] = weight_decay if group["decays"] else 0.0
         torch.manual_seed(_step_seed(self.seed, position, self.ranks.rank))
-        projected = self.parallel(views.to(self.device, non_blocking=True))
-        targets = targets.to(self.device, non_blocking=True)
+        projected = self.parallel(self._sent(views))
+        targets = self._sent(targets)
         if self.sync:
             with torch.no_grad():
                 targets = Gather.apply(targets)
@@ -77,6 +75,11 @@ class Trainer:
             )
         self.optimizer.step()
         return value
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        if self.device.type == "cuda" and tensor.device.type == "cpu":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
 
 def _step_seed(seed: int, position: int, rank: int) -> int:

@@ -1,0 +1,90 @@
+"""One patch under several seeds: drawn for stage one, rebuilt for stage two. Runs in the workers of a `PatchPool`.
+
+Imports nothing heavy: a process that reads patches starts in a second and has no torch in its memory.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import views
+from pipeline.patches import Reader
+from pipeline.views import ViewParams
+from stores.errors import ReadError, ViewMismatch
+
+
+@dataclass(frozen=True, slots=True)
+class RowViews:
+    """A patch rendered under every seed of a task, or the reason why it could not be read."""
+
+    views: npt.NDArray[np.uint8]
+    """(seeds, crop_px, crop_px, 3); empty when it could not be read."""
+    params: list[ViewParams]
+    crcs: list[int]
+    patch: npt.NDArray[np.uint8] | None
+    error: str = ""
+
+
+def draw_row(
+    policy: views.Policy,
+    fingerprint: str,
+    seeds: range,
+    keep: bool,
+    reader: Reader,
+    row: int,
+    x_px0: int,
+    y_px0: int,
+) -> RowViews:
+    """Read a patch once and render it as each seed draws it."""
+    params = [views.draw(policy, fingerprint, x_px0, y_px0, seed) for seed in seeds]
+    try:
+        patch = reader.read(row, x_px0, y_px0)
+    except ReadError as error:
+        return RowViews(np.empty((0, 0, 0, 3), np.uint8), params, [], None, error=str(error))
+    rendered = np.empty((len(params), policy.crop_px, policy.crop_px, 3), np.uint8)
+    for i, param in enumerate(params):
+        rendered[i] = views.render(patch, param, policy)
+    crcs = [views.view_crc32(view) for view in rendered]
+    return RowViews(rendered, params, crcs, patch if keep else None)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredView:
+    """What the manifest says of a view."""
+
+    seed: int
+    params: ViewParams
+    crc32: int | None
+    """To compare with; None leaves it unchecked."""
+
+
+def rebuild_row(
+    policy: views.Policy,
+    reader: Reader,
+    slide_id: str,
+    row: int,
+    x_px0: int,
+    y_px0: int,
+    wanted: Sequence[StoredView],
+) -> npt.NDArray[np.uint8]:
+    """Read a patch once and render it as the manifest says, uint8 (wanted, crop_px, crop_px, 3).
+
+    Raises
+    ------
+    ViewMismatch
+        When a rendered view is not the one that the teacher saw.
+    """
+    patch = reader.read(row, x_px0, y_px0)
+    out = np.empty((len(wanted), policy.crop_px, policy.crop_px, 3), np.uint8)
+    for i, stored in enumerate(wanted):
+        out[i] = views.render(patch, stored.params, policy)
+        found = None if stored.crc32 is None else views.view_crc32(out[i])
+        if found != stored.crc32:
+            raise ViewMismatch(
+                f"slide {slide_id} row {row} ({x_px0},{y_px0}) seed {stored.seed}: the rebuilt view has crc32 "
+                f"{found:08x}, the teacher saw {stored.crc32:08x}: another slide file, decoder version or code; "
+                "use the store's own pixels, the same versions (see recipe.json), or extract again"
+            )
+    return out
