@@ -32,6 +32,8 @@ from pipeline.teacher import Teacher, load_teacher
 from stores import disk, features, manifest, pixels, recipe
 from stores.errors import ClusterError, CorruptStore, FeatureError
 
+_ENDED = "the run has ended; this block was left"
+
 
 @dataclass(slots=True)
 class Block:
@@ -170,6 +172,14 @@ class Station:
 
     def run(self, task: Task, advance: cluster.Advance) -> Outcome:
         """Read, encode and write a block; blocks take turns on the device, and read ahead while they wait."""
+        try:
+            return self._run(task, advance)
+        except Exception as error:
+            if self._closed:  # threads were stopped under it
+                raise ClusterError(_ENDED) from error
+            raise
+
+    def _run(self, task: Task, advance: cluster.Advance) -> Outcome:
         outcome = Outcome()
         patches = manifest.read_patches(self._store, task.source.slide_id)
         if len(patches) != task.n_patches:
@@ -263,7 +273,7 @@ class Station:
 
     def _require_open(self) -> None:
         if self._closed:
-            raise ClusterError("the run has ended; this block was left")
+            raise ClusterError(_ENDED)
 
 
 def _views_table(task: Task, patches: manifest.Patches, records: list[tuple[Any, ...]]) -> pa.Table:

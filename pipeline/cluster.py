@@ -147,6 +147,7 @@ class Failures:
 
     def over(self, item: Any, error: Exception, trace: str) -> Done[Any, Any]:
         self.failed += 1
+        error = portable(error)
         self.report.note(f"{item}: failed: {first_line(error)}")
         if trace:
             self.report.record("failed", item=str(item), trace=trace)

@@ -31,6 +31,7 @@ from pipeline.progress import Reporter
 from stores.errors import ClusterError
 from stores.files import first_line
 
+CONNECT_S = 30
 WAIT_FOR_WORKERS_S = 120
 _QUIET_S = 30.0
 _LEAST_TTL_S = 3600.0
@@ -186,14 +187,14 @@ def _local(workers: int) -> Any:
         threads_per_worker=1,
         processes=True,
         memory_limit=0,  # a limit would kill an encoder that is simply large
-        dashboard_address=None,
+        dashboard_address=":0",  # 8787 may be taken by another
         silence_logs=logging.CRITICAL,
     )
 
 
 def _connect(address: str) -> Any:
     try:
-        return Client(address, timeout=30, set_as_default=False)
+        return Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         raise ClusterError(
             f"--scheduler {address}: cannot be reached ({first_line(error)}); "

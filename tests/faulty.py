@@ -1,0 +1,48 @@
+"""Encoders that misbehave in workers; healthy they compute what ``tests.tiny:teacher`` computes."""
+
+import ctypes
+import os
+import time
+
+from torch import Tensor, nn
+
+from tests.tiny import Tiny
+
+POISON = 0.5
+"""Mean of the red channel, from 0 to 1, below which a view is poison: no tissue is so blue."""
+
+
+class Faulty(Tiny):
+    """A tiny teacher with a fault, whose name it is made with."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(24)
+        self.fault = fault
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.fault == "slow":
+            time.sleep(0.15)
+        if self.fault == "deaf":
+            ctypes.PyDLL(None).usleep(3_000_000)  # holds the interpreter lock
+        red = images[:, 0].mean(dim=(1, 2)) * self.std[0] + self.mean[0]
+        if self.fault in ("raises", "kills") and float(red.min()) < POISON:
+            if self.fault == "kills":
+                os._exit(1)
+            raise RuntimeError("this view is poison")
+        return super().forward(images)
+
+
+def slow() -> nn.Module:
+    return Faulty("slow")
+
+
+def deaf() -> nn.Module:
+    return Faulty("deaf")
+
+
+def raises() -> nn.Module:
+    return Faulty("raises")
+
+
+def kills() -> nn.Module:
+    return Faulty("kills")
