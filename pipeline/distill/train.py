@@ -214,6 +214,7 @@ class Course:
         figures = {"loss": loss, "lr": lr, "weight_decay": weight_decay, "epoch": batch.epoch}
         memory = devices.peak_memory(self.trainer.device)
         speed = {"views_per_s": n_views / seconds, "data_wait": waited / seconds, **memory}
+        speed["processes"] = self.trainer.ranks.world
         self.write("train", step, figures | speed)
         words = f"loss {loss:.3f}, {n_views / seconds:.0f} views/s, data wait {waited / seconds:.0%}"
         device = memory.get("peak_device_bytes")
