@@ -22,6 +22,7 @@ from pipeline.cli_options import (
     print_result,
     remote_options,
     tile_options,
+    write_summary,
 )
 from pipeline.options import (
     ClusterOptions,
@@ -51,11 +52,15 @@ def tile(slides: tuple[Path, ...], store: Path, as_json: bool, **values: Any) ->
     """Find tissue, lay the patch grid, split by patient; writes a picture of each slide."""
     from pipeline import summaries, tiling
     from pipeline.progress import reporter_for
+    from pipeline.run_log import RunLog
+    from stores.layout import LOGS
 
     options = tile_options(store, values)
-    with reporter_for(sys.stderr) as report:
+    with reporter_for(sys.stderr) as shown, RunLog(shown, store / LOGS / "tile.jsonl") as report:
         result = tiling.tile(slides, store, options, report, build(ClusterOptions, values))
-    print_result(as_json, summaries.tile_json(store, result), lambda: summaries.tile_lines(store, result))
+    summary, lines = summaries.tile_json(store, result), summaries.tile_lines(store, result)
+    write_summary(store / LOGS / "tile", summary, lines)
+    print_result(as_json, summary, lambda: lines)
     _exit_if(bool(result.unusable))
 
 
@@ -86,14 +91,16 @@ def extract_teacher(slides: tuple[Path, ...], store: Path, as_json: bool, **valu
     """Run the teacher once over every view of every patch; tiles first what is not tiled."""
     from pipeline import extract, summaries
     from pipeline.progress import reporter_for
+    from pipeline.run_log import RunLog
+    from stores.layout import LOGS
 
     options, tiling = build(ExtractOptions, values), tile_options(store, values)
-    with reporter_for(sys.stderr) as report:
+    with reporter_for(sys.stderr) as shown, RunLog(shown, store / LOGS / "extract-teacher.jsonl") as report:
         where = build(ClusterOptions, values)
         result = extract.extract(slides, store, options, tiling, report, where)
-    print_result(
-        as_json, summaries.extract_json(store, result), lambda: summaries.extract_lines(store, result)
-    )
+    summary, lines = summaries.extract_json(store, result), summaries.extract_lines(store, result)
+    write_summary(store / LOGS / "extract-teacher", summary, lines)
+    print_result(as_json, summary, lambda: lines)
     _exit_if(bool(result.failed_slides or result.failed_blocks or result.bad_reads))
 
 
@@ -110,12 +117,15 @@ def distill(
     from pipeline import summaries
     from pipeline.distill.train import distill as train
     from pipeline.progress import reporter_for
+    from stores.files import write_text
 
     with reporter_for(sys.stderr) as report:
         found = opened(store, cache, cache_gb)
         result = train(found, run, build(DistillOptions, values), resume, report)
     if result:  # the first process of several speaks
-        print_result(as_json, result, lambda: summaries.distill_lines(run, result))
+        lines = summaries.distill_lines(run, result)
+        write_text(run / "summary.txt", "\n".join(lines) + "\n")
+        print_result(as_json, result, lambda: lines)
 
 
 @g2l.group()

@@ -165,5 +165,13 @@ def _fields_of(options: Any, names: Iterable[str]) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
+def write_summary(path: Path, summary: Mapping[str, Any], lines: Iterable[str]) -> None:
+    """Keep the summary of a run beside its log, for machines and for people."""
+    from stores.files import write_json, write_text
+
+    write_json(path.with_name(f"{path.name}-summary.json"), summary)
+    write_text(path.with_name(f"{path.name}-summary.txt"), "\n".join(lines) + "\n")
+
+
 def print_result(as_json: bool, summary: Mapping[str, Any], lines: Callable[[], list[str]]) -> None:
     click.echo(json.dumps(summary, indent=2, allow_nan=False) if as_json else "\n".join(lines()))

@@ -13,12 +13,12 @@ from pathlib import Path
 from pipeline import blocks, cluster, tiling, views
 from pipeline import options as opts
 from pipeline import slides as slide_files
+from pipeline.plan import MANIFEST_BYTES_PER_VIEW
 from pipeline.progress import Reporter
 from pipeline.tasks import ExtractSummary, Task, plan_tasks, prepared
 from stores import disk, files, layout, manifest, recipe
 from stores.errors import DiskFull, OptionError
-
-_BYTES_A_VIEW = 80  # of the manifest, measured on the demo's store
+from stores.text import human_bytes
 
 
 def extract(
@@ -65,6 +65,9 @@ def extract(
             tiling.tile_on(workers, new, store, tile_options, report)
         else:
             tiling.prepare_store(store, tile_options)
+        summary = ExtractSummary()
+        tasks = plan_tasks(store, paths, options, summary)
+        _require_room(store, tasks, teacher.identity.dim, policy.patch_px, options)
         _settle_recipe(store, teacher, policy, options)
         report.note(
             f"teacher {teacher.identity.name} on {teacher.device}: {teacher.identity.dtype}, "
@@ -73,9 +76,6 @@ def extract(
         swept = files.sweep_partials(store)
         if swept:
             report.note(f"removed {swept} unfinished files of an interrupted run")
-        summary = ExtractSummary()
-        tasks = plan_tasks(store, paths, options, summary)
-        _require_room(store, tasks, teacher.identity.dim, policy.patch_px, options)
         n_views = summary.views_before + sum(task.n_views for task in tasks)
         report.start("extract-teacher", n_views, summary.views_before)
         began = time.monotonic()
@@ -111,13 +111,13 @@ def _require_room(
 ) -> None:
     """Raise DiskFull when what is left to do will not fit: hours before it would be noticed."""
     n_views = sum(task.n_views for task in tasks)
-    size = n_views * (2 * dim + _BYTES_A_VIEW)
+    size = n_views * (2 * dim + MANIFEST_BYTES_PER_VIEW)
     if options.pixels:
         size += sum(len(task.rows) for task in tasks if task.seeds.start == 0) * 3 * patch_px**2
     free = disk.free_bytes(store)
     if free < size + disk.MARGIN_BYTES:
         raise DiskFull(
-            f"--store {store}: {n_views:,} views need {size / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free: "
+            f"--store {store}: {n_views:,} views need {human_bytes(size)} and {human_bytes(free)} are free: "
             "make room, or take fewer --seeds or --limit first; `g2l plan` reckons"
         )
 

@@ -17,10 +17,10 @@ from pipeline import slides as slide_files
 from pipeline import tiling
 from pipeline.presets import PRESETS
 from pipeline.progress import Reporter
-from pipeline.summaries import human_bytes
 from stores import features, manifest
 from stores.errors import OptionError, SlideError
 from stores.location import StoreLike
+from stores.text import human_bytes
 
 MANIFEST_BYTES_PER_VIEW = 44
 """Commit records and patches of the demo's store, 968 patches under 4 seeds: 44.0 B a view."""

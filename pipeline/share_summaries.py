@@ -5,10 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.summaries import human_bytes
 from stores.info import store_info
 from stores.reindex import Reindexed
 from stores.slide_copy import Shared
+from stores.text import human_bytes
 
 _SHOWN = 20
 

@@ -5,20 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stores.info import store_info
-from stores.text import one_line
-
-
-def human_bytes(n: float) -> str:
-    """A size as people write it.
-
-    >>> human_bytes(3146), human_bytes(123e9)
-    ('3.1 kB', '123.0 GB')
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1000
-    return f"{n:.1f} TB"
+from stores.text import human_bytes, one_line
 
 
 def tile_json(store: Path, result: Any) -> dict[str, Any]:

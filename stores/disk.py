@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from stores.errors import DiskFull
+from stores.text import human_bytes
 
 MARGIN_BYTES = 16 << 20
 """Left free, for the small files around a large one."""
@@ -23,7 +24,7 @@ def require_free(folder: Path, size: int, what: str) -> None:
     free = free_bytes(folder)
     if free < size + MARGIN_BYTES:
         raise DiskFull(
-            f"{what}: needs {size / 1e6:,.0f} MB, {folder} has {free / 1e6:,.0f} MB free; "
+            f"{what}: needs {human_bytes(size)}, {folder} has {human_bytes(free)} free; "
             "all that was committed is kept: make room and start the same command again"
         )
 

@@ -13,6 +13,8 @@ from stores.location import StoreLike
 from stores.manifest import is_slide_id
 
 CHECKSUMS = "checksums.sha256"
+LOGS = "logs"
+"""Folder of what happened when a store was made: it belongs to whoever made it and is no part of the store."""
 DIGEST = "checksums.sha256.digest"
 """One line: the SHA-256 of the checksums file, to publish."""
 _ROOT_FILES = {
@@ -94,6 +96,8 @@ def walk(folder: Path, odd: Callable[[str, str], None], prefix: str = "") -> Ite
     with os.scandir(folder) as entries:
         ordered = sorted(entries, key=lambda entry: entry.name)
     for entry in ordered:
+        if entry.name == LOGS and not prefix:
+            continue
         status = entry.stat(follow_symlinks=False)
         if stat.S_ISDIR(status.st_mode):
             yield from walk(folder / entry.name, odd, f"{prefix}{entry.name}/")

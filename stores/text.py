@@ -25,3 +25,16 @@ def markdown(value: object, limit: int = 200) -> str:
     for mark in _MARKS:
         text = text.replace(mark, f"&#{ord(mark)};")
     return text.replace("://", "&#58;//")
+
+
+def human_bytes(n: float) -> str:
+    """A size as people write it.
+
+    >>> human_bytes(3146), human_bytes(123e9)
+    ('3.1 kB', '123.0 GB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"

@@ -2,6 +2,7 @@
 
 ``options.json``      what was asked and chosen, and the digest of the store's recipe
 ``metrics.jsonl``     a line per step and per validation
+``log.jsonl``         what happened, see `pipeline.run_log`
 ``checkpoints/``      the last two
 ``student/``          the result: safetensors and config that timm opens, and a model card
 ``projector.safetensors``, ``summary.json``, ``curves.png``
@@ -36,6 +37,7 @@ from pipeline.encoders import Encoder, load_encoder
 from pipeline.export import export_encoder
 from pipeline.interrupt import Interrupted, Stop, stop_on_signal
 from pipeline.progress import Reporter, Silent
+from pipeline.run_log import RunLog
 from stores import disk, files, sampler
 from stores.errors import OptionError
 from stores.location import StoreLike
@@ -82,6 +84,7 @@ def distill(
             return files.read_json(run / "summary.json") if ranks.leads else {}
         if ranks.leads:
             stack.enter_context(files.only_writer(run))
+            report = stack.enter_context(RunLog(report, run / "log.jsonl"))
         threads = threads_of(options.threads, ranks.local_world)
         options = dataclasses.replace(options, window=options.window or _window(options, ranks))
         student = load_student(options)
