@@ -148,7 +148,7 @@ def info(path: str, as_json: bool) -> None:
 @store.command()
 @click.argument("path", type=STORE)
 @remote_options
-@options_of(VerifyOptions)
+@options_of(VerifyOptions, ClusterOptions)
 def verify(path: str, cache: Path | None, cache_gb: float, as_json: bool, **values: Any) -> None:
     """Prove a store: structure, views with --slides, features with --teacher. Exit code 1: something is wrong."""
     from pipeline import summaries
@@ -156,7 +156,8 @@ def verify(path: str, cache: Path | None, cache_gb: float, as_json: bool, **valu
     from pipeline.verify import verify as look
 
     with reporter_for(sys.stderr) as report:
-        result = look(opened(path, cache, cache_gb), build(VerifyOptions, values), report)
+        where = build(ClusterOptions, values)
+        result = look(opened(path, cache, cache_gb), build(VerifyOptions, values), report, where)
     print_result(as_json, summaries.verify_json(path, result), lambda: summaries.verify_lines(path, result))
     sys.exit(bool(result.findings))
 

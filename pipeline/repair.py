@@ -25,7 +25,7 @@ from pipeline.cluster import threads_of
 from pipeline.patches import SlideSource
 from pipeline.progress import Reporter
 from pipeline.tasks import Task, create_arrays, runs_of
-from pipeline.verify import find_source, load_given_teacher
+from pipeline.verify_views import find_source, load_given_teacher
 from stores import features, files, manifest, pixels, recipe
 from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError, ViewMismatch
 from stores.findings import Finding
@@ -144,7 +144,7 @@ class _Repair:
         return str(self.row["slide_id"])
 
     def run(self, paths: Mapping[str, Path]) -> None:
-        source = find_source(self.store, self.stored, self.row, paths)
+        source = find_source(self.store, self.stored, self.row, paths.get(self.slide_id))
         assert isinstance(source, SlideSource)  # the slide is among the paths
         if self.what.patches:
             self._patches()

@@ -4,53 +4,30 @@ Structure needs the store alone. Views are rendered from the slides (or the stor
 parameters and compared by checksum; features are recomputed with a teacher that the user names, never the recipe.
 """
 
-import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from pipeline import cluster, views
 from pipeline import slides as slide_files
-from pipeline import views
-from pipeline.distill.loader import CommittedBlock, read_commit
-from pipeline.options import ExtractOptions, VerifyOptions
-from pipeline.patches import PatchPool, Reader, SlideSource, Source, StoreSource
-from pipeline.progress import Reporter
-from stores import features, files, layout, manifest, pixels, recipe, sampler
-from stores.errors import G2LError, RecipeMismatch, SlideError, StoreError
+from pipeline.options import IN_PROCESS, ClusterOptions, VerifyOptions
+from pipeline.progress import Reporter, Silent
+from pipeline.verify_views import Setup, SlideToLook, Verified, look_at_slide, open_station
+from stores import layout, manifest, recipe
+from stores.errors import ClusterError, OptionError, StoreError
 from stores.findings import Finding
 from stores.location import StoreLike
-from stores.pseudonyms import is_keyed
 from stores.seal import seal
 from stores.verify import Structure, verify_structure
 
-_OTHER_PIXELS = "the stored pixels are not the slide's"
 _ROUNDS = 3  # behind broken metadata or a broken record more may come to light
 
 
-@dataclass(slots=True)
-class Verified:
-    """What ``store verify`` did and found."""
-
-    structure: Structure
-    views_checked: int = 0
-    features_checked: int = 0
-    cosine_min: float | None = None
-    error_max: float | None = None
-    """Largest absolute difference of a recomputed feature's value."""
-    notes: list[str] = field(default_factory=list)
-    repaired: list[str] = field(default_factory=list)
-
-    @property
-    def findings(self) -> list[Finding]:
-        return self.structure.findings
-
-
-def verify(store: StoreLike, options: VerifyOptions, report: Reporter) -> Verified:
+def verify(
+    store: StoreLike, options: VerifyOptions, report: Reporter, where: ClusterOptions = IN_PROCESS
+) -> Verified:
     """Look at a store as deep as asked; with ``repair``, mend what was found and look again.
 
     Raises
@@ -60,37 +37,56 @@ def verify(store: StoreLike, options: VerifyOptions, report: Reporter) -> Verifi
     RecipeMismatch
         When the teacher that was given is not the store's.
     """
-    from pipeline import repair  # it uses this module
-
     options.validate()
-    result = _look(store, options, report)
+    if not isinstance(store, Path) and where != IN_PROCESS:
+        raise OptionError(f"{store}: a remote store is verified in this process; pull it to use several")
+    if isinstance(store, Path):
+        store = store.absolute()
+    with cluster.open_cluster(where, f"verify {store}", report) as workers:
+        result = _look(workers, store, options, report)
     repaired: list[str] = []
     for _ in range(_ROUNDS if options.repair else 0):
         if not isinstance(store, Path):
             raise StoreError(f"{store}: a remote store cannot be repaired; pull it, repair it, push it")
-        done = repair.repair(store, result.findings, options, report) if result.findings else []
+        from pipeline.repair import repair  # torch and timm, which a look at the structure does not need
+
+        done = repair(store, result.findings, options, report) if result.findings else []
         if not done:
             break
         repaired += done
-        result = _look(store, options, report)
+        with cluster.open_cluster(where, f"verify {store}", report) as workers:
+            result = _look(workers, store, options, report)
     result.repaired = repaired
     return result
 
 
-def _look(store: StoreLike, options: VerifyOptions, report: Reporter) -> Verified:
+def _look(workers: cluster.Cluster, store: StoreLike, options: VerifyOptions, report: Reporter) -> Verified:
     total = sum(store.list_files().values()) if not isinstance(store, Path) else _bytes_below(store)
     report.start("verify structure", total)
-    result = Verified(verify_structure(store, options.partial, report.advance))
+
+    def each(check: Any, slides: Iterable[Any]) -> Iterator[Any]:
+        for done in workers.run(functools.partial(_plainly, check), slides, Silent()):
+            if done.result is None:
+                raise ClusterError(f"slide {done.item}: could not be looked at: {done.error}")
+            yield done.result
+
+    result = Verified(verify_structure(store, options.partial, report.advance, each))
     if options.slides or options.views or options.teacher:
-        _recompute(store, options, result, report)
+        _recompute(workers, store, options, result, report)
     return result
+
+
+def _plainly(function: Callable[[Any], Any], item: Any, advance: cluster.Advance) -> Any:
+    return function(item)
 
 
 def _bytes_below(store: Path) -> int:
     return sum(path.stat().st_size for path in store.rglob("*") if path.is_file()) if store.is_dir() else 0
 
 
-def _recompute(store: StoreLike, options: VerifyOptions, result: Verified, report: Reporter) -> None:
+def _recompute(
+    workers: cluster.Cluster, store: StoreLike, options: VerifyOptions, result: Verified, report: Reporter
+) -> None:
     try:
         stored = recipe.load(store)
         slides = [row for row in manifest.read_slides(store) if row["status"] == manifest.OK]
@@ -104,246 +100,30 @@ def _recompute(store: StoreLike, options: VerifyOptions, result: Verified, repor
         return result.notes.append(
             f"views were not looked at: made by {stored.reader.rendering}, this version has {views.RENDERING}"
         )
-    policy = views.Policy.from_json(stored.policy)
-    teacher = load_given_teacher(options, stored) if options.teacher else None
     paths = slide_files.find_slides(options.slides) if options.slides else {}
+    weights = None if options.weights is None else options.weights.absolute()
+    options = dataclasses.replace(options, slides=(), weights=weights)
+    setup = Setup(workers.job, store, options, cluster.threads_of(options.threads, workers.processes))
+    if options.teacher:
+        workers.call(open_station, setup)  # a wrong teacher before any slide
+    records = [f for f in result.findings if f.kind == "commit"]
+    items = [
+        SlideToLook(row, paths.get(row["slide_id"]), [f for f in records if f.slide_id == row["slide_id"]])
+        for row in slides
+    ]
     report.start("verify views", len(slides))
-    with PatchPool(options.threads or os.cpu_count() or 1) as pool:
-        for row in slides:
-            slide_id = row["slide_id"]
-            try:
-                source = find_source(store, stored, row, paths)
-            except SlideError as error:
-                result.findings.append(Finding(str(paths[slide_id].name), str(error), "view", slide_id))
-                source = None
-            if source is None:
-                result.notes.append(
-                    f"slide {slide_id}: views not looked at, neither slide nor pixels are there"
-                )
-            else:
-                check = _SlideViews(store, row, source, policy, options, result)
-                check.run(pool, teacher)
-            report.advance(detail=slide_id)
-
-
-def load_given_teacher(options: VerifyOptions, stored: recipe.Recipe) -> Any:
-    """The teacher that the user names, on its device; RecipeMismatch when it is not the one of the store."""
-    from pipeline.teacher import load_teacher
-
-    assert options.teacher is not None
-    assert stored.teacher is not None
-    names = ("weights", "random_weights", "batch_size", "device", "dtype", "threads")
-    given = ExtractOptions(teacher=options.teacher, **{name: getattr(options, name) for name in names})
-    teacher = load_teacher(given)
-    for name in ("weights_sha256", "pooling", "mean", "std", "image_px", "dim"):
-        old, new = getattr(stored.teacher, name), getattr(teacher.identity, name)
-        if old != new:
-            raise RecipeMismatch(
-                f"--teacher {options.teacher}: its {name} is {new!r}, the store was made with {old!r}; "
-                "give the same encoder and weights"
+    parts: dict[str, Verified] = {}
+    for done in workers.run(functools.partial(look_at_slide, setup), items, report):
+        slide_id = done.item.row["slide_id"]
+        if done.result is None:
+            parts[slide_id] = Verified(Structure())
+            parts[slide_id].findings.append(
+                Finding("", f"could not be looked at: {done.error}", "view", slide_id)
             )
-    return teacher
-
-
-def find_source(
-    store: StoreLike, stored: recipe.Recipe, row: Mapping[str, Any], paths: Mapping[str, Path]
-) -> Source | None:
-    """The slide file when it was given, else the store's pixels, else None; SlideError when it is another file."""
-    slide_id = row["slide_id"]
-    if slide_id not in paths:
-        return StoreSource(slide_id, store) if pixels.has_pixels(store, slide_id) else None
-    info = slide_files.inspect(slide_id, paths[slide_id], row["mpp"], row["mpp_source"])
-    if info.fingerprint != row["fingerprint"]:
-        raise SlideError(f"{slide_id}: another file than the one that the teacher saw (fingerprint differs)")
-    return SlideSource(
-        slide_id, info.path, slide_files.plan_read(info, stored.patch.mpp, stored.patch.size_px)
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Rendered:
-    """The views of one row, made again."""
-
-    views: npt.NDArray[np.uint8]
-    crcs: list[int]
-    patch: npt.NDArray[np.uint8] | None
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _SlideViews:
-    """The comparison of one slide's views and features with new ones."""
-
-    store: StoreLike
-    row: dict[str, Any]
-    source: Source
-    policy: views.Policy
-    options: VerifyOptions
-    result: Verified
-
-    @property
-    def slide_id(self) -> str:
-        return str(self.row["slide_id"])
-
-    def run(self, pool: PatchPool, teacher: Any | None) -> None:
-        drawn = not is_keyed(
-            self.row["fingerprint"]
-        )  # draws need the fingerprint, which is a pseudonym there
-        kept = _kept_pixels(self.store, self.slide_id) if isinstance(self.source, SlideSource) else None
-        try:
-            records = list(manifest.commits(self.store, self.slide_id))
-        except StoreError:
-            return
-        broken = {finding.file for finding in self.result.findings if finding.kind == "commit"}
-        for commit in records:
-            if f"manifest/views/{self.slide_id}/{commit.path.name}" in broken:
-                continue
-            try:
-                block = read_commit(commit)
-                ok = manifest.ok_rows(commit.read(["row", "seed", "status"]), commit.seeds.start)
-            except StoreError:
-                continue  # structure has named it
-            chosen = np.sort(ok)
-            if not self.options.every:
-                share = max(1, round(self.options.sample * len(ok) / max(self.row["n_patches"], 1)))
-                order = sampler.permutation(len(ok), "verify", self.slide_id, commit.block)
-                chosen = np.sort(ok[order[:share]])
-            self._commit(pool, commit, block, chosen.tolist(), drawn, kept, teacher)
-
-    def _commit(
-        self,
-        pool: PatchPool,
-        commit: manifest.Commit,
-        block: CommittedBlock,
-        rows: list[int],
-        drawn: bool,
-        kept: Any,
-        teacher: Any | None,
-    ) -> None:
-        wrong: dict[tuple[int, str], list[int]] = {}
-        made: list[tuple[int, int, npt.NDArray[np.uint8]]] = []
-        jobs: list[tuple[int, Future[_Rendered]]] = [
-            (row, pool.submit(self.source, render_stored, block, commit.seeds, row, self.policy))
-            for row in rows
-        ]
-        for row, job in jobs:
-            try:
-                got = job.result()
-            except G2LError as error:  # the slide or the array could not be opened
-                wrong.setdefault((commit.seeds.start, files.first_line(error)), []).append(row)
-                continue
-            if got.error:
-                wrong.setdefault((commit.seeds.start, got.error), []).append(row)
-                continue
-            if (
-                kept is not None
-                and got.patch is not None
-                and not np.array_equal(kept.read(row, 0, 0), got.patch)
-            ):
-                wrong.setdefault((commit.seeds.start, _OTHER_PIXELS), []).append(row)
-            for i, seed in enumerate(commit.seeds):
-                at = block.index[seed, row]
-                self.result.views_checked += 1
-                x_px0, y_px0 = int(block.columns["x_px0"][at]), int(block.columns["y_px0"][at])
-                if drawn and block.params(at) != views.draw(
-                    self.policy, self.row["fingerprint"], x_px0, y_px0, seed
-                ):
-                    wrong.setdefault((seed, "the parameters are not those that the seed draws"), []).append(
-                        row
-                    )
-                elif got.crcs[i] != int(block.columns["crc"][at]):
-                    wrong.setdefault((seed, "another view than the teacher saw (crc32 differs)"), []).append(
-                        row
-                    )
-                made.append((seed, row, got.views[i]))
-        file = f"manifest/views/{self.slide_id}/{commit.path.name}"
-        for (seed, problem), at_rows in sorted(wrong.items()):
-            kind = "pixels" if problem == _OTHER_PIXELS else "view"
-            text = f"{len(at_rows)} of {len(rows)} views: {problem}"
-            self._add(file, text, kind, commit.block, seed, at_rows)
-        self._statistics(commit)
-        if teacher is not None and made:
-            self._features(commit, made, teacher)
-
-    def _add(self, file: str, problem: str, kind: str, block: int, seed: int, rows: list[int]) -> None:
-        span = range(min(rows), max(rows) + 1)
-        self.result.findings.append(
-            Finding(file, problem, kind, self.slide_id, block, range(seed, seed + 1), span)
-        )
-
-    def _statistics(self, commit: manifest.Commit) -> None:
-        """Compare a block's statistics with its features; a compact copy keeps those of the original."""
-        for seed in commit.seeds:
-            try:
-                opened = features.open_features(self.store, self.slide_id)
-                if opened.scales is not None:
-                    return
-                values = opened.read_block(seed, commit.block)
-                stored = features.read_stats(self.store, self.slide_id)[seed, commit.block]
-            except (StoreError, IndexError):
-                continue  # structure has named it
-            if not np.allclose(stored, features.mean_and_variance(values), rtol=1e-9, atol=0, equal_nan=True):
-                rows = list(features.block_range(opened.n_rows, commit.block))
-                file = features.array_name(self.slide_id, "stats")
-                self._add(
-                    file, "are not the mean and variance of the features", "stats", commit.block, seed, rows
-                )
-
-    def _features(
-        self, commit: manifest.Commit, made: list[tuple[int, int, npt.NDArray[np.uint8]]], teacher: Any
-    ) -> None:
-        opened = features.open_features(self.store, self.slide_id)
-        start = features.block_range(opened.n_rows, commit.block).start
-        chunks: dict[int, npt.NDArray[np.float16]] = {}
-        far: dict[int, list[tuple[int, float]]] = {}
-        for batch in _batches(made, teacher.batch_size):
-            fresh = teacher.launch(np.stack([view for _, _, view in batch])).cpu().numpy()
-            for (seed, row, _), new in zip(batch, fresh, strict=True):
-                try:
-                    if seed not in chunks:
-                        chunks[seed] = opened.read_block(seed, commit.block)
-                except StoreError:
-                    continue  # structure has named it
-                old = chunks[seed][row - start].astype(np.float64)
-                cosine = float(old @ new / max(np.linalg.norm(old) * np.linalg.norm(new), 1e-12))
-                error = float(np.abs(old - new).max())
-                self.result.features_checked += 1
-                self.result.cosine_min = min(cosine, self.result.cosine_min or 1.0)
-                self.result.error_max = max(error, self.result.error_max or 0.0)
-                if not cosine >= self.options.min_cosine:
-                    far.setdefault(seed, []).append((row, cosine))
-        for seed, pairs in sorted(far.items()):
-            lowest = min(cosine for _, cosine in pairs)
-            problem = f"{len(pairs)} features are not the teacher's: cosine down to {lowest:.6f}"
-            file = features.array_name(self.slide_id, "features")
-            self._add(file, problem, "teacher", commit.block, seed, [row for row, _ in pairs])
-
-
-def _kept_pixels(store: StoreLike, slide_id: str) -> Reader | None:
-    try:
-        return StoreSource(slide_id, store).open() if pixels.has_pixels(store, slide_id) else None
-    except StoreError:
-        return None  # structure has named it
-
-
-def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-def render_stored(
-    reader: Reader, block: CommittedBlock, seeds: range, row: int, policy: views.Policy
-) -> _Rendered:
-    """Read a patch and render it with the stored parameters of each seed."""
-    out = np.empty((len(seeds), policy.crop_px, policy.crop_px, 3), np.uint8)
-    first = block.index[seeds.start, row]
-    try:
-        patch = reader.read(row, int(block.columns["x_px0"][first]), int(block.columns["y_px0"][first]))
-        for i, seed in enumerate(seeds):
-            out[i] = views.render(patch, block.params(block.index[seed, row]), policy)
-    except (G2LError, ValueError) as error:
-        return _Rendered(out, [], None, files.first_line(error))
-    return _Rendered(out, [views.view_crc32(view) for view in out], patch)
+        else:
+            parts[slide_id] = done.result
+    for slide_id in sorted(parts):
+        result.take_in(parts[slide_id])
 
 
 def seal_store(store: Path, as_it_is: bool, report: Reporter) -> tuple[str, int]:

@@ -3,10 +3,11 @@
 Works on what another lab sent: nothing here raises for what is wrong in a store, it becomes a `Finding`.
 """
 
+import contextlib
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import pyarrow as pa
 
 from stores import arrays, features, files, manifest, recipe
 from stores.errors import StoreError
@@ -14,7 +15,7 @@ from stores.findings import Finding, Progress
 from stores.layout import by_slide, classify, walk
 from stores.location import StoreLike
 from stores.seal import check_seal
-from stores.verify_slide import SlideCheck, StoreCheck
+from stores.verify_slide import SlideFiles, SlideFindings, StoreCheck, check_slide
 
 _MAX_MANIFEST_BYTES = 1 << 30
 _GROUP = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
@@ -31,13 +32,18 @@ class Structure:
     sealed: bool = False
 
 
-def verify_structure(store: StoreLike, partial: bool, progress: Progress) -> Structure:
+Each = Callable[[Callable[[SlideFiles], SlideFindings], Iterable[SlideFiles]], Iterable[SlideFindings]]
+
+
+def verify_structure(store: StoreLike, partial: bool, progress: Progress, each: Each = map) -> Structure:
     """Read every byte of a store once (twice when it is sealed) and report what is wrong.
 
     Parameters
     ----------
     partial : bool
         Views that were never extracted are no finding: the store is known to be unfinished.
+    each
+        Calls a function for every slide, as `map` does, in any order.
 
     Raises
     ------
@@ -54,20 +60,43 @@ def verify_structure(store: StoreLike, partial: bool, progress: Progress) -> Str
     _check_names(state)
     _check_groups(state)
     result = Structure(bytes=sum(listed.values()))
-    commits = _read_commits(state)
-    state.n_seeds = max((c.seeds.stop for parts in commits.values() for c, _ in parts), default=0)
     mine = by_slide(listed)
-    for slide_id, row in state.slides.items():
-        if row["status"] == manifest.OK:
-            check = SlideCheck(state, slide_id, row, commits.get(slide_id, []), mine.get(slide_id, []))
-            check.run()
-            result.slides += 1
-            result.views += check.n_ok
-        progress(sum(listed[name] for name in mine.get(slide_id, ())), slide_id)
+    state.n_seeds = _count_seeds(store, mine)
+    slides = [
+        SlideFiles(
+            slide_id,
+            state.slides.get(slide_id),
+            {name: listed[name] for name in mine.get(slide_id, ())},
+            state.stored,
+            partial,
+            state.n_seeds,
+        )
+        for slide_id in sorted({*state.slides, *mine})
+    ]
+    done: dict[str, SlideFindings] = {}
+    for found in each(functools.partial(check_slide, store), slides):
+        done[found.slide_id] = found
+        progress(sum(listed[name] for name in mine.get(found.slide_id, ())), found.slide_id)
+    for slide_id in sorted(done):
+        state.found += done[slide_id].findings
+        result.views += done[slide_id].views
+    result.slides = sum(row["status"] == manifest.OK for row in state.slides.values())
     result.sealed = "checksums.sha256" in listed
     state.found += check_seal(store, listed, lambda n, name: progress(0, name))
     result.findings = state.found
     return result
+
+
+def _count_seeds(store: StoreLike, slide_ids: Iterable[str]) -> int:
+    """Seeds that the store has according to its readable commit records."""
+    n_seeds = 0
+    for slide_id in slide_ids:
+        for commit in manifest.commits(store, slide_id):
+            if commit.seeds.stop > n_seeds:
+                with contextlib.suppress(StoreError):  # a finding later on
+                    commit.read(["row"])
+                    n_seeds = commit.seeds.stop
+    return n_seeds
 
 
 def _list(store: StoreLike, odd: list[Finding]) -> dict[str, int]:
@@ -161,24 +190,3 @@ def _check_groups(state: StoreCheck) -> None:
             state.add(name, problem, "metadata", known.slide_id if known else None)
         elif not isinstance(value, dict):
             state.add(name, f"is not readable JSON ({value!r:.80})", "file")
-
-
-def _read_commits(state: StoreCheck) -> dict[str, list[tuple[manifest.Commit, pa.Table]]]:
-    """Readable commit records by slide; the others become findings."""
-    found: dict[str, list[tuple[manifest.Commit, pa.Table]]] = {}
-    names = sorted(n for n in state.listed if (k := classify(n)) is not None and k.kind == "commit")
-    slide_ids = {name.split("/")[2] for name in names}
-    relied = {commit.path for slide_id in slide_ids for commit in manifest.commits(state.store, slide_id)}
-    for name in names:
-        slide_id = name.split("/")[2]
-        if (state.store / name) not in relied:
-            state.add(name, "is not relied on: `g2l store reindex` removes it", "stray", slide_id)
-        for commit in manifest.commits(state.store, slide_id) if slide_id not in found else ():
-            found.setdefault(slide_id, [])
-            try:
-                found[slide_id].append((commit, commit.read()))
-            except StoreError as error:
-                place = {"block": commit.block, "seeds": commit.seeds}
-                file = f"manifest/views/{slide_id}/{commit.path.name}"
-                state.add(file, str(error).replace(f"{commit.path}: ", ""), "commit", slide_id, **place)
-    return found

@@ -40,6 +40,62 @@ class StoreCheck:
         self.found.append(Finding(file, text, kind, slide_id, **place))
 
 
+@dataclass(frozen=True, slots=True)
+class SlideFiles:
+    """What is known of a slide before its files are read; small and picklable."""
+
+    slide_id: str
+    row: dict[str, Any] | None
+    """Of the slides table; None when it does not list the slide."""
+    sizes: dict[str, int]
+    """Of the slide's files."""
+    stored: recipe.Recipe | None
+    partial: bool
+    n_seeds: int
+
+    def __str__(self) -> str:
+        return self.slide_id
+
+
+@dataclass(frozen=True, slots=True)
+class SlideFindings:
+    """What a look at every byte of a slide brought to light."""
+
+    slide_id: str
+    findings: list[Finding]
+    views: int
+
+
+def check_slide(store: StoreLike, files: SlideFiles) -> SlideFindings:
+    """Read everything that a store has of one slide; needs no other slide, hence runs anywhere and in any order."""
+    slides = {} if files.row is None else {files.slide_id: files.row}
+    state = StoreCheck(store, files.sizes, slides, files.stored, files.partial, files.n_seeds)
+    commits = _read_commits(state, files.slide_id)
+    n_ok = 0
+    if files.row is not None and files.row["status"] == manifest.OK:
+        check = SlideCheck(state, files.slide_id, files.row, commits, list(files.sizes))
+        check.run()
+        n_ok = check.n_ok
+    return SlideFindings(files.slide_id, state.found, n_ok)
+
+
+def _read_commits(state: StoreCheck, slide_id: str) -> list[tuple[manifest.Commit, pa.Table]]:
+    """Readable commit records; the others become findings, and so do those that another has replaced."""
+    folder = f"manifest/views/{slide_id}/"
+    found, relied = [], set()
+    for commit in manifest.commits(state.store, slide_id):
+        file = folder + commit.path.name
+        relied.add(file)
+        try:
+            found.append((commit, commit.read()))
+        except StoreError as error:
+            place = {"block": commit.block, "seeds": commit.seeds}
+            state.add(file, str(error).replace(f"{commit.path}: ", ""), "commit", slide_id, **place)
+    for name in sorted(name for name in state.listed if name.startswith(folder) and name not in relied):
+        state.add(name, "is not relied on: `g2l store reindex` removes it", "stray", slide_id)
+    return found
+
+
 @dataclass(slots=True)
 class SlideCheck:
     """The checks of one usable slide."""

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +21,10 @@ import tifffile
 
 from pipeline import blocks, cluster, on_dask, tiling
 from pipeline import extract as stage
-from pipeline.options import ClusterOptions, ExtractOptions, TileOptions
+from pipeline.options import ClusterOptions, ExtractOptions, TileOptions, VerifyOptions
 from pipeline.progress import Silent
 from pipeline.tasks import ExtractSummary, create_arrays, plan_tasks
+from pipeline.verify import verify
 from stores import manifest, recipe
 from stores.errors import ClusterError, DiskFull, EncoderError, FeatureError, G2LError
 from stores.info import store_info
@@ -86,6 +88,20 @@ def test_the_same_bytes_wherever_it_runs(
         result = stage.extract([slides], three, TEACHER, tile_options, Silent(), where)
         assert result.views == store_info(store)["views"]
         assert contents(three) == contents(store)
+        shutil.rmtree(three / "logs", ignore_errors=True)
+        (three / "features.zarr/b/features/c/1/0/0").write_bytes(b"")
+        options = VerifyOptions(
+            slides=(slides,),
+            teacher=TEACHER.teacher,
+            random_weights=0,
+            batch_size=TEACHER.batch_size,
+            sample=5,
+        )
+        here, there = verify(three, options, Silent()), verify(three, options, Silent(), where)
+        assert [str(f) for f in there.findings] == [str(f) for f in here.findings]
+        assert "features.zarr/b/features/c/1/0/0" in str(there.findings)
+        for name in ("views_checked", "features_checked", "cosine_min", "error_max"):
+            assert getattr(there, name) == getattr(here, name) != 0
         # errors come back as what they are, in one line
         with pytest.raises(EncoderError, match=r"no module 'tests\.nothing'"):
             stage.extract(
