@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import logging
 import queue
+import signal
 import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -162,6 +163,7 @@ def open_dask(options: ClusterOptions, job: str, report: Reporter) -> Iterator[C
         "distributed.scheduler.allowed-failures": ATTEMPTS - 1,
         "distributed.scheduler.worker-ttl": None,
         "distributed.worker.daemon": False,  # they may have processes that read
+        "distributed.worker.preload": [__name__],
         "distributed.admin.large-graph-warning-threshold": "1 GB",
     }
     with dask.config.set(settings), contextlib.ExitStack() as stack:
@@ -179,6 +181,11 @@ def open_dask(options: ClusterOptions, job: str, report: Reporter) -> Iterator[C
             with contextlib.suppress(Exception):  # the workers may be gone
                 client.cancel([key for key in client.futures if key.startswith("g2l-")], force=True)
                 client.run(close_stations, job)
+
+
+def dask_setup(worker: Any) -> None:
+    """Called by dask in each local worker: Ctrl-C reaches them too, and is their parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _local(workers: int) -> Any:

@@ -1,12 +1,14 @@
 """Atomic writing."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from stores import files
-from stores.errors import StoreError
+from stores.errors import OptionError, StoreError
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -68,3 +70,27 @@ def test_sweep_removes_partials_only(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert files.sweep_partials(tmp_path) == 2
     assert (tmp_path / "x/keep").exists()
+
+
+def test_one_command_writes_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    with (
+        files.only_writer(folder),
+        pytest.raises(OptionError, match="another command is writing into it"),
+        files.only_writer(folder),
+    ):
+        pass
+    assert not folder.exists()  # nothing was written
+    holder = subprocess.Popen(
+        [sys.executable, "-c", f"from pathlib import Path; from stores.files import only_writer\n"
+         f"with only_writer(Path({str(folder)!r})): print('held', flush=True); input()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(OptionError), files.only_writer(folder):
+        pass
+    holder.kill()
+    holder.communicate()
+    with files.only_writer(folder):  # a lock ends with its process
+        pass

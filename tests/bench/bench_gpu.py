@@ -1,6 +1,6 @@
 """Both stages on a GPU, random weights: bare teacher, stage one end to end, training steps with and without teacher.
 
-    python -m tests.bench.bench_gpu                 on a GPU: h-optimus-0 and hibou-l, slides of 4,096 patches in all
+    python -m tests.bench.bench_gpu                 on a GPU: h-optimus-0 and hibou-l, nine slides
     python -m tests.bench.bench_gpu --device cpu    anywhere: the demo's encoders, in a minute
 
 Throughput of random weights is that of trained ones. Slides are painted and copied, so that reading is real.
@@ -51,7 +51,7 @@ class Size:
     steps: int
 
 
-LARGE = Size("h-optimus-0", "hibou-l", (32, 128, 256), (32, 128), 8192, 4, 4, 30)
+LARGE = Size("h-optimus-0", "hibou-l", (32, 128, 256), (32, 128), 8192, 9, 4, 30)
 SMALL = Size("demo-teacher", "demo-student", (16,), (32,), 2048, 2, 2, 6)
 
 
@@ -172,19 +172,43 @@ def write_slides(folder: Path, size: Size) -> None:
     (folder / "slides.csv").write_text("slide_id,patient_id,split\n" + "\n".join(rows) + "\n")
 
 
+class Pace(Silent):
+    """When how many views were done."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[float, int]] = []
+
+    def start(self, what: str, total: int, done: int = 0) -> None:
+        self.done = []
+
+    def advance(self, by: int = 1, detail: str = "") -> None:
+        self.done.append((time.perf_counter(), by))
+
+    def steady(self) -> float:
+        """Views a second after the first quarter: processes have started by then."""
+        late = self.done[len(self.done) // 4 :]
+        return sum(count for _, count in late[1:]) / (late[-1][0] - late[0][0])
+
+
 def end_to_end(
     folder: Path, teacher: Teacher, size: Size, bare_speed: float, flop: float, peak: float
 ) -> None:
     """Stage one, from slide files to a store, with the teacher that is loaded already."""
     options = ExtractOptions(size.teacher, random_weights=0, seeds=size.seeds, batch_size=teacher.batch_size)
     tiling = TileOptions(slides_csv=folder / "slides.csv")
+    pace = Pace()
     load, blocks.load_teacher = blocks.load_teacher, lambda options: teacher
     try:
         with utilisation(teacher.device) as samples:
-            result = extract([folder], folder / "store", options, tiling, Silent())
+            result = extract([folder], folder / "store", options, tiling, pace)
     finally:
         blocks.load_teacher = load
     speed = result.views / result.seconds
+    steady = pace.steady()
+    say(
+        f"extract-teacher, after the first quarter: {steady:.1f} views/s, {steady / bare_speed:.3f} of the bare forward, "
+        f"model-FLOP utilisation {steady * flop / peak:.1%}"
+    )
     busy = statistics.median(samples[5:-5]) if len(samples) > 20 else float("nan")
     say(
         f"extract-teacher: {result.views} views in {result.seconds:.1f} s: {speed:.1f} views/s, "

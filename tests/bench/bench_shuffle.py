@@ -2,8 +2,8 @@
 
     python -m tests.bench.bench_shuffle
 
-A made-up cohort: 200 slides of 300 to 20,000 patches (log-normal, as cohorts are), 4 seeds; no pixels are read. For every
-batch the number of slides in it is compared with what drawing views at random would give.
+A made-up cohort: 200 slides of 300 to 20,000 patches (log-normal, as cohorts are), 4 seeds; no pixels are read. For
+every batch the number of slides in it is compared with what drawing views at random would give.
 """
 
 import argparse
