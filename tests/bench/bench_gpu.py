@@ -206,8 +206,8 @@ def end_to_end(
     speed = result.views / result.seconds
     steady = pace.steady()
     say(
-        f"extract-teacher, after the first quarter: {steady:.1f} views/s, {steady / bare_speed:.3f} of the bare forward, "
-        f"model-FLOP utilisation {steady * flop / peak:.1%}"
+        f"extract-teacher, after its first quarter: {steady:.1f} views/s, {steady / bare_speed:.3f} of the bare "
+        f"forward, model-FLOP utilisation {steady * flop / peak:.1%}"
     )
     busy = statistics.median(samples[5:-5]) if len(samples) > 20 else float("nan")
     say(
