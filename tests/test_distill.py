@@ -155,6 +155,21 @@ def test_a_stopped_run_writes_a_checkpoint_first(run: Path, store: Path, tmp_pat
     assert same(run, path)
 
 
+def test_random_layers_go_on_as_they_were(store: Path, tmp_path: Path) -> None:
+    """Dropout: its random numbers follow from the seed and the views consumed, not from how the run came about."""
+    options = replace(OPTIONS, student=f"{VIT}&proj_drop_rate=0.3", steps=12, checkpoint_every=6)
+    whole = tmp_path / "whole"
+    train.distill(store, whole, options, False, Silent())
+    cut = Path(shutil.copytree(whole, tmp_path / "cut"))
+    (cut / "summary.json").unlink()
+    (cut / "checkpoints/step-00000012.pt").unlink()
+    torch.manual_seed(99)
+    train.distill(store, cut, options, True, Silent())
+    assert same(whole, cut)
+    train.distill(store, tmp_path / "none", replace(options, student=VIT), False, Silent())
+    assert not same(whole, tmp_path / "none")
+
+
 def test_ctrl_c_on_the_command_line(run: Path, store: Path, tmp_path: Path) -> None:
     path = tmp_path / "r"
     command = [sys.executable, "cli.py", "distill", "--store", str(store), "--out", str(path)]

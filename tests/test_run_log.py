@@ -43,8 +43,9 @@ def test_what_is_told_and_how_far_it_came(tmp_path: Path) -> None:
 
 def test_errors_are_in_the_log_and_runs_append(tmp_path: Path) -> None:
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), RunLog(Silent(), tmp_path / "x.jsonl") as log:
-            log.start("work", 1)
+        log = RunLog(Silent(), tmp_path / "x.jsonl")
+        log.start("work", 1)
+        with pytest.raises(ZeroDivisionError), log:
             raise ZeroDivisionError("oh")
     assert [line["error"] for line in lines(tmp_path / "x.jsonl") if line["event"] == "end"] == [
         "ZeroDivisionError: oh"
