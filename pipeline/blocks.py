@@ -64,7 +64,8 @@ class Setup:
     store: Path
     """Absolute: workers may stand in another folder."""
     options: ExtractOptions
-    threads: int
+    processes: int | None
+    """That share a machine's CPUs, see `cluster.threads_of`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,8 @@ def _open_station(setup: Setup) -> "Station":
     recipe.require_same(stored, here, str(setup.store))
     policy = views.Policy.from_json(stored.policy)
     options = setup.options
-    return Station(setup.store, teacher, policy, options.pixels, setup.threads, options.readers)
+    threads = cluster.threads_of(options.threads, setup.processes)
+    return Station(setup.store, teacher, policy, options.pixels, threads, options.readers)
 
 
 class Station:

@@ -79,8 +79,7 @@ def extract(
         n_views = summary.views_before + sum(task.n_views for task in tasks)
         report.start("extract-teacher", n_views, summary.views_before)
         began = time.monotonic()
-        threads = cluster.threads_of(options.threads, workers.processes)
-        setup = blocks.Setup(workers.job, store.absolute(), options, threads)
+        setup = blocks.Setup(workers.job, store.absolute(), options, workers.processes)
         ready = prepared(store, tasks, options, teacher.identity.dim, policy.patch_px)
         for done in workers.run(functools.partial(blocks.extract_block, setup), ready, report):
             _account(summary, done)

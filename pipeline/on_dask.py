@@ -229,10 +229,15 @@ def _set_ttl(least: float, dask_scheduler: Any) -> float | None:
 
 def _wait_for_workers(client: Any, options: ClusterOptions, report: Reporter) -> None:
     wanted = options.workers or 1
-    report.note(f"waiting for {'workers' if wanted > 1 else 'a worker'}")
+    if len(client.scheduler_info(n_workers=-1)["workers"]) < wanted:
+        report.note(f"waiting for {'workers' if wanted > 1 else 'a worker'}")
     try:
         client.wait_for_workers(wanted, timeout=WAIT_FOR_WORKERS_S)
     except TimeoutError:
+        if options.scheduler is None:
+            raise ClusterError(
+                f"--workers {wanted}: they did not start within {WAIT_FOR_WORKERS_S} s; try fewer"
+            ) from None
         raise ClusterError(
             f"--scheduler {options.scheduler}: no worker within {WAIT_FOR_WORKERS_S} s; start workers first"
         ) from None

@@ -1,13 +1,13 @@
 """A pool of workers that read patches, from slide files or from the store's pixels: both stages read with it."""
 
 import collections
+import contextlib
 import itertools
 import multiprocessing
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -18,10 +18,11 @@ import numpy.typing as npt
 
 from pipeline.slides import PatchReader, ReadPlan
 from stores import pixels
-from stores.errors import ClusterError
+from stores.errors import ClusterError, SlideError
 from stores.location import StoreLike
 
 _OPEN_PER_THREAD = 4
+_ATTEMPTS = 2
 
 
 class Reader(Protocol):
@@ -102,7 +103,10 @@ class _Readers:
     def __init__(self) -> None:
         self._open: collections.OrderedDict[str, Reader] = collections.OrderedDict()
 
-    def of(self, source: Source) -> Reader:
+    def do(self, source: Source, work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        return work(self._of(source), *args)
+
+    def _of(self, source: Source) -> Reader:
         if source.slide_id not in self._open:
             self._open[source.slide_id] = source.open()
             if len(self._open) > _OPEN_PER_THREAD:
@@ -130,23 +134,16 @@ class PatchPool:
     """
 
     def __init__(self, workers: int, processes: bool = False) -> None:
-        self._workers, self._processes = workers, processes
-        self._local = threading.local()
-        self._caches: list[_Readers] = []
-        self._lock = threading.Lock()
-        self._pool = self._begin()
-
-    def _begin(self) -> Executor:
-        if not self._processes:
-            cv2.setNumThreads(1)  # the pool is the parallelism; OpenCV's own threads would fight it
-            return ThreadPoolExecutor(self._workers, thread_name_prefix="patches")
-        if multiprocessing.current_process().daemon:
+        if processes and multiprocessing.current_process().daemon:
             raise ClusterError(
                 "this worker may not start processes, which read patches beside a GPU: start it with --no-nanny or "
                 "DASK_DISTRIBUTED__WORKER__DAEMON=False, or give --readers threads"
             )
-        context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
-        return ProcessPoolExecutor(self._workers, mp_context=context, initializer=_begin_process)
+        cv2.setNumThreads(1)  # the pool is the parallelism; OpenCV's own threads would fight it
+        self._processes = processes
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="patches")
+        self._local = threading.local()
+        self._hands: list[_Readers | _Process] = []
 
     def __enter__(self) -> Self:
         return self
@@ -157,50 +154,79 @@ class PatchPool:
     def close(self) -> None:
         """Stop the workers and close what they have open."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        for cache in self._caches:
-            cache.close()
+        for hand in self._hands:
+            hand.close()
 
     def submit(self, source: Source, work: Callable[..., Any], *args: Any) -> Future[Any]:
         """Run ``work(reader, *args)`` in a worker, with that worker's reader of `source`.
 
-        When a process has died, what was submitted before fails with `BrokenExecutor`, and new processes are started.
+        A process that dies is replaced and its work done again; when that dies too, the result is a SlideError.
         """
-        if not self._processes:
-            return self._pool.submit(lambda: work(self._mine().of(source), *args))
-        try:
-            return self._pool.submit(_in_process, source, work, args)
-        except BrokenExecutor:
-            with self._lock:
-                self._pool = self._begin()
-            return self._pool.submit(_in_process, source, work, args)
+        return self._pool.submit(self._do, source, work, args)
 
-    def _mine(self) -> _Readers:
-        if not hasattr(self._local, "readers"):
-            self._local.readers = _Readers()
-            self._caches.append(self._local.readers)
-        readers: _Readers = self._local.readers
-        return readers
+    def _do(self, source: Source, work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        if not hasattr(self._local, "hand"):
+            self._local.hand = _Process() if self._processes else _Readers()
+            self._hands.append(self._local.hand)
+        hand: _Readers | _Process = self._local.hand
+        return hand.do(source, work, args)
 
 
-_of_process = _Readers()
+class _Process:
+    """A process that reads, and this thread's line to it.
+
+    Nobody else holds the ends of the line, so that the death of either side is an end of file for the other. (The
+    standard library's pool has one line for all: a process that is killed while it sends leaves the others waiting.)
+    """
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
+        self._line, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def do(self, source: Source, work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        for _ in range(_ATTEMPTS):
+            try:
+                self._line.send((source, work, args))
+                done, value = self._line.recv()
+            except (EOFError, OSError):
+                self.close()
+                self._begin()
+                continue
+            if done:
+                return value
+            raise value
+        raise SlideError(
+            f"{source.slide_id}: the process that reads it died {_ATTEMPTS} times, of memory perhaps; fewer --threads"
+        )
+
+    def close(self) -> None:
+        self._line.close()
+        self._process.join(timeout=5)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._process.close()
 
 
-def _begin_process() -> None:
-    """Prepare a process of a pool: it ends with its parent, however that ends, and leaves Ctrl-C to it."""
+def _serve(line: Any) -> None:
+    """Read for the other end of the line until it is closed; Ctrl-C is the parent's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _in_process(source: Source, work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    return work(_of_process.of(source), *args)
+    readers = _Readers()
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            source, work, args = line.recv()
+            try:
+                answer = (True, readers.do(source, work, args))
+            except Exception as error:
+                answer = (False, error)
+            line.send(answer)
 
 
 def started(jobs: Iterable[Future[Any]], ahead: int) -> Iterator[Future[Any]]:

@@ -103,7 +103,7 @@ def _recompute(
     paths = slide_files.find_slides(options.slides) if options.slides else {}
     weights = None if options.weights is None else options.weights.absolute()
     options = dataclasses.replace(options, slides=(), weights=weights)
-    setup = Setup(workers.job, store, options, cluster.threads_of(options.threads, workers.processes))
+    setup = Setup(workers.job, store, options, workers.processes)
     if options.teacher:
         workers.call(open_station, setup)  # a wrong teacher before any slide
     records = [f for f in result.findings if f.kind == "commit"]

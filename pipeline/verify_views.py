@@ -59,7 +59,8 @@ class Setup:
     job: str
     store: StoreLike
     options: VerifyOptions
-    threads: int
+    processes: int | None
+    """That share a machine's CPUs, see `cluster.threads_of`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,8 @@ def _station(setup: Setup) -> _Station:
         stored = recipe.load(setup.store)
         assert stored.policy is not None  # looked at before any slide
         teacher = load_given_teacher(setup.options, stored) if setup.options.teacher else None
-        return _Station(stored, views.Policy.from_json(stored.policy), teacher, PatchPool(setup.threads))
+        threads = cluster.threads_of(setup.options.threads, setup.processes)
+        return _Station(stored, views.Policy.from_json(stored.policy), teacher, PatchPool(threads))
 
     station: _Station = cluster.station(setup.job, ("verify", setup.options), make)
     return station

@@ -4,6 +4,7 @@ import ctypes
 import os
 import time
 
+import torch
 from torch import Tensor, nn
 
 from tests.tiny import Tiny
@@ -30,6 +31,18 @@ class Faulty(Tiny):
                 os._exit(1)
             raise RuntimeError("this view is poison")
         return super().forward(images)
+
+
+class Idle(Tiny):
+    """A student with a parameter that its features do not depend on."""
+
+    def __init__(self) -> None:
+        super().__init__(12)
+        self.idle = nn.Parameter(torch.zeros(3))
+
+
+def idle() -> nn.Module:
+    return Idle()
 
 
 def slow() -> nn.Module:

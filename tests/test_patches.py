@@ -6,15 +6,16 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from pipeline import extract as stage
 from pipeline.options import TileOptions
-from pipeline.patches import PatchPool
+from pipeline.patches import PatchPool, StoreSource
 from pipeline.progress import Silent
-from stores.errors import ClusterError, DistillError
+from stores.errors import ClusterError, SlideError, ViewMismatch
 from tests.conftest import TEACHER
 from tests.test_extract import contents
 from tests.test_loader import OPTIONS, joined, stream
@@ -45,25 +46,39 @@ def test_processes_write_what_threads_write_and_survive_a_death(
     assert readers_of(os.getpid()) == []
 
 
-def test_the_loader_with_processes(store: Path) -> None:
-    few = replace(OPTIONS, processes=True)
-    assert joined(stream(store, few, 0, 9)) == joined(stream(store, OPTIONS, 0, 9))
+def test_the_loader_with_processes_and_deaths(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them die, twice in a window: the stream is that of threads."""
+    true_submit, submitted = PatchPool.submit, []
 
-
-def test_the_loader_says_when_a_process_died(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    true_submit = PatchPool.submit
-    submitted: list[int] = []
-
-    def submit(self: PatchPool, *args: object) -> object:
+    def submit(self: PatchPool, *args: Any) -> Any:
         submitted.append(1)
-        if len(submitted) == 20:
+        if len(submitted) in (20, 30):
             for process in readers_of(os.getpid()):
                 process.kill()
-        return true_submit(self, *args)  # type: ignore[arg-type]
+        return true_submit(self, *args)
 
+    expected = joined(stream(store, OPTIONS, 0, 9))
     monkeypatch.setattr(PatchPool, "submit", submit)
-    with pytest.raises(DistillError, match="a process that reads patches died"):
-        stream(store, replace(OPTIONS, processes=True, window=400), 0, 99)
+    assert joined(stream(store, replace(OPTIONS, processes=True), 0, 9)) == expected
+    assert len(submitted) > 30
+
+
+def dies(reader: Any, *args: Any) -> None:
+    os._exit(1)
+
+
+def fails(reader: Any, error: Exception) -> None:
+    raise error
+
+
+def test_work_that_kills_every_process_is_an_error(store: Path) -> None:
+    source = StoreSource("a", store)
+    with PatchPool(2, processes=True) as pool:
+        with pytest.raises(SlideError, match="a: the process that reads it died 2 times"):
+            pool.submit(source, dies).result()
+        with pytest.raises(ViewMismatch, match="other pixels"):  # an error comes back as what it is
+            pool.submit(source, fails, ViewMismatch("other pixels")).result()
+    assert readers_of(os.getpid()) == []
 
 
 def test_a_worker_that_may_not_start_processes_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,14 @@ def test_two_processes_of_torchrun_are_one_with_twice_the_batch(
         assert got["cosine"] == pytest.approx(wanted["cosine"], abs=1e-5)
 
 
+def test_a_student_with_an_unused_parameter(store: Path, tmp_path: Path) -> None:
+    processes = several(store, tmp_path / "run", replace(OPTIONS, student="tests.faulty:idle", steps=4), 2)
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert len(losses(tmp_path / "run")) == 4
+
+
 def test_local_statistics_are_those_of_each_process(alone: Path, store: Path, tmp_path: Path) -> None:
     processes = several(store, tmp_path / "run", replace(OPTIONS, batch_stats="local", steps=3), 2)
     for process in processes:

@@ -9,7 +9,7 @@ import collections
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -20,7 +20,7 @@ from pipeline import views
 from pipeline.patches import PatchPool, Source, started
 from pipeline.rows import StoredView, rebuild_row
 from stores import features, manifest, sampler
-from stores.errors import CorruptStore, DistillError, ReadError
+from stores.errors import CorruptStore, ReadError
 from stores.location import StoreLike
 
 CHECK_EVERY = 16  # of the views, under --check-views sample
@@ -193,11 +193,6 @@ class ViewLoader:
                 rendered[places.popleft()] = job.result()
             except ReadError as error:
                 raise ReadError(f"{error}; stage one could read it: is this the same file?") from None
-            except BrokenExecutor:
-                raise DistillError(
-                    "a process that reads patches died, of memory perhaps: fewer --threads, or a smaller --window; "
-                    "checkpoints are kept"
-                ) from None
         if targets is None:
             raise CorruptStore("a window without views")
         return Window(rendered, targets, plan.epoch)

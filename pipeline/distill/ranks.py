@@ -56,7 +56,8 @@ class Ranks:
         if self.world == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+        # a static graph lets a student have parameters that its features do not depend on
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids, static_graph=True)
 
 
 @contextlib.contextmanager
