@@ -7,7 +7,7 @@ import queue
 import signal
 import traceback
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,22 @@ def _attempt(work: Work, item: Any) -> _Attempt:
         return _Attempt(None, address, 0, portable(error), traceback.format_exc())
 
 
+class _Died(RuntimeError):
+    """A worker died with the item on it, as often as the scheduler allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """An item that is out with a worker."""
+
+    future: Any
+    item: Any
+    attempt: int
+    alone: bool
+    elsewhere: frozenset[str]
+    """The workers that may take it; empty for any."""
+
+
 @dataclass(slots=True)
 class OnDask:
     """A dask.distributed client's workers."""
@@ -70,37 +86,49 @@ class OnDask:
     def run(self, work: Work, items: Iterable[Item], report: Reporter) -> Iterator[Done[Item, Any]]:
         failures = Failures(report)
         over: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        running: dict[str, tuple[Any, Any, int]] = {}  # future, item, number of the attempt
+        running: dict[str, _Running] = {}
+        suspects: list[Any] = []  # were on a worker when it died, perhaps beside the one that killed it
         prefix, numbers = uuid.uuid4().hex, itertools.count()
         left = iter(items)
 
-        def submit(item: Any, attempt: int, **where: Any) -> None:
+        def submit(item: Any, attempt: int, alone: bool = False, elsewhere: Sequence[str] = ()) -> None:
             key = f"g2l-{prefix}-{next(numbers)}"
+            where = {"workers": list(elsewhere)} if elsewhere else {}
             future = self.client.submit(_attempt, work, item, key=key, pure=False, **where)
-            running[key] = (future, item, attempt)
+            running[key] = _Running(future, item, attempt, alone, frozenset(elsewhere))
             future.add_done_callback(over.put)
 
         while True:
-            room = self._room() - len(running)
-            for item in itertools.islice(left, max(room, 0)):
+            for item in itertools.islice(left, max(self._room() - len(running), 0)):
                 submit(item, 1)
+            if not running and suspects:
+                submit(suspects.pop(0), ATTEMPTS, alone=True)
             if not running:
                 return
             future = self._next(over, report)
+            if future is None:
+                for key, job in list(running.items()):
+                    if job.elsewhere and not job.elsewhere & self._workers().keys():
+                        del running[key]  # the others are gone: anywhere, then
+                        job.future.cancel()
+                        submit(job.item, job.attempt)
+                continue
             if future.key not in running:
                 continue
-            _, item, attempt = running.pop(future.key)
-            got = self._outcome(future)
+            job = running.pop(future.key)
+            item, got = job.item, self._outcome(future)
             if got.error is None:
                 failures.ok()
                 report.advance(got.count, str(item))
                 yield Done(item, got.result)
+            elif isinstance(got.error, _Died) and not job.alone:
+                report.note(f"{item}: was on a worker that died; it is tried alone when the others are done")
+                suspects.append(item)
             elif ends_the_run(got.error):
                 raise type(got.error)(f"{got.error} (worker {got.worker})")
-            elif attempt < ATTEMPTS and got.worker:
+            elif job.attempt < ATTEMPTS:
                 others = [address for address in self._workers() if address != got.worker]
-                elsewhere = {"workers": others, "allow_other_workers": True} if others else {}
-                submit(item, attempt + 1, **elsewhere)
+                submit(item, job.attempt + 1, elsewhere=others)
             else:
                 yield failures.over(item, got.error, got.trace)
             future.release()
@@ -113,18 +141,17 @@ class OnDask:
         return sum(worker["nthreads"] for worker in workers) + 2 * max(len(workers), 1)
 
     def _next(self, over: "queue.SimpleQueue[Any]", report: Reporter) -> Any:
-        told = False
-        while True:
-            try:
-                return over.get(timeout=_QUIET_S)
-            except queue.Empty:
-                if self.client.status not in ("running", "connecting"):
-                    raise ClusterError(
-                        "lost the connection to the scheduler; all that was committed is kept: start again"
-                    ) from None
-                if not told and not self._workers():
-                    report.note("no worker is connected to the scheduler; waiting for one")
-                    told = True
+        """The next future that is over; None when nothing happened for a while."""
+        try:
+            return over.get(timeout=_QUIET_S)
+        except queue.Empty:
+            if self.client.status not in ("running", "connecting"):
+                raise ClusterError(
+                    "lost the connection to the scheduler; all that was committed is kept: start again"
+                ) from None
+            if not self._workers():
+                report.note("no worker is connected to the scheduler; waiting for one")
+            return None
 
     def _outcome(self, future: Any) -> _Attempt:
         if future.status == "finished":
@@ -134,7 +161,7 @@ class OnDask:
         error = future.exception()
         if isinstance(error, KilledWorker):
             said = "every worker that took it died: out of memory, or a crash in a library"
-            return _Attempt(None, "", 0, RuntimeError(said))
+            return _Attempt(None, "", 0, _Died(said))
         return _Attempt(None, "", 0, RuntimeError(f"{type(error).__name__}: {first_line(error)}"))
 
     def call(self, function: Callable[..., Result], *args: Any) -> Result:
@@ -160,7 +187,7 @@ def open_dask(options: ClusterOptions, job: str, report: Reporter) -> Iterator[C
     """A client of the workers that `options` ask for; ClusterError when they cannot be reached."""
     # a local worker that is silent because a library holds the interpreter lock is alive: its process is ours
     settings = {
-        "distributed.scheduler.allowed-failures": ATTEMPTS - 1,
+        "distributed.scheduler.allowed-failures": 0,  # who was on a dead worker is tried alone, here
         "distributed.scheduler.worker-ttl": None,
         "distributed.worker.daemon": False,  # they may have processes that read
         "distributed.worker.preload": [__name__],

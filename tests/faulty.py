@@ -27,6 +27,9 @@ class Faulty(Tiny):
             ctypes.PyDLL(None).usleep(3_000_000)  # holds the interpreter lock
         red = images[:, 0].mean(dim=(1, 2)) * self.std[0] + self.mean[0]
         if self.fault in ("raises", "kills") and float(red.min()) < POISON:
+            if "FAULTY_LOG" in os.environ:
+                with open(os.environ["FAULTY_LOG"], "a", encoding="utf-8") as file:
+                    file.write(f"{os.getpid()}\n")
             if self.fault == "kills":
                 os._exit(1)
             raise RuntimeError("this view is poison")

@@ -170,8 +170,15 @@ def with_poison(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_poisoned_block_is_tried_twice_and_reported(
-    with_poison: Path, tmp_path: Path, fault: str, workers: int | None, says: str
+    with_poison: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+    workers: int | None,
+    says: str,
 ) -> None:
+    """And by another process where there is one."""
+    monkeypatch.setenv("FAULTY_LOG", str(tmp_path / "attempts"))
     path, notes = tmp_path / "s", Notes()
     options = ExtractOptions(f"tests.faulty:{fault}", random_weights=0, seeds=2, threads=1, batch_size=4)
     where = ClusterOptions(workers=workers)
@@ -181,6 +188,9 @@ def test_a_poisoned_block_is_tried_twice_and_reported(
     assert says in result.failed_blocks["blue block 0 seeds 0-1"]
     assert {commit.slide_id for commit in manifest.commits(path)} == {"a", "b", "c"}
     assert any(says in note for note in notes.said)
+    attempts = (tmp_path / "attempts").read_text().split()
+    # one process twice; another worker; another worker, alone
+    assert len(set(attempts)) == {("raises", None): 1, ("raises", 2): 2, ("kills", 2): 2}[fault, workers]
 
 
 class Notes(Silent):

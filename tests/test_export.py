@@ -15,6 +15,7 @@ from pipeline.presets import PRESETS, Preset
 from pipeline.timm_models import create
 from pipeline.torchvision_cpu import make_importable
 from pipeline.weights import read_checkpoint
+from stores.errors import DiskFull
 from tests.encoder_tools import (
     SWIGLU,
     TINY,
@@ -115,7 +116,7 @@ def test_a_failed_export_leaves_the_old_folder_as_it_was(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export.safetensors.torch, "save_file", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskFull, match=r"model\.safetensors: the disk is full"):
         export_encoder(load_encoder(TINY, random_weights=3), tmp_path, {"new": True})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

@@ -16,6 +16,7 @@ from pipeline.options import TileOptions
 from pipeline.patches import PatchPool, StoreSource
 from pipeline.progress import Silent
 from stores.errors import ClusterError, SlideError, ViewMismatch
+from tests.child_work import dies, fails
 from tests.conftest import TEACHER
 from tests.test_extract import contents
 from tests.test_loader import OPTIONS, joined, stream
@@ -61,14 +62,6 @@ def test_the_loader_with_processes_and_deaths(store: Path, monkeypatch: pytest.M
     monkeypatch.setattr(PatchPool, "submit", submit)
     assert joined(stream(store, replace(OPTIONS, processes=True), 0, 9)) == expected
     assert len(submitted) > 30
-
-
-def dies(reader: Any, *args: Any) -> None:
-    os._exit(1)
-
-
-def fails(reader: Any, error: Exception) -> None:
-    raise error
 
 
 def test_work_that_kills_every_process_is_an_error(store: Path) -> None:
