@@ -40,23 +40,33 @@ def start(job: Callable[..., None], args: tuple[Any, ...]) -> Any:
 
 
 def kill_at_random(
-    job: Callable[..., None], args: tuple[Any, ...], times: int, seed: int, after: Callable[[], None]
+    job: Callable[..., None],
+    args: tuple[Any, ...],
+    times: int,
+    seed: int,
+    folder: Path,
+    span_s: float,
+    after: Callable[[], None],
 ) -> int:
     """Start a job `times` times and kill it with SIGKILL; returns how often it was killed before it was done.
 
-    The moments are spread over what an undisturbed run takes; `after` looks at what each has left.
+    The moments are spread over `span_s` seconds from the first change in `folder` on; `after` looks at what is left.
     """
-    rng, killed, longest = random.Random(seed), 0, 1.0
-    for number in range(times):
+    rng, killed = random.Random(seed), 0
+    for _ in range(times):
+        before = _state(folder)
         process = start(job, args)
-        began = time.monotonic()
-        process.join(timeout=longest * (number % 10 + rng.random()) / 10)
+        while process.is_alive() and _state(folder) == before:
+            time.sleep(0.002)
+        process.join(timeout=span_s * rng.random())
         if process.is_alive():
             process.kill()
             process.join()
             killed += 1
-        else:
-            longest = max(0.3, time.monotonic() - began)
         assert process.exitcode in (0, -9)
         after()
     return killed
+
+
+def _state(folder: Path) -> list[tuple[str, int]]:
+    return sorted((str(path), path.stat().st_size) for path in folder.glob("**/*") if path.is_file())

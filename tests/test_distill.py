@@ -118,21 +118,24 @@ def test_a_complete_run_is_left_alone(run: Path, store: Path) -> None:
 def test_killed_at_any_moment_and_started_again_is_bit_identical(
     run: Path, store: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL at 24 moments of two runs; the student and the losses are those of an undisturbed run."""
-    options, killed = replace(OPTIONS, checkpoint_every=2), 0
-    for number in range(2):
+    """SIGKILL at 24 moments of four runs; the student and the losses are those of an undisturbed run."""
+    quick = {"checkpoint_every": 1, "check_views": "none", "val_views": 2, "val_every": 1000}
+    options, killed, steps = replace(OPTIONS, **quick), 0, set()
+    for number in range(4):
         path = tmp_path / f"r{number}"
 
         def whole_so_far(path: Path = path) -> None:
             for file in checkpoint.saved(path):
-                torch.load(file, weights_only=True)
+                steps.add((path.name, torch.load(file, weights_only=True)["step"]))
 
-        killed += kill_at_random(distill_job, (store, path, options), 12, number, whole_so_far)
+        watched = path / "checkpoints"
+        killed += kill_at_random(distill_job, (store, path, options), 6, number, watched, 0.1, whole_so_far)
         train.distill(store, path, options, False, Silent())
         assert same(run, path)
         assert losses(path) == losses(run)
         assert not list(path.rglob("*.partial"))
     assert killed >= 20
+    assert len(steps) > 20  # they went on from each other's checkpoints
 
 
 def losses(run: Path) -> list[tuple[int, float]]:

@@ -195,18 +195,20 @@ def test_features_that_float16_cannot_hold_are_refused() -> None:
 def test_killed_at_any_moment_and_started_again(
     store: Path, slides: Path, tile_options: TileOptions, tmp_path: Path
 ) -> None:
-    """SIGKILL at 24 moments of three stores in the making; each ends as the store of an undisturbed run."""
+    """SIGKILL at up to 27 moments of three stores in the making; each ends as the store of an undisturbed run."""
     options = replace(TEACHER, batch_size=4)
     killed = 0
-    for number in range(3):
+    for number, span_s in enumerate((0.2, 0.4, 0.6)):
         path = tmp_path / f"s{number}"
 
         def whole_so_far(path: Path = path) -> None:
             if manifest.slides_path(path).exists():
-                assert [str(f) for f in structure(path, partial=True) if f.kind != "missing"] == []
+                committed = {commit.slide_id for commit in manifest.commits(path)}
+                found = [f for f in structure(path, partial=True) if f.slide_id in committed]
+                assert [str(f) for f in found if f.kind != "missing"] == []
 
         args = (slides, path, options, tile_options)
-        killed += kill_at_random(extract_job, args, 8, number, whole_so_far)
+        killed += kill_at_random(extract_job, args, 9, number, path, span_s, whole_so_far)
         stage.extract([slides], path, options, tile_options, Silent())
         assert contents(path) == contents(store)
         assert not list(path.rglob("*.partial"))

@@ -85,6 +85,9 @@ def distill(
         if ranks.leads:
             stack.enter_context(files.only_writer(run))
             report = stack.enter_context(RunLog(report, run / "log.jsonl"))
+            swept = files.sweep_partials(run)  # each as large as a checkpoint
+            if swept:
+                report.note(f"removed {swept} unfinished files of an interrupted run")
         threads = threads_of(options.threads, ranks.local_world)
         options = dataclasses.replace(options, window=options.window or _window(options, ranks))
         student = load_student(options)
