@@ -117,7 +117,12 @@ def open_slide(path: Path) -> openslide.OpenSlide:
     except openslide.OpenSlideUnsupportedFormatError:
         raise SlideError(f"{path.name}: not a slide format that OpenSlide knows") from None
     except openslide.OpenSlideError as error:
-        raise SlideError(f"{path.name}: does not open ({first_line(error)})") from None
+        raise SlideError(f"{path.name}: does not open ({_said(error, path)})") from None
+
+
+def _said(error: Exception, path: Path) -> str:
+    """What OpenSlide says, without the folders of this machine: a reason stands in the store, which others get."""
+    return first_line(Exception(str(error).replace(str(path), path.name)))
 
 
 def inspect(slide_id: str, path: Path, mpp: float | None = None, mpp_source: str = "option") -> SlideInfo:
@@ -310,7 +315,7 @@ class PatchReader:
             return self._read(x_px0, y_px0)
         except (openslide.OpenSlideError, SlideError) as error:
             self.close()
-            raise ReadError(f"{self._path.name} at {x_px0},{y_px0}: {first_line(error)}") from None
+            raise ReadError(f"{self._path.name} at {x_px0},{y_px0}: {_said(error, self._path)}") from None
 
     def _read(self, x_px0: int, y_px0: int) -> npt.NDArray[np.uint8]:
         if self._slide is None:
@@ -349,7 +354,7 @@ def read_thumbnail(info: SlideInfo, mpp: float) -> npt.NDArray[np.uint8]:
             try:
                 pixels = flatten(slide.read_region(at_px0, level, (w, h)), background)
             except openslide.OpenSlideError as error:
-                raise ReadError(f"{info.slide_id}: cannot be read ({first_line(error)})") from None
+                raise ReadError(f"{info.slide_id}: cannot be read ({_said(error, info.path)})") from None
             small = cv2.resize(
                 pixels, (math.ceil(w / step), math.ceil(h / step)), interpolation=cv2.INTER_AREA
             )
