@@ -155,12 +155,15 @@ class Station:
         self._readers = PatchPool(threads, readers == "processes" or (readers == "auto" and not on_cpu))
         # two threads keep a GPU busy: one waits for its features while the other sends the next batch
         self._encoders = threads if on_cpu else 2
-        alone = (
-            {"initializer": torch.set_num_threads, "initargs": (1,)} if on_cpu else {}
-        )  # is a thread's own setting
-        self._device = ThreadPoolExecutor(self._encoders, thread_name_prefix="encode", **alone)
-        self._ahead = 2 * threads + 4 * teacher.batch_size
         self._torch_threads = torch.get_num_threads()
+        # how many threads torch takes is a setting of each thread
+        self._device = ThreadPoolExecutor(
+            self._encoders,
+            "encode",
+            initializer=torch.set_num_threads,
+            initargs=(1 if on_cpu else self._torch_threads,),
+        )
+        self._ahead = 2 * threads + 4 * teacher.batch_size
         self._turn, self._writing = threading.Lock(), threading.Lock()
         self._closed = False
 
