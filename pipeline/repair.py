@@ -20,10 +20,11 @@ import zarr
 from pipeline import options as opts
 from pipeline import slides as slide_files
 from pipeline import views
-from pipeline.blocks import Outcome, Station, reader_identity, write_block
+from pipeline.blocks import reader_identity, teacher_station, write_block
 from pipeline.cluster import threads_of
 from pipeline.patches import SlideSource
 from pipeline.progress import Reporter
+from pipeline.station import Outcome
 from pipeline.tasks import Task, create_arrays, runs_of
 from pipeline.verify_views import find_source, load_given_teacher
 from stores import features, files, manifest, pixels, recipe
@@ -195,7 +196,7 @@ class _Repair:
         n_seeds: int,
     ) -> None:
         keep = pixels.has_pixels(self.store, self.slide_id)
-        station = Station(self.store, self.teacher, self.policy, keep, threads_of(self.options.threads, None))
+        station = teacher_station(self.teacher, self.policy, keep, threads_of(self.options.threads, None))
         with contextlib.closing(station):
             made = station.encode(task, patches, station.read(task, patches), Outcome(), lambda count: None)
         where = f"slide {self.slide_id} rows {task.rows.start}-{task.rows.stop - 1}"

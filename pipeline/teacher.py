@@ -1,54 +1,32 @@
-"""The teacher of stage one: loads an encoder for features only. Nothing of stage two imports this module."""
+"""The teacher of stage one: an encoder whose features are stored. Nothing of stage two imports this module."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline import devices
-from pipeline.encoders import Encoder, load_encoder
-from pipeline.export import weights_sha256
+from pipeline.on_device import OnDevice, load_on_device
 from pipeline.options import ExtractOptions
-from stores import recipe
 from stores.errors import FeatureError
 from stores.features import FLOAT16_MAX
 
-_BATCH = {"cuda": 256, "mps": 64, "cpu": 16}
+
+def load_teacher(options: ExtractOptions) -> OnDevice:
+    """Load the encoder that ``--teacher`` names onto its device."""
+    return load_on_device(
+        options.teacher,
+        weights=options.weights,
+        random_weights=options.random_weights,
+        device=options.device,
+        dtype=options.dtype,
+        batch_size=options.batch_size,
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class Teacher:
-    """An encoder on its device, in its arithmetic."""
-
-    encoder: Encoder
-    device: torch.device
-    dtype: torch.dtype
-    dtype_reason: str
-    batch_size: int
-    identity: recipe.Teacher
-
-    @torch.inference_mode()
-    def launch(self, views: npt.NDArray[np.uint8]) -> torch.Tensor:
-        """Start a forward pass and return its features, (B, dim) float32 on the device.
-
-        On CUDA this returns before the device is done; `collect` waits for it.
-
-        Parameters
-        ----------
-        views : uint8 (B, crop_px, crop_px, 3)
-        """
-        batch = torch.from_numpy(views)
-        if self.device.type == "cuda":
-            batch = batch.pin_memory()
-        batch = batch.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.encoder(batch).float()
-
-    def encode(self, views: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
-        """Features of views (B, crop_px, crop_px, 3) as they are stored, float16 (B, dim)."""
-        return collect(self.launch(views))
+def encode(teacher: OnDevice, views: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
+    """Features of views (B, crop_px, crop_px, 3) as they are stored, float16 (B, dim)."""
+    return collect(teacher.launch(views))
 
 
 def collect(features: torch.Tensor) -> npt.NDArray[np.float16]:
@@ -67,22 +45,3 @@ def collect(features: torch.Tensor) -> npt.NDArray[np.float16]:
             "try --dtype float32, or check the weights"
         )
     return wide.astype(np.float16)
-
-
-def load_teacher(options: ExtractOptions) -> Teacher:
-    """Load the encoder that ``--teacher`` names onto its device."""
-    device = devices.choose_device(options.device)
-    dtype, reason = devices.choose_dtype(options.dtype, device)
-    encoder = load_encoder(options.teacher, weights=options.weights, random_weights=options.random_weights)
-    identity = recipe.Teacher(
-        name=encoder.name,
-        weights_sha256=weights_sha256(encoder),
-        pooling=encoder.pooling,
-        mean=encoder.mean,
-        std=encoder.std,
-        image_px=encoder.image_px,
-        dim=encoder.dim,
-        dtype=devices.dtype_name(dtype),
-    )
-    batch_size = options.batch_size or _BATCH[device.type]
-    return Teacher(encoder.to(device), device, dtype, reason, batch_size, identity)

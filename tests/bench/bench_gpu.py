@@ -32,9 +32,10 @@ from pipeline.distill.ranks import Ranks
 from pipeline.distill.trainer import Trainer, make_trainer
 from pipeline.encoders import load_encoder
 from pipeline.extract import extract
+from pipeline.on_device import OnDevice
 from pipeline.options import DistillOptions, ExtractOptions, TileOptions
 from pipeline.progress import Silent
-from pipeline.teacher import Teacher, load_teacher
+from pipeline.teacher import load_teacher
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def flop_per_view(encoder: torch.nn.Module, device: torch.device, side: int) -> 
     return float(counter.get_total_flops())
 
 
-def bare(teacher: Teacher, clock: Clock, size: Size, flop: float, peak: float) -> float:
+def bare(teacher: OnDevice, clock: Clock, size: Size, flop: float, peak: float) -> float:
     """The teacher's forward pass alone, from uint8 views on the device; returns the best views/s without compiling."""
     best = 0.0
     autocast = torch.autocast(clock.device.type, teacher.dtype, enabled=teacher.dtype != torch.float32)
@@ -191,7 +192,7 @@ class Pace(Silent):
 
 
 def end_to_end(
-    folder: Path, teacher: Teacher, size: Size, bare_speed: float, flop: float, peak: float
+    folder: Path, teacher: OnDevice, size: Size, bare_speed: float, flop: float, peak: float
 ) -> None:
     """Stage one, from slide files to a store, with the teacher that is loaded already."""
     options = ExtractOptions(size.teacher, random_weights=0, seeds=size.seeds, batch_size=teacher.batch_size)
@@ -219,7 +220,7 @@ def end_to_end(
 
 
 def steps(
-    trainer: Trainer, loader: ViewLoader, clock: Clock, size: Size, teacher: Teacher | None
+    trainer: Trainer, loader: ViewLoader, clock: Clock, size: Size, teacher: OnDevice | None
 ) -> tuple[list[float], list[float]]:
     """Seconds of training steps and of waiting for their batches; targets from the store or from `teacher`."""
     times, waits = [], []
@@ -240,7 +241,7 @@ def steps(
 
 
 def training(
-    folder: Path, teacher: Teacher | None, clock: Clock, size: Size, peak: float
+    folder: Path, teacher: OnDevice | None, clock: Clock, size: Size, peak: float
 ) -> dict[int, float]:
     """Training steps of the student at each batch size; returns the median seconds."""
     found = {}
