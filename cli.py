@@ -27,6 +27,7 @@ from pipeline.cli_options import (
 from pipeline.options import (
     ClusterOptions,
     DistillOptions,
+    EmbedOptions,
     ExtractOptions,
     PlanOptions,
     TileOptions,
@@ -126,6 +127,28 @@ def distill(
         lines = summaries.distill_lines(run, result)
         write_text(run / "summary.txt", "\n".join(lines) + "\n")
         print_result(as_json, result, lambda: lines)
+
+
+@g2l.command("embed")
+@click.argument("inputs", nargs=-1, required=True, type=PATH)
+@click.option("--out", required=True, type=PATH, help="Folder to write into.")
+@options_of(EmbedOptions, TileOptions, ClusterOptions)
+def embed_command(inputs: tuple[Path, ...], out: Path, as_json: bool, **values: Any) -> None:
+    """Features of slides, or of the tiles in a CSV, with any encoder; in the formats that other tools read."""
+    from pipeline import summaries
+    from pipeline.embed.block import TILING
+    from pipeline.embed.embed import embed
+    from pipeline.progress import reporter_for
+    from pipeline.run_log import RunLog
+    from stores.layout import LOGS
+
+    options, tiling = build(EmbedOptions, values), tile_options(out / TILING, values)
+    with reporter_for(sys.stderr) as shown, RunLog(shown, out / LOGS / "embed.jsonl") as report:
+        result = embed(inputs, out, options, tiling, report, build(ClusterOptions, values))
+    summary, lines = summaries.embed_json(out, result), summaries.embed_lines(out, result)
+    write_summary(out / LOGS / "embed", summary, lines)
+    print_result(as_json, summary, lambda: lines)
+    _exit_if(bool(result.failed or result.failed_blocks or result.bad_reads))
 
 
 @g2l.group()

@@ -110,6 +110,48 @@ class ExtractOptions:
         _validate_weights(self)
 
 
+FORMATS = ("parquet", "trident-h5", "clam", "eva", "plism")
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedOptions:
+    """Deployment: any encoder over slides or tiles."""
+
+    encoder: str = option(
+        "", "Preset, timm name, hf-hub:owner/name, a run's student folder, or module:function."
+    )
+    format: str = option("parquet", "Who reads the embeddings.", FORMATS)
+    weights: Path | None = option(None, "Checkpoint file or folder, instead of the published weights.")
+    random_weights: int | None = option(None, "Seed of random weights: the untrained encoder.")
+    batch_size: int | None = option(None, "Views per forward pass; 256 on a GPU, 16 on a CPU.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.")
+    dtype: str = option("auto", "Arithmetic of the forward pass.", ("auto", "float32", "bfloat16", "float16"))
+    threads: int | None = option(None, "Workers that read and render; the number of CPUs.")
+    readers: str = option(
+        "auto",
+        "What reads and renders: threads, or processes, which leave Python to the device; processes beside a GPU.",
+        ("auto", "threads", "processes"),
+    )
+    column: tuple[str, ...] = option(
+        (), "Of a CSV of tiles: what a column is, as path=tile or label=density; may be repeated."
+    )
+    root: Path | None = option(None, "Folder that the paths in a CSV of tiles start from; the CSV's own.")
+    fit: str = option(
+        "resize",
+        "Tiles of another size than the encoder takes: shorter side resized and centre cropped, or only cropped.",
+        ("resize", "crop"),
+    )
+
+    def validate(self) -> None:
+        """Raise OptionError that names the first value that is not allowed."""
+        require(
+            bool(self.encoder), "encoder", "(missing)", "a preset (see `g2l models`) or a model of your own"
+        )
+        require(self.format in FORMATS, "format", self.format, ", ".join(FORMATS))
+        _validate_machine(self)
+        _validate_weights(self)
+
+
 @dataclass(frozen=True, slots=True)
 class ClusterOptions:
     """Where work runs. Changes no byte of a result on a CPU, hence stands in no recipe."""
@@ -263,13 +305,13 @@ class VerifyOptions:
         _validate_weights(self)
 
 
-def _validate_machine(options: ExtractOptions | DistillOptions | VerifyOptions) -> None:
+def _validate_machine(options: ExtractOptions | EmbedOptions | DistillOptions | VerifyOptions) -> None:
     for name in ("batch_size", "threads"):
         value = getattr(options, name)
         require(value is None or value >= 1, name, value, "1 or more")
 
 
-def _validate_weights(options: ExtractOptions | DistillOptions | VerifyOptions) -> None:
+def _validate_weights(options: ExtractOptions | EmbedOptions | DistillOptions | VerifyOptions) -> None:
     if options.weights is not None and options.random_weights is not None:
         raise OptionError("--weights and --random-weights: give one of them")
     if options.weights is not None and not options.weights.exists():

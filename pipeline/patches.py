@@ -42,6 +42,10 @@ class Source(Protocol):
     def slide_id(self) -> str:
         """The slide."""
 
+    @property
+    def key(self) -> str:
+        """What a worker keeps one reader for."""
+
     def open(self) -> Reader:
         """A reader for one thread."""
 
@@ -54,6 +58,10 @@ class SlideSource:
     path: Path
     plan: ReadPlan
 
+    @property
+    def key(self) -> str:
+        return self.slide_id
+
     def open(self) -> Reader:
         return _FromSlide(PatchReader(self.path, self.plan))
 
@@ -64,6 +72,10 @@ class StoreSource:
 
     slide_id: str
     store: StoreLike
+
+    @property
+    def key(self) -> str:
+        return self.slide_id
 
     def open(self) -> Reader:
         return _FromStore(pixels.open_pixels(self.store, self.slide_id))
@@ -107,12 +119,12 @@ class _Readers:
         return work(self._of(source), *args)
 
     def _of(self, source: Source) -> Reader:
-        if source.slide_id not in self._open:
-            self._open[source.slide_id] = source.open()
+        if source.key not in self._open:
+            self._open[source.key] = source.open()
             if len(self._open) > _OPEN_PER_THREAD:
                 self._open.popitem(last=False)[1].close()
-        self._open.move_to_end(source.slide_id)
-        return self._open[source.slide_id]
+        self._open.move_to_end(source.key)
+        return self._open[source.key]
 
     def close(self) -> None:
         for reader in self._open.values():

@@ -9,7 +9,7 @@ import collections
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +40,8 @@ class Block:
     """(seeds, rows of the whole block, dim), in the type that is kept; NaN where there is none."""
     views: pa.Table
     pixels: npt.NDArray[np.uint8] | None
+    reasons: Mapping[int, str]
+    """Why rows could not be read."""
 
 
 @dataclass(slots=True)
@@ -165,6 +167,7 @@ class Station:
         if self._keep:
             kept = np.zeros((len(whole), self._policy.patch_px, self._policy.patch_px, 3), np.uint8)
         records: list[tuple[Any, ...]] = []
+        reasons: dict[int, str] = {}
         batch: list[tuple[int, int, npt.NDArray[np.uint8]]] = []
         flight: collections.deque[tuple[list[tuple[int, int]], Future[Any]]] = collections.deque()
 
@@ -195,6 +198,7 @@ class Station:
             outcome.wait_seconds += time.monotonic() - began
             offset = row - whole.start
             if got.error:
+                reasons[row] = got.error
                 outcome.bad_reads.append(f"{task.source.slide_id} row {row}: {got.error}")
                 advance(len(task.seeds))
             if kept is not None and got.patch is not None:
@@ -211,7 +215,7 @@ class Station:
         while flight:
             land()
         outcome.views = len(records)
-        return Block(result, _views_table(task, patches, records), kept)
+        return Block(result, _views_table(task, patches, records), kept, reasons)
 
     def _require_open(self) -> None:
         if self._closed:

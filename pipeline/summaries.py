@@ -82,17 +82,60 @@ def extract_lines(store: Path, result: Any) -> list[str]:
             f"{summary['views_per_s']:.1f} views/s, waited for data {summary['data_wait']:.1%} of the time; "
             f"{human_bytes(summary['bytes_per_view'])} a view, peak memory {human_bytes(summary['peak_rss_bytes'])}"
         )
-    if summary["bad_reads"]:
-        lines.append(f"{len(summary['bad_reads'])} patches could not be read (status bad_read):")
-        lines += [f"  {text}" for text in summary["bad_reads"][:20]]
-    if summary["failed_blocks"]:
+    return lines + _bad_reads(summary) + _failed_blocks(summary) + _reasons(summary["unusable"])
+
+
+def embed_json(out: Path, result: Any) -> dict[str, Any]:
+    """The summary of ``embed``."""
+    return {
+        "out": str(out),
+        "embeddings": str(out / "embeddings"),
+        "dim": result.dim,
+        "published": result.published,
+        "patches_new": result.patches,
+        "patches_before": result.patches_before,
+        "seconds": result.seconds,
+        "views_per_s": result.patches / result.seconds if result.patches else None,
+        "data_wait": result.wait_seconds / result.device_seconds if result.patches else None,
+        "bad_reads": result.bad_reads,
+        "failed_blocks": result.failed_blocks,
+        "unusable": result.failed,
+        **result.figures,
+    }
+
+
+def embed_lines(out: Path, result: Any) -> list[str]:
+    """The summary of ``embed`` for people."""
+    summary = embed_json(out, result)
+    lines = [
+        f"{summary['patches_new'] + summary['patches_before']} patches ({summary['patches_new']} new, "
+        f"{summary['patches_before']} found done), {summary['dim']} numbers each; "
+        f"{summary['published']} published in {summary['embeddings']}"
+    ]
+    if summary["patches_new"]:
         lines.append(
-            f"{len(summary['failed_blocks'])} blocks failed twice; start the same command again to try them:"
+            f"{summary['views_per_s']:.1f} views/s, waited for data {summary['data_wait']:.1%} of the time, "
+            f"peak memory {human_bytes(summary['peak_rss_bytes'])}"
         )
-        lines += [
-            f"  {name}: {one_line(why, 300)}" for name, why in list(summary["failed_blocks"].items())[:20]
-        ]
-    return lines + _reasons(summary["unusable"])
+    return lines + _bad_reads(summary) + _failed_blocks(summary) + _reasons(summary["unusable"])
+
+
+def _bad_reads(summary: Mapping[str, Any]) -> list[str]:
+    if not summary["bad_reads"]:
+        return []
+    return [
+        f"{len(summary['bad_reads'])} patches could not be read (status bad_read):",
+        *(f"  {one_line(text, 300)}" for text in summary["bad_reads"][:20]),
+    ]
+
+
+def _failed_blocks(summary: Mapping[str, Any]) -> list[str]:
+    if not summary["failed_blocks"]:
+        return []
+    return [
+        f"{len(summary['failed_blocks'])} blocks failed twice; start the same command again to try them:",
+        *(f"  {name}: {one_line(why, 300)}" for name, why in list(summary["failed_blocks"].items())[:20]),
+    ]
 
 
 def distill_lines(run: Path, summary: Mapping[str, Any]) -> list[str]:

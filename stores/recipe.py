@@ -190,15 +190,16 @@ def save(store: Path, recipe: Recipe) -> None:
 
 def differences(stored: Recipe, wanted: Recipe) -> list[tuple[str, Any, Any]]:
     """Every field in which two recipes differ: (dotted name, stored value, wanted value)."""
-    return list(_walk("", stored.to_json(), wanted.to_json()))
+    return value_differences(stored.to_json(), wanted.to_json())
 
 
-def _walk(prefix: str, stored: Any, wanted: Any) -> list[tuple[str, Any, Any]]:
+def value_differences(stored: Any, wanted: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Every leaf in which two JSON values differ: (dotted name, stored value, wanted value)."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
         found = []
         for key in sorted(set(stored) | set(wanted)):
             name = f"{prefix}.{key}" if prefix else key
-            found += _walk(name, stored.get(key), wanted.get(key))
+            found += value_differences(stored.get(key), wanted.get(key), name)
         return found
     return [] if stored == wanted else [(prefix, stored, wanted)]
 

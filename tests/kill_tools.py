@@ -4,19 +4,25 @@ import multiprocessing
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.distill import train
+from pipeline.embed.embed import embed
 from pipeline.extract import extract
-from pipeline.options import DistillOptions, ExtractOptions, TileOptions
+from pipeline.options import DistillOptions, EmbedOptions, ExtractOptions, TileOptions
 from pipeline.progress import Silent
 
 
 def extract_job(slides: Path, store: Path, options: ExtractOptions, tiling: TileOptions) -> None:
     """Stage one, tiling included."""
     extract([slides], store, options, tiling, Silent())
+
+
+def embed_job(inputs: Sequence[Path], out: Path, options: EmbedOptions, tiling: TileOptions) -> None:
+    """Embedding, tiling included."""
+    embed(inputs, out, options, tiling, Silent())
 
 
 def distill_job(store: Path, run: Path, options: DistillOptions) -> None:

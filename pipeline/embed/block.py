@@ -1,0 +1,86 @@
+"""One block of ``embed``, from reading to its part; runs in the workers. A process has one `Station` for all blocks."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline import blocks, cluster, views
+from pipeline import options as opts
+from pipeline.embed import parts
+from pipeline.on_device import OnDevice, load_on_device
+from pipeline.station import Outcome, Station
+from pipeline.tasks import Task
+from stores import manifest
+from stores.errors import FeatureError
+
+TILING = "tiling"
+"""The folder with the manifest of tiled slides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a worker needs to know beside its task."""
+
+    job: str
+    out: Path
+    """Absolute."""
+    options: opts.EmbedOptions
+    patch_px: int
+    crop_px: int
+    tiles: bool
+    processes: int | None
+
+
+def describe_encoder(job: str, options: opts.EmbedOptions) -> blocks.TeacherFacts:
+    found = _encoder(job, options)
+    return blocks.TeacherFacts(found.identity, found.dtype_reason, str(found.device), found.encoder.licence)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    encoder: OnDevice
+
+    def close(self) -> None: ...
+
+
+def _encoder(job: str, options: opts.EmbedOptions) -> OnDevice:
+    def load() -> _Loaded:
+        chosen = cluster.with_number(options, torch.cuda.device_count())
+        names = ("weights", "random_weights", "device", "dtype", "batch_size")
+        return _Loaded(load_on_device(chosen.encoder, **{name: getattr(chosen, name) for name in names}))
+
+    loaded: _Loaded = cluster.station(job, ("encoder", options), load)
+    return loaded.encoder
+
+
+def _encode(encoder: OnDevice, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Features of views, float32 (B, dim)."""
+    values: npt.NDArray[np.float32] = encoder.launch(batch).cpu().numpy()
+    if not np.isfinite(values).all():
+        raise FeatureError(
+            f"the encoder returned {values[~np.isfinite(values)][0]}: try --dtype float32, or check the weights"
+        )
+    return values
+
+
+def embed_block(setup: Setup, task: Task, advance: cluster.Advance) -> Outcome:
+    """Do a task from reading to its part; the work of `embed`."""
+    station: Station = cluster.station(setup.job, ("embed", setup), functools.partial(_open_station, setup))
+    if setup.tiles:
+        zeros = np.zeros(task.n_patches, np.int32)
+        patches = manifest.Patches(zeros, zeros, np.ones(task.n_patches, np.float32))
+    else:
+        patches = manifest.read_patches(setup.out / TILING, task.source.slide_id)
+    return station.run(task, patches, functools.partial(parts.write_part, setup.out, task), advance)
+
+
+def _open_station(setup: Setup) -> Station:
+    encoder, options = _encoder(setup.job, setup.options), setup.options
+    policy = views.Policy("none", patch_px=setup.patch_px, crop_px=setup.crop_px)
+    threads = cluster.threads_of(options.threads, setup.processes)
+    encode = functools.partial(_encode, encoder)
+    return Station(encoder, encode, np.float32, policy, False, threads, options.readers)

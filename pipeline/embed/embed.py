@@ -1,0 +1,255 @@
+"""``embed``: the features of slides or tiles with any encoder, in the formats of the field.
+
+Slides are tiled as in stage one, into ``OUT/tiling``; of every patch the view of seed 0 is embedded, the centre crop
+that the encoder takes. Work is cut into blocks as in stage one and runs wherever `pipeline.cluster` sends it; a
+block is kept as a part until its slide is whole, then the slide is published and its parts are removed.
+"""
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import blocks, cluster, tiling
+from pipeline import options as opts
+from pipeline import slides as slide_files
+from pipeline.embed import formats, parts
+from pipeline.embed.block import TILING, Setup, describe_encoder, embed_block
+from pipeline.embed.formats import Unit
+from pipeline.embed.publish import EmbedSummary, Publisher
+from pipeline.embed.tiles import RESAMPLING, TilesSource, TileTable, read_tiles
+from pipeline.patches import SlideSource
+from pipeline.progress import Reporter
+from pipeline.station import Outcome
+from pipeline.tasks import Task
+from stores import disk, features, files, manifest, recipe
+from stores.errors import DiskFull, OptionError, RecipeMismatch, SlideError
+from stores.text import human_bytes
+
+IDENTITY = "embed.json"
+
+
+def embed(
+    inputs: Sequence[Path],
+    out: Path,
+    options: opts.EmbedOptions,
+    tile_options: opts.TileOptions,
+    report: Reporter,
+    where: opts.ClusterOptions = opts.IN_PROCESS,
+) -> EmbedSummary:
+    """Embed slides, or the tiles that one CSV lists.
+
+    Raises
+    ------
+    RecipeMismatch
+        When `out` was begun with another encoder, patch, format or software.
+    OptionError
+        When an option does not fit the inputs or the encoder.
+    DiskFull, ClusterError
+        As in stage one.
+    """
+    options.validate()
+    weights = None if options.weights is None else options.weights.absolute()
+    options = dataclasses.replace(options, weights=weights)
+    table = _tiles_of(inputs, options)
+    job = f"embed {out.absolute()}"
+    with files.only_writer(out), cluster.open_cluster(where, job, report) as workers:
+        encoder = workers.call(describe_encoder, workers.job, options)
+        setup = _setup(workers, out, options, tile_options, encoder.identity.image_px, table)
+        about = _about(encoder, options, tile_options, table)
+        _check_format(options, tile_options, table)
+        _settle(out, {**about, "format": options.format})
+        summary = EmbedSummary(dim=encoder.identity.dim)
+        if table is None:
+            units = _slides(workers, inputs, out, options, tile_options, about, summary, report)
+        else:
+            units = [Unit(formats.TILES, len(table), summary.dim, about, columns=table.columns)]
+        publisher = Publisher(out, options.format, summary)
+        files.sweep_partials(out)
+        paths = {} if table is not None else slide_files.find_slides(inputs)
+        tasks = _plan(publisher, units, functools.partial(_source, paths, setup, table), summary)
+        _require_room(out, tasks, publisher.left, summary.dim)
+        report.note(
+            f"encoder {encoder.identity.name} on {encoder.device}: {encoder.identity.dtype}, "
+            f"because {encoder.dtype_reason}"
+        )
+        total = summary.patches_before + sum(task.n_views for task in tasks)
+        report.start("embed", total, summary.patches_before)
+        began = time.monotonic()
+        publisher.publish_whole(report)
+        for done in workers.run(functools.partial(embed_block, setup), tasks, report):
+            _account(summary, done)
+            publisher.publish_whole(report, done.item.source.slide_id)
+        publisher.finish()
+        summary.seconds = time.monotonic() - began
+    return summary
+
+
+def _tiles_of(inputs: Sequence[Path], options: opts.EmbedOptions) -> TileTable | None:
+    """The table when the input is a CSV of tiles; None for slides."""
+    tables = [path for path in inputs if path.suffix.lower() == ".csv"]
+    if not tables:
+        if options.column or options.root is not None:
+            raise OptionError("--column and --root: are for a CSV of tiles, and the input is slides")
+        return None
+    if len(inputs) > 1:
+        raise OptionError(f"{tables[0]}: one CSV of tiles, or slides; not {len(inputs)} inputs together")
+    return read_tiles(tables[0], options.column, options.root)
+
+
+def _setup(
+    workers: cluster.Cluster,
+    out: Path,
+    options: opts.EmbedOptions,
+    tile_options: opts.TileOptions,
+    image_px: int,
+    table: TileTable | None,
+) -> Setup:
+    patch_px = tile_options.patch if table is None else image_px
+    if patch_px < image_px:
+        raise OptionError(
+            f"--patch {patch_px}: smaller than the {image_px} px that {options.encoder} takes; "
+            f"use --patch {image_px}, or more for a margin that is cropped"
+        )
+    return Setup(
+        workers.job, out.absolute(), options, patch_px, image_px, table is not None, workers.processes
+    )
+
+
+def _about(
+    encoder: blocks.TeacherFacts,
+    options: opts.EmbedOptions,
+    tile_options: opts.TileOptions,
+    table: TileTable | None,
+) -> dict[str, Any]:
+    """All that decides the embeddings; goes into the files that have room for it."""
+    described = json.loads(json.dumps(dataclasses.asdict(encoder.identity)))
+    about: dict[str, Any] = {"schema": 1, "encoder": {**described, "licence": encoder.licence}}
+    reader = dataclasses.asdict(blocks.reader_identity())
+    if table is not None:
+        return {**about, "tiles": {"sha256": table.digest, "fit": options.fit, "resampling": RESAMPLING}}
+    patch = dataclasses.asdict(tiling.patch_recipe(tile_options)[0])
+    return {**about, "patch": {**patch, "crop_px": encoder.identity.image_px}, "reader": reader}
+
+
+def _check_format(
+    options: opts.EmbedOptions, tile_options: opts.TileOptions, table: TileTable | None
+) -> None:
+    own = tiling.read_slides_csv(tile_options.slides_csv) if table is None else {}
+    columns = {name: None for row in own.values() for name in row} if table is None else table.columns
+    formats.BY_NAME[options.format].check(columns, table is not None)
+
+
+def _settle(out: Path, wanted: Mapping[str, Any]) -> None:
+    """Write what decides the embeddings, or compare it with what `out` was begun with."""
+    path = out / IDENTITY
+    wanted = json.loads(json.dumps(wanted))
+    if not path.exists():
+        files.write_json(path, wanted)
+        return
+    differing = recipe.value_differences(files.read_json(path), wanted)
+    if differing:
+        name, old, new = differing[0]
+        more = f" (and {len(differing) - 1} more)" if differing[1:] else ""
+        raise RecipeMismatch(
+            f"{name}: {out} has {old!r}, this run has {new!r}{more}; use the same options or another --out"
+        )
+
+
+def _slides(
+    workers: cluster.Cluster,
+    inputs: Sequence[Path],
+    out: Path,
+    options: opts.EmbedOptions,
+    tile_options: opts.TileOptions,
+    about: Mapping[str, Any],
+    summary: EmbedSummary,
+    report: Reporter,
+) -> list[Unit]:
+    """Tile the inputs that are not tiled yet; the usable slides among them."""
+    paths = slide_files.find_slides(inputs)
+    result = tiling.tile_on(workers, inputs, out / TILING, tile_options, report)
+    units = []
+    for row in result.slides:
+        if row["slide_id"] not in paths:
+            continue
+        if row["status"] != manifest.OK:
+            summary.failed[row["slide_id"]] = row["reason"]
+            continue
+        if options.format == "eva" and not row.get("label"):
+            summary.failed[row["slide_id"]] = "no label in --slides-csv, which --format eva needs"
+            continue
+        units.append(Unit(row["slide_id"], row["n_patches"], summary.dim, about, row=row))
+    return units
+
+
+def _source(
+    inputs: Mapping[str, Path], setup: Setup, table: TileTable | None, unit: Unit, rows: range
+) -> Any:
+    """Where the patches of some rows come from."""
+    if table is not None:
+        part = slice(rows.start, rows.stop)
+        names = table.columns["path"][part]
+        return TilesSource(unit.name, rows.start, table.files[part], names, setup.crop_px, setup.options.fit)
+    path = inputs[unit.name]
+    info = slide_files.inspect(unit.name, path, unit.row["mpp"], unit.row["mpp_source"])
+    if info.fingerprint != unit.row["fingerprint"]:
+        raise SlideError(f"{unit.name}: another file than the one that was tiled; use another --out")
+    patch = unit.about["patch"]
+    plan = slide_files.plan_read(info, patch["mpp"], patch["size_px"])
+    return SlideSource(unit.name, info.path.absolute(), plan)
+
+
+def _plan(
+    publisher: Publisher,
+    units: Sequence[Unit],
+    source: Callable[[Unit, range], Any],
+    summary: EmbedSummary,
+) -> list[Task]:
+    """A task for every block that has no part, of the units that are not published."""
+    tasks: list[Task] = []
+    for unit in units:
+        if publisher.is_published(unit):
+            summary.patches_before += unit.n_patches
+            continue
+        missing = parts.missing_blocks(publisher.out, unit.name, unit.n_patches)
+        try:
+            of_unit = []
+            for block in missing:
+                rows = features.block_range(unit.n_patches, block)
+                fingerprint, split = unit.row.get("fingerprint", ""), unit.row.get("split", "")
+                of_unit.append(
+                    Task(source(unit, rows), fingerprint, split, unit.n_patches, block, range(1), rows)
+                )
+        except SlideError as error:
+            summary.failed[unit.name] = str(error)
+            continue
+        tasks += of_unit
+        summary.patches_before += unit.n_patches - sum(len(task.rows) for task in of_unit)
+        publisher.wait_for(unit, missing)
+    return tasks
+
+
+def _account(summary: EmbedSummary, done: cluster.Done[Task, Outcome]) -> None:
+    if done.result is None:
+        summary.failed_blocks[str(done.item)] = done.error
+        return
+    summary.patches += done.result.views
+    summary.device_seconds += done.result.device_seconds
+    summary.wait_seconds += done.result.wait_seconds
+    for name, value in done.result.figures.items():
+        summary.figures[name] = max(value, summary.figures.get(name, 0))
+
+
+def _require_room(out: Path, tasks: Sequence[Task], units: Sequence[Unit], dim: int) -> None:
+    """Raise DiskFull when the parts and the largest file made of them will not fit."""
+    todo = sum(task.n_views for task in tasks)
+    size = 4 * dim * (todo + max((unit.n_patches for unit in units), default=0))
+    free = disk.free_bytes(out)
+    if free < size + disk.MARGIN_BYTES:
+        raise DiskFull(
+            f"--out {out}: {todo:,} embeddings need {human_bytes(size)} and {human_bytes(free)} are free: make room"
+        )

@@ -1,0 +1,124 @@
+"""Publishing: the parts of whole slides become the files of a format."""
+
+import contextlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.embed import formats, parts
+from pipeline.embed.formats import Unit
+from pipeline.progress import Reporter
+from stores import files
+from stores.errors import SlideError, StoreError
+
+_DONE = "done"
+
+
+@dataclass(slots=True)
+class EmbedSummary:
+    """What a run did; ``summary`` of the command line."""
+
+    patches: int = 0
+    patches_before: int = 0
+    published: int = 0
+    """Slides (or CSVs of tiles) that are whole, with those of earlier runs."""
+    dim: int = 0
+    bad_reads: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    """Slides that cannot be used, with the reason."""
+    failed_blocks: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    device_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    figures: dict[str, int] = field(default_factory=dict)
+
+
+class Publisher:
+    """Turns the parts of whole slides into the files of a format; belongs to the process that plans.
+
+    A slide is published when its record ``done/SLIDE_ID.json`` is there and the files that it names are as large as
+    it says: parts are removed after that.
+    """
+
+    def __init__(self, out: Path, name: str, summary: EmbedSummary) -> None:
+        self.out = out
+        self._format, self._summary = formats.BY_NAME[name], summary
+        self._missing: dict[str, int] = {}
+        self._units: dict[str, Unit] = {}
+        self._published: list[Unit] = []
+
+    @property
+    def left(self) -> list[Unit]:
+        """Units that are not published."""
+        return list(self._units.values())
+
+    def is_published(self, unit: Unit) -> bool:
+        """Whether an earlier run published a unit; then it counts into the summary."""
+        try:
+            record = files.read_json(self._record(unit.name))
+            same = record["fingerprint"] == unit.row.get("fingerprint", "")
+            whole = all((self.out / name).stat().st_size == size for name, size in record["files"].items())
+            bad = list(record["bad_reads"])
+        except (StoreError, OSError, KeyError, TypeError, AttributeError):
+            return False
+        if not (same and whole):
+            return False
+        self._count(unit, bad)
+        return True
+
+    def wait_for(self, unit: Unit, missing: Sequence[int]) -> None:
+        """Publish a unit when so many blocks of it are done."""
+        self._units[unit.name], self._missing[unit.name] = unit, len(missing)
+
+    def publish_whole(self, report: Reporter, done: str | None = None) -> None:
+        """Count a block of the unit `done`, and publish what has no missing block."""
+        if done is not None and parts.missing_blocks(self.out, done, self._units[done].n_patches):
+            return
+        whole = (
+            [done] if done is not None else [name for name, missing in self._missing.items() if not missing]
+        )
+        for name in whole:
+            unit = self._units.pop(name)
+            try:
+                self._publish(unit)
+            except SlideError as error:
+                self._summary.failed[name] = str(error)
+                report.note(f"{name}: failed: {error}")
+
+    def _publish(self, unit: Unit) -> None:
+        bad = parts.bad_rows(self.out, unit.name, unit.n_patches)
+        try:
+            if unit.row and len(bad) == unit.n_patches:
+                raise SlideError(
+                    f"{unit.name}: no patch of it could be read, the first: {next(iter(bad.values()))}"
+                )
+            tables = parts.read_parts(self.out, unit.name, unit.n_patches, unit.dim)
+            written = self._format.write(self.out / formats.FOLDER, unit, tables)
+        except SlideError:
+            parts.remove_bad(self.out, unit.name, unit.n_patches)  # to be read again next time
+            raise
+        where = f"{unit.name} row " if unit.row else ""
+        texts = [f"{where}{row}: {reason}" if where else reason for row, reason in bad.items()]
+        record = {
+            "fingerprint": unit.row.get("fingerprint", ""),
+            "bad_reads": texts,
+            "files": {path.relative_to(self.out).as_posix(): path.stat().st_size for path in written},
+        }
+        files.write_json(self._record(unit.name), record)
+        shutil.rmtree(self.out / parts.FOLDER / unit.name, ignore_errors=True)
+        self._count(unit, texts)
+
+    def finish(self) -> None:
+        """Write what lists all published units."""
+        self._format.finish(self.out / formats.FOLDER, sorted(self._published, key=lambda unit: unit.name))
+        with contextlib.suppress(OSError):
+            (self.out / parts.FOLDER).rmdir()
+
+    def _count(self, unit: Unit, bad_reads: Sequence[str]) -> None:
+        self._published.append(unit)
+        self._summary.published += 1
+        self._summary.bad_reads += bad_reads
+
+    def _record(self, name: str) -> Path:
+        return self.out / _DONE / f"{name}.json"

@@ -1,0 +1,194 @@
+"""Tiles: images that were cut before, listed in a CSV with labels; how one becomes a view.
+
+A tile of another size than the encoder takes has its shorter side resized to it (Pillow, bilinear over the whole
+support, in integers) and its centre cropped: what eva does with the tiles of its data sets (``ResizeAndCrop``).
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+
+from stores.errors import OptionError, ReadError
+from stores.files import first_line
+
+KNOWN = ("path", "label", "site", "group", "split")
+"""What a column may be; all others are carried along under their own names."""
+RESAMPLING = "pillow-bilinear"
+MAX_TILE_PX = 40_000_000
+_MODES = frozenset(("RGB", "RGBA", "L", "LA", "P", "1"))
+_RESERVED = frozenset(("row", "status", "reason", "features"))
+
+
+@dataclass(frozen=True, slots=True)
+class TileTable:
+    """The rows of a CSV of tiles."""
+
+    files: tuple[Path, ...]
+    """Absolute."""
+    columns: Mapping[str, tuple[str, ...]]
+    """By name, renamed as asked; ``path`` is among them, as the CSV has it."""
+    digest: str
+    """SHA-256 of the columns."""
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def read_tiles(path: Path, renamed: Sequence[str], root: Path | None) -> TileTable:
+    """Read a CSV of tiles.
+
+    Parameters
+    ----------
+    renamed
+        ``NAME=COLUMN``: the CSV's column COLUMN is what we call NAME.
+    root
+        What relative paths start from; the CSV's folder when None.
+
+    Raises
+    ------
+    OptionError
+        When the file cannot be read, a column is missing, or a tile is listed twice.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            names = list(reader.fieldnames or [])
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise OptionError(f"{path}: cannot be read as CSV ({first_line(error)})") from None
+    new_names = _new_names(path, names, renamed)
+    if "path" not in new_names.values():
+        raise OptionError(
+            f"{path}: no column path; found {', '.join(names) or 'nothing'}: say which it is by --column path=NAME"
+        )
+    if not rows:
+        raise OptionError(f"{path}: lists no tile")
+    if any(None in row or None in row.values() for row in rows):
+        number = next(i for i, row in enumerate(rows, 2) if None in row or None in row.values())
+        raise OptionError(f"{path} line {number}: has another number of columns than the first line")
+    columns = {new: tuple(row[old] for row in rows) for old, new in new_names.items()}
+    seen: dict[str, int] = {}
+    for number, name in enumerate(columns["path"], 2):
+        if not name:
+            raise OptionError(f"{path} line {number}: no path")
+        if seen.setdefault(name, number) != number:
+            raise OptionError(f"{path} line {number}: {name} stands in line {seen[name]} too")
+    base = (root or path.parent).absolute()
+    files = tuple(base / name for name in columns["path"])
+    if not any(file.is_file() for file in files[:100]):
+        raise OptionError(
+            f"{path}: {files[0]} does not exist, nor those after it: give the folder they are in as --root"
+        )
+    digest = hashlib.sha256(json.dumps(sorted(columns.items())).encode()).hexdigest()
+    return TileTable(files, columns, digest)
+
+
+def _new_names(path: Path, names: Sequence[str], renamed: Sequence[str]) -> dict[str, str]:
+    """The name of every column of the CSV as we call it."""
+    result = {name: name for name in names}
+    for text in renamed:
+        new, equals, old = text.partition("=")
+        if not equals or new not in KNOWN:
+            raise OptionError(f"--column {text}: expected NAME=COLUMN with a NAME of {', '.join(KNOWN)}")
+        if old not in result:
+            raise OptionError(f"--column {text}: {path} has no column {old!r}; it has {', '.join(names)}")
+        if new in result and new != old:
+            result[new] = f"{new}_in_csv"
+        result[old] = new
+    doubled = sorted(name for name in result.values() if list(result.values()).count(name) > 1)
+    if doubled or len(names) != len(result):
+        raise OptionError(f"{path}: two columns are called {(doubled or sorted(names))[0]!r}")
+    reserved = sorted(_RESERVED & set(result.values()))
+    if reserved:
+        raise OptionError(f"{path}: a column {reserved[0]!r} is written by embed; rename it")
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class TilesSource:
+    """A run of tiles as patches of the encoder's size; a source for a `PatchPool`."""
+
+    slide_id: str
+    first: int
+    """Row of the first tile."""
+    files: tuple[Path, ...]
+    names: tuple[str, ...]
+    """As the CSV has them, for messages."""
+    size_px: int
+    fit: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.slide_id}:{self.first}"
+
+    def open(self) -> "_FromTiles":
+        return _FromTiles(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _FromTiles:
+    source: TilesSource
+
+    def read(self, row: int, x_px0: int, y_px0: int) -> npt.NDArray[np.uint8]:
+        index = row - self.source.first
+        try:
+            return read_tile(self.source.files[index], self.source.size_px, self.source.fit)
+        except ReadError as error:
+            raise ReadError(f"{self.source.names[index]}: {error}") from None
+
+    def close(self) -> None: ...
+
+
+def read_tile(path: Path, size_px: int, fit: str) -> npt.NDArray[np.uint8]:
+    """A tile as a view, uint8 (size_px, size_px, 3); what is transparent becomes white.
+
+    Parameters
+    ----------
+    fit : str
+        ``resize``: the shorter side first becomes `size_px`; ``crop``: only the centre is taken.
+
+    Raises
+    ------
+    ReadError
+        When it cannot be read, is no 8-bit image, is absurdly large, or is too small to crop.
+    """
+    try:
+        with PIL.Image.open(path) as image:
+            width, height = image.size
+            if width * height > MAX_TILE_PX:
+                raise ReadError(f"{width}x{height} px, at most {MAX_TILE_PX} pixels are read")
+            if image.mode not in _MODES:
+                raise ReadError(f"mode {image.mode}; 8-bit grey or RGB is expected")
+            opaque = _opaque(image)
+    except ReadError:
+        raise
+    except FileNotFoundError:
+        raise ReadError("no such file") from None
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError, MemoryError) as error:
+        said = first_line(error).replace(str(path), path.name)
+        raise ReadError(f"not a readable image ({said})") from None
+    if fit == "resize" and min(width, height) != size_px:
+        scale = size_px / min(width, height)
+        width, height = max(size_px, round(width * scale)), max(size_px, round(height * scale))
+        if width * height > MAX_TILE_PX:
+            raise ReadError(f"{width}x{height} px when resized, at most {MAX_TILE_PX} pixels are made")
+        opaque = opaque.resize((width, height), PIL.Image.Resampling.BILINEAR)
+    if min(width, height) < size_px:
+        raise ReadError(f"{width}x{height} px, smaller than the {size_px} px that are to be cropped")
+    left, top = (width - size_px) // 2, (height - size_px) // 2
+    return np.asarray(opaque.crop((left, top, left + size_px, top + size_px)), np.uint8)
+
+
+def _opaque(image: PIL.Image.Image) -> PIL.Image.Image:
+    if image.mode in ("RGBA", "LA") or "transparency" in image.info:
+        over = image.convert("RGBA")
+        white = PIL.Image.new("RGBA", over.size, (255, 255, 255, 255))
+        return PIL.Image.alpha_composite(white, over).convert("RGB")
+    return image.convert("RGB")
