@@ -65,6 +65,10 @@ class DistillError(G2LError):
     """Training cannot go on (loss not finite, checkpoint of another run)."""
 
 
+class EvaluationError(G2LError):
+    """Embeddings or labels on which a protocol is not defined: not finite, one class, too few neighbours."""
+
+
 class DiskFull(G2LError):
     """There is not enough room; everything that was committed is kept."""
 

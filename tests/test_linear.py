@@ -1,0 +1,195 @@
+"""Linear probes against independent solutions of the same problems."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from pipeline.evaluate.eva_linear import eva_linear
+from pipeline.evaluate.linear import Fold, fold_of_splits, folds_by_group, logistic_probe
+from stores.errors import EvaluationError
+
+
+def problem(
+    n: int, n_classes: int, seed: int, noise: float = 1.5
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(n) % n_classes)
+    x = rng.normal(size=(n_classes, 6))[labels] + noise * rng.normal(size=(n, 6))
+    return (x * [1, 10, 1, 0.1, 1, 1] + 5).astype(np.float32), labels
+
+
+def thirds(n: int) -> Fold:
+    rows = np.arange(n)
+    return Fold(rows[rows % 9 < 5], rows[(rows % 9 >= 5) & (rows % 9 < 7)], rows[rows % 9 >= 7])
+
+
+def test_the_solution_is_where_the_gradient_vanishes() -> None:
+    """The objective of the documentation of ``LogisticRegression``, written out: C times loss plus half the norm."""
+    x, labels = problem(180, 3, 0)
+    fold = thirds(180)
+    probe = logistic_probe(x, labels, fold, 3, cs=[0.5])
+    train = x[fold.train].astype(float)
+    mean, std = train.mean(axis=0), train.std(axis=0)
+    z = torch.tensor((train - mean) / std)
+    target = torch.tensor(labels[fold.train])
+    weight = torch.zeros(3, 6, dtype=torch.double, requires_grad=True)
+    bias = torch.zeros(3, dtype=torch.double, requires_grad=True)
+    solver = torch.optim.LBFGS(
+        [weight, bias], max_iter=500, tolerance_grad=1e-10, line_search_fn="strong_wolfe"
+    )
+
+    def objective() -> torch.Tensor:
+        solver.zero_grad()
+        loss = torch.nn.functional.cross_entropy(z @ weight.T + bias, target, reduction="sum")
+        value = 0.5 * loss + 0.5 * weight.square().sum()
+        value.backward()
+        return value
+
+    solver.step(objective)
+    test = torch.tensor((x[fold.test] - mean) / std)
+    expected = (test @ weight.T + bias).softmax(1).detach().numpy()
+    np.testing.assert_allclose(probe.scores, expected, atol=2e-3)
+    assert (probe.c, probe.converged) == (0.5, True)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_the_chosen_c_is_the_best_on_validation(n_classes: int) -> None:
+    x, labels = problem(270, n_classes, 1, noise=4)
+    fold, cs = thirds(270), [1e-4, 1e-2, 1.0, 100.0]
+    aucs = {}
+    for c in cs:
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
+        model.fit(x[fold.train].astype(float), labels[fold.train])
+        scores = model.predict_proba(x[fold.val].astype(float))
+        aucs[c] = roc_auc_score(
+            labels[fold.val], scores[:, 1] if n_classes == 2 else scores, multi_class="ovr"
+        )
+    probe = logistic_probe(x, labels, fold, n_classes, cs)
+    assert probe.c == max(cs, key=lambda c: (aucs[c], -c))
+    assert len(set(aucs.values())) > 1
+
+
+def test_a_constant_feature_and_a_class_that_only_the_test_has() -> None:
+    x, labels = problem(90, 2, 2)
+    x[:, 3] = 7
+    fold = thirds(90)
+    labels = labels.copy()
+    labels[fold.test[0]] = 2
+    probe = logistic_probe(x, labels, fold, 3)
+    assert probe.scores[:, 2].tolist() == [0.0] * len(fold.test)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (
+            lambda x, labels, fold: x.__setitem__((4, 0), np.nan),
+            "linear: the embedding of sample 4 is not finite",
+        ),
+        (lambda x, labels, fold: labels.__setitem__(fold.train, 1), "training samples: 1 different value"),
+        (lambda x, labels, fold: labels.__setitem__(fold.val, 1), "validation samples: 1 different value"),
+    ],
+)
+def test_what_cannot_be_probed(break_it: Any, message: str) -> None:
+    x, labels = problem(90, 2, 3)
+    labels, fold = labels.copy(), thirds(90)
+    break_it(x, labels, fold)
+    with pytest.raises(EvaluationError, match=message):
+        logistic_probe(x, labels, fold, 2)
+
+
+def test_folds_split_no_group_and_test_every_sample_once() -> None:
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 30, 300) * 5
+    labels = (groups // 5) % 3
+    folds = folds_by_group(labels, groups, 5, 0)
+    assert sorted(np.concatenate([fold.test for fold in folds]).tolist()) == list(range(300))
+    for fold in folds:
+        parts = [set(groups[rows].tolist()) for rows in (fold.train, fold.val, fold.test)]
+        assert not parts[0] & parts[1]
+        assert not parts[0] & parts[2]
+        assert not parts[1] & parts[2]
+        assert len(fold.train) + len(fold.val) + len(fold.test) == 300
+    assert [f.test.tolist() for f in folds] == [f.test.tolist() for f in folds_by_group(labels, groups, 5, 0)]
+    with pytest.raises(EvaluationError, match="folds 5: there are only 4 groups"):
+        folds_by_group(labels, groups % 4, 5, 0)
+    with pytest.raises(EvaluationError, match="folds 2: at least 3"):
+        folds_by_group(labels, groups, 2, 0)
+
+
+def test_the_fold_of_a_column_of_splits() -> None:
+    fold = fold_of_splits(["train", "val", "test", "train"])
+    assert (fold.train.tolist(), fold.val.tolist(), fold.test.tolist()) == ([0, 3], [1], [2])
+    assert fold_of_splits(["train", "val"]).test.tolist() == [1]
+    with pytest.raises(EvaluationError, match="splits: 1 train and 0 val samples"):
+        fold_of_splits(["train", "test"])
+    with pytest.raises(EvaluationError, match="split 'valid': allowed are train, val, test"):
+        fold_of_splits(["train", "valid"])
+
+
+def naive_head(
+    x: npt.NDArray[Any], labels: npt.NDArray[np.int64], fold: Fold, n_classes: int, seed: int, steps: int
+) -> tuple[npt.NDArray[np.float64], int]:
+    """AdamW and cross entropy by their formulas, in numpy; returns scores of the test samples and the best epoch."""
+    generator = torch.Generator().manual_seed(seed)
+    bound = x.shape[1] ** -0.5
+    w = torch.empty(n_classes, x.shape[1]).uniform_(-bound, bound, generator=generator).numpy().astype(float)
+    b = torch.empty(n_classes).uniform_(-bound, bound, generator=generator).numpy().astype(float)
+    train, val, test = (x[rows].astype(float) for rows in (fold.train, fold.val, fold.test))
+    state = [np.zeros_like(w), np.zeros_like(w), np.zeros_like(b), np.zeros_like(b)]
+    best, best_epoch, kept, step, epoch = -1.0, 0, (w, b), 0, 0
+
+    def softmax(z: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        e = np.exp(z - z.max(axis=1, keepdims=True))
+        return e / e.sum(axis=1, keepdims=True)
+
+    while step < steps:
+        order = torch.randperm(len(train), generator=generator).numpy()
+        for start in range(0, len(order), 256):
+            if step == steps:
+                break
+            rows = order[start : start + 256]
+            wrong = softmax(train[rows] @ w.T + b) - np.eye(n_classes)[labels[fold.train][rows]]
+            grads = [wrong.T @ train[rows] / len(rows), wrong.mean(axis=0)]
+            step += 1
+            moved = []
+            for i, (value, grad) in enumerate(zip([w, b], grads, strict=True)):
+                value = value * (1 - 3e-4 * 0.01)
+                m, v = 0.9 * state[2 * i] + 0.1 * grad, 0.999 * state[2 * i + 1] + 0.001 * grad**2
+                state[2 * i], state[2 * i + 1] = m, v
+                m_hat, v_hat = m / (1 - 0.9**step), v / (1 - 0.999**step)
+                moved.append(value - 3e-4 * m_hat / (np.sqrt(v_hat) + 1e-8))
+            w, b = moved
+        epoch += 1
+        figure = balanced_accuracy_score(labels[fold.val], (val @ w.T + b).argmax(axis=1))
+        if figure > best:
+            best, best_epoch, kept = figure, epoch, (w, b)
+    return softmax(test @ kept[0].T + kept[1]), best_epoch
+
+
+def test_evas_head_equals_its_formulas() -> None:
+    x, labels = problem(900, 3, 4, noise=1.0)
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    fold = thirds(900)
+    runs = eva_linear(x, labels, fold, 3, seed=5, steps=60, runs=2)
+    for number, run in enumerate(runs):
+        scores, best_epoch = naive_head(x, labels, fold, 3, 5 + number, 60)
+        np.testing.assert_allclose(run.scores, scores, atol=1e-4)
+        assert (run.best_epoch, run.steps) == (best_epoch, 60)
+        guess = scores.argmax(axis=1)
+        assert run.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels[fold.test], guess))
+    assert not np.array_equal(runs[0].scores, runs[1].scores)
+
+
+def test_evas_head_stops_when_validation_does_not_rise() -> None:
+    x, labels = problem(90, 2, 6, noise=0.01)
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    (run,) = eva_linear(x, labels, thirds(90), 2, seed=0, patience=7, steps=100_000, runs=1)
+    assert run.steps == run.best_epoch + 7 + 1  # one batch an epoch
