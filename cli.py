@@ -24,6 +24,7 @@ from pipeline.cli_options import (
     tile_options,
     write_summary,
 )
+from pipeline.evaluate.commands import evaluate
 from pipeline.options import (
     ClusterOptions,
     DistillOptions,
@@ -33,6 +34,7 @@ from pipeline.options import (
     TileOptions,
     VerifyOptions,
 )
+from pipeline.report.options import ReportOptions
 from stores.errors import SOME_SLIDES_FAILED
 
 
@@ -346,6 +348,28 @@ def pull(url: str, out: Path, as_json: bool) -> None:
         objects = remote.Objects(url)
         result = transfer.pull(objects, out, lambda total: report.start("pull", total), report.advance)
     print_result(as_json, dataclasses.asdict(result), lambda: summaries.transfer_lines(str(out), result))
+
+
+g2l.add_command(evaluate)
+
+
+@g2l.command("report")
+@click.argument("path", type=PATH)
+@click.option("--out", type=PATH, help="File to write; report.html beside or in PATH.")
+@options_of(ReportOptions)
+def report_command(path: Path, out: Path | None, as_json: bool, **values: Any) -> None:
+    """One HTML page about a run or a store: curves, slides, features, neighbours, views, tables. Works offline."""
+    from pipeline.progress import reporter_for
+    from pipeline.report.report import write_report
+
+    chosen = out or (
+        path / "report.html" if (path / "metrics.jsonl").is_file() else Path(f"{path}-report.html")
+    )
+    with reporter_for(sys.stderr) as report:
+        result = write_report(path, chosen, build(ReportOptions, values), report)
+    summary = dataclasses.asdict(result) | {"path": str(result.path)}
+    said = f"{result.path}: {result.size / 1e6:.1f} MB, {result.slides} slides, {result.patches} patches"
+    print_result(as_json, summary, lambda: [said, *(f"note: {note}" for note in result.notes)])
 
 
 @g2l.command()

@@ -39,8 +39,11 @@ def from_json(kind: Any, value: Mapping[str, Any]) -> Any:
 
 def _typed(kind: Any, item: Any) -> Any:
     if isinstance(item, list | tuple):
-        inner = Path if "Path" in str(kind) else str
-        return tuple(inner(x) for x in item)
+        inner = next((t for t in (Path, int) if t.__name__ in str(kind)), str)
+        try:
+            return tuple(inner(x) for x in item)
+        except (TypeError, ValueError):
+            raise OptionError(f"{item}: a list of {inner.__name__} is expected") from None
     return Path(item) if item is not None and "Path" in str(kind) else item
 
 

@@ -133,6 +133,26 @@ def _loss(
     return float(torch.stack(values).double().mean())
 
 
+class _Scaled(Sequence[Tensor]):
+    """Bags scaled by mean and standard deviation of the training patches, each when it is asked for."""
+
+    def __init__(
+        self, x: npt.NDArray[Any], bags: Sequence[npt.NDArray[np.int64]], train: npt.NDArray[np.int64]
+    ) -> None:
+        self._x, self._bags = x, bags
+        n = sum(len(bags[i]) for i in train)
+        self._mean = sum(x[bags[i]].sum(axis=0, dtype=np.float64) for i in train) / n
+        variance = sum(np.square(x[bags[i]] - self._mean).sum(axis=0) for i in train) / n
+        self._std = np.where(variance > 0, np.sqrt(variance), 1)
+
+    def __len__(self) -> int:
+        return len(self._bags)
+
+    def __getitem__(self, index: Any) -> Any:
+        scaled = (self._x[self._bags[index]] - self._mean) / self._std
+        return torch.from_numpy(scaled.astype(np.float32))
+
+
 def abmil_scores(
     x: npt.NDArray[Any],
     bags: Sequence[npt.NDArray[np.int64]],
@@ -148,10 +168,7 @@ def abmil_scores(
         raise EvaluationError(f"{len(labels)} labels and {len(bags)} slides; one each is needed")
     result = np.full((len(bags), n_classes), np.nan)
     for number, fold in enumerate(folds):
-        train_rows = np.concatenate([bags[i] for i in fold.train])
-        mean, std = x[train_rows].mean(axis=0, dtype=np.float64), x[train_rows].std(axis=0, dtype=np.float64)
-        std[std == 0] = 1
-        scaled = [torch.from_numpy(((x[rows] - mean) / std).astype(np.float32)) for rows in bags]
+        scaled = _Scaled(x, bags, fold.train)
         trained = train_abmil(scaled, labels, fold, n_classes, seed + number, epochs)
         with torch.inference_mode():
             for i in fold.test.tolist():

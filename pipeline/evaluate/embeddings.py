@@ -1,0 +1,298 @@
+"""Embeddings for the protocols: from `embed`, from a store (its teacher's seed 0), or h5 files of other tools."""
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from stores import features, manifest, recipe
+from stores.errors import EvaluationError, OptionError
+from stores.files import first_line
+from stores.location import StoreLike
+
+_KEYS = (("slide_id", "x_px0", "y_px0"), ("path",), ("slide_id",))
+"""What names a sample, the most exact first."""
+_MAX_DIM = 65_536
+_MAX_BYTES = 256 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Samples with what is known of them."""
+
+    source: str
+    """Where they come from."""
+    encoder: str
+    """Name of the encoder; empty where the files do not say."""
+    x: npt.NDArray[np.float32]
+    """(n, d)"""
+    columns: Mapping[str, Sequence[Any]]
+    """By name, n values each."""
+    left_out: int = 0
+    """Samples that could not be read."""
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def column(self, name: str, flag: str) -> Sequence[Any]:
+        """A column; OptionError that names the option `flag` when there is none."""
+        if name not in self.columns:
+            raise OptionError(
+                f"--{flag} {name}: {self.source} has no such column; it has {', '.join(self.columns)}"
+            )
+        return self.columns[name]
+
+    def take(self, rows: npt.NDArray[Any]) -> "Embeddings":
+        """Some of the samples, by index or mask."""
+        index = np.flatnonzero(rows) if rows.dtype == bool else rows
+        columns = {name: [values[i] for i in index.tolist()] for name, values in self.columns.items()}
+        return Embeddings(self.source, self.encoder, self.x[index], columns, self.left_out)
+
+
+def load_embeddings(path: Path) -> Embeddings:
+    """Load embeddings.
+
+    Parameters
+    ----------
+    path
+        The folder of `embed` (or the ``embeddings`` in it), a Parquet file, a store, or a folder of h5 files with
+        ``features`` and ``coords``, one a slide.
+
+    Raises
+    ------
+    OptionError
+        When it is none of these.
+    EvaluationError
+        When a file is damaged, the files differ in length, or nothing is in them.
+    """
+    if (path / recipe.FILE_NAME).is_file():
+        return from_store(path)
+    folder = path / "embeddings" if (path / "embeddings").is_dir() else path
+    if path.suffix == ".parquet" and path.is_file():
+        return _from_files([path], path, _read_parquet)
+    if folder.is_dir():
+        for pattern, read in (("*.parquet", _read_parquet), ("*.h5", _read_h5), ("h5_files/*.h5", _read_h5)):
+            found = sorted(folder.glob(pattern))
+            if found:
+                return _from_files(found, path, read)
+    raise OptionError(
+        f"{path}: no embeddings; give the folder of `g2l embed` (parquet, trident-h5 or clam), a Parquet file, a "
+        "store, or a folder of h5 files"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One file, before its numbers are read."""
+
+    n: int
+    dim: int
+    encoder: str
+    fill: Callable[[npt.NDArray[np.float32]], tuple[int, dict[str, list[Any]]]]
+    """Write the samples that could be read to the front of an array (n, dim); how many, and their columns."""
+
+
+def _from_files(paths: Sequence[Path], source: Path, read: Callable[[Path], _Piece]) -> Embeddings:
+    pieces = [read(path) for path in paths]
+    dim = pieces[0].dim
+    for path, piece in zip(paths, pieces, strict=True):
+        if piece.dim != dim:
+            raise EvaluationError(f"{path}: embeddings of {piece.dim} numbers, {paths[0].name} has {dim}")
+    total = sum(piece.n for piece in pieces)
+    if not 0 < dim <= _MAX_DIM or total * dim * 4 > _MAX_BYTES:
+        raise EvaluationError(f"{source}: {total} embeddings of {dim} numbers are not plausible")
+    x, at = np.empty((total, dim), np.float32), 0
+    columns: dict[str, list[Any]] = {}
+    for path, piece in zip(paths, pieces, strict=True):
+        taken, own = piece.fill(x[at : at + piece.n])
+        if at and set(own) != set(columns):
+            differing = sorted(set(own) ^ set(columns))[0]
+            raise EvaluationError(f"{path}: column {differing!r} is not in all files of {source}")
+        for name, values in own.items():
+            columns.setdefault(name, []).extend(values)
+        at += taken
+    if at == 0:
+        raise EvaluationError(f"{source}: no embedding in it")
+    return Embeddings(str(source), pieces[0].encoder, x[:at], columns, total - at)
+
+
+def _read_parquet(path: Path) -> _Piece:
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise EvaluationError(f"{path}: not a readable Parquet file ({first_line(error)})") from None
+    schema = file.schema_arrow
+    kind = schema.field("features").type if "features" in schema.names else None
+    if kind is None or not pa.types.is_fixed_size_list(kind) or not pa.types.is_floating(kind.value_type):
+        raise EvaluationError(
+            f"{path}: no column features of lists of one length, as `g2l embed` writes them"
+        )
+
+    def fill(x: npt.NDArray[np.float32]) -> tuple[int, dict[str, list[Any]]]:
+        at = 0
+        columns: dict[str, list[Any]] = {
+            name: [] for name in schema.names if name not in ("features", "reason")
+        }
+        try:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group)
+                table = table.filter(pc.is_valid(table["features"]))
+                array = table["features"].combine_chunks()
+                x[at : at + len(table)] = (
+                    array.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+                )
+                at += len(table)
+                for name, values in columns.items():
+                    values.extend(table[name].to_pylist())
+        except (OSError, pa.ArrowException) as error:
+            raise EvaluationError(f"{path}: damaged ({first_line(error)})") from None
+        return at, columns
+
+    about = (schema.metadata or {}).get(b"g2l", b"{}")
+    return _Piece(file.metadata.num_rows, kind.list_size, _encoder_of(about), fill)
+
+
+def _encoder_of(about: bytes | str) -> str:
+    try:
+        return str(json.loads(about)["encoder"]["name"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+
+
+def _read_h5(path: Path) -> _Piece:
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            shape, coords = file["features"].shape, file["coords"].shape
+            kind, encoder = file["features"].dtype.kind, _encoder_of(file.attrs.get("g2l", "{}"))
+    except (OSError, KeyError, AttributeError) as error:
+        raise EvaluationError(f"{path}: no h5 file with features and coords ({first_line(error)})") from None
+    if len(shape) != 2 or coords != (shape[0], 2) or kind != "f":
+        raise EvaluationError(
+            f"{path}: features {shape} and coords {coords}; (n, d) floats and (n, 2) are expected"
+        )
+
+    def fill(x: npt.NDArray[np.float32]) -> tuple[int, dict[str, list[Any]]]:
+        try:
+            with h5py.File(path) as file:
+                x[:] = file["features"][:]
+                places = file["coords"][:]
+        except OSError as error:
+            raise EvaluationError(f"{path}: damaged ({first_line(error)})") from None
+        columns = {
+            "slide_id": [path.stem] * len(x),
+            "x_px0": places[:, 0].tolist(),
+            "y_px0": places[:, 1].tolist(),
+        }
+        return len(x), columns
+
+    return _Piece(shape[0], shape[1], encoder, fill)
+
+
+def from_store(store: StoreLike) -> Embeddings:
+    """The teacher's features of the views of seed 0, of every patch that is committed and could be read."""
+    stored = recipe.load(store)
+    if stored.teacher is None:
+        raise EvaluationError(f"{store}: no teacher's features in it yet")
+    parts: list[npt.NDArray[Any]] = []
+    columns: dict[str, list[Any]] = {}
+    left_out = 0
+    for row in manifest.read_slides(store):
+        own = {name: row[name] for name in row if name not in manifest.SLIDES_SCHEMA.names}
+        fixed = {name: row[name] for name in ("slide_id", "patient_id", "split")} | own
+        for commit in manifest.commits(store, row["slide_id"]):
+            if 0 not in commit.seeds:
+                continue
+            table = commit.read(["row", "x_px0", "y_px0", "seed", "tissue", "status"])
+            table = table.filter(pc.equal(table["seed"], 0))
+            good = table.filter(pc.equal(table["status"], manifest.OK))
+            left_out += len(table) - len(good)
+            array = features.open_features(store, row["slide_id"])
+            start = features.block_range(array.n_rows, commit.block).start
+            block = array.read_block(0, commit.block)[good["row"].to_numpy() - start]
+            parts.append(features.require_finite(block, f"{row['slide_id']} block {commit.block}"))
+            for name, value in fixed.items():
+                columns.setdefault(name, []).extend([value] * len(good))
+            for name in ("row", "x_px0", "y_px0", "tissue"):
+                columns.setdefault(name, []).extend(good[name].to_pylist())
+    if not parts:
+        raise EvaluationError(f"{store}: no features of seed 0 in it")
+    x = np.concatenate(parts).astype(np.float32)
+    return Embeddings(str(store), stored.teacher.name, x, columns, left_out)
+
+
+def add_columns(embeddings: Embeddings, table: Path) -> tuple[Embeddings, int]:
+    """Join a CSV by what names a sample; returns the samples that are in it, and how many are not.
+
+    Raises
+    ------
+    OptionError
+        When the CSV has no such column, names a sample twice, or fits none.
+    """
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise OptionError(f"--labels {table}: cannot be read as CSV ({first_line(error)})") from None
+    names = list(rows[0]) if rows else []
+    keys = next((k for k in _KEYS if set(k) <= set(names) and set(k) <= set(embeddings.columns)), None)
+    if keys is None:
+        raise OptionError(
+            f"--labels {table}: has {', '.join(map(str, names)) or 'nothing'}; samples of {embeddings.source} are "
+            "named by slide_id (with x_px0 and y_px0), or by path"
+        )
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for number, row in enumerate(rows, 2):
+        key = tuple(row[name] for name in keys)
+        if key in found:
+            raise OptionError(f"--labels {table} line {number}: {', '.join(key)} stands there twice")
+        found[key] = row
+    own = list(zip(*(map(str, embeddings.columns[name]) for name in keys), strict=True))
+    known = np.array([key in found for key in own])
+    if not known.any():
+        raise OptionError(
+            f"--labels {table}: names none of the samples of {embeddings.source}, such as {own[0][0]}"
+        )
+    kept = embeddings.take(known)
+    added = {
+        name: [found[key][name] for key, ok in zip(own, known, strict=True) if ok]
+        for name in names
+        if name not in keys
+    }
+    columns = {**kept.columns, **added}
+    return Embeddings(kept.source, kept.encoder, kept.x, columns, kept.left_out), int((~known).sum())
+
+
+def matched(a: Embeddings, b: Embeddings) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Indices of the samples that both have, in the order of `a`.
+
+    Raises
+    ------
+    EvaluationError
+        When the two name samples in different ways, one names a sample twice, or they have none in common.
+    """
+    keys = next((k for k in _KEYS[:2] if set(k) <= set(a.columns) and set(k) <= set(b.columns)), None)
+    if keys is None:
+        raise EvaluationError(
+            f"{a.source} and {b.source}: samples are matched by slide_id, x_px0 and y_px0, or by path; one lacks them"
+        )
+    places = []
+    for embeddings in (a, b):
+        names = list(zip(*(map(str, embeddings.columns[name]) for name in keys), strict=True))
+        place = {name: i for i, name in enumerate(names)}
+        if len(place) < len(names):
+            raise EvaluationError(f"{embeddings.source}: two samples of one {' and '.join(keys)}")
+        places.append(place)
+    both = [name for name in places[0] if name in places[1]]
+    if not both:
+        raise EvaluationError(f"{a.source} and {b.source}: no sample in common")
+    return np.array([places[0][name] for name in both]), np.array([places[1][name] for name in both])

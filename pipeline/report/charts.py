@@ -1,0 +1,111 @@
+"""Line charts as inline SVG that takes its colours from the page, so that it fits light, dark and paper."""
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_WIDTH, _HEIGHT = 360, 200
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 34
+_MAX_POINTS = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a chart."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    kind: str
+    """Class of its colour: ``a``, ``b`` or ``faint``."""
+    dots: bool = False
+
+
+def line_chart(title: str, x_name: str, lines: Sequence[Line]) -> str:
+    """An SVG figure with axes, ticks and a legend; what is not finite is left out."""
+    points = [
+        [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
+        for line in lines
+    ]
+    every = [point for of_line in points for point in of_line]
+    if not every:
+        return ""
+    x_ticks = _ticks(min(x for x, _ in every), max(x for x, _ in every))
+    y_ticks = _ticks(min(y for _, y in every), max(y for _, y in every))
+    x_range, y_range = (x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1])
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - x_range[0]) / (x_range[1] - x_range[0])
+        up = (y - y_range[0]) / (y_range[1] - y_range[0])
+        return _LEFT + across * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}">']
+    for value in y_ticks:
+        _, y = place(x_range[0], value)
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_text(value)}</text>')
+    for value in x_ticks:
+        x, _ = place(value, y_range[0])
+        parts.append(
+            f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 15}" text-anchor="middle">{_text(value)}</text>'
+        )
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(f'<text x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">{html.escape(x_name)}</text>')
+    for line, of_line in zip(lines, points, strict=True):
+        placed = [place(x, y) for x, y in _thinned(of_line)]
+        joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+        parts.append(f'<polyline class="line {line.kind}" points="{joined}"/>')
+        if line.dots:
+            parts += [
+                f'<circle class="dot {line.kind}" cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>' for x, y in placed
+            ]
+    parts.append("</svg>")
+    legend = "".join(
+        f'<span><i class="key {line.kind}"></i>{html.escape(line.name)}</span>'
+        for line, of_line in zip(lines, points, strict=True)
+        if of_line
+    )
+    caption = f"<figcaption>{html.escape(title)}</figcaption>"
+    return f'<figure class="chart">{caption}{"".join(parts)}<div class="legend">{legend}</div></figure>'
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of many points, the smallest and the largest of each stretch, so that no peak is lost."""
+    if len(points) <= _MAX_POINTS:
+        return list(points)
+    size = math.ceil(2 * len(points) / _MAX_POINTS)
+    kept: list[tuple[float, float]] = []
+    for start in range(0, len(points), size):
+        stretch = points[start : start + size]
+        ends = {min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])}
+        kept += sorted(ends)
+    return kept
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers around a range, three to seven of them.
+
+    >>> _ticks(0, 240)
+    [0, 100, 200, 300]
+    """
+    if high <= low:
+        low, high = low - abs(low) * 0.05 - 1e-9, high + abs(high) * 0.05 + 1e-9
+    rough = (high - low) / 4
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
+    digits = max(0, -math.floor(math.log10(step)))
+    return [round(i * step, digits) if digits else int(i * step) for i in range(first, last + 1)]
+
+
+def _text(value: float) -> str:
+    """A tick in few characters.
+
+    >>> _text(0.0001), _text(2000), _text(0.5)
+    ('1e-04', '2000', '0.5')
+    """
+    if value != 0 and not 1e-3 <= abs(value) < 1e5:
+        return f"{value:.0e}"
+    return f"{value:g}"

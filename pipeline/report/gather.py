@@ -1,0 +1,348 @@
+"""What the page shows of slides and patches: pictures, features of teacher and student, colours, neighbours.
+
+Only some slides and some patches of each are shown, evenly spread; the page says of how many. Views are rebuilt from
+the slides or the store's pixels and checked against the manifest, as in stage two.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+import torch
+
+from pipeline import devices, tissue, views
+from pipeline import slides as slide_files
+from pipeline.cluster import threads_of
+from pipeline.distill.data import find_sources
+from pipeline.distill.loader import BlockCache
+from pipeline.distill.validate import embed
+from pipeline.encoders import Encoder
+from pipeline.evaluate.cka import linear_cka
+from pipeline.evaluate.neighbours import nearest
+from pipeline.patches import PatchPool, Source
+from pipeline.progress import Reporter
+from pipeline.report.options import ReportOptions
+from pipeline.rows import rebuild_row
+from pipeline.tiling import THUMBNAIL_MPP
+from stores import manifest, recipe
+from stores.errors import EvaluationError, OptionError, SlideError
+from stores.location import StoreLike
+
+NEIGHBOURS = 6
+_THUMBNAIL_PX, _TILE_PX = 900, 112
+_SPRITE_COLUMNS = 16
+_JPEG_QUALITY = 80
+
+
+@dataclass(frozen=True, slots=True)
+class SlidePart:
+    """A slide on the page."""
+
+    slide_id: str
+    split: str
+    width_px0: int
+    height_px0: int
+    patch_px0: int
+    n_patches: int
+    """Of the whole slide."""
+    rows: list[int]
+    """Of the patches that are shown."""
+    x_px0: list[int]
+    y_px0: list[int]
+    thumbnail: bytes | None
+    """JPEG; None without the slide file."""
+    contour: list[list[list[int]]]
+    """Outlines of the tissue, in level-0 pixels; empty without the slide file, or where a mask was given."""
+    sprite: bytes
+    """JPEG of all shown patches, `_SPRITE_COLUMNS` in a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownView:
+    """One patch under one seed."""
+
+    slide_id: str
+    row: int
+    seed: int
+    what: str
+    """What was drawn, in words."""
+    picture: bytes
+
+
+@dataclass(slots=True)
+class Gathered:
+    """All that is shown of slides and patches."""
+
+    slides: list[SlidePart] = field(default_factory=list)
+    n_slides: int = 0
+    """Usable slides of the store."""
+    colours: dict[str, list[str]] = field(default_factory=dict)
+    """By encoder (``teacher``, ``student``), a colour for each patch of all slides in order."""
+    neighbours: dict[str, list[list[int]]] = field(default_factory=dict)
+    """By encoder, the nearest patches of each patch, as numbers over all slides."""
+    agreement: float | None = None
+    """Share of neighbours that teacher and student have in common."""
+    cka: float | None = None
+    """Of teacher and student on the patches that are shown."""
+    views: list[ShownView] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def gather(store: StoreLike, student: Encoder | None, options: ReportOptions, report: Reporter) -> Gathered:
+    """Read, render and embed what is shown.
+
+    Raises
+    ------
+    OptionError
+        When the store keeps no pixels of a slide and it is not among ``--slides``.
+    ViewMismatch
+        When a view is not the one that the teacher saw.
+    """
+    stored = recipe.load(store)
+    if stored.teacher is None or stored.policy is None:
+        raise EvaluationError(f"{store}: no teacher's features in it yet; nothing to show")
+    policy = views.Policy.from_json(stored.policy)
+    usable = [row for row in manifest.read_slides(store) if row["status"] == manifest.OK]
+    result = Gathered(n_slides=len(usable))
+    chosen = _spread(usable, options.max_slides)
+    sources = find_sources(store, stored, {row["slide_id"] for row in chosen}, options.slides)
+    paths = slide_files.find_slides(options.slides) if options.slides else {}
+    cache = BlockCache(store)
+    targets, pictures = [], []
+    report.start("report", len(chosen))
+    with PatchPool(threads_of(options.threads, 1)) as pool:
+        for row in chosen:
+            shown = _Slide(store, row, sources[row["slide_id"]], policy, cache, pool, options.max_patches)
+            if not shown.places:
+                result.notes.append(f"slide {row['slide_id']}: no view of seed 0 yet, left out")
+                continue
+            part, seen = shown.part(paths.get(row["slide_id"]), stored, result)
+            result.slides.append(part)
+            pictures.append(seen)
+            targets.append(shown.targets())
+            if len(result.views) < options.views * _seeds_of(result.views):
+                result.views += shown.views()
+            report.advance(1, row["slide_id"])
+    if not result.slides:
+        raise EvaluationError(f"{store}: no patch of seed 0 that could be read; nothing to show")
+    teacher = np.concatenate(targets).astype(np.float32)
+    _compare(result, teacher, np.concatenate(pictures), student, options)
+    return result
+
+
+def _seeds_of(shown: Sequence[ShownView]) -> int:
+    return max(1, len({view.seed for view in shown}))
+
+
+def _spread(items: Sequence[Any], n: int) -> list[Any]:
+    """At most `n` items, evenly spread."""
+    return [
+        items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(n, len(items))).round().astype(int))
+    ]
+
+
+class _Slide:
+    """One slide of the store, as far as it is shown."""
+
+    def __init__(
+        self,
+        store: StoreLike,
+        row: Mapping[str, Any],
+        source: Source,
+        policy: views.Policy,
+        cache: BlockCache,
+        pool: PatchPool,
+        max_patches: int,
+    ) -> None:
+        self._row, self._source, self._policy = row, source, policy
+        self._cache, self._pool = cache, pool
+        found: list[tuple[int, manifest.Commit]] = []
+        self._seeds: dict[int, list[tuple[int, manifest.Commit]]] = {}
+        for commit in manifest.commits(store, row["slide_id"]):
+            table = commit.read(["row", "seed", "status"])
+            ok = table.filter(pc.equal(table["status"], manifest.OK))
+            for seed, number in zip(ok["seed"].to_pylist(), ok["row"].to_pylist(), strict=True):
+                self._seeds.setdefault(number, []).append((seed, commit))
+                if seed == 0:
+                    found.append((number, commit))
+        self.places = _spread(sorted(found, key=lambda item: item[0]), max_patches)
+
+    def part(
+        self, path: Path | None, stored: recipe.Recipe, result: Gathered
+    ) -> tuple[SlidePart, npt.NDArray[np.uint8]]:
+        """The slide, and the views of seed 0 of its patches, uint8 (n, crop_px, crop_px, 3)."""
+        requests = [self._cache.commit(commit).request(number, {0: True}) for number, commit in self.places]
+        jobs = [
+            self._pool.submit(
+                self._source,
+                functools.partial(rebuild_row, self._policy),
+                self._row["slide_id"],
+                number,
+                *request,
+            )
+            for (number, _), request in zip(self.places, requests, strict=True)
+        ]
+        seen = np.concatenate([job.result() for job in jobs])
+        thumbnail, contour = (None, []) if path is None else self._picture(path, stored, result)
+        row = self._row
+        return (
+            SlidePart(
+                row["slide_id"],
+                row["split"],
+                row["width_px0"],
+                row["height_px0"],
+                row["patch_px0"],
+                row["n_patches"],
+                [number for number, _ in self.places],
+                [request[0] for request in requests],
+                [request[1] for request in requests],
+                thumbnail,
+                contour,
+                _sprite(seen),
+            ),
+            seen,
+        )
+
+    def _picture(
+        self, path: Path, stored: recipe.Recipe, result: Gathered
+    ) -> tuple[bytes | None, list[list[list[int]]]]:
+        """Thumbnail and outline of the tissue."""
+        row = self._row
+        try:
+            info = slide_files.inspect(row["slide_id"], path, row["mpp"], row["mpp_source"])
+            thumbnail = slide_files.read_thumbnail(info, THUMBNAIL_MPP)
+        except SlideError as error:
+            result.notes.append(str(error))
+            return None, []
+        contour: list[list[list[int]]] = []
+        if stored.patch.tissue == tissue.CLASSICAL.to_json():
+            mask = tissue.tissue_mask(thumbnail, thumbnail_mpp=info.width_px0 * info.mpp / thumbnail.shape[1])
+            contour = _outlines(mask, info.width_px0, info.height_px0)
+        scale = min(1.0, _THUMBNAIL_PX / max(thumbnail.shape[:2]))
+        if scale < 1:
+            size = max(1, round(thumbnail.shape[1] * scale)), max(1, round(thumbnail.shape[0] * scale))
+            thumbnail = np.asarray(cv2.resize(thumbnail, size, interpolation=cv2.INTER_AREA), np.uint8)
+        return _jpeg(thumbnail), contour
+
+    def targets(self) -> npt.NDArray[np.float16]:
+        """The teacher's features of the shown patches."""
+        return np.concatenate(
+            [self._cache.targets(commit, np.array([number], np.int32), 0) for number, commit in self.places]
+        )
+
+    def views(self) -> list[ShownView]:
+        """The patch in the middle of the slide under every seed that it has."""
+        number, _ = self.places[len(self.places) // 2]
+        shown = []
+        for seed, commit in sorted(self._seeds[number], key=lambda item: item[0]):
+            x, y, wanted = self._cache.commit(commit).request(number, {seed: True})
+            work = functools.partial(rebuild_row, self._policy)
+            job = self._pool.submit(self._source, work, self._row["slide_id"], number, x, y, wanted)
+            text = "centre crop, unchanged" if seed == 0 else _in_words(wanted[0].params)
+            shown.append(ShownView(self._row["slide_id"], number, seed, text, _jpeg(job.result()[0])))
+        return shown
+
+
+def _in_words(params: views.ViewParams) -> str:
+    """What a seed drew."""
+    said = [f"crop at {params.crop_x_px},{params.crop_y_px}"]
+    said += ["mirrored"] * params.hflip + ["upside down"] * params.vflip
+    if params.jitter:
+        said.append(
+            f"brightness {params.brightness:.2f}, contrast {params.contrast:.2f}, "
+            f"saturation {params.saturation:.2f}, hue {params.hue:+.3f}"
+        )
+    if params.stain:
+        said.append(f"stains {params.stain_h:.2f}, {params.stain_e:.2f}, {params.stain_d:.2f}")
+    if params.blur:
+        said.append(f"blurred, sigma {params.sigma:.2f}")
+    return "; ".join(said)
+
+
+def _sprite(pictures: npt.NDArray[np.uint8]) -> bytes:
+    lines = -(-len(pictures) // _SPRITE_COLUMNS)
+    sheet = np.full((lines * _TILE_PX, min(len(pictures), _SPRITE_COLUMNS) * _TILE_PX, 3), 255, np.uint8)
+    for i, picture in enumerate(pictures):
+        top, left = i // _SPRITE_COLUMNS * _TILE_PX, i % _SPRITE_COLUMNS * _TILE_PX
+        sheet[top : top + _TILE_PX, left : left + _TILE_PX] = cv2.resize(
+            picture, (_TILE_PX, _TILE_PX), interpolation=cv2.INTER_AREA
+        )
+    return _jpeg(sheet)
+
+
+def _jpeg(image: npt.NDArray[np.uint8]) -> bytes:
+    quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+    return bytes(cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)[1].tobytes())
+
+
+def _outlines(mask: npt.NDArray[np.bool_], width_px0: int, height_px0: int) -> list[list[list[int]]]:
+    found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    scale = np.array([width_px0 / mask.shape[1], height_px0 / mask.shape[0]])
+    return [
+        np.rint((outline[:, 0] + 0.5) * scale).astype(int).tolist() for outline in found if len(outline) > 2
+    ]
+
+
+def _compare(
+    result: Gathered,
+    teacher: npt.NDArray[np.float32],
+    pictures: npt.NDArray[np.uint8],
+    student: Encoder | None,
+    options: ReportOptions,
+) -> None:
+    """Colours and neighbours under the teacher, and under the student where there is one."""
+    features = {"teacher": teacher}
+    if student is not None:
+        if pictures.shape[1] != student.image_px:
+            raise OptionError(
+                f"--student {student.name}: takes {student.image_px} px, the store's views have {pictures.shape[1]}"
+            )
+        device = devices.choose_device(options.device)
+        dtype, _ = devices.choose_dtype("auto", device)
+        features["student"] = embed(student.to(device).eval(), pictures, 32, device, dtype).numpy()
+        student.cpu()
+    n = len(teacher)
+    spaces = {name: _principal(x) for name, x in features.items()}
+    if "student" in spaces:
+        spaces["student"] = _turned(spaces["student"], spaces["teacher"])
+    result.colours = {name: _colours(space) for name, space in spaces.items()}
+    k = min(NEIGHBOURS, n - 1)
+    if k < 1:
+        return
+    own = np.arange(n)
+    found = {name: nearest(x, x, k, (own, own)) for name, x in features.items()}
+    result.neighbours = {name: index.tolist() for name, index in found.items()}
+    if "student" in found:
+        shared = [len(set(a) & set(b)) for a, b in zip(*result.neighbours.values(), strict=True)]
+        result.agreement = float(np.mean(shared)) / k
+        result.cka = linear_cka(features["student"], teacher)
+
+
+def _principal(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """The first three principal components, (n, 3); zeros where there are fewer."""
+    centred = torch.from_numpy(x.astype(np.float64) - x.mean(axis=0, dtype=np.float64))
+    u, s, _ = torch.linalg.svd(centred, full_matrices=False)
+    n = min(3, len(s))
+    scores = np.zeros((len(x), 3))
+    scores[:, :n] = (u[:, :n] * s[:n]).numpy()
+    return scores
+
+
+def _turned(student: npt.NDArray[np.float64], teacher: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The student's components turned (orthogonal Procrustes) so that like colours mean like things."""
+    u, _, vt = np.linalg.svd(student.T @ teacher)
+    return np.asarray(student @ (u @ vt))
+
+
+def _colours(space: npt.NDArray[np.float64]) -> list[str]:
+    """Three components as red, green and blue, from their 2nd to their 98th percentile."""
+    low, high = np.percentile(space, [2, 98], axis=0)
+    scaled = np.clip((space - low) / np.where(high > low, high - low, 1), 0, 1)
+    rgb = np.rint(30 + 210 * scaled).astype(int)
+    return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in rgb.tolist()]

@@ -1,0 +1,228 @@
+"""The page itself: sections of HTML around what was gathered. All text that comes from files is escaped."""
+
+import base64
+import html
+import importlib.resources
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.report.charts import Line, line_chart
+from pipeline.report.gather import _SPRITE_COLUMNS, _TILE_PX, Gathered
+
+_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "base-uri 'none'; form-action 'none'"
+)
+"""What the browser is to allow: nothing that is not in the file."""
+Pairs = Sequence[tuple[str, Any]]
+
+
+def page(title: str, subtitle: str, sections: Sequence[tuple[str, str, str]]) -> str:
+    """The whole document.
+
+    Parameters
+    ----------
+    sections
+        Identifier, heading and HTML of each; empty ones are left out.
+    """
+    kept = [section for section in sections if section[2]]
+    links = "".join(f'<a href="#{name}">{html.escape(heading)}</a>' for name, heading, _ in kept)
+    body = "".join(
+        f'<section id="{name}"><h2>{html.escape(heading)}</h2>{content}</section>'
+        for name, heading, content in kept
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{_asset('report.css')}</style></head><body>"
+        f'<header><h1>{html.escape(title)}</h1><p class="soft">{html.escape(subtitle)}</p></header>'
+        f"<nav aria-label='sections'>{links}</nav><main>{body}</main>"
+        "<noscript><p>The slide browser needs JavaScript; everything else is there without it.</p></noscript>"
+        f"<script>{_asset('report.js')}</script></body></html>\n"
+    )
+
+
+def _asset(name: str) -> str:
+    return (importlib.resources.files("pipeline") / "assets" / name).read_text(encoding="utf-8")
+
+
+def facts(pairs: Pairs) -> str:
+    """Name and value, side by side; what is empty is left out."""
+    rows = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd></div>"
+        for name, value in pairs
+        if value not in (None, "")
+    )
+    return f'<dl class="facts">{rows}</dl>'
+
+
+def tiles(pairs: Pairs) -> str:
+    """A few large figures."""
+    shown = "".join(
+        f'<div class="tile"><b>{html.escape(str(value))}</b><span>{html.escape(name)}</span></div>'
+        for name, value in pairs
+    )
+    return f'<div class="tiles">{shown}</div>'
+
+
+def curves(records: Sequence[Mapping[str, Any]]) -> str:
+    """Loss, schedule, agreement with the teacher and data wait over the steps of a run."""
+    train = [record for record in records if record.get("kind") == "train"]
+    val = [record for record in records if record.get("kind") == "val"]
+
+    def line(name: str, of: Sequence[Mapping[str, Any]], key: str, kind: str, dots: bool = False) -> Line:
+        known = [record for record in of if isinstance(record.get(key), int | float)]
+        return Line(name, [r["step"] for r in known], [r[key] for r in known], kind, dots)
+
+    charts = [
+        line_chart(
+            "Loss",
+            "step",
+            [line("each step", train, "loss", "faint"), line("held out", val, "loss", "b", True)],
+        ),
+        line_chart(
+            "Agreement with the teacher, held out",
+            "step",
+            [line("linear CKA", val, "cka", "a", True), line("cosine", val, "cosine", "b", True)],
+        ),
+        line_chart("Learning rate", "step", [line("learning rate", train, "lr", "a")]),
+        line_chart("Weight decay", "step", [line("weight decay", train, "weight_decay", "a")]),
+        line_chart(
+            "Share of a step spent waiting for data", "step", [line("data wait", train, "data_wait", "faint")]
+        ),
+        line_chart("Speed", "step", [line("views a second", train, "views_per_s", "faint")]),
+    ]
+    return f'<div class="charts">{"".join(charts)}</div>' if any(charts) else ""
+
+
+def browser(found: Gathered) -> str:
+    """Slide, feature maps and neighbours; the script draws them from the JSON beside it."""
+    has_student = "student" in found.colours
+    names = {"plain": "Patches", "teacher": "Teacher's features", "student": "Student's features"}
+    kinds = ["plain", *found.colours]
+    maps = "".join(
+        f'<figure class="map {kind if kind == "plain" else "coloured"}" data-kind="{kind}">'
+        f'<figcaption>{names[kind]}</figcaption><div class="box"></div></figure>'
+        for kind in kinds
+    )
+    near = "".join(
+        f'<div class="who">{name.capitalize()}</div><div class="row" id="near-{name}"></div>'
+        for name in found.neighbours
+    )
+    shown = sum(len(slide.rows) for slide in found.slides)
+    both = (
+        "Under the student they are turned to match the teacher's as well as a rotation can. A green frame marks a "
+        "neighbour under both."
+        if has_student
+        else ""
+    )
+    return f"""
+<p>{len(found.slides)} of {found.n_slides} slides and {shown:,} of their patches. The colours are the first three
+principal components of the features, as red, green and blue: patches of like colour look alike to the encoder. {both}
+</p>
+<p class="soft keys">Hover over a patch to see it, click to choose it. With the keyboard: <kbd>Tab</kbd> to the
+patches, then the arrow keys, <kbd>Home</kbd>, <kbd>End</kbd>, and <kbd>PageUp</kbd>, <kbd>PageDown</kbd> for the
+slides.</p>
+<div id="browser">
+<div class="controls"><label>Slide <select id="slide"></select></label> <span class="soft" id="slide-text"></span>
+<label><input type="checkbox" id="show-grid" checked> grid</label>
+<label><input type="checkbox" id="show-outline" checked> tissue outline</label></div>
+<div class="maps">{maps}</div>
+<div class="looks"><div class="who">Chosen</div><div class="row"><figure><span class="crop" id="now"></span>
+<figcaption id="now-text"></figcaption></figure></div>{near}</div>
+<p class="sr" id="said" aria-live="polite"></p></div>
+<div id="tip" hidden><span class="crop" id="tip-crop"></span><span id="tip-text"></span></div>
+<script type="application/json" id="data">{_embedded(found)}</script>"""
+
+
+def _embedded(found: Gathered) -> str:
+    """The data of the browser as JSON that cannot end the element it stands in."""
+    value = {
+        "columns": _SPRITE_COLUMNS,
+        "tile": _TILE_PX,
+        "slides": [
+            {
+                "id": slide.slide_id,
+                "split": slide.split,
+                "w": slide.width_px0,
+                "h": slide.height_px0,
+                "side": slide.patch_px0,
+                "all": slide.n_patches,
+                "rows": slide.rows,
+                "x": slide.x_px0,
+                "y": slide.y_px0,
+                "thumbnail": _data_url(slide.thumbnail) if slide.thumbnail else None,
+                "contour": slide.contour,
+                "sprite": _data_url(slide.sprite),
+            }
+            for slide in found.slides
+        ],
+        "colours": found.colours,
+        "neighbours": found.neighbours,
+    }
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _data_url(jpeg: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+
+
+def seeds(found: Gathered) -> str:
+    """Each shown patch under each of its seeds."""
+    parts = []
+    for key in dict.fromkeys((view.slide_id, view.row) for view in found.views):
+        views = [view for view in found.views if (view.slide_id, view.row) == key]
+        figures = "".join(
+            f'<figure><img alt="{html.escape(f"{key[0]}, row {key[1]}, seed {view.seed}")}" '
+            f'src="{_data_url(view.picture)}"><figcaption><b>seed {view.seed}</b> {html.escape(view.what)}'
+            "</figcaption></figure>"
+            for view in views
+        )
+        parts.append(f'<h3>{html.escape(key[0])}, row {key[1]}</h3><div class="views">{figures}</div>')
+    if not parts:
+        return ""
+    intro = "<p>The teacher saw every patch in each of these forms; the student is trained on the same pixels.</p>"
+    return intro + "".join(parts)
+
+
+def evaluation(tables: Sequence[Mapping[str, Any]]) -> str:
+    """The tables of ``evaluate all``: a row a figure, a column an encoder."""
+    parts = []
+    for table in tables:
+        names = list(dict.fromkeys(result["name"] for result in table["results"]))
+        cells: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+        for result in table["results"]:
+            for row in result["figures"]:
+                title = row["figure"] if row["k"] is None else f"{row['figure']}, k = {row['k']}"
+                cells.setdefault((result["task"], title), {})[result["name"]] = row
+        head = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in ["task", "figure", *names])
+        body = "".join(
+            f"<tr><td>{html.escape(task)}</td><td>{html.escape(title)}</td>"
+            + "".join(_cell(by_name.get(name), by_name) for name in names)
+            + "</tr>"
+            for (task, title), by_name in cells.items()
+        )
+        missing = "".join(
+            f"<li>{html.escape(f'{name}: {why}')}</li>" for name, why in table.get("failed", {}).items()
+        )
+        parts.append(
+            "<div class='scroll' tabindex='0' role='region' aria-label='evaluation'>"
+            f"<table><thead><tr>{head}</tr></thead>"
+            f"<tbody>{body}</tbody></table></div>" + (f"<p>Failed:</p><ul>{missing}</ul>" if missing else "")
+        )
+    intro = "<p>Values with 95 % bootstrap intervals over groups; the best of a row is bold.</p>"
+    return intro + "".join(parts) if parts else ""
+
+
+def _cell(row: Mapping[str, Any] | None, others: Mapping[str, Mapping[str, Any]]) -> str:
+    if row is None or row["value"] is None:
+        return f"<td>{'' if row is None else '-'}</td>"
+    known = [other["value"] for other in others.values() if other["value"] is not None]
+    best = ' class="best"' if len(known) > 1 and row["value"] == max(known) else ""
+    interval = ""
+    if row.get("low") is not None and row.get("high") is not None:
+        interval = f" <small>{float(row['low']):.3f} to {float(row['high']):.3f}</small>"
+    return f"<td{best}>{float(row['value']):.4f}{interval}</td>"
