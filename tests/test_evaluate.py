@@ -27,11 +27,11 @@ from pipeline.synthetic import write_slide
 from stores import features, manifest
 from stores.errors import EvaluationError, OptionError
 
-N, DIM = 120, 8
+N, DIM = 240, 8
 
 
 def samples(seed: int = 0) -> tuple[np.ndarray, dict[str, list[Any]]]:
-    """Two classes from three sites, twelve slides of ten patches."""
+    """Two classes from three sites, 24 slides of ten patches."""
     rng = np.random.default_rng(seed)
     slide = np.arange(N) // 10
     label, site = slide % 2, slide % 3
@@ -97,14 +97,14 @@ def test_knn_leaves_the_own_group_out(parquet: Path) -> None:
 
 def test_knn_by_split(tmp_path: Path) -> None:
     x, columns = samples()
-    splits = ["train"] * 70 + ["val"] * 20 + ["test"] * 30
+    splits = ["train"] * 190 + ["val"] * 20 + ["test"] * 30
     path = write(tmp_path / "e.parquet", x, columns | {"split": splits})
     result = run("knn", path, "--k", 3)
     labels = np.array(columns["label"])
-    model = KNeighborsClassifier(3, metric="cosine", algorithm="brute").fit(x[:70], labels[:70])
+    model = KNeighborsClassifier(3, metric="cosine", algorithm="brute").fit(x[:190], labels[:190])
     assert result["samples"] == 50
     assert figure(result, "accuracy", 3)["value"] == pytest.approx(
-        (model.predict(x[70:]) == labels[70:]).mean()
+        (model.predict(x[190:]) == labels[190:]).mean()
     )
     assert run("knn", path, "--k", 3, "--by", "leave-out")["samples"] == N
 
@@ -153,7 +153,7 @@ def test_cka_matches_samples_by_name(tmp_path: Path) -> None:
     result = run("cka", a, b)
     assert figure(result, "cka")["value"] == pytest.approx(1, abs=1e-5)
     assert result["samples"] == 100
-    assert result["notes"] == ["20 samples are only in one of the two and were left out"]
+    assert result["notes"] == ["140 samples are only in one of the two and were left out"]
     assert figure(run("cka", a, b, "--batch", 25), "cka_unbiased")["value"] == pytest.approx(1, abs=1e-5)
 
 
@@ -186,19 +186,19 @@ def test_h5_files_of_other_tools(tmp_path: Path) -> None:
             file["coords"] = np.arange(2 * len(x[rows])).reshape(-1, 2)
     found = load_embeddings(tmp_path)
     np.testing.assert_array_equal(found.x, x)
-    assert found.columns["slide_id"] == ["one"] * 50 + ["two"] * 70
+    assert found.columns["slide_id"] == ["one"] * 50 + ["two"] * 190
     table = tmp_path / "labels.csv"
     table.write_text("slide_id,label\none,x\n")
     kept, lost = add_columns(found, table)
-    assert (len(kept), lost, set(kept.columns["label"])) == (50, 70, {"x"})
+    assert (len(kept), lost, set(kept.columns["label"])) == (50, 190, {"x"})
 
 
 def test_rows_that_could_not_be_read_are_left_out_and_counted(tmp_path: Path) -> None:
-    path = write(tmp_path / "e.parquet", *samples(), bad=60)
+    path = write(tmp_path / "e.parquet", *samples(), bad=180)
     found = load_embeddings(path)
-    assert (len(found), found.left_out) == (60, 60)
+    assert (len(found), found.left_out) == (60, 180)
     assert len(found.columns["label"]) == 60
-    assert "60 samples could not be read when they were embedded" in run("knn", path)["notes"]
+    assert "180 samples could not be read when they were embedded" in run("knn", path)["notes"]
 
 
 def test_hest_of_genes_in_a_csv(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_hest_of_genes_in_a_csv(tmp_path: Path) -> None:
     result = run("hest", path, "--genes", tmp_path / "genes.csv", "--fold", "site")
     assert (result["samples"], result["notes"][0]) == (
         100,
-        "20 samples are not in genes.csv and were left out",
+        "140 samples are not in genes.csv and were left out",
     )
     assert figure(result, "pearson of CD3")["value"] > 0.95
     assert 0.5 < figure(result, "pearson of KRT5")["value"] < 0.95
@@ -222,7 +222,7 @@ def slide_embeddings(folder: Path) -> Path:
     rng = np.random.default_rng(0)
     slide = np.repeat(np.arange(30), 8)
     x = rng.normal(size=(len(slide), 6)).astype(np.float32)
-    x[:, 0] += 2 * (slide // 2 % 2)
+    x[:, 0] += 4 * (slide // 2 % 2)
     columns = {"slide_id": [f"s{i:02}" for i in slide], "patient_id": [f"p{i // 2}" for i in slide]}
     return write(folder / "e.parquet", x, columns)
 
@@ -262,7 +262,10 @@ def test_a_slide_with_two_labels_is_refused(tmp_path: Path) -> None:
         (lambda p: write(p, np.full((4, 2), np.nan), {"label": list("aabb")}), "sample 0 is not finite"),
         (lambda p: write(p, np.ones((4, 2)), {"label": list("aaaa")}, bad=4), "no embedding in it"),
         (lambda p: write(p, np.ones((4, 2)), {"kind": list("aaaa")}), "--label label: .* it has kind"),
-        (lambda p: write(p, np.ones((4, 2)), {"label": list("aabb")}), "k 20: query 0 has only 3 samples"),
+        (
+            lambda p: write(p, np.ones((4, 2)), {"label": list("aabb")}),
+            "k 20: allowed is 1 to the number of reference samples, 4",
+        ),
     ],
 )
 def test_embeddings_that_do_not_do(tmp_path: Path, break_it: Callable[[Path], Any], message: str) -> None:
@@ -331,7 +334,7 @@ def bench_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "slides").mkdir()
     rows = ["slide_id,site"]
     for seed, name in enumerate("abcd"):
-        write_slide(folder / "slides" / f"{name}.tiff", seed=seed, width_px=1100, height_px=1100)
+        write_slide(folder / "slides" / f"{name}.tiff", seed=seed, width_px=1120, height_px=1120)
         rows.append(f"{name},{'xy'[seed % 2]}")
     (folder / "slides" / "slides.csv").write_text("\n".join(rows) + "\n")
     (folder / "bench.yaml").write_text(BENCH)
@@ -365,10 +368,10 @@ def test_a_bench_embeds_evaluates_and_writes_tables(bench_folder: Path) -> None:
         "| task | figure | student | teacher |\n|---|---|---|---|\n| cohort knn | accuracy, k = 3 | "
     )
     assert len(json.loads((out / "table.json").read_text())["results"]) == 5
-    before = {p: p.stat().st_mtime_ns for p in (out / "embeddings").rglob("*.parquet")}
+    before = {p: p.stat().st_mtime_ns for p in (out / "embeddings").glob("*/*/embeddings/*")}
     again = run_bench(read_bench(bench_folder / "bench.yaml"), out, Silent())
     assert again.to_json() == tables.to_json()
-    assert before == {p: p.stat().st_mtime_ns for p in (out / "embeddings").rglob("*.parquet")}
+    assert before == {p: p.stat().st_mtime_ns for p in (out / "embeddings").glob("*/*/embeddings/*")}
 
 
 def test_what_fails_stands_in_the_table_and_the_rest_is_done(bench_folder: Path) -> None:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, log_loss, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -63,17 +63,24 @@ def test_the_solution_is_where_the_gradient_vanishes() -> None:
 def test_the_chosen_c_is_the_best_on_validation(n_classes: int) -> None:
     x, labels = problem(270, n_classes, 1, noise=4)
     fold, cs = thirds(270), [1e-4, 1e-2, 1.0, 100.0]
-    aucs = {}
+    aucs, losses = {}, {}
     for c in cs:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
         model.fit(x[fold.train].astype(float), labels[fold.train])
         scores = model.predict_proba(x[fold.val].astype(float))
+        losses[c] = log_loss(labels[fold.val], scores)
         aucs[c] = roc_auc_score(
             labels[fold.val], scores[:, 1] if n_classes == 2 else scores, multi_class="ovr"
         )
     probe = logistic_probe(x, labels, fold, n_classes, cs)
-    assert probe.c == max(cs, key=lambda c: (aucs[c], -c))
+    assert probe.c == max(cs, key=lambda c: (aucs[c], -losses[c]))
     assert len(set(aucs.values())) > 1
+
+
+def test_of_equal_aucs_the_smallest_log_loss_decides() -> None:
+    x, labels = problem(90, 2, 5, noise=0.001)
+    probe = logistic_probe(x, labels, thirds(90), 2, [1e-4, 1.0, 1e4])
+    assert probe.c == 1e4
 
 
 def test_a_constant_feature_and_a_class_that_only_the_test_has() -> None:

@@ -49,6 +49,22 @@ def test_figures_equal_scikit_learn(n: int, n_classes: int, seed: int, tied: boo
         assert found[3] == pytest.approx(sk.roc_auc_score(truth, scores[rows], multi_class="ovr"))
 
 
+def test_scores_of_two_models_are_not_compared() -> None:
+    """The AUC over folds is the mean of scikit-learn's by fold, weighted by their pairs."""
+    rng = np.random.default_rng(0)
+    labels, fold = rng.integers(0, 2, 90), rng.integers(0, 3, 90) * 4
+    scores = rng.random(90).round(1) + 0.5 * labels + 7 * fold
+    both = np.stack([-scores, scores], axis=1)
+    found = Classification(labels, labels, 2, both, fold).figures(np.ones(90))[3]
+    aucs, pairs = [], []
+    for number in np.unique(fold):
+        own = labels[fold == number]
+        aucs.append(sk.roc_auc_score(own, scores[fold == number]))
+        pairs.append(own.sum() * (1 - own).sum())
+    assert found == pytest.approx(np.average(aucs, weights=pairs))
+    assert found > sk.roc_auc_score(labels, scores) + 0.1
+
+
 def test_one_class_has_no_auc() -> None:
     found = Classification(np.zeros(3, np.int64), np.zeros(3, np.int64), 2, np.full((3, 2), 0.5))
     figures = found.figures(np.ones(3))

@@ -147,7 +147,7 @@ def _read_parquet(path: Path) -> _Piece:
                 table = table.filter(pc.is_valid(table["features"]))
                 array = table["features"].combine_chunks()
                 x[at : at + len(table)] = (
-                    array.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+                    array.flatten().to_numpy(zero_copy_only=False).reshape(-1, x.shape[1])
                 )
                 at += len(table)
                 for name, values in columns.items():

@@ -22,6 +22,9 @@ class Classification:
     predicted : int (n,)
     scores : float (n, n_classes), optional
         For the AUC; without them it is left out.
+    folds : int (n,), optional
+        Which model a score comes from. Scores of two models are not comparable: the AUC compares samples of one fold
+        only, over all folds.
     """
 
     def __init__(
@@ -30,6 +33,7 @@ class Classification:
         predicted: npt.NDArray[np.int64],
         n_classes: int,
         scores: npt.NDArray[Any] | None = None,
+        folds: npt.NDArray[np.int64] | None = None,
     ) -> None:
         if len(labels) == 0 or len(labels) != len(predicted):
             raise EvaluationError(
@@ -39,9 +43,9 @@ class Classification:
             raise EvaluationError(f"scores: finite numbers ({len(labels)}, {n_classes}) are needed")
         self._labels, self._n_classes = labels, n_classes
         self._cell = labels * n_classes + predicted
-        self._ranked = (
-            None if scores is None else [_Ranked(scores[:, c], labels == c) for c in self._ranked_classes()]
-        )
+        self._ranked: list[_Ranked] | None = None
+        if scores is not None:
+            self._ranked = [_Ranked(scores[:, c], labels == c, folds) for c in self._ranked_classes()]
         self.names = FIGURES if scores is not None else FIGURES[:3]
 
     def _ranked_classes(self) -> range:
@@ -78,12 +82,19 @@ class Classification:
 
 
 class _Ranked:
-    """Scores in order, once for all replicates."""
+    """Scores in order, fold by fold, once for all replicates."""
 
-    def __init__(self, scores: npt.NDArray[Any], positive: npt.NDArray[np.bool_]) -> None:
-        self._order = np.argsort(scores, kind="stable")
-        ordered = scores[self._order]
-        self._starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    def __init__(
+        self, scores: npt.NDArray[Any], positive: npt.NDArray[np.bool_], folds: npt.NDArray[np.int64] | None
+    ) -> None:
+        fold = np.zeros(len(scores), np.int64) if folds is None else folds
+        self._order = np.lexsort((scores, fold))
+        ordered, fold = scores[self._order], fold[self._order]
+        other_fold = np.concatenate([[True], fold[1:] != fold[:-1]])
+        self._starts = np.flatnonzero(other_fold | np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+        self._first = np.searchsorted(
+            self._starts, np.flatnonzero(other_fold)
+        )  # of the ties, the first of each fold
         self._positive = positive[self._order]
 
     def auc(self, weights: npt.NDArray[np.float64]) -> float:
@@ -91,8 +102,10 @@ class _Ranked:
         w = weights[self._order]
         up = np.add.reduceat(w * self._positive, self._starts)
         down = np.add.reduceat(w * ~self._positive, self._starts)
-        total = up.sum() * down.sum()
+        up_of, down_of = np.add.reduceat(up, self._first), np.add.reduceat(down, self._first)
+        total = (up_of * down_of).sum()
         if total == 0:
             return float("nan")
-        below = np.cumsum(down) - down
+        before = np.repeat(np.cumsum(down_of) - down_of, np.diff([*self._first, len(down)]))
+        below = np.cumsum(down) - down - before
         return float((up * (below + down / 2)).sum() / total)

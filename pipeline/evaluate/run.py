@@ -203,14 +203,13 @@ def run_linear(embeddings: Embeddings, options: opts.LinearOptions) -> Result:
     data = _labelled(embeddings, options, result)
     folds = _folds(data, options.by, options.folds, options.seed, result)
     n_classes = len(data.names)
-    rows = np.concatenate([fold.test for fold in folds])
     x = data.embeddings.x
     if options.head == "logistic":
         probes = [logistic_probe(x, data.labels, fold, n_classes) for fold in folds]
         result.notes.append("C by fold: " + ", ".join(f"{probe.c:g}" for probe in probes))
         if not all(probe.converged for probe in probes):
             result.notes.append("a solution did not converge in 2,000 iterations")
-        _classified(result, data, rows, np.concatenate([probe.scores for probe in probes]), options)
+        _classified(result, data, folds, np.concatenate([probe.scores for probe in probes]), options)
         return result
     runs = [
         eva_linear(
@@ -220,7 +219,7 @@ def run_linear(embeddings: Embeddings, options: opts.LinearOptions) -> Result:
     ]
     means = [float(np.mean([of_fold[i].balanced_accuracy for of_fold in runs])) for i in range(options.runs)]
     scores = np.concatenate([np.mean([run.scores for run in of_fold], axis=0) for of_fold in runs])
-    _classified(result, data, rows, scores, options)
+    _classified(result, data, folds, scores, options)
     result.rows.append(Row("balanced_accuracy_mean_of_runs", float(np.mean(means))))
     result.rows.append(Row("balanced_accuracy_std_of_runs", float(np.std(means))))
     result.notes.append(f"{options.runs} runs of eva's head; the other figures are of their mean scores")
@@ -230,14 +229,21 @@ def run_linear(embeddings: Embeddings, options: opts.LinearOptions) -> Result:
 def _classified(
     result: Result,
     data: _Labelled,
-    rows: npt.NDArray[np.int64],
+    folds: Sequence[Fold],
     scores: npt.NDArray[np.float64],
     options: Any,
 ) -> None:
-    found = Classification(data.labels[rows], scores.argmax(axis=1), len(data.names), scores)
+    rows, model = _tested(folds)
+    found = Classification(data.labels[rows], scores.argmax(axis=1), len(data.names), scores, model)
     groups = None if data.groups is None else data.groups[rows]
     rng = np.random.default_rng([options.seed, 2])
     result.rows += [_row(name, e) for name, e in found.estimates(groups, rng, options.replicates).items()]
+
+
+def _tested(folds: Sequence[Fold]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The samples that the folds test, fold after fold, and the number of the fold that tests each."""
+    tests = [fold.test for fold in folds]
+    return np.concatenate(tests), np.repeat(np.arange(len(tests)), [len(test) for test in tests])
 
 
 def run_cka(embeddings: Embeddings, other: Embeddings, options: opts.CkaOptions) -> Result:
@@ -369,7 +375,10 @@ def run_slides(embeddings: Embeddings, options: opts.SlideOptions) -> Result:
     else:
         scores = abmil_scores(embeddings.x, kept, labels, folds, len(classes), options.seed, options.epochs)
     result.samples = len(kept)
-    found = Classification(labels, scores.argmax(axis=1), len(classes), scores)
+    rows, model = _tested(folds)
+    of_slide = np.empty(len(kept), np.int64)
+    of_slide[rows] = model
+    found = Classification(labels, scores.argmax(axis=1), len(classes), scores, of_slide)
     rng = np.random.default_rng([options.seed, 2])
     result.rows += [_row(name, e) for name, e in found.estimates(groups, rng, options.replicates).items()]
     result.notes.append(
