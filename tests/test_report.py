@@ -18,6 +18,7 @@ from pipeline.options import DistillOptions
 from pipeline.progress import Silent
 from pipeline.report import charts, gather
 from pipeline.report.options import ReportOptions
+from pipeline.report.page import evaluation
 from pipeline.report.report import write_report
 from stores import files, manifest
 from stores.errors import OptionError
@@ -35,7 +36,7 @@ def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-TABLE = {
+TABLE: dict[str, Any] = {
     "results": [
         {
             "task": "<b>kNN</b>",
@@ -103,6 +104,15 @@ def test_what_comes_from_files_is_escaped(page: Path) -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "&lt;b&gt;kNN&lt;/b&gt;" in text
     assert "kNN of &lt;i&gt;x&lt;/i&gt;: k 5: too few" in text
+
+
+def test_the_best_of_a_row_is_bold_but_not_in_a_control(page: Path) -> None:
+    text = page.read_text()
+    assert '<td class="best">0.7500' in text
+    assert "<td>0.5000" in text
+    control = TABLE["results"][0] | {"options": {"shuffle_labels": True}, "task": "control"}
+    table = {"results": [control, control | {"name": "other"}]}
+    assert 'class="best"' not in evaluation([table])
 
 
 def embedded(page: Path, name: str) -> Any:

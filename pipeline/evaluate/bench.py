@@ -241,13 +241,16 @@ class Tables:
             "|---|---|" + "---|" * len(self.encoders),
         ]
         cells: dict[tuple[str, str], dict[str, Row]] = {}
+        controls = {
+            task.name for task, _, _ in self.results if getattr(task.options, "shuffle_labels", False)
+        }
         for task, encoder, result in self.results:
             for row in result.rows:
                 title = row.figure if row.k is None else f"{row.figure}, k = {row.k}"
                 cells.setdefault((task.name, title), {})[encoder] = row
         for (name, title), by_encoder in cells.items():
             known = [row.value for row in by_encoder.values() if row.value is not None]
-            best = max(known) if len(known) > 1 and "std" not in title and "shuffled" not in name else None
+            best = max(known) if len(known) > 1 and "std" not in title and name not in controls else None
             texts = []
             for encoder in self.encoders:
                 found = by_encoder.get(encoder)

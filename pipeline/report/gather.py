@@ -90,12 +90,25 @@ class Gathered:
     """Share of neighbours that teacher and student have in common."""
     cka: float | None = None
     """Of teacher and student on the patches that are shown."""
+    cka_before: float | None = None
+    """The same of the student before its training."""
     views: list[ShownView] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def gather(store: StoreLike, student: Encoder | None, options: ReportOptions, report: Reporter) -> Gathered:
+def gather(
+    store: StoreLike,
+    student: Encoder | None,
+    options: ReportOptions,
+    report: Reporter,
+    before: Encoder | None = None,
+) -> Gathered:
     """Read, render and embed what is shown.
+
+    Parameters
+    ----------
+    before
+        The student as it was before its training, to be compared with the teacher too.
 
     Raises
     ------
@@ -132,7 +145,10 @@ def gather(store: StoreLike, student: Encoder | None, options: ReportOptions, re
     if not result.slides:
         raise EvaluationError(f"{store}: no patch of seed 0 that could be read; nothing to show")
     teacher = np.concatenate(targets).astype(np.float32)
-    _compare(result, teacher, np.concatenate(pictures), student, options)
+    shown_views = np.concatenate(pictures)
+    _compare(result, teacher, shown_views, student, options)
+    if before is not None and len(teacher) > 1:
+        result.cka_before = linear_cka(_features(before, shown_views, options), teacher)
     return result
 
 
@@ -299,14 +315,7 @@ def _compare(
     """Colours and neighbours under the teacher, and under the student where there is one."""
     features = {"teacher": teacher}
     if student is not None:
-        if pictures.shape[1] != student.image_px:
-            raise OptionError(
-                f"--student {student.name}: takes {student.image_px} px, the store's views have {pictures.shape[1]}"
-            )
-        device = devices.choose_device(options.device)
-        dtype, _ = devices.choose_dtype("auto", device)
-        features["student"] = embed(student.to(device).eval(), pictures, 32, device, dtype).numpy()
-        student.cpu()
+        features["student"] = _features(student, pictures, options)
     n = len(teacher)
     spaces = {name: _principal(x) for name, x in features.items()}
     if "student" in spaces:
@@ -322,6 +331,18 @@ def _compare(
         shared = [len(set(a) & set(b)) for a, b in zip(*result.neighbours.values(), strict=True)]
         result.agreement = float(np.mean(shared)) / k
         result.cka = linear_cka(features["student"], teacher)
+
+
+def _features(
+    student: Encoder, pictures: npt.NDArray[np.uint8], options: ReportOptions
+) -> npt.NDArray[np.float32]:
+    if pictures.shape[1] != student.image_px:
+        raise OptionError(
+            f"--student {student.name}: takes {student.image_px} px, the store's views have {pictures.shape[1]}"
+        )
+    device = devices.choose_device(options.device)
+    dtype, _ = devices.choose_dtype("auto", device)
+    return np.asarray(embed(student.to(device).eval(), pictures, 32, device, dtype).numpy(), np.float32)
 
 
 def _principal(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

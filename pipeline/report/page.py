@@ -194,6 +194,7 @@ def evaluation(tables: Sequence[Mapping[str, Any]]) -> str:
     for table in tables:
         names = list(dict.fromkeys(result["name"] for result in table["results"]))
         cells: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+        controls = {result["task"] for result in table["results"] if _is_control(result)}
         for result in table["results"]:
             for row in result["figures"]:
                 title = row["figure"] if row["k"] is None else f"{row['figure']}, k = {row['k']}"
@@ -201,7 +202,7 @@ def evaluation(tables: Sequence[Mapping[str, Any]]) -> str:
         head = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in ["task", "figure", *names])
         body = "".join(
             f"<tr><td>{html.escape(task)}</td><td>{html.escape(title)}</td>"
-            + "".join(_cell(by_name.get(name), by_name) for name in names)
+            + "".join(_cell(by_name.get(name), {} if task in controls else by_name) for name in names)
             + "</tr>"
             for (task, title), by_name in cells.items()
         )
@@ -215,6 +216,11 @@ def evaluation(tables: Sequence[Mapping[str, Any]]) -> str:
         )
     intro = "<p>Values with 95 % bootstrap intervals over groups; the best of a row is bold.</p>"
     return intro + "".join(parts) if parts else ""
+
+
+def _is_control(result: Mapping[str, Any]) -> bool:
+    options = result.get("options")
+    return isinstance(options, dict) and bool(options.get("shuffle_labels"))
 
 
 def _cell(row: Mapping[str, Any] | None, others: Mapping[str, Mapping[str, Any]]) -> str:

@@ -12,7 +12,7 @@ from pipeline.report import page
 from pipeline.report.gather import Gathered, gather
 from pipeline.report.options import ReportOptions
 from stores import files, recipe
-from stores.errors import OptionError
+from stores.errors import EncoderError, OptionError
 from stores.info import store_info
 from stores.text import human_bytes
 
@@ -98,7 +98,10 @@ def _of_run(path: Path, options: ReportOptions, report: Reporter) -> tuple[str, 
             raise OptionError(
                 f"--store {options.store}: another store than the run trained on (recipe {begun['store_recipe'][:12]})"
             )
-        found = gather(options.store, _student(path, begun["options"]["student"]), options, report)
+        student = _student(path, begun["options"]["student"])
+        before, why = _before(begun["options"]) if student else (None, "")
+        found = gather(options.store, student, options, report, before)
+        found.notes += [why] * bool(why)
         about += "<h3>Its store</h3>" + _store_facts(options.store) + _notes(found)
     figures = _figures(summary, found)
     sections = [
@@ -117,6 +120,17 @@ def _student(run: Path, name: str) -> Encoder | None:
     if "architecture" in files.read_json(folder / "config.json"):
         return load_encoder(str(folder))
     return load_encoder(name, weights=folder)
+
+
+def _before(options: Mapping[str, Any]) -> tuple[Encoder | None, str]:
+    """The student as the run began with it, or why it cannot be had."""
+    weights = None if options.get("weights") is None else Path(options["weights"])
+    try:
+        return load_encoder(
+            options["student"], weights=weights, random_weights=options.get("random_weights")
+        ), ""
+    except EncoderError as error:
+        return None, f"the student before training could not be loaded: {error}"
 
 
 def _shown(found: Gathered) -> Sections:
@@ -141,6 +155,10 @@ def _figures(summary: Mapping[str, Any], found: Gathered | None) -> str:
         ("linear CKA to the teacher, held out, before and after", change("cka")),
         ("cosine to the teacher, held out, before and after", change("cosine")),
     ]
+    if found is not None and found.cka is not None:
+        before = "" if found.cka_before is None else f"{found.cka_before:.3f} → "
+        text = "linear CKA to the teacher on the patches below" + (", before and after" if before else "")
+        pairs.append((text, f"{before}{found.cka:.3f}"))
     if summary.get("data_wait") is not None:
         pairs.append(("of the time waiting for data", f"{summary['data_wait']:.1%}"))
     if found is not None and found.agreement is not None:

@@ -1,0 +1,85 @@
+"""How many views of a patch does a student need? Equal numbers of steps, more or fewer seeds; writes a picture.
+
+``python -m tests.bench.experiment_seeds --picture FILE.png [--steps N]`` paints the demo's cohort, extracts eight
+seeds with the demo's teacher, and trains the demo's student on the first 1, 2, 4 and 8 of them, each from three random
+starts. Held-out patients, seed 0. Takes about half an hour on two cores.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from pipeline import synthetic
+from pipeline.demo import DISTILL, SEED, SLIDES
+from pipeline.distill.train import distill
+from pipeline.extract import extract
+from pipeline.options import ExtractOptions, TileOptions
+from pipeline.progress import Silent
+from stores.files import replacing
+from stores.info import store_info
+
+SEEDS, STARTS = (1, 2, 4, 8), (0, 1, 2)
+
+
+def measure(folder: Path, steps: int) -> dict[int, list[dict[str, float]]]:
+    """Figures of every run, by number of seeds."""
+    synthetic.write_cohort(folder / "slides", SLIDES, SEED)
+    tiling = TileOptions(slides_csv=folder / "slides" / "slides.csv")
+    extract(
+        [folder / "slides"],
+        folder / "store",
+        ExtractOptions(teacher="demo-teacher", seeds=max(SEEDS)),
+        tiling,
+        Silent(),
+    )
+    patches = store_info(folder / "store")["patches_by_split"]["train"]
+    print(f"{patches} training patches, {steps} steps of {DISTILL.batch_size} views")
+    found: dict[int, list[dict[str, float]]] = {n: [] for n in SEEDS}
+    for start in STARTS:
+        for n in SEEDS:
+            options = dataclasses.replace(
+                DISTILL, slides=(folder / "slides",), seeds=n, seed=start, random_weights=start, steps=steps
+            )
+            done = distill(folder / "store", folder / f"run-{n}-{start}", options, False, Silent())
+            passes = steps * options.batch_size / (patches * n)
+            kept = {name: done[name] for name in ("cka_after", "cosine_after", "loss_last")}
+            found[n].append({**kept, "passes": passes})
+            print(json.dumps({"seeds": n, "start": start, **found[n][-1]}), flush=True)
+    return found
+
+
+def draw(found: dict[int, list[dict[str, float]]], path: Path) -> None:
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    for axes, name, title in zip(
+        figure.subplots(1, 2),
+        ("cka_after", "cosine_after"),
+        ("linear CKA to the teacher", "cosine to the teacher"),
+        strict=True,
+    ):
+        for n, runs in found.items():
+            axes.plot([n] * len(runs), [run[name] for run in runs], "o", color="0.6", ms=4)
+        medians = [statistics.median(run[name] for run in runs) for runs in found.values()]
+        axes.plot(list(found), medians, "o-", color="C0")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(list(found), [str(n) for n in found])
+        axes.set(title=f"{title}, held out", xlabel="views (seeds) of each patch, equal steps")
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--picture", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=DISTILL.steps)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as text:
+        draw(measure(Path(text), chosen.steps), chosen.picture)
+
+
+if __name__ == "__main__":
+    main()
