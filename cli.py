@@ -150,7 +150,7 @@ def embed_command(inputs: tuple[Path, ...], out: Path, as_json: bool, **values: 
     summary, lines = summaries.embed_json(out, result), summaries.embed_lines(out, result)
     write_summary(out / LOGS / "embed", summary, lines)
     print_result(as_json, summary, lambda: lines)
-    _exit_if(bool(result.failed or result.failed_blocks or result.bad_reads))
+    _exit_if(bool(result.failed_slides or result.failed_blocks or result.bad_reads))
 
 
 @g2l.group()

@@ -4,7 +4,7 @@ Everything goes through the public functions that the commands call. Figures are
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from pipeline.evaluate.knn import knn_predict
 from pipeline.extract import extract
 from pipeline.options import DistillOptions, ExtractOptions, TileOptions
 from pipeline.progress import Reporter
+from pipeline.report.options import ReportOptions
+from pipeline.report.report import write_report
 from pipeline.views import load_policy
 from stores import files, manifest, recipe, sampler
 from stores.info import store_info
@@ -37,6 +39,8 @@ DISTILL = DistillOptions(
     val_views=512,
     check_views="sample",
 )
+
+REPORT = ReportOptions(max_slides=3, max_patches=100)
 
 
 def run_demo(out: Path, report: Reporter) -> dict[str, Any]:
@@ -65,6 +69,7 @@ def run_demo(out: Path, report: Reporter) -> dict[str, Any]:
         ],
     }
     files.write_json(out / "summary.json", summary)
+    write_report(run, out / "report.html", replace(REPORT, store=store, slides=(folder,)), report)
     return summary
 
 
@@ -136,4 +141,5 @@ def lines(out: Path, summary: Mapping[str, Any]) -> list[str]:
         "pictures:",
         *(f"  {path}" for path in summary["pictures"]),
         f"figures: {out / 'summary.json'}",
+        f"open in a browser: {out / 'report.html'}",
     ]

@@ -15,7 +15,7 @@ from pipeline import options as opts
 from pipeline import slides as slide_files
 from pipeline.plan import MANIFEST_BYTES_PER_VIEW
 from pipeline.progress import Reporter
-from pipeline.tasks import ExtractSummary, Task, plan_tasks, prepared
+from pipeline.tasks import Tally, Task, plan_tasks, prepared
 from stores import disk, files, layout, manifest, recipe
 from stores.errors import DiskFull, OptionError
 from stores.text import human_bytes
@@ -28,7 +28,7 @@ def extract(
     tile_options: opts.TileOptions,
     report: Reporter,
     where: opts.ClusterOptions = opts.IN_PROCESS,
-) -> ExtractSummary:
+) -> Tally:
     """Run stage one over `inputs`; tiles slides that the store does not know yet.
 
     Raises
@@ -65,7 +65,7 @@ def extract(
             tiling.tile_on(workers, new, store, tile_options, report)
         else:
             tiling.prepare_store(store, tile_options)
-        summary = ExtractSummary()
+        summary = Tally()
         tasks = plan_tasks(store, paths, options, summary)
         _require_room(store, tasks, teacher.identity.dim, policy.patch_px, options)
         _settle_recipe(store, teacher, policy, options)
@@ -82,7 +82,7 @@ def extract(
         setup = blocks.Setup(workers.job, store.absolute(), options, workers.processes)
         ready = prepared(store, tasks, options, teacher.identity.dim, policy.patch_px)
         for done in workers.run(functools.partial(blocks.extract_block, setup), ready, report):
-            _account(summary, done)
+            summary.add(done.item, done.result, done.error)
         summary.seconds = time.monotonic() - began
     return summary
 
@@ -91,18 +91,6 @@ def _absolute(options: opts.ExtractOptions) -> opts.ExtractOptions:
     """Paths that are right wherever a worker stands."""
     weights = None if options.weights is None else options.weights.absolute()
     return dataclasses.replace(options, weights=weights)
-
-
-def _account(summary: ExtractSummary, done: cluster.Done[Task, blocks.Outcome]) -> None:
-    if done.result is None:
-        summary.failed_blocks[str(done.item)] = done.error
-        return
-    summary.views += done.result.views
-    summary.bad_reads += done.result.bad_reads
-    summary.device_seconds += done.result.device_seconds
-    summary.wait_seconds += done.result.wait_seconds
-    for name, value in done.result.figures.items():
-        summary.figures[name] = max(value, summary.figures.get(name, 0))
 
 
 def _require_room(

@@ -39,8 +39,8 @@ class Task:
 
 
 @dataclass(slots=True)
-class ExtractSummary:
-    """What a run did; ``summary`` of the command line."""
+class Tally:
+    """What a run over blocks did; ``summary`` of the command line."""
 
     views: int = 0
     views_before: int = 0
@@ -54,10 +54,20 @@ class ExtractSummary:
     """Of that, time without a batch, waiting for patches."""
     figures: dict[str, Any] = field(default_factory=dict)
 
+    def add(self, item: Task, outcome: Any, error: str) -> None:
+        """Count a block that is over: with its `station.Outcome`, or with the reason why it failed."""
+        if outcome is None:
+            self.failed_blocks[str(item)] = error
+            return
+        self.views += outcome.views
+        self.bad_reads += outcome.bad_reads
+        self.device_seconds += outcome.device_seconds
+        self.wait_seconds += outcome.wait_seconds
+        for name, value in outcome.figures.items():
+            self.figures[name] = max(value, self.figures.get(name, 0))
 
-def plan_tasks(
-    store: Path, paths: Mapping[str, Path], options: ExtractOptions, summary: ExtractSummary
-) -> list[Task]:
+
+def plan_tasks(store: Path, paths: Mapping[str, Path], options: ExtractOptions, summary: Tally) -> list[Task]:
     """What is still to do, in order of slide, block and seeds; fills in what is done and what cannot be."""
     tasks: list[Task] = []
     wanted = recipe.load(store).patch
@@ -111,7 +121,7 @@ def create_arrays(store: Path, slide_id: str, n_seeds: int, dim: int, patch_px: 
 
 
 def _missing(
-    store: Path, slide_id: str, block: int, rows: range, n_seeds: int, summary: ExtractSummary
+    store: Path, slide_id: str, block: int, rows: range, n_seeds: int, summary: Tally
 ) -> list[range]:
     """Ranges of seeds of a block that have no commit record, or one with fewer rows than wanted."""
     if not rows:

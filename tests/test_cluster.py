@@ -23,7 +23,7 @@ from pipeline import blocks, cluster, on_dask, tiling
 from pipeline import extract as stage
 from pipeline.options import ClusterOptions, ExtractOptions, TileOptions, VerifyOptions
 from pipeline.progress import Silent
-from pipeline.tasks import ExtractSummary, create_arrays, plan_tasks
+from pipeline.tasks import Tally, create_arrays, plan_tasks
 from pipeline.verify import verify
 from stores import manifest, recipe
 from stores.errors import ClusterError, DiskFull, EncoderError, FeatureError, G2LError
@@ -124,7 +124,7 @@ def test_a_killed_worker_costs_its_block_alone(
 ) -> None:
     """Twice in one run; what was done is not done again, and the run completes by itself."""
     path, options = tmp_path / "s", replace(TEACHER, teacher="tests.faulty:slow", batch_size=4)
-    found: list[ExtractSummary] = []
+    found: list[Tally] = []
     with scheduler(3) as (address, workers):
         where = ClusterOptions(scheduler=address)
         args = ([slides], path, options, tile_options, Silent(), where)
@@ -285,7 +285,7 @@ def test_a_closed_station_writes_nothing_more(
     path, options = tmp_path / "s", replace(TEACHER, teacher="tests.faulty:slow", batch_size=2)
     stage.extract([slides / "a.tiff"], path, replace(options, limit=1), tile_options, Silent())
     before = contents(path)
-    (task,) = plan_tasks(path, {"a": slides / "a.tiff"}, options, ExtractSummary())
+    (task,) = plan_tasks(path, {"a": slides / "a.tiff"}, options, Tally())
     create_arrays(path, "a", 3, 24, 256)
     setup = blocks.Setup("job", path, options, 1)
     failed: list[Exception] = []

@@ -47,7 +47,7 @@ def embedded(slides: Path, tile_options: TileOptions, tmp_path_factory: pytest.T
     """The three slides, embedded into Parquet files. Read only."""
     out = tmp_path_factory.mktemp("embedded") / "out"
     result = embed([slides], out, TINY, tile_options, Silent())
-    assert (result.published, result.failed, result.bad_reads) == (3, {}, [])
+    assert (result.published, result.failed_slides, result.bad_reads) == (3, {}, [])
     return out
 
 
@@ -103,8 +103,8 @@ def test_bytes_do_not_depend_on_threads_or_processes(
 def test_a_second_run_finds_everything_done(embedded: Path, slides: Path, tile_options: TileOptions) -> None:
     before = {path: path.stat().st_mtime_ns for path in (embedded / "embeddings").iterdir()}
     result = embed([slides], embedded, TINY, tile_options, Silent())
-    assert (result.patches, result.published) == (0, 3)
-    assert result.patches_before == sum(row["n_patches"] for row in manifest.read_slides(embedded / TILING))
+    assert (result.views, result.published) == (0, 3)
+    assert result.views_before == sum(row["n_patches"] for row in manifest.read_slides(embedded / TILING))
     assert before == {path: path.stat().st_mtime_ns for path in (embedded / "embeddings").iterdir()}
 
 
@@ -172,8 +172,8 @@ def test_bad_reads_and_bad_slides_have_reasons(
     options = replace(TINY, format="trident-h5")
     result = embed([slides, shared / "bad_slides"], tmp_path / "out", options, TileOptions(), Silent())
     assert result.published == 3
-    assert len(result.failed) == 6
-    assert all(result.failed.values())
+    assert len(result.failed_slides) == 6
+    assert all(result.failed_slides.values())
     patches = manifest.read_patches(tmp_path / "out" / TILING, "b")
     bad = np.flatnonzero(patches.x_px0 == 512)
     assert result.bad_reads == [f"b row {row}: b.tiff at 512: broken" for row in bad]
@@ -191,7 +191,7 @@ def test_a_slide_of_which_nothing_can_be_read_fails_and_is_tried_again(
     with monkeypatch.context() as patch:
         patch.setattr(PatchReader, "read", read)
         result = embed([slides / "a.tiff"], tmp_path / "out", TINY, TileOptions(), Silent())
-    assert result.failed == {"a": "a: no patch of it could be read, the first: the disk is away"}
+    assert result.failed_slides == {"a": "a: no patch of it could be read, the first: the disk is away"}
     assert embed([slides / "a.tiff"], tmp_path / "out", TINY, TileOptions(), Silent()).published == 1
 
 
@@ -232,7 +232,7 @@ def test_eva_manifest_of_slides(slides: Path, tmp_path: Path) -> None:
     table.write_text("slide_id,label,split\na,tumour,train\nb,normal,val\n")
     options, tiling = replace(TINY, format="eva"), TileOptions(slides_csv=table)
     result = embed([slides], tmp_path / "out", options, tiling, Silent())
-    assert result.failed == {"c": "no label in --slides-csv, which --format eva needs"}
+    assert result.failed_slides == {"c": "no label in --slides-csv, which --format eva needs"}
     folder = tmp_path / "out" / "embeddings"
     rows = read_csv(folder / "manifest.csv")
     assert rows == [
@@ -265,7 +265,7 @@ def test_tiles_of_a_csv(tiles: Path, tmp_path: Path) -> None:
         expected = encoder(torch.from_numpy(view.copy())[None])[0]
     np.testing.assert_allclose(table["features"][1].as_py(), expected, rtol=1e-5, atol=1e-6)
     again = embed([tiles / "all.csv"], tmp_path / "out", TINY, TileOptions(), Silent())
-    assert (again.patches, again.patches_before, again.bad_reads) == (0, 10, result.bad_reads)
+    assert (again.views, again.views_before, again.bad_reads) == (0, 10, result.bad_reads)
 
 
 def test_eva_manifest_of_tiles(tiles: Path, tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_eva_manifest_of_tiles(tiles: Path, tmp_path: Path) -> None:
 def test_plism_folders(tiles: Path, tmp_path: Path) -> None:
     options = replace(TINY, format="plism")
     failed = embed([tiles / "all.csv"], tmp_path / "bad", options, TileOptions(), Silent())
-    assert "t3_16_3_6.png: cannot be read, nor 0 others" in failed.failed["tiles"]
+    assert "t3_16_3_6.png: cannot be read, nor 0 others" in failed.failed_slides["tiles"]
     embed([tiles / "whole.csv"], tmp_path / "out", options, TileOptions(), Silent())
     values = np.load(tmp_path / "out" / "embeddings" / "GM_S60_to_GMH_S60.tif" / "features.npy")
     assert (values.dtype, values.shape) == (np.float32, (5, 3 + 24))

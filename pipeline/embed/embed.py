@@ -23,7 +23,6 @@ from pipeline.embed.publish import EmbedSummary, Publisher
 from pipeline.embed.tiles import RESAMPLING, TilesSource, TileTable, read_tiles
 from pipeline.patches import SlideSource
 from pipeline.progress import Reporter
-from pipeline.station import Outcome
 from pipeline.tasks import Task
 from stores import disk, features, files, manifest, recipe
 from stores.errors import DiskFull, OptionError, RecipeMismatch, SlideError
@@ -76,14 +75,15 @@ def embed(
             f"encoder {encoder.identity.name} on {encoder.device}: {encoder.identity.dtype}, "
             f"because {encoder.dtype_reason}"
         )
-        total = summary.patches_before + sum(task.n_views for task in tasks)
-        report.start("embed", total, summary.patches_before)
+        total = summary.views_before + sum(task.n_views for task in tasks)
+        report.start("embed", total, summary.views_before)
         began = time.monotonic()
         publisher.publish_whole(report)
         for done in workers.run(functools.partial(embed_block, setup), tasks, report):
-            _account(summary, done)
+            summary.add(done.item, done.result, done.error)
             publisher.publish_whole(report, done.item.source.slide_id)
         publisher.finish()
+        summary.bad_reads = publisher.bad_reads
         summary.seconds = time.monotonic() - began
     return summary
 
@@ -177,10 +177,10 @@ def _slides(
         if row["slide_id"] not in paths:
             continue
         if row["status"] != manifest.OK:
-            summary.failed[row["slide_id"]] = row["reason"]
+            summary.failed_slides[row["slide_id"]] = row["reason"]
             continue
         if options.format == "eva" and not row.get("label"):
-            summary.failed[row["slide_id"]] = "no label in --slides-csv, which --format eva needs"
+            summary.failed_slides[row["slide_id"]] = "no label in --slides-csv, which --format eva needs"
             continue
         units.append(Unit(row["slide_id"], row["n_patches"], summary.dim, about, row=row))
     return units
@@ -213,7 +213,7 @@ def _plan(
     tasks: list[Task] = []
     for unit in units:
         if publisher.is_published(unit):
-            summary.patches_before += unit.n_patches
+            summary.views_before += unit.n_patches
             continue
         missing = parts.missing_blocks(publisher.out, unit.name, unit.n_patches)
         try:
@@ -225,23 +225,12 @@ def _plan(
                     Task(source(unit, rows), fingerprint, split, unit.n_patches, block, range(1), rows)
                 )
         except SlideError as error:
-            summary.failed[unit.name] = str(error)
+            summary.failed_slides[unit.name] = str(error)
             continue
         tasks += of_unit
-        summary.patches_before += unit.n_patches - sum(len(task.rows) for task in of_unit)
+        summary.views_before += unit.n_patches - sum(len(task.rows) for task in of_unit)
         publisher.wait_for(unit, missing)
     return tasks
-
-
-def _account(summary: EmbedSummary, done: cluster.Done[Task, Outcome]) -> None:
-    if done.result is None:
-        summary.failed_blocks[str(done.item)] = done.error
-        return
-    summary.patches += done.result.views
-    summary.device_seconds += done.result.device_seconds
-    summary.wait_seconds += done.result.wait_seconds
-    for name, value in done.result.figures.items():
-        summary.figures[name] = max(value, summary.figures.get(name, 0))
 
 
 def _require_room(out: Path, tasks: Sequence[Task], units: Sequence[Unit], dim: int) -> None:

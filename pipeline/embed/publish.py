@@ -3,12 +3,13 @@
 import contextlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.embed import formats, parts
 from pipeline.embed.formats import Unit
 from pipeline.progress import Reporter
+from pipeline.tasks import Tally
 from stores import files
 from stores.errors import SlideError, StoreError
 
@@ -16,22 +17,12 @@ _DONE = "done"
 
 
 @dataclass(slots=True)
-class EmbedSummary:
+class EmbedSummary(Tally):
     """What a run did; ``summary`` of the command line."""
 
-    patches: int = 0
-    patches_before: int = 0
     published: int = 0
     """Slides (or CSVs of tiles) that are whole, with those of earlier runs."""
     dim: int = 0
-    bad_reads: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    """Slides that cannot be used, with the reason."""
-    failed_blocks: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
-    device_seconds: float = 0.0
-    wait_seconds: float = 0.0
-    figures: dict[str, int] = field(default_factory=dict)
 
 
 class Publisher:
@@ -47,6 +38,8 @@ class Publisher:
         self._missing: dict[str, int] = {}
         self._units: dict[str, Unit] = {}
         self._published: list[Unit] = []
+        self.bad_reads: list[str] = []
+        """Patches of published slides that could not be read, this run or an earlier one."""
 
     @property
     def left(self) -> list[Unit]:
@@ -83,7 +76,7 @@ class Publisher:
             try:
                 self._publish(unit)
             except SlideError as error:
-                self._summary.failed[name] = str(error)
+                self._summary.failed_slides[name] = str(error)
                 report.note(f"{name}: failed: {error}")
 
     def _publish(self, unit: Unit) -> None:
@@ -118,7 +111,7 @@ class Publisher:
     def _count(self, unit: Unit, bad_reads: Sequence[str]) -> None:
         self._published.append(unit)
         self._summary.published += 1
-        self._summary.bad_reads += bad_reads
+        self.bad_reads += bad_reads
 
     def _record(self, name: str) -> Path:
         return self.out / _DONE / f"{name}.json"

@@ -322,7 +322,7 @@ def _embeddings(
     options = dataclasses.replace(encoder, format="parquet", **own)
     report.note(f"embedding {data_name} with {name}")
     summary = embed(data.input, folder, options, data.tile, report)
-    for kind, reasons in (("slide", summary.failed), ("block", summary.failed_blocks)):
+    for kind, reasons in (("slide", summary.failed_slides), ("block", summary.failed_blocks)):
         tables.incomplete += [f"{data_name}, {name}: {kind} {item}: {why}" for item, why in reasons.items()]
     if summary.bad_reads:
         tables.incomplete.append(f"{data_name}, {name}: {len(summary.bad_reads)} patches could not be read")
