@@ -207,24 +207,34 @@ def test_h5_as_trident_and_clam_read_it(
         np.testing.assert_array_equal(file["features"][:], feature_matrix(table["features"]))
         np.testing.assert_array_equal(file["coords"][:, 0], table["x_px0"].to_numpy())
         np.testing.assert_array_equal(file["coords"][:, 1], table["y_px0"].to_numpy())
-        attributes = dict(file["coords"].attrs)
-        row = next(row for row in manifest.read_slides(tmp_path / "t" / TILING) if row["slide_id"] == "a")
-        assert attributes == {
+        assert file["features"].attrs["name"] == "tests.tiny:teacher"
+    folder = tmp_path / "c" / "embeddings"
+    with h5py.File(folder / "h5_files" / "a.h5") as file:
+        tensor = torch.load(folder / "pt_files" / "a.pt", weights_only=True)
+        assert torch.equal(tensor, torch.from_numpy(file["features"][:]))
+
+
+def test_h5_attributes_where_a_patch_is_read_at_half_the_resolution(slides: Path, tmp_path: Path) -> None:
+    embed(
+        [slides / "a.tiff"],
+        tmp_path / "t",
+        replace(TINY, format="trident-h5"),
+        TileOptions(mpp=1.0),
+        Silent(),
+    )
+    with h5py.File(tmp_path / "t" / "embeddings" / "a.h5") as file:
+        assert dict(file["coords"].attrs) == {
             "patch_size": 256,
-            "patch_size_level0": row["patch_px0"],
+            "patch_size_level0": 512,
             "level0_magnification": 20,
-            "target_magnification": 20,
+            "target_magnification": 10,
             "overlap": 0,
             "name": "a",
             "savetodir": "",
             "level0_width": 1536,
             "level0_height": 1536,
         }
-        assert file["features"].attrs["name"] == "tests.tiny:teacher"
-    folder = tmp_path / "c" / "embeddings"
-    with h5py.File(folder / "h5_files" / "a.h5") as file:
-        tensor = torch.load(folder / "pt_files" / "a.pt", weights_only=True)
-        assert torch.equal(tensor, torch.from_numpy(file["features"][:]))
+        assert set(np.unique(file["coords"][:] % 512)) == {0}
 
 
 def test_eva_manifest_of_slides(slides: Path, tmp_path: Path) -> None:
