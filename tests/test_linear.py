@@ -195,6 +195,20 @@ def test_evas_head_equals_its_formulas() -> None:
     assert not np.array_equal(runs[0].scores, runs[1].scores)
 
 
+def test_evas_head_tests_its_best_epoch() -> None:
+    """Validation labels are turned round: the first epoch is the best, and the last is not what is tested."""
+    x, labels = problem(900, 2, 8, noise=0.5)
+    x, fold = (x - x.mean(axis=0)) / x.std(axis=0), thirds(900)
+    turned = labels.copy()
+    turned[fold.val] = 1 - turned[fold.val]
+    (longer,) = eva_linear(x, turned, fold, 2, seed=0, steps=400, runs=1)
+    (shorter,) = eva_linear(
+        x, turned, fold, 2, seed=0, steps=2 * longer.best_epoch, runs=1
+    )  # two batches an epoch
+    assert longer.best_epoch < 20
+    np.testing.assert_array_equal(longer.scores, shorter.scores)
+
+
 def test_evas_head_stops_when_validation_does_not_rise() -> None:
     x, labels = problem(90, 2, 6, noise=0.01)
     x = (x - x.mean(axis=0)) / x.std(axis=0)

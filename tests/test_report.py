@@ -18,7 +18,7 @@ from pipeline.options import DistillOptions
 from pipeline.progress import Silent
 from pipeline.report import charts, gather
 from pipeline.report.options import ReportOptions
-from pipeline.report.page import evaluation
+from pipeline.report.page import browser, evaluation
 from pipeline.report.report import write_report
 from stores import files, manifest
 from stores.errors import OptionError
@@ -113,6 +113,16 @@ def test_the_best_of_a_row_is_bold_but_not_in_a_control(page: Path) -> None:
     control = TABLE["results"][0] | {"options": {"shuffle_labels": True}, "task": "control"}
     table = {"results": [control, control | {"name": "other"}]}
     assert 'class="best"' not in evaluation([table])
+
+
+def test_data_cannot_end_the_element_it_stands_in() -> None:
+    hostile = "</script><script>alert(1)</script>&amp;"
+    slide = gather.SlidePart("a", hostile, 9, 9, 3, 1, [0], [0], [0], None, [], b"")
+    text = browser(gather.Gathered(slides=[slide], n_slides=1, colours={"teacher": ["#000000"]}))
+    assert "alert" in text
+    assert text.count("</script>") == 1
+    (data,) = re.findall(r'id="data">(.*)</script>', text)
+    assert json.loads(data)["slides"][0]["split"] == hostile
 
 
 def embedded(page: Path, name: str) -> Any:
