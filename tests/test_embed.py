@@ -293,11 +293,21 @@ def test_eva_manifest_of_tiles(tiles: Path, tmp_path: Path) -> None:
 def test_plism_folders(tiles: Path, tmp_path: Path) -> None:
     options = replace(TINY, format="plism")
     failed = embed([tiles / "all.csv"], tmp_path / "bad", options, TileOptions(), Silent())
-    assert "t3_16_3_6.png: cannot be read, nor 0 others" in failed.failed_slides["tiles"]
+    assert "t3_16_3_6.png: cannot be read, nor 0 others near it" in failed.failed_slides["tiles"]
     embed([tiles / "whole.csv"], tmp_path / "out", options, TileOptions(), Silent())
     values = np.load(tmp_path / "out" / "embeddings" / "GM_S60_to_GMH_S60.tif" / "features.npy")
     assert (values.dtype, values.shape) == (np.float32, (5, 3 + 24))
     assert values[:, :3].tolist() == [[16, i, 9 - i] for i in (0, 2, 4, 6, 8)]
+    embed([tiles / "whole.csv"], tmp_path / "parquet", TINY, TileOptions(), Silent())
+    table = pq.read_table(tmp_path / "parquet" / "embeddings" / "tiles.parquet")
+    of_slide = [
+        path in {f"t{i}_16_{i}_{9 - i}.png" for i in (0, 2, 4, 6, 8)} for path in table["path"].to_pylist()
+    ]
+    np.testing.assert_array_equal(values[:, 3:], feature_matrix(table["features"])[of_slide])
+    assert {path.name for path in (tmp_path / "out" / "embeddings").iterdir()} == {
+        "GM_S60_to_GMH_S60.tif",
+        "HR_AT2_to_GMH_S60.tif",
+    }
 
 
 @pytest.mark.parametrize(

@@ -234,9 +234,9 @@ def _plan(
 
 
 def _require_room(out: Path, tasks: Sequence[Task], units: Sequence[Unit], dim: int) -> None:
-    """Raise DiskFull when the parts and the largest file made of them will not fit."""
+    """Raise DiskFull when the parts and the largest file made of them, twice for PLISM, will not fit."""
     todo = sum(task.n_views for task in tasks)
-    size = 4 * dim * (todo + max((unit.n_patches for unit in units), default=0))
+    size = 4 * dim * (todo + 2 * max((unit.n_patches for unit in units), default=0))
     free = disk.free_bytes(out)
     if free < size + disk.MARGIN_BYTES:
         raise DiskFull(

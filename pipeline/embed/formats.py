@@ -281,30 +281,37 @@ def _tile_id(name: str) -> tuple[int, int, int]:
 
 
 def _write_plism(folder: Path, unit: Unit, parts: Parts) -> list[Path]:
-    tables = list(parts)
-    bad = [
-        row
-        for part in tables
-        for row in part.filter(pc.not_equal(part["status"], manifest.OK))["row"].to_pylist()
-    ]
-    if bad:
-        raise SlideError(
-            f"{unit.columns['path'][bad[0]]}: cannot be read, nor {len(bad) - 1} others; plism-benchmark compares "
-            "the same tiles of all slides: mend them, or leave them out of every slide"
-        )
-    values = np.concatenate([feature_matrix(part["features"]) for part in tables])
     ids = np.array([_tile_id(name) for name in unit.columns["path"]])
     slides = np.array(unit.columns["group"])
-    written = []
-    for slide in sorted(set(unit.columns["group"])):
-        of_slide = np.flatnonzero(slides == slide)
-        of_slide = of_slide[np.lexsort((ids[of_slide, 2], ids[of_slide, 1]))]
-        path = folder / slide / "features.npy"
-        both = np.concatenate([ids[of_slide].astype(np.float32), values[of_slide]], axis=1)
-        with files.replacing(path) as partial, partial.open("wb") as file:
-            np.save(file, both, allow_pickle=False)
-        written.append(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    everything = folder / f".everything{files.PARTIAL}"  # 91 slides are 4.5 GB at 768 numbers
+    try:
+        values = np.lib.format.open_memmap(everything, "w+", np.float32, (unit.n_patches, unit.dim))
+        for part in parts:
+            _require_all(unit, part)
+            rows = part["row"].to_numpy()
+            values[rows[0] : rows[-1] + 1] = feature_matrix(part["features"])
+        written = []
+        for slide in sorted(set(unit.columns["group"])):
+            of_slide = np.flatnonzero(slides == slide)
+            of_slide = of_slide[np.lexsort((ids[of_slide, 2], ids[of_slide, 1]))]
+            path = folder / slide / "features.npy"
+            both = np.concatenate([ids[of_slide].astype(np.float32), values[of_slide]], axis=1)
+            with files.replacing(path) as partial, partial.open("wb") as file:
+                np.save(file, both, allow_pickle=False)
+            written.append(path)
+    finally:
+        everything.unlink(missing_ok=True)
     return written
+
+
+def _require_all(unit: Unit, part: pa.Table) -> None:
+    bad = part.filter(pc.not_equal(part["status"], manifest.OK))["row"].to_pylist()
+    if bad:
+        raise SlideError(
+            f"{unit.columns['path'][bad[0]]}: cannot be read, nor {len(bad) - 1} others near it; plism-benchmark "
+            "compares the same tiles of all slides: mend them, or leave them out of every slide"
+        )
 
 
 BY_NAME: Mapping[str, Format] = {
