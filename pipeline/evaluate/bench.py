@@ -19,7 +19,8 @@ import yaml
 from pipeline.embed.embed import embed
 from pipeline.evaluate import options as opts
 from pipeline.evaluate.embeddings import Embeddings, load_embeddings
-from pipeline.evaluate.run import PROTOCOLS, Result, Row, run_cka, text_of
+from pipeline.evaluate.result import Result, Row, text_of
+from pipeline.evaluate.run import PROTOCOLS, run_cka
 from pipeline.options import EmbedOptions, TileOptions, from_json
 from pipeline.progress import Reporter
 from stores.errors import SOME_SLIDES_FAILED, EvaluationError, G2LError, OptionError

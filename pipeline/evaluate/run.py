@@ -5,7 +5,7 @@ Every function takes embeddings and options and returns a `Result`; commands pri
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.evaluate import options as opts
-from pipeline.evaluate.bootstrap import Estimate
 from pipeline.evaluate.checks import codes_of
 from pipeline.evaluate.cka import linear_cka, minibatch_cka
 from pipeline.evaluate.embeddings import Embeddings, add_columns, matched
@@ -23,81 +22,11 @@ from pipeline.evaluate.knn import knn_votes, leave_out
 from pipeline.evaluate.linear import Fold, fold_of_splits, folds_by_group, logistic_probe
 from pipeline.evaluate.metrics import Classification
 from pipeline.evaluate.plism import plism
+from pipeline.evaluate.result import Result, Row, row_of
 from pipeline.evaluate.robustness import robustness
 from pipeline.evaluate.slide_level import abmil_scores, bags_of, mean_pool_scores
-from pipeline.options import to_json
 from pipeline.progress import Reporter
 from stores.errors import EvaluationError, OptionError
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One figure."""
-
-    figure: str
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    """95 % interval."""
-    k: int | None = None
-
-
-@dataclass(slots=True)
-class Result:
-    """What a protocol found."""
-
-    protocol: str
-    encoder: str
-    source: str
-    samples: int
-    options: Any
-    rows: list[Row] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types; what is not finite becomes null."""
-        rows = [
-            {name: getattr(row, name) for name in ("figure", "k", "value", "low", "high")}
-            for row in self.rows
-        ]
-        return {
-            "protocol": self.protocol,
-            "encoder": self.encoder,
-            "embeddings": self.source,
-            "samples": self.samples,
-            "options": to_json(self.options),
-            "figures": rows,
-            "notes": self.notes,
-        }
-
-    def lines(self) -> list[str]:
-        """For people."""
-        name = f"{self.encoder}, " if self.encoder else ""
-        lines = [f"{self.protocol} of {name}{self.samples} samples of {self.source}"]
-        for row in self.rows:
-            title = row.figure if row.k is None else f"{row.figure}, k = {row.k}"
-            lines.append(f"  {title:<34} {text_of(row)}")
-        return lines + [f"note: {note}" for note in self.notes]
-
-
-def text_of(row: Row) -> str:
-    """The value with its interval; a dash where it is not defined.
-
-    >>> text_of(Row("auc", 0.98765, 0.97, 0.991))
-    '0.9877 (0.9700 to 0.9910)'
-    """
-    if row.value is None:
-        return "-"
-    interval = f" ({row.low:.4f} to {row.high:.4f})" if row.low is not None and row.high is not None else ""
-    return f"{row.value:.4f}{interval}"
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _row(figure: str, estimate: Estimate, k: int | None = None) -> Row:
-    return Row(figure, _number(estimate.value), _number(estimate.low), _number(estimate.high), k)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +105,7 @@ def run_knn(embeddings: Embeddings, options: opts.KnnOptions) -> Result:
         found = Classification(data.labels[rows], votes[:, column], len(data.names))
         rng = np.random.default_rng([options.seed, 2])
         result.rows += [
-            _row(name, e, k) for name, e in found.estimates(groups, rng, options.replicates).items()
+            row_of(name, e, k) for name, e in found.estimates(groups, rng, options.replicates).items()
         ]
     return result
 
@@ -237,7 +166,7 @@ def _classified(
     found = Classification(data.labels[rows], scores.argmax(axis=1), len(data.names), scores, model)
     groups = None if data.groups is None else data.groups[rows]
     rng = np.random.default_rng([options.seed, 2])
-    result.rows += [_row(name, e) for name, e in found.estimates(groups, rng, options.replicates).items()]
+    result.rows += [row_of(name, e) for name, e in found.estimates(groups, rng, options.replicates).items()]
 
 
 def _tested(folds: Sequence[Fold]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -283,7 +212,7 @@ def run_robustness(embeddings: Embeddings, options: opts.RobustnessOptions) -> R
         options.device,
     )
     for at in found:
-        result.rows += [_row("robustness_v1", at.v1, at.k), _row("robustness_v2", at.v2, at.k)]
+        result.rows += [row_of("robustness_v1", at.v1, at.k), row_of("robustness_v2", at.v2, at.k)]
     result.notes.append(_group_note(data, "no neighbour of one's own group; groups and intervals"))
     return result
 
@@ -380,7 +309,7 @@ def run_slides(embeddings: Embeddings, options: opts.SlideOptions) -> Result:
     of_slide[rows] = model
     found = Classification(labels, scores.argmax(axis=1), len(classes), scores, of_slide)
     rng = np.random.default_rng([options.seed, 2])
-    result.rows += [_row(name, e) for name, e in found.estimates(groups, rng, options.replicates).items()]
+    result.rows += [row_of(name, e) for name, e in found.estimates(groups, rng, options.replicates).items()]
     result.notes.append(
         f"samples are slides; cross-validation in {options.folds} folds, pooled; folds and intervals by {options.group}"
     )
