@@ -20,7 +20,7 @@ def test_figures_equal_scikit_learn(n: int, n_classes: int, seed: int, tied: boo
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, n_classes, n)
     labels[:n_classes] = np.arange(n_classes)[:n]
-    scores = rng.random((n, n_classes))
+    scores = rng.random((n, n_classes)) + 0.06
     if tied:
         scores = scores.round(1)
     scores /= scores.sum(axis=1, keepdims=True)
