@@ -64,7 +64,7 @@ def test_gated_attention_equals_its_equation() -> None:
 def test_attention_finds_the_few_patches_that_decide() -> None:
     x, slides, labels = cohort(60, 1)
     bags = bags_of(slides)
-    folds = folds_by_group(labels, np.arange(60), 5, 0)[:2]
+    folds = folds_by_group(labels, np.arange(60), 5, 0)[:1]
     scores = abmil_scores(x, bags, labels, folds, 2, seed=0)
     tested = np.concatenate([fold.test for fold in folds])
     assert (scores[tested].argmax(axis=1) == labels[tested]).mean() >= 0.9
