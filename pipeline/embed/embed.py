@@ -78,10 +78,11 @@ def embed(
         total = summary.views_before + sum(task.n_views for task in tasks)
         report.start("embed", total, summary.views_before)
         began = time.monotonic()
-        publisher.publish_whole(report)
+        for unit in publisher.left:  # whose blocks an earlier run did
+            publisher.publish_if_whole(unit.name, report)
         for done in workers.run(functools.partial(embed_block, setup), tasks, report):
             summary.add(done.item, done.result, done.error)
-            publisher.publish_whole(report, done.item.source.slide_id)
+            publisher.publish_if_whole(done.item.source.slide_id, report)
         publisher.finish()
         summary.bad_reads = publisher.bad_reads
         summary.seconds = time.monotonic() - began
@@ -229,7 +230,7 @@ def _plan(
             continue
         tasks += of_unit
         summary.views_before += unit.n_patches - sum(len(task.rows) for task in of_unit)
-        publisher.wait_for(unit, missing)
+        publisher.wait_for(unit)
     return tasks
 
 

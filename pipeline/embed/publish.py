@@ -35,7 +35,6 @@ class Publisher:
     def __init__(self, out: Path, name: str, summary: EmbedSummary) -> None:
         self.out = out
         self._format, self._summary = formats.BY_NAME[name], summary
-        self._missing: dict[str, int] = {}
         self._units: dict[str, Unit] = {}
         self._published: list[Unit] = []
         self.bad_reads: list[str] = []
@@ -60,24 +59,20 @@ class Publisher:
         self._count(unit, bad)
         return True
 
-    def wait_for(self, unit: Unit, missing: Sequence[int]) -> None:
-        """Publish a unit when so many blocks of it are done."""
-        self._units[unit.name], self._missing[unit.name] = unit, len(missing)
+    def wait_for(self, unit: Unit) -> None:
+        """Publish a unit when it is whole."""
+        self._units[unit.name] = unit
 
-    def publish_whole(self, report: Reporter, done: str | None = None) -> None:
-        """Count a block of the unit `done`, and publish what has no missing block."""
-        if done is not None and parts.missing_blocks(self.out, done, self._units[done].n_patches):
+    def publish_if_whole(self, name: str, report: Reporter) -> None:
+        """Publish a unit when no block of it is missing."""
+        if parts.missing_blocks(self.out, name, self._units[name].n_patches):
             return
-        whole = (
-            [done] if done is not None else [name for name, missing in self._missing.items() if not missing]
-        )
-        for name in whole:
-            unit = self._units.pop(name)
-            try:
-                self._publish(unit)
-            except SlideError as error:
-                self._summary.failed_slides[name] = str(error)
-                report.note(f"{name}: failed: {error}")
+        unit = self._units.pop(name)
+        try:
+            self._publish(unit)
+        except SlideError as error:
+            self._summary.failed_slides[name] = str(error)
+            report.note(f"{name}: failed: {error}")
 
     def _publish(self, unit: Unit) -> None:
         bad = parts.bad_rows(self.out, unit.name, unit.n_patches)

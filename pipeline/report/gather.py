@@ -35,8 +35,8 @@ from stores.errors import EvaluationError, OptionError, SlideError
 from stores.location import StoreLike
 
 NEIGHBOURS = 6
-_THUMBNAIL_PX, _TILE_PX = 900, 112
-_SPRITE_COLUMNS = 16
+_THUMBNAIL_PX, TILE_PX = 900, 112
+SPRITE_COLUMNS = 16
 _JPEG_QUALITY = 80
 
 
@@ -60,7 +60,7 @@ class SlidePart:
     contour: list[list[list[int]]]
     """Outlines of the tissue, in level-0 pixels; empty without the slide file, or where a mask was given."""
     sprite: bytes
-    """JPEG of all shown patches, `_SPRITE_COLUMNS` in a line."""
+    """JPEG of all shown patches, `SPRITE_COLUMNS` in a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ def gather(
             result.slides.append(part)
             pictures.append(seen)
             targets.append(shown.targets())
-            if len(result.views) < options.views * _seeds_of(result.views):
+            if len(pictures) <= options.views:
                 result.views += shown.views()
             report.advance(1, row["slide_id"])
     if not result.slides:
@@ -150,10 +150,6 @@ def gather(
     if before is not None and len(teacher) > 1:
         result.cka_before = linear_cka(_features(before, shown_views, options), teacher)
     return result
-
-
-def _seeds_of(shown: Sequence[ShownView]) -> int:
-    return max(1, len({view.seed for view in shown}))
 
 
 def _spread(items: Sequence[Any], n: int) -> list[Any]:
@@ -282,12 +278,12 @@ def _in_words(params: views.ViewParams) -> str:
 
 
 def _sprite(pictures: npt.NDArray[np.uint8]) -> bytes:
-    lines = -(-len(pictures) // _SPRITE_COLUMNS)
-    sheet = np.full((lines * _TILE_PX, min(len(pictures), _SPRITE_COLUMNS) * _TILE_PX, 3), 255, np.uint8)
+    lines = -(-len(pictures) // SPRITE_COLUMNS)
+    sheet = np.full((lines * TILE_PX, min(len(pictures), SPRITE_COLUMNS) * TILE_PX, 3), 255, np.uint8)
     for i, picture in enumerate(pictures):
-        top, left = i // _SPRITE_COLUMNS * _TILE_PX, i % _SPRITE_COLUMNS * _TILE_PX
-        sheet[top : top + _TILE_PX, left : left + _TILE_PX] = cv2.resize(
-            picture, (_TILE_PX, _TILE_PX), interpolation=cv2.INTER_AREA
+        top, left = i // SPRITE_COLUMNS * TILE_PX, i % SPRITE_COLUMNS * TILE_PX
+        sheet[top : top + TILE_PX, left : left + TILE_PX] = cv2.resize(
+            picture, (TILE_PX, TILE_PX), interpolation=cv2.INTER_AREA
         )
     return _jpeg(sheet)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.report.charts import Line, line_chart
-from pipeline.report.gather import _SPRITE_COLUMNS, _TILE_PX, Gathered
+from pipeline.report.gather import SPRITE_COLUMNS, TILE_PX, Gathered
 
 _POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -140,8 +140,8 @@ slides.</p>
 def _embedded(found: Gathered) -> str:
     """The data of the browser as JSON that cannot end the element it stands in."""
     value = {
-        "columns": _SPRITE_COLUMNS,
-        "tile": _TILE_PX,
+        "columns": SPRITE_COLUMNS,
+        "tile": TILE_PX,
         "slides": [
             {
                 "id": slide.slide_id,
