@@ -25,11 +25,12 @@ from pipeline.cluster import threads_of
 from pipeline.patches import SlideSource
 from pipeline.progress import Reporter
 from pipeline.station import Outcome
-from pipeline.tasks import Task, create_arrays, runs_of
+from pipeline.tasks import Task, create_arrays
 from pipeline.verify_views import find_source, load_given_teacher
 from stores import features, files, manifest, pixels, recipe
 from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError, ViewMismatch
 from stores.findings import Finding
+from stores.ranges import runs_of
 
 _WHOLE = ("commit", "missing", "view")  # the record is written anew, with all that it lists
 

@@ -1,7 +1,7 @@
 """What stage one has to do: tasks of (slide, block, seeds), less what is committed already."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from pipeline.options import ExtractOptions
 from pipeline.patches import SlideSource
 from stores import features, manifest, pixels, recipe
 from stores.errors import SlideError
+from stores.ranges import runs_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,18 +141,3 @@ def _missing(
             bad = table.filter(pc.equal(table["status"], manifest.BAD_READ))
             summary.bad_reads += [f"{slide_id} row {r}" for r in sorted(set(bad["row"].to_pylist()))]
     return [*todo, *runs_of(seed for seed in range(n_seeds) if seed not in covered)]
-
-
-def runs_of(numbers: Iterable[int]) -> list[range]:
-    """Ascending numbers as ranges of neighbours.
-
-    >>> runs_of([0, 1, 4])
-    [range(0, 2), range(4, 5)]
-    """
-    runs: list[range] = []
-    for number in numbers:
-        if runs and runs[-1].stop == number:
-            runs[-1] = range(runs[-1].start, number + 1)
-        else:
-            runs.append(range(number, number + 1))
-    return runs

@@ -19,13 +19,17 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline.hub import brief, fetch
+from pipeline.layouts import to_native
 from pipeline.presets import Preset
 from stores.errors import WeightsError
+from stores.ranges import runs_of
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 # a training checkpoint wraps its tensors; of several, the averaged model is the one that is deployed
 _WRAPPERS = ("teacher", "state_dict_ema", "model_ema", "state_dict", "model", "encoder", "backbone", "module")
+_BLOCK = re.compile(r"(?:(.*?\.)(\d+)(?=\.))?(.*)", re.DOTALL)
+_LISTED = 20
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -109,9 +113,9 @@ def _tensors(loaded: object, file: Path) -> dict[str, Tensor]:
 def fit(state: Mapping[str, Tensor], backbone: nn.Module, source: str, arch: str) -> dict[str, Tensor]:
     """Rename a checkpoint's tensors so that they fill `backbone` exactly.
 
-    A common prefix (``module.``, ``teacher.backbone.``, ...) goes, with everything outside of it (DINO heads);
-    so does a classifier; then the architecture's own timm filter converts other layouts (native
-    DINOv2) and resamples position embeddings of another grid.
+    Names of the transformers layout become native ones (`pipeline.layouts`). A common prefix (``module.``,
+    ``teacher.backbone.``, ...) goes, with everything outside of it (DINO heads); so does a classifier; then the
+    architecture's own timm filter converts the native layout and resamples position embeddings of another grid.
 
     Parameters
     ----------
@@ -126,7 +130,7 @@ def fit(state: Mapping[str, Tensor], backbone: nn.Module, source: str, arch: str
         A tensor is missing, left over, or has another shape.
     """
     expected = {name: tuple(value.shape) for name, value in backbone.state_dict().items()}
-    found = _strip_prefix(state, expected.keys(), source)
+    found = _strip_prefix(to_native(state), expected.keys(), source)
     found = _drop_classifier(found, backbone, expected.keys())
     patches = found.get("patch_embed.proj.weight")
     other_shape = []
@@ -138,7 +142,7 @@ def fit(state: Mapping[str, Tensor], backbone: nn.Module, source: str, arch: str
     problems = [
         _listed("missing", sorted(expected.keys() - found.keys())),
         _listed("unexpected", sorted(found.keys() - expected.keys())),
-        _listed("of another shape", other_shape),
+        _listed("of another shape", other_shape, limit=3),
     ]
     if any(problems):
         raise WeightsError(f"{source} does not fit {arch}: {'; '.join(filter(None, problems))}")
@@ -190,9 +194,24 @@ def _shape_problem(name: str, value: Tensor, expected: Mapping[str, tuple[int, .
     return [f"{name} {'x'.join(map(str, shape))} instead of {'x'.join(map(str, expected[name]))}"]
 
 
-def _listed(what: str, names: Sequence[str], limit: int = 3) -> str:
-    more = ", ..." if len(names) > limit else ""
-    return f"{len(names)} {what} ({', '.join(names[:limit])}{more})" if names else ""
+def _listed(what: str, names: Sequence[str], limit: int = _LISTED) -> str:
+    """The names on one line; those that differ in a block's number alone as ``blocks.{0-23}.norm1.weight``."""
+    numbers: dict[tuple[str, str], list[int]] = {}
+    for name in names:
+        match = _BLOCK.fullmatch(name)
+        assert match is not None  # the last group takes anything
+        before, number, after = match.groups("")
+        numbers.setdefault((before, after), []).extend([int(number)] if number else [])
+    forms = [f"{before}{_braced(found)}{after}" for (before, after), found in numbers.items()]
+    more = f" and {len(forms) - limit} more forms" if len(forms) > limit else ""
+    return f"{len(names)} {what} ({', '.join(forms[:limit])}{more})" if names else ""
+
+
+def _braced(numbers: Sequence[int]) -> str:
+    if len(numbers) < 2:
+        return "".join(map(str, numbers))
+    runs = (f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs_of(numbers))
+    return f"{{{','.join(runs)}}}"
 
 
 def published(preset: Preset) -> tuple[dict[str, Tensor], str]:

@@ -5,7 +5,6 @@ Only what is committed is copied, by name: chunks of an interrupted run, and fil
 
 import functools
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -21,6 +20,7 @@ from stores import arrays, features, files, layout, manifest, pixels, recipe
 from stores.copying import copy_file
 from stores.errors import CorruptStore
 from stores.location import StoreLike
+from stores.ranges import runs_of
 
 SEED_AXIS = ("features", "stats", "scales")
 """Arrays whose first axis is the seed; the second is cut into the blocks of the slide."""
@@ -260,18 +260,7 @@ def _copy_commits(slide_id: str, choice: Choice, stage: Path, result: Shared) ->
             source.copy([f"manifest/views/{slide_id}/{path.name}"], stage, result)
             continue
         table = commit.read()
-        for part in contiguous(seeds):
+        for part in runs_of(seeds):
             mine = pc.and_(pc.greater_equal(table["seed"], part.start), pc.less(table["seed"], part.stop))
             manifest.write_commit(stage, slide_id, commit.block, part, table.filter(mine))
             result.files += 1
-
-
-def contiguous(seeds: Iterable[int]) -> list[range]:
-    """Ranges that make up a set of numbers.
-
-    >>> contiguous([3, 0, 1, 4])
-    [range(0, 2), range(3, 5)]
-    """
-    groups = itertools.groupby(enumerate(sorted(seeds)), key=lambda pair: pair[1] - pair[0])
-    parts = [[seed for _, seed in group] for _, group in groups]
-    return [range(part[0], part[-1] + 1) for part in parts]
