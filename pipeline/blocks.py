@@ -6,18 +6,21 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import openslide
 import torch
 
 from pipeline import cluster, views
 from pipeline import slides as slide_files
+from pipeline.encoders import token_grid
 from pipeline.on_device import OnDevice
 from pipeline.options import ExtractOptions
 from pipeline.station import Block, Outcome, Station
 from pipeline.tasks import Task
 from pipeline.teacher import encode, load_teacher
 from stores import disk, features, manifest, pixels, recipe
-from stores.errors import CorruptStore
+from stores import tokens as token_arrays
+from stores.errors import CorruptStore, OptionError
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class TeacherFacts:
     """What the process that plans has to know of the teacher, which it does not load itself."""
 
     identity: recipe.Teacher
+    tokens: recipe.Tokens | None
     dtype_reason: str
     device: str
     licence: str
@@ -56,7 +60,13 @@ def reader_identity() -> recipe.Reader:
 def describe_teacher(job: str, options: ExtractOptions) -> TeacherFacts:
     """Load the teacher where the work will be, or find it loaded, and say what it is."""
     teacher = _teacher(job, options)
-    return TeacherFacts(teacher.identity, teacher.dtype_reason, str(teacher.device), teacher.encoder.licence)
+    return facts_of(teacher, token_recipe(teacher, options.tokens))
+
+
+def facts_of(encoder: OnDevice, tokens: recipe.Tokens | None = None) -> TeacherFacts:
+    """What there is to know of an encoder that is loaded."""
+    where = str(encoder.device)
+    return TeacherFacts(encoder.identity, tokens, encoder.dtype_reason, where, encoder.encoder.licence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,31 +93,72 @@ def extract_block(setup: Setup, task: Task, advance: cluster.Advance) -> Outcome
             f"{manifest.patches_path(setup.store, task.source.slide_id)}: {len(patches)} patches, "
             f"the slides table has {task.n_patches}"
         )
-    return station.run(task, patches, functools.partial(write_block, setup.store, task), advance)
+    write = functools.partial(write_block, setup.store, task)
+    return station.run(task, patches, write, advance, functools.partial(write_tokens, setup.store, task))
 
 
 def _open_station(setup: Setup) -> Station:
     stored = recipe.load(setup.store)
     teacher = _teacher(setup.job, setup.options)
     assert stored.policy is not None  # the recipe is settled before any task is made
-    here = recipe.Recipe(stored.patch, teacher.identity, stored.policy, reader_identity())
+    options = setup.options
+    tokens = token_recipe(teacher, options.tokens)
+    here = recipe.Recipe(stored.patch, teacher.identity, stored.policy, reader_identity(), tokens=tokens)
     recipe.require_same(stored, here, str(setup.store))
     policy = views.Policy.from_json(stored.policy)
-    options = setup.options
     threads = cluster.threads_of(options.threads, setup.processes)
-    return teacher_station(teacher, policy, options.pixels, threads, options.readers)
+    return teacher_station(teacher, policy, options.pixels, threads, options.readers, tokens)
+
+
+def token_recipe(teacher: OnDevice, count: int | None) -> recipe.Tokens | None:
+    """What the recipe says of the tokens that ``--tokens`` asks for.
+
+    Raises
+    ------
+    EncoderError
+        When the teacher has no grid of patch tokens.
+    OptionError
+        When its views have fewer.
+    """
+    if count is None:
+        return None
+    grid, dim = token_grid(teacher.encoder)
+    if count > grid**2:
+        raise OptionError(
+            f"--tokens {count}: a view of {teacher.identity.name} has {grid}x{grid}; allowed is 1 to {grid**2}"
+        )
+    return recipe.Tokens(count, grid, dim, views.TOKEN_RULE)
 
 
 def teacher_station(
-    teacher: OnDevice, policy: views.Policy, keep: bool, threads: int, readers: str = "threads"
+    teacher: OnDevice,
+    policy: views.Policy,
+    keep: bool,
+    threads: int,
+    readers: str = "threads",
+    tokens: recipe.Tokens | None = None,
 ) -> Station:
     """A station whose features are what the store keeps of the teacher's."""
     kept = functools.partial(encode, teacher)
-    return Station(teacher, kept, np.float16, policy, keep, threads, readers)
+    return Station(teacher, kept, np.float16, policy, keep, threads, readers, tokens)
+
+
+def write_tokens(store: Path, task: Task, seed: int, index: int, values: npt.NDArray[np.float16]) -> None:
+    """Write a chunk of a task's tokens; `seed` counts from the task's first.
+
+    Raises
+    ------
+    DiskFull
+        When there is no room for it.
+    """
+    disk.require_free(store, values.nbytes, f"{task}")
+    token_arrays.write_chunk(store, task.source.slide_id, task.seeds[seed], index, values)
 
 
 def write_block(store: Path, task: Task, block: Block) -> None:
     """Write chunks, flush them, then publish the commit record: in this order a kill loses nothing.
+
+    Chunks of tokens are there already: `write_tokens` wrote them as they became full.
 
     Raises
     ------
@@ -119,6 +170,8 @@ def write_block(store: Path, task: Task, block: Block) -> None:
     disk.require_free(store, size, f"{task}")
     for i, seed in enumerate(task.seeds):
         features.write_block(store, slide_id, seed, task.block, block.features[i])
+        if block.positions is not None:
+            token_arrays.write_positions(store, slide_id, seed, task.block, block.positions[i])
     if block.pixels is not None:
         start = features.block_range(task.n_patches, task.block).start
         pixels.write_rows(store, slide_id, start, block.pixels)

@@ -94,16 +94,46 @@ class Encoder(nn.Module):
         self._check(views)
         images = self._normalized(views)
         if self.pooling == "forward":
-            features = self.backbone(images)
-        else:
-            tokens = self.backbone.forward_features(images)  # type: ignore[operator]
-            features = tokens[:, 0]
-            if self.pooling == "cls+mean":
-                patches = tokens[:, self.backbone.num_prefix_tokens :]  # registers stay out
-                features = torch.cat([features, patches.mean(1)], dim=-1)
-        if features.shape != (len(views), self.dim):
+            return self._checked(self.backbone(images), len(views))
+        return self._pooled(self.backbone.forward_features(images))  # type: ignore[operator]
+
+    def with_tokens(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of views and their patch tokens, from one pass.
+
+        Returns
+        -------
+        tuple
+            What `forward` returns, and (B, grid * grid, width): one token a patch of the grid, row by row; class token
+            and registers left out. See `token_grid`.
+
+        Raises
+        ------
+        EncoderError
+            As `forward`; or the backbone has no square grid of patch tokens.
+        """
+        grid, _ = token_grid(self)
+        self._check(views)
+        tokens = self.backbone.forward_features(self._normalized(views))  # type: ignore[operator]
+        patches = tokens[:, self.backbone.num_prefix_tokens :]
+        if patches.ndim != 3 or patches.shape[1] != grid**2:
             raise EncoderError(
-                f"{self.name} returned {_by(features.shape)} for {len(views)} views; {len(views)}x{self.dim} expected"
+                f"{self.name} returned {_by(patches.shape)} as patch tokens; {len(views)}x{grid**2}x(length) expected"
+            )
+        return self._pooled(tokens), patches
+
+    def _pooled(self, tokens: Tensor) -> Tensor:
+        if self.pooling == "forward":
+            return self._checked(self.backbone.forward_head(tokens), len(tokens))  # type: ignore[operator]
+        features = tokens[:, 0]
+        if self.pooling == "cls+mean":
+            patches = tokens[:, self.backbone.num_prefix_tokens :]  # registers stay out
+            features = torch.cat([features, patches.mean(1)], dim=-1)
+        return self._checked(features, len(tokens))
+
+    def _checked(self, features: Tensor, count: int) -> Tensor:
+        if features.shape != (count, self.dim):
+            raise EncoderError(
+                f"{self.name} returned {_by(features.shape)} for {count} views; {count}x{self.dim} expected"
             )
         return features
 
@@ -137,6 +167,24 @@ class Encoder(nn.Module):
         # .to(bfloat16) would round the mean to three digits
         self._normalize = _constants(self.preset).to(self._normalize.device)
         return self
+
+
+def token_grid(encoder: Encoder) -> tuple[int, int]:
+    """Side of the grid of patch tokens, and their length.
+
+    Raises
+    ------
+    EncoderError
+        The backbone is no vision transformer of timm with a square grid.
+    """
+    backbone: Any = encoder.backbone
+    known = all(hasattr(backbone, name) for name in ("forward_features", "forward_head", "num_prefix_tokens"))
+    sides = tuple(getattr(getattr(backbone, "patch_embed", None), "grid_size", None) or ())
+    if not known or len(sides) != 2 or sides[0] != sides[1]:
+        raise EncoderError(
+            f"{encoder.name} has no square grid of patch tokens; tokens need a vision transformer (ViT) of timm"
+        )
+    return int(sides[0]), int(backbone.embed_dim)
 
 
 def load_encoder(spec: str, *, weights: Path | None = None, random_weights: int | None = None) -> Encoder:

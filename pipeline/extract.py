@@ -67,7 +67,7 @@ def extract(
             tiling.prepare_store(store, tile_options)
         summary = Tally()
         tasks = plan_tasks(store, paths, options, summary)
-        _require_room(store, tasks, teacher.identity.dim, policy.patch_px, options)
+        _require_room(store, tasks, teacher, policy.patch_px, options)
         _settle_recipe(store, teacher, policy, options)
         report.note(
             f"teacher {teacher.identity.name} on {teacher.device}: {teacher.identity.dtype}, "
@@ -80,7 +80,7 @@ def extract(
         report.start("extract-teacher", n_views, summary.views_before)
         began = time.monotonic()
         setup = blocks.Setup(workers.job, store.absolute(), options, workers.processes)
-        ready = prepared(store, tasks, options, teacher.identity.dim, policy.patch_px)
+        ready = prepared(store, tasks, options)
         for done in workers.run(functools.partial(blocks.extract_block, setup), ready, report):
             summary.add(done.item, done.result, done.error)
         summary.seconds = time.monotonic() - began
@@ -94,11 +94,17 @@ def _absolute(options: opts.ExtractOptions) -> opts.ExtractOptions:
 
 
 def _require_room(
-    store: Path, tasks: Sequence[Task], dim: int, patch_px: int, options: opts.ExtractOptions
+    store: Path,
+    tasks: Sequence[Task],
+    teacher: blocks.TeacherFacts,
+    patch_px: int,
+    options: opts.ExtractOptions,
 ) -> None:
     """Raise DiskFull when what is left to do will not fit: hours before it would be noticed."""
     n_views = sum(task.n_views for task in tasks)
-    size = n_views * (2 * dim + MANIFEST_BYTES_PER_VIEW)
+    size = n_views * (2 * teacher.identity.dim + MANIFEST_BYTES_PER_VIEW)
+    if teacher.tokens is not None:
+        size += n_views * teacher.tokens.count * (2 * teacher.tokens.dim + 4)
     if options.pixels:
         size += sum(len(task.rows) for task in tasks if task.seeds.start == 0) * 3 * patch_px**2
     free = disk.free_bytes(store)
@@ -113,7 +119,8 @@ def _settle_recipe(
     store: Path, teacher: blocks.TeacherFacts, policy: views.Policy, options: opts.ExtractOptions
 ) -> None:
     stored = recipe.load(store)
-    wanted = recipe.Recipe(stored.patch, teacher.identity, policy.to_json(), blocks.reader_identity())
+    reader = blocks.reader_identity()
+    wanted = recipe.Recipe(stored.patch, teacher.identity, policy.to_json(), reader, tokens=teacher.tokens)
     if stored.complete:
         recipe.require_same(stored, wanted, str(store))
         begun = files.read_options(store, "extract-teacher").get("pixels", options.pixels)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,12 +38,36 @@ class OnDevice:
         ----------
         views : uint8 (B, crop_px, crop_px, 3)
         """
-        batch = torch.from_numpy(views)
-        if self.device.type == "cuda":
-            batch = batch.pin_memory()
-        batch = batch.to(self.device, non_blocking=True)
+        batch = self._sent(views)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.encoder(batch).float()
+
+    @torch.inference_mode()
+    def launch_tokens(
+        self, views: npt.NDArray[np.uint8], positions: npt.NDArray[np.int32]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `launch`, with the patch tokens at `positions`, (B, t, width) float32 on the device.
+
+        Parameters
+        ----------
+        positions : int32 (B, t)
+            In the grid of patches, counted row by row.
+        """
+        batch, chosen = self._sent(views), self._sent(positions).long()
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            features, tokens = self.encoder.with_tokens(batch)
+        return features.float(), take_tokens(tokens, chosen).float()
+
+    def _sent(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+
+def take_tokens(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Of the patch tokens (B, grid * grid, width) of each view those at int64 `positions` (B, t): (B, t, width)."""
+    return tokens.gather(1, positions[:, :, None].expand(-1, -1, tokens.shape[2]))
 
 
 def load_on_device(

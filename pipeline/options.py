@@ -100,6 +100,9 @@ class ExtractOptions:
         ("auto", "threads", "processes"),
     )
     pixels: bool = option(False, "Keep the patches' pixels, for labs without the slides.")
+    tokens: int | None = option(
+        None, "Keep so many patch tokens of each view, at drawn positions; all of a view's 16x16 are 786 KB."
+    )
     limit: int | None = option(None, "Stop after this many patches in total, for trials.")
 
     def validate(self) -> None:
@@ -108,7 +111,9 @@ class ExtractOptions:
             bool(self.teacher), "teacher", "(missing)", "a preset (see `g2l models`) or a model of your own"
         )
         require(1 <= self.seeds <= 1000, "seeds", self.seeds, "1 to 1000")
-        require(self.limit is None or self.limit > 0, "limit", self.limit, "1 or more")
+        for name in ("limit", "tokens"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "1 or more")
         _validate_machine(self)
         _validate_weights(self)
 
@@ -254,6 +259,7 @@ class PlanOptions:
     teacher: str | None = option(None, "The teacher: its feature length, and with --measure its speed.")
     seeds: int = option(4, "Views per patch: the centre crop and seeds 1, 2, ...")
     pixels: bool = option(False, "Reckon with the patches' pixels too.")
+    tokens: int | None = option(None, "Reckon with so many patch tokens of each view too.")
     dim: int | None = option(None, "Feature length of a teacher that is not known by name.")
     views_per_s: float | None = option(None, "Measured speed of the teacher, in views per second.")
     measure: bool = option(False, "Load the teacher and measure its speed on this machine.")
@@ -266,7 +272,9 @@ class PlanOptions:
     def validate(self) -> None:
         """Raise OptionError that names the first value that is not allowed."""
         require(1 <= self.seeds <= 1000, "seeds", self.seeds, "1 to 1000")
-        require(self.dim is None or self.dim >= 1, "dim", self.dim, "1 or more")
+        for name in ("dim", "tokens"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "1 or more")
         speed = self.views_per_s
         require(speed is None or speed > 0, "views_per_s", speed, "above 0")
         if self.measure and self.teacher is None:

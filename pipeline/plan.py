@@ -17,7 +17,7 @@ from pipeline import slides as slide_files
 from pipeline import tiling
 from pipeline.presets import PRESETS
 from pipeline.progress import Reporter
-from stores import features, manifest
+from stores import features, manifest, tokens
 from stores.errors import OptionError, SlideError
 from stores.location import StoreLike
 from stores.text import human_bytes
@@ -29,6 +29,7 @@ PIXELS_SHARE = 0.87
 _CHECKSUM_BYTES = 4
 _GROUP_FILES = 1  # the zarr.json of features.zarr, or of pixels.zarr
 _SLIDE_FILES = 7  # zarr.json of group, features, coords, stats; the chunk of coords; patches; picture
+_TOKEN_FILES = 2  # zarr.json of tokens and positions
 _MEASURED_BATCHES = 5
 
 
@@ -40,6 +41,16 @@ class SlidePlan:
     patches: int
     split: str
     patient_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPlan:
+    """Which patch tokens are planned."""
+
+    count: int
+    """Of a view."""
+    dim: int | None
+    """Length of a token; None when it cannot be known."""
 
 
 @dataclass(slots=True)
@@ -54,6 +65,7 @@ class Plan:
     """Side of the patches that are kept; None when they are not."""
     views_per_s: float | None
     speed_source: str
+    tokens: TokenPlan | None = None
     splits: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -74,6 +86,16 @@ class Plan:
             total += self.seeds * blocks * (chunk + stats) + slide.patches * 8 + _CHECKSUM_BYTES
         return total
 
+    def token_bytes(self, planned: TokenPlan) -> int:
+        """Bytes of the chunks of tokens and positions: exact, when their length is known."""
+        total, count, dim = 0, planned.count, planned.dim or 0
+        for slide in self.slides if dim else ():
+            rows = tokens.chunk_rows(slide.patches, count, dim)
+            chunks, blocks = -(-slide.patches // rows), features.n_blocks(slide.patches)
+            positions = features.block_rows(slide.patches) * count * 4 + _CHECKSUM_BYTES
+            total += chunks * (rows * count * dim * 2 + _CHECKSUM_BYTES) + blocks * positions
+        return total * self.seeds
+
     @property
     def files(self) -> int:
         """Files of the finished store, less recipe, options and slides table: exact for one run of extract-teacher."""
@@ -81,6 +103,9 @@ class Plan:
         for slide in self.slides:
             blocks = features.n_blocks(slide.patches)
             total += _SLIDE_FILES + blocks * (2 * self.seeds + 1)
+            if self.tokens is not None and self.tokens.dim:
+                rows = tokens.chunk_rows(slide.patches, self.tokens.count, self.tokens.dim)
+                total += _TOKEN_FILES + self.seeds * (blocks - (-slide.patches // rows))
             if self.pixels_px is not None:
                 total += 1 + -(-slide.patches // features.ROW_QUANTUM)
         return total + (_GROUP_FILES if self.pixels_px is not None else 0)
@@ -126,7 +151,8 @@ def plan(
     if options.measure:
         speed, dim, source = _measure(options)
     kept = tile_options.patch if options.pixels else None
-    result = Plan(slides, unusable, options.seeds, dim, kept, speed, source if speed else "")
+    of_view = None if options.tokens is None else TokenPlan(options.tokens, _token_dim(options, dim))
+    result = Plan(slides, unusable, options.seeds, dim, kept, speed, source if speed else "", of_view)
     for slide in slides:
         result.splits[slide.split] = result.splits.get(slide.split, 0) + slide.patches
     return result
@@ -143,6 +169,12 @@ def _dim(options: opts.PlanOptions) -> int | None:
         f"--teacher {options.teacher}: its feature length is not known without loading it; known are "
         f"{', '.join(PRESETS)}; give --dim, or --measure"
     )
+
+
+def _token_dim(options: opts.PlanOptions, dim: int | None) -> int | None:
+    """A token is as long as the class token; a preset that joins two vectors says so."""
+    preset = PRESETS.get(options.teacher or "")
+    return dim // 2 if dim and preset is not None and preset.pooling == "cls+mean" else dim
 
 
 def _tiled(store: StoreLike) -> tuple[list[SlidePlan], dict[str, str]]:
@@ -213,6 +245,8 @@ def to_json(result: Plan) -> dict[str, Any]:
         "views": result.views,
         "dim": dim,
         "feature_bytes": result.feature_bytes(dim) if dim else None,
+        "tokens": result.tokens.count if result.tokens else None,
+        "token_bytes": result.token_bytes(result.tokens) if result.tokens and result.tokens.dim else None,
         "manifest_bytes_estimate": result.views * MANIFEST_BYTES_PER_VIEW,
         "pixel_bytes_estimate": result.pixel_bytes,
         "files": result.files,
@@ -243,6 +277,10 @@ def lines(result: Plan) -> list[str]:
         exact = result.feature_bytes(result.dim)
         rows = human_bytes(result.views * MANIFEST_BYTES_PER_VIEW)
         parts = [f"features {human_bytes(exact)}", f"manifest about {rows}"]
+        if result.tokens is not None:
+            of_tokens = result.token_bytes(result.tokens)
+            a_view = of_tokens / max(result.views, 1)
+            parts.append(f"tokens {human_bytes(of_tokens)} ({human_bytes(a_view)} a view)")
         if result.pixels_px is not None:
             parts.append(f"pixels about {human_bytes(result.pixel_bytes)}")
         said.append(f"bytes     {', '.join(parts)}")

@@ -15,19 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import zarr
 
 from pipeline import options as opts
 from pipeline import slides as slide_files
 from pipeline import views
-from pipeline.blocks import reader_identity, teacher_station, write_block
+from pipeline.blocks import reader_identity, teacher_station, write_block, write_tokens
 from pipeline.cluster import threads_of
 from pipeline.patches import SlideSource
 from pipeline.progress import Reporter
 from pipeline.station import Outcome
 from pipeline.tasks import Task, create_arrays
 from pipeline.verify_views import find_source, load_given_teacher
-from stores import features, files, manifest, pixels, recipe
+from stores import features, files, manifest, pixels, recipe, tokens
 from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError, ViewMismatch
 from stores.findings import Finding
 from stores.ranges import runs_of
@@ -196,14 +197,23 @@ class _Repair:
         broken: list[int],
         n_seeds: int,
     ) -> None:
-        keep = pixels.has_pixels(self.store, self.slide_id)
-        station = teacher_station(self.teacher, self.policy, keep, threads_of(self.options.threads, None))
+        keep, about = pixels.has_pixels(self.store, self.slide_id), self.stored.tokens
+        threads = threads_of(self.options.threads, None)
+        station = teacher_station(self.teacher, self.policy, keep, threads, tokens=about)
+        chunks: list[tuple[int, int, npt.NDArray[np.float16]]] = []  # written when the views are the same
+
+        def gather(seed: int, index: int, values: npt.NDArray[np.float16]) -> None:
+            if old is None or task.seeds[seed] in broken:
+                chunks.append((seed, index, values.copy()))
+
         with contextlib.closing(station):
-            made = station.encode(task, patches, station.read(task, patches), Outcome(), lambda count: None)
+            rows = station.read(task, patches)
+            made = station.encode(task, patches, rows, Outcome(), lambda count: None, gather)
         where = f"slide {self.slide_id} rows {task.rows.start}-{task.rows.stop - 1}"
         if old is None:
-            dim, patch_px = made.features.shape[2], self.policy.patch_px
-            create_arrays(self.store, self.slide_id, n_seeds, dim, patch_px if keep else None)
+            create_arrays(self.store, self.slide_id, n_seeds, self.stored, keep)
+            for chunk in chunks:
+                write_tokens(self.store, task, *chunk)
             write_block(self.store, task, made)
             self.done.append(f"{where}: seeds {task.seeds.start}-{task.seeds.stop - 1} extracted again")
             return
@@ -212,10 +222,13 @@ class _Repair:
                 f"{where}: the views are not those of {old.path.name} any more: another slide file or decoder; "
                 "nothing was written for this block"
             )
+        for chunk in chunks:
+            write_tokens(self.store, task, *chunk)
         for seed in broken:
-            features.write_block(
-                self.store, self.slide_id, seed, task.block, made.features[seed - task.seeds.start]
-            )
+            at = seed - task.seeds.start
+            features.write_block(self.store, self.slide_id, seed, task.block, made.features[at])
+            if made.positions is not None:
+                tokens.write_positions(self.store, self.slide_id, seed, task.block, made.positions[at])
             self.done.append(f"{where}: features of seed {seed} computed again")
         if task.block in self.what.pixels and made.pixels is not None:
             start = features.block_range(task.n_patches, task.block).start
@@ -231,6 +244,8 @@ class _Repair:
             fresh = Path(folder)
             features.create_slide(fresh, self.slide_id, coords, n_seeds, self.stored.teacher.dim)
             pixels.create_slide(fresh, self.slide_id, len(patches), self.stored.patch.size_px)
+            if self.stored.tokens is not None:
+                tokens.create_slide(fresh, self.slide_id, len(patches), n_seeds, self.stored.tokens)
             for name in sorted(self.what.metadata):
                 if not (fresh / name).is_file():
                     raise CorruptStore(f"{self.store / name}: cannot be made again")

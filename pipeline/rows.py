@@ -13,6 +13,7 @@ from pipeline import views
 from pipeline.patches import Reader
 from pipeline.views import ViewParams
 from stores.errors import ReadError, ViewMismatch
+from stores.recipe import Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class RowViews:
     params: list[ViewParams]
     crcs: list[int]
     patch: npt.NDArray[np.uint8] | None
+    positions: npt.NDArray[np.int32] | None = None
+    """(seeds, t): which patch tokens of each view are kept; None for none."""
     error: str = ""
 
 
@@ -32,6 +35,7 @@ def draw_row(
     fingerprint: str,
     seeds: range,
     keep: bool,
+    tokens: Tokens | None,
     reader: Reader,
     row: int,
     x_px0: int,
@@ -47,7 +51,12 @@ def draw_row(
     for i, param in enumerate(params):
         rendered[i] = views.render(patch, param, policy)
     crcs = [views.view_crc32(view) for view in rendered]
-    return RowViews(rendered, params, crcs, patch if keep else None)
+    positions = None
+    if tokens is not None:
+        count, total = tokens.count, tokens.grid**2
+        drawn = [views.draw_tokens(policy, fingerprint, x_px0, y_px0, seed, count, total) for seed in seeds]
+        positions = np.stack(drawn)
+    return RowViews(rendered, params, crcs, patch if keep else None, positions)
 
 
 @dataclass(frozen=True, slots=True)

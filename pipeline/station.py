@@ -24,12 +24,26 @@ from pipeline.on_device import OnDevice
 from pipeline.patches import PatchPool, started
 from pipeline.rows import RowViews, draw_row
 from pipeline.tasks import Task
-from stores import features, manifest
+from stores import features, manifest, recipe, tokens
 from stores.errors import ClusterError, FeatureError
 
 _ENDED = "the run has ended; this block was left"
-Encode = Callable[[npt.NDArray[np.uint8]], npt.NDArray[Any]]
-"""Features of views, as they are kept; FeatureError when they cannot be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A batch of views as it is kept."""
+
+    features: npt.NDArray[Any]
+    """(B, dim)"""
+    tokens: npt.NDArray[Any] | None = None
+    """(B, t, width)"""
+
+
+Encode = Callable[[npt.NDArray[np.uint8], Any], Encoded]
+"""Of views and the positions of the tokens to keep, int32 (B, t) or None; FeatureError when a value cannot be kept."""
+WriteTokens = Callable[[int, int, npt.NDArray[np.float16]], None]
+"""What `stores.tokens.ChunkBuffer` calls with each chunk of a task."""
 
 
 @dataclass(slots=True)
@@ -42,6 +56,8 @@ class Block:
     pixels: npt.NDArray[np.uint8] | None
     reasons: Mapping[int, str]
     """Why rows could not be read."""
+    positions: npt.NDArray[np.int32] | None = None
+    """(seeds, rows of the whole block, t) of the tokens, which are written already; -1 where there are none."""
 
 
 @dataclass(slots=True)
@@ -68,6 +84,8 @@ class Station:
         That read and render; on a CPU as many encode.
     readers : str
         ``threads``, ``processes``, or ``auto``: processes unless the encoder is on the CPU.
+    tokens
+        Which patch tokens are kept too; None for none.
     """
 
     def __init__(
@@ -79,9 +97,10 @@ class Station:
         keep: bool,
         threads: int,
         readers: str = "threads",
+        tokens: recipe.Tokens | None = None,
     ) -> None:
         self._encoder, self._policy, self._keep = encoder, policy, keep
-        self._encode, self._dtype = encode, dtype
+        self._encode, self._dtype, self._tokens = encode, dtype, tokens
         on_cpu = encoder.device.type == "cpu"
         self._readers = PatchPool(threads, readers == "processes" or (readers == "auto" and not on_cpu))
         # two threads keep a GPU busy: one waits for its features while the other sends the next batch
@@ -108,7 +127,12 @@ class Station:
         torch.set_num_threads(self._torch_threads)
 
     def run(
-        self, task: Task, patches: manifest.Patches, write: Callable[[Block], None], advance: cluster.Advance
+        self,
+        task: Task,
+        patches: manifest.Patches,
+        write: Callable[[Block], None],
+        advance: cluster.Advance,
+        write_tokens: WriteTokens | None = None,
     ) -> Outcome:
         """Read, encode and write a block; blocks take turns on the device, and read ahead while they wait.
 
@@ -118,23 +142,30 @@ class Station:
             Of the whole slide.
         write
             Called with the block when it is whole.
+        write_tokens
+            Called before that with each chunk of its tokens.
         """
         try:
-            return self._run(task, patches, write, advance)
+            return self._run(task, patches, write, advance, write_tokens)
         except Exception as error:
             if self._closed:  # threads were stopped under it
                 raise ClusterError(_ENDED) from error
             raise
 
     def _run(
-        self, task: Task, patches: manifest.Patches, write: Callable[[Block], None], advance: cluster.Advance
+        self,
+        task: Task,
+        patches: manifest.Patches,
+        write: Callable[[Block], None],
+        advance: cluster.Advance,
+        write_tokens: WriteTokens | None,
     ) -> Outcome:
         outcome = Outcome()
         rows = self.read(task, patches)
         with self._turn:
             cluster.step_aside()
             began = time.monotonic()
-            block = self.encode(task, patches, rows, outcome, advance)
+            block = self.encode(task, patches, rows, outcome, advance, write_tokens)
             outcome.device_seconds = time.monotonic() - began
         with self._writing:
             self._require_open()
@@ -144,7 +175,9 @@ class Station:
 
     def read(self, task: Task, patches: manifest.Patches) -> Iterator[Future[RowViews]]:
         """Futures of the task's rows in order; the first ones are under way when this returns."""
-        place = functools.partial(draw_row, self._policy, task.fingerprint, task.seeds, self._keep)
+        place = functools.partial(
+            draw_row, self._policy, task.fingerprint, task.seeds, self._keep, self._tokens
+        )
         jobs = (
             self._readers.submit(task.source, place, row, int(patches.x_px0[row]), int(patches.y_px0[row]))
             for row in task.rows
@@ -158,6 +191,7 @@ class Station:
         rows: Iterator[Future[RowViews]],
         outcome: Outcome,
         advance: cluster.Advance,
+        write_tokens: WriteTokens | None = None,
     ) -> Block:
         """Pull the task's rows through the encoder, a few batches in flight on the device."""
         whole = features.block_range(task.n_patches, task.block)
@@ -166,6 +200,7 @@ class Station:
         kept = None
         if self._keep:
             kept = np.zeros((len(whole), self._policy.patch_px, self._policy.patch_px, 3), np.uint8)
+        positions, buffer = self._room_for_tokens(task, write_tokens)
         records: list[tuple[Any, ...]] = []
         reasons: dict[int, str] = {}
         batch: list[tuple[int, int, npt.NDArray[np.uint8]]] = []
@@ -174,20 +209,25 @@ class Station:
         def land() -> None:
             places, job = flight.popleft()
             try:
-                values = job.result()
+                got = job.result()
             except FeatureError as error:
                 seed, offset = places[0]
                 where = f"{task.source.slide_id} from row {whole.start + offset} seed {task.seeds[seed]}"
                 raise FeatureError(f"{where}: {error}") from None
-            for (seed, offset), value in zip(places, values, strict=True):
-                result[seed, offset] = value
+            for i, (seed, offset) in enumerate(places):
+                result[seed, offset] = got.features[i]
+                if buffer is not None and got.tokens is not None:
+                    buffer.put(seed, whole.start + offset, got.tokens[i])
             advance(len(places))
 
         def launch() -> None:
             self._require_open()
             stacked = np.stack([view for _, _, view in batch])
             places = [(seed, offset) for seed, offset, _ in batch]
-            flight.append((places, self._device.submit(self._encode, stacked)))
+            chosen = None
+            if positions is not None:
+                chosen = positions[tuple(np.transpose(places))]
+            flight.append((places, self._device.submit(self._encode, stacked, chosen)))
             batch.clear()
             if len(flight) > self._encoders:
                 land()
@@ -203,6 +243,8 @@ class Station:
                 advance(len(task.seeds))
             if kept is not None and got.patch is not None:
                 kept[offset] = got.patch
+            if positions is not None and got.positions is not None:
+                positions[:, offset] = got.positions
             for i, (seed, param) in enumerate(zip(task.seeds, got.params, strict=True)):
                 crc = None if got.error else got.crcs[i]
                 records.append((row, seed, crc, param))
@@ -214,8 +256,28 @@ class Station:
             launch()
         while flight:
             land()
+        if buffer is not None:
+            buffer.flush()
         outcome.views = len(records)
-        return Block(result, _views_table(task, patches, records), kept, reasons)
+        return Block(result, _views_table(task, patches, records), kept, reasons, positions)
+
+    def _room_for_tokens(
+        self, task: Task, write: WriteTokens | None
+    ) -> tuple[npt.NDArray[np.int32] | None, tokens.ChunkBuffer | None]:
+        """Positions for the whole block, none yet, and where its tokens gather until a chunk is full."""
+        if self._tokens is None:
+            return None, None
+        whole = features.block_range(task.n_patches, task.block)
+        shape = len(task.seeds), len(whole), self._tokens.count
+
+        def write_open(seed: int, index: int, values: npt.NDArray[np.float16]) -> None:
+            with self._writing:
+                self._require_open()
+                if write is not None:
+                    write(seed, index, values)
+
+        positions = np.full(shape, tokens.NO_POSITION, np.int32)
+        return positions, tokens.ChunkBuffer(len(task.seeds), whole, task.n_patches, self._tokens, write_open)
 
     def _require_open(self) -> None:
         if self._closed:

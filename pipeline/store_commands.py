@@ -89,16 +89,25 @@ def merge(stores: tuple[str, ...], out: Path, allow_duplicates: bool, as_json: b
 @click.option("--seeds", type=int, help="Keep seeds 0 to N-1.")
 @click.option("--where", help="SQL over the columns of the slides table: \"site = 'x' AND n_patches > 100\".")
 @click.option("--no-pixels", is_flag=True, help="Leave the pixels of the patches out.")
+@click.option("--no-tokens", is_flag=True, help="Leave the teacher's patch tokens out.")
 @JSON
 def subset(
-    path: str, out: Path, slides: tuple[str, ...], no_pixels: bool, as_json: bool, **values: Any
+    path: str,
+    out: Path,
+    slides: tuple[str, ...],
+    no_pixels: bool,
+    no_tokens: bool,
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """A store of some slides and seeds of another; all conditions that are given have to hold."""
     from pipeline import share_summaries
     from pipeline.progress import reporter_for
     from stores import subset as subsets
 
-    chosen = subsets.Selection(slides=subsets.read_ids(slides), pixels=not no_pixels, **values)
+    chosen = subsets.Selection(
+        slides=subsets.read_ids(slides), pixels=not no_pixels, tokens=not no_tokens, **values
+    )
     with reporter_for(sys.stderr) as report:
         found = opened(path)
         result = subsets.subset(found, out, chosen, lambda n: report.start("subset", n), report.advance)
@@ -115,6 +124,7 @@ def subset(
 @click.option("--compact", type=click.Choice(["lossless", "int8"]), help="A smaller copy, for slow lines.")
 @click.option("--keep-column", multiple=True, help="A column of your own that may leave under pseudonyms.")
 @click.option("--no-pixels", is_flag=True, help="Leave the patches' pixels out.")
+@click.option("--no-tokens", is_flag=True, help="Leave the teacher's patch tokens out.")
 @click.option("--mapping", type=PATH, help="CSV file for yourself: names and pseudonyms.")
 @JSON
 def export(
@@ -131,6 +141,7 @@ def export(
         pseudonyms=read_key(key) if key is not None else None,
         keep_columns=values["keep_column"],
         pixels=not values["no_pixels"],
+        tokens=not values["no_tokens"],
         mapping=mapping,
     )
     with reporter_for(sys.stderr) as report:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pipeline import slides as slide_files
 from pipeline.options import ExtractOptions
 from pipeline.patches import SlideSource
-from stores import features, manifest, pixels, recipe
+from stores import features, manifest, pixels, recipe, tokens
 from stores.errors import SlideError
 from stores.ranges import runs_of
 
@@ -101,24 +101,25 @@ def plan_tasks(store: Path, paths: Mapping[str, Path], options: ExtractOptions, 
     return tasks
 
 
-def prepared(
-    store: Path, tasks: Sequence[Task], options: ExtractOptions, dim: int, patch_px: int
-) -> Iterator[Task]:
+def prepared(store: Path, tasks: Sequence[Task], options: ExtractOptions) -> Iterator[Task]:
     """The tasks, each after its slide's arrays are there: this process alone makes arrays and adds seeds to them."""
     for slide_id, group in itertools.groupby(tasks, key=lambda task: task.source.slide_id):
         of_slide = list(group)
         n_seeds = max(options.seeds, *(task.seeds.stop for task in of_slide))
-        create_arrays(store, slide_id, n_seeds, dim, patch_px if options.pixels else None)
+        create_arrays(store, slide_id, n_seeds, recipe.load(store), options.pixels)
         yield from of_slide
 
 
-def create_arrays(store: Path, slide_id: str, n_seeds: int, dim: int, patch_px: int | None) -> None:
-    """Make a slide's arrays, with those of pixels when their side is given, or let them grow."""
+def create_arrays(store: Path, slide_id: str, n_seeds: int, stored: recipe.Recipe, with_pixels: bool) -> None:
+    """Make a slide's arrays as a complete recipe has them, or let them grow."""
+    assert stored.teacher is not None
     patches = manifest.read_patches(store, slide_id)
     coords = np.stack([patches.x_px0, patches.y_px0], axis=1)
-    features.create_slide(store, slide_id, coords, n_seeds, dim)
-    if patch_px is not None:
-        pixels.create_slide(store, slide_id, len(patches), patch_px)
+    if stored.tokens is not None:
+        tokens.create_slide(store, slide_id, len(patches), n_seeds, stored.tokens)
+    if with_pixels:
+        pixels.create_slide(store, slide_id, len(patches), stored.patch.size_px)
+    features.create_slide(store, slide_id, coords, n_seeds, stored.teacher.dim)
 
 
 def _missing(

@@ -1,13 +1,12 @@
 """The teacher of stage one: an encoder whose features are stored. Nothing of stage two imports this module."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from pipeline.on_device import OnDevice, load_on_device
 from pipeline.options import ExtractOptions
+from pipeline.station import Encoded
 from stores.errors import FeatureError
 from stores.features import FLOAT16_MAX
 
@@ -24,24 +23,29 @@ def load_teacher(options: ExtractOptions) -> OnDevice:
     )
 
 
-def encode(teacher: OnDevice, views: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
-    """Features of views (B, crop_px, crop_px, 3) as they are stored, float16 (B, dim)."""
-    return collect(teacher.launch(views))
+def encode(
+    teacher: OnDevice, views: npt.NDArray[np.uint8], positions: npt.NDArray[np.int32] | None
+) -> Encoded:
+    """Features of views (B, crop_px, crop_px, 3) as they are stored, and tokens at `positions` (B, t) if given."""
+    if positions is None:
+        return Encoded(collect(teacher.launch(views)))
+    features, tokens = teacher.launch_tokens(views, positions)
+    return Encoded(collect(features), collect(tokens))
 
 
 def collect(features: torch.Tensor) -> npt.NDArray[np.float16]:
-    """Features as they are stored, float16 (B, dim).
+    """Features or tokens as they are stored, float16, in their shape.
 
     Raises
     ------
     FeatureError
         When a value is not finite or beyond float16.
     """
-    wide: npt.NDArray[Any] = features.cpu().numpy()
-    largest = np.abs(wide).max()
+    largest = float(features.abs().max())
     if not largest <= FLOAT16_MAX:  # also true for NaN
         raise FeatureError(
             f"the teacher returned {largest:g}; features are stored as float16, at most {FLOAT16_MAX:g}: "
             "try --dtype float32, or check the weights"
         )
-    return wide.astype(np.float16)
+    stored: npt.NDArray[np.float16] = features.half().cpu().numpy()
+    return stored

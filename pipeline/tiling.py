@@ -219,8 +219,7 @@ def prepare_store(store: Path, options: opts.TileOptions) -> tissue.TissueRule:
     part, rule = patch_recipe(options)
     if (store / recipe.FILE_NAME).exists():
         stored = recipe.load(store)
-        wanted = recipe.Recipe(part, stored.teacher, stored.policy, stored.reader)
-        recipe.require_same(stored, wanted, str(store))
+        recipe.require_same(stored, dataclasses.replace(stored, patch=part), str(store))
         old = files.read_options(store, "tile")
         for name in ("max_patches", "val"):
             if name in old and old[name] != getattr(options, name):

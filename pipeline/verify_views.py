@@ -1,5 +1,6 @@
 """What ``store verify`` makes again of one slide: views from its pixels, features from its views, and compares."""
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from pipeline import cluster, views
 from pipeline import slides as slide_files
-from pipeline.distill.loader import CommittedBlock, read_commit
+from pipeline.distill.loader import BlockCache, CommittedBlock, read_commit
 from pipeline.options import ExtractOptions, VerifyOptions
 from pipeline.patches import PatchPool, Reader, SlideSource, Source, StoreSource
 from stores import features, files, manifest, pixels, recipe, sampler
@@ -119,7 +120,9 @@ def look_at_slide(setup: Setup, slide: SlideToLook, advance: cluster.Advance) ->
     if source is None:
         result.notes.append(f"slide {slide_id}: views not looked at, neither slide nor pixels are there")
     else:
-        check = _SlideViews(setup.store, slide, source, station.policy, setup.options, result)
+        check = _SlideViews(
+            setup.store, slide, source, station.policy, setup.options, result, station.stored.tokens
+        )
         check.run(station.pool, station.teacher)
     advance(1)
     return result
@@ -179,6 +182,7 @@ class _SlideViews:
     policy: views.Policy
     options: VerifyOptions
     result: Verified
+    tokens: recipe.Tokens | None
 
     @property
     def slide_id(self) -> str:
@@ -291,31 +295,56 @@ class _SlideViews:
     def _features(
         self, commit: manifest.Commit, made: list[tuple[int, int, npt.NDArray[np.uint8]]], teacher: Any
     ) -> None:
-        opened = features.open_features(self.store, self.slide_id)
-        start = features.block_range(opened.n_rows, commit.block).start
-        chunks: dict[int, npt.NDArray[np.float16]] = {}
-        far: dict[int, list[tuple[int, float]]] = {}
+        cache = BlockCache(self.store, self.tokens)
+        far: dict[tuple[str, int], list[tuple[int, float]]] = {}
         for batch in _batches(made, teacher.batch_size):
-            fresh = teacher.launch(np.stack([view for _, _, view in batch])).cpu().numpy()
-            for (seed, row, _), new in zip(batch, fresh, strict=True):
-                try:
-                    if seed not in chunks:
-                        chunks[seed] = opened.read_block(seed, commit.block)
-                except StoreError:
-                    continue  # structure has named it
-                old = chunks[seed][row - start].astype(np.float64)
-                cosine = float(old @ new / max(np.linalg.norm(old) * np.linalg.norm(new), 1e-12))
-                error = float(np.abs(old - new).max())
+            stored: list[tuple[npt.NDArray[np.float16], npt.NDArray[np.float16], npt.NDArray[np.int32]]] = []
+            kept: list[tuple[int, int, npt.NDArray[np.uint8]]] = []
+            for seed, row, view in batch:
+                with contextlib.suppress(StoreError):  # what cannot be read, structure has named
+                    at = np.array([row], np.int32)
+                    stored.append((cache.targets(commit, at, seed), *cache.tokens(commit, at, seed)))
+                    kept.append((seed, row, view))
+            if not kept:
+                continue
+            stacked = np.stack([view for _, _, view in kept])
+            positions = np.concatenate([positions for *_, positions in stored])
+            if positions.shape[1]:
+                both = teacher.launch_tokens(stacked, positions)
+                fresh, fresh_tokens = (values.cpu().numpy() for values in both)
+            else:
+                fresh, fresh_tokens = teacher.launch(stacked).cpu().numpy(), None
+            for i, (seed, row, _) in enumerate(kept):
                 self.result.features_checked += 1
-                self.result.cosine_min = min(cosine, self.result.cosine_min or 1.0)
-                self.result.error_max = max(error, self.result.error_max or 0.0)
-                if not cosine >= self.options.min_cosine:
-                    far.setdefault(seed, []).append((row, cosine))
-        for seed, pairs in sorted(far.items()):
+                self._compare("features", stored[i][0], fresh[i : i + 1], seed, row, far)
+                if fresh_tokens is not None:
+                    self._compare("tokens", stored[i][1][0], fresh_tokens[i], seed, row, far)
+        for (leaf, seed), pairs in sorted(far.items()):
             lowest = min(cosine for _, cosine in pairs)
-            problem = f"{len(pairs)} features are not the teacher's: cosine down to {lowest:.6f}"
-            file = features.array_name(self.slide_id, "features")
+            what = "features" if leaf == "features" else "views have tokens that"
+            problem = f"{len(pairs)} {what} are not the teacher's: cosine down to {lowest:.6f}"
+            file = features.array_name(self.slide_id, leaf)
             self._add(file, problem, "teacher", commit.block, seed, [row for row, _ in pairs])
+
+    def _compare(
+        self,
+        leaf: str,
+        stored: npt.NDArray[np.float16],
+        fresh: npt.NDArray[np.float32],
+        seed: int,
+        row: int,
+        far: dict[tuple[str, int], list[tuple[int, float]]],
+    ) -> None:
+        """Vectors (n, dim) of one view; the least similar pair counts."""
+        old, new = stored.astype(np.float64), fresh.astype(np.float64)
+        norms = np.linalg.norm(old, axis=1) * np.linalg.norm(new, axis=1)
+        cosine = float(((old * new).sum(axis=1) / np.maximum(norms, 1e-12)).min())
+        self.result.cosine_min = min(
+            cosine, 1.0 if self.result.cosine_min is None else self.result.cosine_min
+        )
+        self.result.error_max = max(float(np.abs(old - new).max()), self.result.error_max or 0.0)
+        if not cosine >= self.options.min_cosine:
+            far.setdefault((leaf, seed), []).append((row, cosine))
 
 
 def _kept_pixels(store: StoreLike, slide_id: str) -> Reader | None:

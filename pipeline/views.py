@@ -19,6 +19,7 @@ from itertools import permutations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import yaml
 
 from pipeline import rendering
@@ -27,6 +28,7 @@ from stores.errors import OptionError
 
 VIEWS_VERSION = 1  # of the draws and of the arithmetic together; part of every key
 RENDERING = f"views-{VIEWS_VERSION}"  # its name in the recipe
+TOKEN_RULE = "tokens-1"  # of `draw_tokens`, in the recipe
 JITTER_ORDERS = tuple(permutations(("brightness", "contrast", "saturation", "hue")))  # lexicographic
 
 _ADJUST = {
@@ -248,12 +250,29 @@ def draw(policy: Policy, fingerprint: str, x_px0: int, y_px0: int, seed: int) ->
     )
 
 
+def draw_tokens(
+    policy: Policy, fingerprint: str, x_px0: int, y_px0: int, seed: int, count: int, total: int
+) -> npt.NDArray[np.int32]:
+    """Positions of `count` of the `total` patch tokens of a view, int32 (count,), ascending; all when they are equal.
+
+    The words of the view's key that follow those of its parameters, one for each token: the `count` smallest are kept.
+    """
+    raw = _philox(policy, fingerprint, operator.index(x_px0), operator.index(y_px0), operator.index(seed))
+    words = raw.random_raw(_WORDS + total)[_WORDS:]
+    return np.sort(np.argsort(words, kind="stable")[:count]).astype(np.int32)
+
+
 def _words(policy: Policy, fingerprint: str, x_px0: int, y_px0: int, seed: int) -> Iterator[int]:
-    """The upper 53 bits of each word. The text is unambiguous: its last four lines are numbers and hex."""
+    """The upper 53 bits of each word."""
+    philox = _philox(policy, fingerprint, x_px0, y_px0, seed)
+    return (word >> 11 for word in philox.random_raw(_WORDS).tolist())
+
+
+def _philox(policy: Policy, fingerprint: str, x_px0: int, y_px0: int, seed: int) -> np.random.Philox:
+    """The view's generator. The text is unambiguous: its last four lines are numbers and hex."""
     text = f"g2l view {VIEWS_VERSION}\n{fingerprint}\n{x_px0}\n{y_px0}\n{seed}\n{policy.digest()}"
     key = hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
-    philox = np.random.Philox(key=np.frombuffer(key, dtype="<u8").astype(np.uint64))
-    return (word >> 11 for word in philox.random_raw(_WORDS).tolist())
+    return np.random.Philox(key=np.frombuffer(key, dtype="<u8").astype(np.uint64))
 
 
 def _index(words: Iterator[int], count: int) -> int:

@@ -22,7 +22,8 @@ from stores.location import StoreLike
 from stores.pseudonyms import Pseudonyms, check_mapping, write_mapping
 from stores.renamed import copy_metadata, own_columns, public_options, renamed, without_path, write_manifest
 
-_RECODED = re.compile(r"features\.zarr/[^/]+/(?:features/.*|zarr\.json)")
+_RECODED = re.compile(r"features\.zarr/[^/]+/(?:(?:features|tokens)/.*|zarr\.json)")
+_TOKENS = re.compile(r"features\.zarr/[^/]+/(?:tokens|positions)/.*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class ExportOptions:
     keep_columns: tuple[str, ...] = ()
     """Columns of the user's own that may leave under pseudonyms."""
     pixels: bool = True
+    tokens: bool = True
     mapping: Path | None = None
     """CSV of originals and pseudonyms to write for the lab itself."""
 
@@ -115,6 +117,8 @@ def _plan(store: StoreLike, out: Path, options: ExportOptions) -> _Plan:
         leaks.check_texts(store, stored, rows, originals)
         if options.mapping is not None:
             check_mapping(options.mapping, names.mapping(), store, out)
+    if not options.tokens:
+        stored = replace(stored, tokens=None)
     return _Plan(store, out, options, stored, rows, layout.list_files(store), names, originals)
 
 
@@ -131,6 +135,11 @@ def _check_options(store: StoreLike, stored: recipe.Recipe, out: Path, options: 
         raise OptionError(f"--out {out}: inside the store {store}; choose a place beside it")
     if options.compact is not None and not stored.complete:
         raise StoreError(f"{store}: has no teacher features yet; run `g2l extract-teacher` first")
+    if options.compact == compact.INT8 and stored.tokens is not None and options.tokens:
+        raise OptionError(
+            f"--compact int8: keeps no tokens, and {store} has {stored.tokens.count} a view; add --no-tokens, or use "
+            "--compact lossless"
+        )
     if options.compact is not None and stored.compact is not None:
         raise OptionError(
             f"--compact {options.compact}: {store} is a compact copy already ({stored.compact.get('kind')}); "
@@ -178,6 +187,7 @@ def _request(export: _Plan) -> dict[str, Any]:
         "key_id": export.names and export.names.key_id,
         "compact": export.options.compact,
         "pixels": export.options.pixels,
+        "tokens": export.options.tokens,
         "keep_columns": sorted(export.options.keep_columns),
     }
 
@@ -202,6 +212,8 @@ def _write_slide(
         known = layout.classify(name)
         if known is None or known.kind not in kinds or (recoding and _RECODED.fullmatch(name)):
             continue
+        if not export.options.tokens and _TOKENS.fullmatch(name):
+            continue
         if export.names is None:
             copy_file(export.store, name, export.listing[name], stage)
         elif name.endswith("zarr.json"):
@@ -216,6 +228,10 @@ def _write_slide(
             recode.write_int8(export.store, slide_id, blocks, stage, new_id, cost)
         else:
             recode.write_lossless(export.store, slide_id, blocks, stage, new_id)
+            if export.recipe.tokens is not None:
+                recode.write_lossless_tokens(
+                    export.store, slide_id, blocks, stage, new_id, export.recipe.tokens
+                )
 
 
 def _write_rest(export: _Plan, written: recipe.Recipe, stage: Path) -> None:
@@ -247,6 +263,8 @@ def _write_rest(export: _Plan, written: recipe.Recipe, stage: Path) -> None:
         options = files.read_options(export.store, command)
         if "pixels" in options:
             options["pixels"] = options["pixels"] is True and export.options.pixels
+        if "tokens" in options and not export.options.tokens:
+            options["tokens"] = None
         shown = options if export.names is None else public_options(command, options)
         if shown is not None:
             files.write_json(stage / name, shown)

@@ -35,7 +35,7 @@ _OF_SLIDE = (
     (
         "features",
         re.compile(
-            r"features\.zarr/([^/]+)/(?:zarr\.json|(?:features|coords|stats|scales|standard)"
+            r"features\.zarr/([^/]+)/(?:zarr\.json|(?:features|coords|stats|scales|standard|tokens|positions)"
             rf"/(?:zarr\.json|{_CHUNK}))"
         ),
     ),

@@ -18,6 +18,8 @@ from stores.location import StoreLike
 SCHEMA_VERSION = 1
 MAX_DEPTH = 16
 """Of objects and lists in a recipe: copying and comparing them recurse."""
+MAX_GRID = 64
+"""Side of the grid of patch tokens of a view."""
 FILE_NAME = "recipe.json"
 
 
@@ -76,6 +78,27 @@ class Reader:
 
 
 @dataclass(frozen=True, slots=True)
+class Tokens:
+    """Which of the teacher's patch tokens are stored beside its features."""
+
+    count: int
+    """Tokens of a view."""
+    grid: int
+    """Side of the view's grid of patches: there are grid * grid tokens to choose from."""
+    dim: int
+    """Length of a token."""
+    rule: str
+    """Name and version of the rule that draws their positions (`pipeline.views.draw_tokens`)."""
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.grid <= MAX_GRID and 1 <= self.count <= self.grid**2 and 1 <= self.dim < 1 << 16):
+            raise StoreError(
+                f"recipe.tokens: {self.count} tokens of length {self.dim} of a grid of side {self.grid}; "
+                f"a grid has a side of 1 to {MAX_GRID}, and no view more tokens than its grid"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """All of the above; `teacher`, `policy` and `reader` are None while only tiles exist."""
 
@@ -85,6 +108,8 @@ class Recipe:
     reader: Reader | None = None
     compact: Mapping[str, Any] | None = None
     """How a compact copy keeps its features, and the error that this was measured to cost; None when as extracted."""
+    tokens: Tokens | None = None
+    """None when features alone are stored."""
     schema: int = SCHEMA_VERSION
 
     @property
@@ -95,8 +120,9 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types. Fields that came after the first version are left out while they are None."""
         value = json.loads(json.dumps(asdict(self)))
-        if value["compact"] is None:
-            del value["compact"]
+        for name in ("compact", "tokens"):
+            if value[name] is None:
+                del value[name]
         return value
 
     def digest(self) -> str:
@@ -130,7 +156,7 @@ def from_json(value: Any, source: str) -> Recipe:
         parts[name] = value.get(name)
         if parts[name] is not None and not isinstance(parts[name], dict):
             raise StoreError(f"{source}: {name}: expected an object, found {parts[name]!r:.200}")
-    for name, kind in (("patch", Patch), ("teacher", Teacher), ("reader", Reader)):
+    for name, kind in (("patch", Patch), ("teacher", Teacher), ("reader", Reader), ("tokens", Tokens)):
         parts[name] = _part(kind, value.get(name), f"{source}: {name}", optional=name != "patch")
     digest = value.get("digest")
     unknown = sorted(set(value) - set(parts) - {"digest"})

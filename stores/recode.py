@@ -16,7 +16,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from stores import compact, features, files, manifest
+from stores import compact, features, files, manifest, recipe, tokens
 from stores.errors import CorruptStore
 from stores.location import StoreLike
 
@@ -137,6 +137,31 @@ def write_lossless(store: StoreLike, slide_id: str, blocks: list[Block], stage: 
     missing = [block for block in blocks if not array.has(block.seed, block.block, 0)]
     for block, values, _ in _blocks_of(slide, missing):
         array.write((block.seed, block.block, 0), values[None])
+
+
+def write_lossless_tokens(
+    store: StoreLike, slide_id: str, blocks: list[Block], stage: Path, new_id: str, about: recipe.Tokens
+) -> None:
+    """The same for a slide's tokens; their positions are small, and copied as they are.
+
+    Raises
+    ------
+    CorruptStore
+        When a committed row of the source is not finite.
+    """
+    opened = tokens.open_tokens(store, slide_id, about)
+    name, size = features.array_name(new_id, "tokens"), opened.chunk_rows
+    array = ArrayWriter(
+        stage, name, opened.tokens.shape, opened.tokens.chunks, "float16", math.nan, _BYTE_SHUFFLE
+    )
+    for block in blocks:
+        for index in opened.chunks_of(block.block):
+            offsets = block.rows[block.rows // size == index] - index * size
+            if len(offsets) and not array.has(block.seed, index, 0, 0):
+                values = opened.read_chunk(block.seed, index)
+                what = f"tokens of slide {slide_id} seed {block.seed} block {block.block}"
+                features.require_finite(values[offsets], what)
+                array.write((block.seed, index, 0, 0), values[None])
 
 
 def write_int8(

@@ -6,6 +6,7 @@ record goes only when all of its rows stand in another. Nobody may write to the 
 """
 
 import contextlib
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +17,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from stores import arrays, features, files, joining, layout, manifest, pixels, recipe
-from stores.errors import StoreError
+from stores.errors import CorruptStore, StoreError
 from stores.findings import Progress
+
+_CHUNK = re.compile(r"(.+/([^/]+))/c/(\d+(?:/\d+)*)")  # a slide may be called c
 
 
 @dataclass(slots=True)
@@ -220,26 +223,30 @@ class _Slide:
                 (seed, c.block) for c in manifest.commits(self.run.store, self.slide_id) for seed in c.seeds
             }
             blocks = {block for _, block in committed}
-            per_block = self._pixel_chunks_per_block()
+            per_block = self._chunks_per_block(pixels.array_name(self.slide_id), 0)
+            per_token_block = self._chunks_per_block(features.array_name(self.slide_id, "tokens"), 1)
             for name in self.files:
-                array, chunk, index = name.partition("/c/")
-                if not chunk:
+                chunk = _CHUNK.fullmatch(name)
+                if chunk is None:
                     continue
-                at = [int(part) for part in index.split("/")]
-                leaf = array.rpartition("/")[2]
+                array, leaf, at = chunk[1], chunk[2], [int(part) for part in chunk[3].split("/")]
                 if array == pixels.array_name(self.slide_id):
                     listed = per_block == 0 or at[0] // per_block in blocks
+                elif leaf == "tokens":
+                    listed = per_token_block == 0 or (at[0], at[1] // per_token_block) in committed
                 else:
-                    listed = leaf not in ("features", "stats") or tuple(at[:2]) in committed
+                    listed = leaf not in ("features", "stats", "positions") or tuple(at[:2]) in committed
                 if not listed:
                     self.run.result.leftovers.append(name)
 
-    def _pixel_chunks_per_block(self) -> int:
-        name = pixels.array_name(self.slide_id)
+    def _chunks_per_block(self, name: str, axis: int) -> int:
+        """Of an array whose rows are along `axis`; 0 when there is none."""
         if not self._has(name):
             return 0
         spec = arrays.read_metadata(self.run.store, name)
-        return max(features.block_rows(spec.shape[0]) // spec.chunks[0], 1)
+        if axis >= len(spec.shape):
+            raise CorruptStore(f"{name}: {len(spec.shape)} dimensions")
+        return max(features.block_rows(spec.shape[axis]) // spec.chunks[axis], 1)
 
 
 def _committed(

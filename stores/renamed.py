@@ -13,7 +13,7 @@ from stores.location import StoreLike
 
 _OPTIONS = {
     "tile": ("mpp", "patch", "min_tissue", "max_patches", "val"),
-    "extract-teacher": ("seeds", "random_weights", "dtype", "pixels", "teacher_licence"),
+    "extract-teacher": ("seeds", "random_weights", "dtype", "pixels", "tokens", "teacher_licence"),
 }
 """What leaves: values that no path, id or machine is in."""
 _PATH = re.compile(r"[/~.\\]|[A-Za-z]:[\\/]|.*\.py:")

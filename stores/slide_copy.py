@@ -16,16 +16,17 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from stores import arrays, features, files, layout, manifest, pixels, recipe
+from stores import arrays, features, files, layout, manifest, pixels, recipe, tokens
 from stores.copying import copy_file
 from stores.errors import CorruptStore
 from stores.location import StoreLike
 from stores.ranges import runs_of
 
-SEED_AXIS = ("features", "stats", "scales")
+SEED_AXIS = ("features", "stats", "scales", *tokens.LEAVES)
 """Arrays whose first axis is the seed; the second is cut into the blocks of the slide."""
 _PLAIN = ("coords", "standard")
 _NDIM = {"features": 3, "stats": 4, "scales": 2, "coords": 2, "standard": 2, "pixels": 4}
+_NDIM |= {"positions": 3, "tokens": 4}
 _THREADS = 8  # copies wait for fsync, or for the network
 _MAX_METADATA_BYTES = 64 << 10
 _GROUP = json.dumps({"attributes": {}, "zarr_format": 3, "node_type": "group"}, indent=2)
@@ -136,16 +137,25 @@ class Choice:
     """Who gives the views and features of a (block, seed); what is not in here is not copied."""
     pixels: Mapping[int, Source] = field(default_factory=dict)
     """Who gives the pixels of a block; empty to copy none."""
+    tokens: bool = True
+    """Whether patch tokens are copied, where there are any."""
 
 
-def from_one(source: Source, slide_id: str, n_seeds: int | None = None, with_pixels: bool = True) -> Choice:
+def from_one(
+    source: Source,
+    slide_id: str,
+    n_seeds: int | None = None,
+    with_pixels: bool = True,
+    with_tokens: bool = True,
+) -> Choice:
     """A slide as one store has it, up to `n_seeds` seeds."""
     row = source.rows[slide_id]
     if row["status"] != manifest.OK:
         return Choice(row, source)
     keys = [key for key in source.commits(slide_id) if n_seeds is None or key[1] < n_seeds]
     kept = with_pixels and source.has(pixels.array_name(slide_id))
-    return Choice(row, source, dict.fromkeys(keys, source), {block: source for block, _ in keys if kept})
+    of_block = {block: source for block, _ in keys if kept}
+    return Choice(row, source, dict.fromkeys(keys, source), of_block, with_tokens)
 
 
 def copy_slide(slide_id: str, choice: Choice, n_seeds: int | None, stage: Path, result: Shared) -> None:
@@ -178,6 +188,7 @@ def _chunks_by_source(
             array = features.array_name(slide_id, leaf)
             names[first] += [n for n in first.files[slide_id] if n.startswith(f"{array}/")]
         leaves = [s for s in SEED_AXIS if s == "features" or first.has(features.array_name(slide_id, s))]
+        leaves = [s for s in leaves if choice.tokens or s not in tokens.LEAVES]
         for leaf in leaves:
             array = features.array_name(slide_id, leaf)
             widest = max(names, key=functools.partial(_seeds_of, array))
@@ -203,16 +214,15 @@ def _chunks_of(slide_id: str, leaves: Sequence[str], key: Key, source: Source) -
     for leaf in leaves:
         array = features.array_name(slide_id, leaf)
         about = source.metadata(array)
-        across = block
-        if leaf == "scales":  # by rows as the features are, whatever the writer's chunks
-            size = features.block_rows(about["shape"][1])
-            across = block * size // about["chunk_grid"]["configuration"]["chunk_shape"][1]
-        index = (seed, across, 0, 0)[: len(about["shape"])]
-        name = f"{array}/c/{'/'.join(map(str, index))}"
-        if name in source.listed:
-            yield name
-        elif leaf != "stats" and _has_ok(source.commits(slide_id)[key], seed):
-            raise CorruptStore(f"{source}/{name}: is missing: committed features are lost")
+        size = about["chunk_grid"]["configuration"]["chunk_shape"][1]
+        rows = range(block, block + 1) if leaf == "stats" else features.block_range(about["shape"][1], block)
+        for across in range(rows.start // size, math.ceil(rows.stop / size)):
+            index = (seed, across, 0, 0)[: len(about["shape"])]
+            name = f"{array}/c/{'/'.join(map(str, index))}"
+            if name in source.listed:
+                yield name
+            elif leaf != "stats" and _has_ok(source.commits(slide_id)[key], seed, across * size, size):
+                raise CorruptStore(f"{source}/{name}: is missing: committed {leaf} are lost")
 
 
 def _pixel_chunks(
@@ -234,8 +244,10 @@ def _pixel_chunks(
         yield source, [name for name in names if name in source.listed]
 
 
-def _has_ok(commit: manifest.Commit, seed: int) -> bool:
-    return bool(len(manifest.ok_rows(commit.read(["seed", "row", "status"]), seed)))
+def _has_ok(commit: manifest.Commit, seed: int, start: int = 0, count: int = 1 << 31) -> bool:
+    """Whether a record lists a view of the seed, among some rows, that has features."""
+    rows = manifest.ok_rows(commit.read(["seed", "row", "status"]), seed)
+    return bool(((rows >= start) & (rows < start + count)).any())
 
 
 def _write_group(stage: Path, name: str) -> None:

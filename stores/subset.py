@@ -5,7 +5,7 @@ import csv
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class Selection:
     where: str | None = None
     """An SQL expression over the columns of the slides table."""
     pixels: bool = True
+    tokens: bool = True
 
     def choose(self, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """Ids of the slides that are kept, sorted.
@@ -186,6 +187,12 @@ def _only_reads(action: int, first: str | None, second: str | None, *rest: str |
     return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
 
 
+def _options_of(selection: Selection) -> dict[str, Any]:
+    """What extract-teacher would be asked for to make the subset; it insists on that when it goes on."""
+    without = {"pixels": False} if not selection.pixels else {}
+    return without | ({"tokens": None} if not selection.tokens else {})
+
+
 def subset(
     store: StoreLike, out: Path, selection: Selection, start: Callable[[int], None], progress: Progress
 ) -> Shared:
@@ -207,15 +214,18 @@ def subset(
     start(len(keep))
     with staged(out, files.parse_json(files.json_text(request))) as stage:
         for slide_id in keep:
-            choice = from_one(source, slide_id, n_seeds, selection.pixels)
+            choice = from_one(source, slide_id, n_seeds, selection.pixels, selection.tokens)
             copy_slide(slide_id, choice, n_seeds, stage, result)
             progress(1, slide_id)
         source.copy(
             [name for name in ("options/tile.json", _EXTRACTED) if name in source.listed], stage, result
         )
-        if not selection.pixels and _EXTRACTED in source.listed:
+        stored = source.recipe if selection.tokens else replace(source.recipe, tokens=None)
+        if stored.tokens != source.recipe.tokens:
+            result.notes.append(f"without tokens it is another store: recipe {stored.digest()[:12]}")
+        if _EXTRACTED in source.listed and _options_of(selection):
             extracted = files.read_options(stage, "extract-teacher")
-            files.write_json(stage / _EXTRACTED, extracted | {"pixels": False})  # which going on insists on
+            files.write_json(stage / _EXTRACTED, extracted | _options_of(selection))
         files.write_json(stage / "options" / "subset.json", {**chosen, "sources": result.sources})
-        finish(stage, source.recipe, [source.rows[name] for name in keep], result)
+        finish(stage, stored, [source.rows[name] for name in keep], result)
     return result

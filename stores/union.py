@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stores import features, manifest, pixels
+from stores import features, manifest, pixels, recipe, tokens
 from stores.arrays import MAX_READ_BYTES, read_file
 from stores.errors import StoreError
 from stores.slide_copy import SEED_AXIS, Choice, Key, Source, from_one
@@ -143,7 +143,10 @@ def _require_same_views(
             for i, (p, q) in pairs:
                 if p != q:
                     _conflict(slide_id, f"{name} of row {common[i]} seed {seed}", a, p, b, q)
-    _require_same_features(slide_id, key, a, b, common[pc.equal(of_a["status"], manifest.OK).to_numpy()])
+    rows = common[pc.equal(of_a["status"], manifest.OK).to_numpy()]
+    _require_same_features(slide_id, key, a, b, rows)
+    if a.recipe.tokens is not None and len(rows):
+        _require_same_tokens(slide_id, key, (a, b), rows.astype(np.int32), a.recipe.tokens)
 
 
 def _require_same_features(
@@ -168,6 +171,35 @@ def _require_same_features(
         i, j = differ[0]
         what = f"feature {j} of row {start + inside[i]} seed {seed}"
         _conflict(slide_id, what, a, float(x[i, j]), b, float(y[i, j]))
+
+
+def _require_same_tokens(
+    slide_id: str,
+    key: Key,
+    both: tuple[Source, Source],
+    rows: npt.NDArray[np.int32],
+    about: recipe.Tokens,
+) -> None:
+    block, seed = key
+    a, b = (tokens.open_tokens(source.store, slide_id, about) for source in both)
+    parts = [(f"positions/c/{seed}/{block}/0", rows)]
+    for index in a.chunks_of(block):
+        parts.append((f"tokens/c/{seed}/{index}/0/0", rows[rows // a.chunk_rows == index]))
+    for name, inside in parts:
+        if not len(inside) or _same_bytes(*both, features.array_name(slide_id, name)):
+            continue
+        read = [
+            tokens.read_rows(s, s.read_chunk, s.read_positions(seed, block), inside, seed, block)
+            for s in (a, b)
+        ]
+        for i, what in enumerate(("token", "token position")):
+            x: npt.NDArray[Any] = read[0][i]
+            y: npt.NDArray[Any] = read[1][i]
+            differ = np.argwhere(x != y)
+            if len(differ):
+                at: tuple[int, ...] = tuple(differ[0].tolist())
+                where = f"{what} {at[1:]} of row {inside[at[0]]} seed {seed}"
+                _conflict(slide_id, where, both[0], x[at].item(), both[1], y[at].item())
 
 
 def _same_bytes(a: Source, b: Source, name: str) -> bool:

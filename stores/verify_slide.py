@@ -1,7 +1,7 @@
 """What ``store verify`` checks of one slide: its manifest rows, arrays and chunks against each other."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,16 +9,24 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from stores import arrays, features, manifest, pixels, recipe
+from stores import arrays, features, manifest, pixels, recipe, tokens
 from stores.errors import StoreError
 from stores.findings import Finding
 from stores.location import StoreLike
+from stores.verify_tokens import check_tokens
 
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 _ONE_BYTE = {"name": "bytes"}
 _CRC32C = {"name": "crc32c"}
-_ANY, _SEEDS = -1, -2  # sides of an expected shape: whatever there is; enough for the committed seeds
+PLAIN: tuple[list[Any], ...] = ([_BYTES, _CRC32C],)
+_ANY, SEEDS = -1, -2  # sides of an expected shape: whatever there is; enough for the committed seeds
 _ZSTD = {"name": "zstd", "configuration": {"level": 3, "checksum": False}}
+_BLOSC = {"typesize": 2, "cname": "zstd", "clevel": 3, "shuffle": "shuffle", "blocksize": 1 << 20}
+FLOAT16_CODECS: tuple[list[Any], ...] = (
+    [_BYTES, _CRC32C],
+    [_BYTES, {"name": "blosc", "configuration": _BLOSC}, _CRC32C],
+)
+"""As extracted, and of a lossless copy."""
 
 
 @dataclass(slots=True)
@@ -129,6 +137,7 @@ class SlideCheck:
         if self.commits or any(name.startswith(f"{features.ROOT}/") for name in self.files):
             self._coords(patches)
             self._features(listed)
+            check_tokens(self, listed)
             self._pixels(listed)
 
     def _has(self, array: str) -> bool:
@@ -168,7 +177,7 @@ class SlideCheck:
                 f"lists rows {rows.min()}-{rows.max()}, the block has {block.start}-{block.stop - 1}"
             )
         if sorted(set(seeds.tolist())) != list(commit.seeds):
-            return wrong(f"lists seeds {sorted(set(seeds.tolist()))}, its name says {_seeds(commit.seeds)}")
+            return wrong(f"lists seeds {sorted(set(seeds.tolist()))}, its name says {list(commit.seeds)}")
         order = seeds.astype(np.int64) * (1 << 32) + rows
         if (np.diff(order) <= 0).any():
             return wrong("rows are not in order of seed, then row, each once")
@@ -192,7 +201,7 @@ class SlideCheck:
     def _missing(self, listed: npt.NDArray[np.int8]) -> None:
         if self.state.partial:
             return
-        for seed, block, rows in self._blocks(listed):
+        for seed, block, rows in self.blocks(listed):
             absent = np.flatnonzero(listed[seed, rows.start : rows.stop] == 0)
             if len(absent) and (block, seed) not in self.broken:
                 gap = range(rows.start + int(absent[0]), rows.start + int(absent[-1]) + 1)
@@ -200,13 +209,13 @@ class SlideCheck:
                 place: dict[str, Any] = {"block": block, "seeds": range(seed, seed + 1), "rows": gap}
                 self.add(f"manifest/views/{self.slide_id}", problem, "missing", **place)
 
-    def _blocks(self, listed: npt.NDArray[np.int8]) -> Iterator[tuple[int, int, range]]:
+    def blocks(self, listed: npt.NDArray[np.int8]) -> Iterator[tuple[int, int, range]]:
         n_rows = listed.shape[1]
         for seed in range(self.state.n_seeds):
             for block in range(features.n_blocks(n_rows) if n_rows else 0):
                 yield seed, block, features.block_range(n_rows, block)
 
-    def _array(
+    def array_of(
         self, name: str, kind: str, shape: tuple[int, ...], codecs: tuple[list[Any], ...], fill: Any
     ) -> arrays.ArraySpec | None:
         """The array's metadata, when they are what the format says for this shape."""
@@ -220,16 +229,25 @@ class SlideCheck:
         fits = len(spec.shape) == len(shape)
         for n, wanted in zip(spec.shape, shape, strict=False):
             fits = fits and (
-                n == wanted or (wanted == _ANY and n > 0) or (wanted == _SEEDS and self._seeds_fit(n))
+                n == wanted or (wanted == _ANY and n > 0) or (wanted == SEEDS and self._seeds_fit(n))
             )
         if not fits:
-            names = {_ANY: "any", _SEEDS: f"{self._n_seeds()} or more seeds"}
+            names = {_ANY: "any", SEEDS: f"{self._n_seeds()} or more seeds"}
             expected = ", ".join(str(names.get(n, n)) for n in shape)
             self.add(file, f"shape {spec.shape}, expected ({expected})", "metadata")
             return None
         if found.get("codecs") not in codecs or found.get("fill_value") != fill or found.get("attributes"):
             self.add(file, f"codecs, fill value or attributes are not those of {kind}", "metadata")
         return spec
+
+    def token_arrays(
+        self, names: Mapping[str, str], about: recipe.Tokens, n_rows: int
+    ) -> dict[str, arrays.ArraySpec | None]:
+        """Metadata of tokens and positions, by the last part of their names."""
+        shape = SEEDS, n_rows, about.count
+        positions = self.array_of(names["positions"], "positions", shape, PLAIN, tokens.NO_POSITION)
+        found = self.array_of(names["tokens"], "tokens", (*shape, about.dim), FLOAT16_CODECS, "NaN")
+        return {"positions": positions, "tokens": found}
 
     def _seeds_fit(self, n: int) -> bool:
         return self._n_seeds() <= n <= manifest.MAX_SEEDS
@@ -241,7 +259,7 @@ class SlideCheck:
     def _coords(self, patches: manifest.Patches | None) -> None:
         name = features.array_name(self.slide_id, "coords")
         shape = (_ANY if patches is None else len(patches), 2)
-        if self._array(name, "coords", shape, ([_BYTES, _CRC32C],), 0) is None:
+        if self.array_of(name, "coords", shape, PLAIN, 0) is None:
             return
         try:
             found = features.read_coords(self.state.store, self.slide_id)
@@ -260,33 +278,32 @@ class SlideCheck:
         dim = teacher.dim if teacher else _ANY
         name = features.array_name(self.slide_id, "features")
         compact = self.state.stored is not None and self.state.stored.compact is not None
-        codecs: tuple[list[Any], ...] = ([_BYTES, _CRC32C], [_BYTES, _blosc(), _CRC32C])
+        codecs = FLOAT16_CODECS
         if compact:
             codecs = ([_ONE_BYTE, _ZSTD, _CRC32C],)
-        spec = self._array(name, "features", (_SEEDS, n_rows, dim), codecs, -128 if compact else "NaN")
+        spec = self.array_of(name, "features", (SEEDS, n_rows, dim), codecs, -128 if compact else "NaN")
         stats_name = features.array_name(self.slide_id, "stats")
         blocks = features.n_blocks(n_rows) if n_rows else 0
-        stats = self._array(stats_name, "stats", (_SEEDS, blocks, 2, dim), ([_BYTES, _CRC32C],), "NaN")
+        stats = self.array_of(stats_name, "stats", (SEEDS, blocks, 2, dim), PLAIN, "NaN")
         arrays_of = {name: spec, stats_name: stats}
-        self._strays(arrays_of)
+        self.strays(arrays_of)
         if spec is not None:
             if compact:
-                plain = ([_BYTES, _CRC32C],)
                 scales, standard = (features.array_name(self.slide_id, n) for n in ("scales", "standard"))
-                arrays_of = {scales: self._array(scales, "scales", spec.shape[:2], plain, "NaN")}
-                arrays_of[standard] = self._array(standard, "standard", (2, spec.shape[2]), plain, "NaN")
-                self._strays(arrays_of)
+                arrays_of = {scales: self.array_of(scales, "scales", spec.shape[:2], PLAIN, "NaN")}
+                arrays_of[standard] = self.array_of(standard, "standard", (2, spec.shape[2]), PLAIN, "NaN")
+                self.strays(arrays_of)
             try:
                 opened = features.open_features(store, self.slide_id) if compact else None
             except StoreError as error:
                 return self.add(name, error, "metadata")
-            for seed, block, rows in self._blocks(listed):
+            for seed, block, rows in self.blocks(listed):
                 self._chunk(spec, opened, seed, block, rows, listed[seed, rows.start : rows.stop])
         if stats is not None:
-            for seed, block, rows in self._blocks(listed):
+            for seed, block, rows in self.blocks(listed):
                 self._stats_chunk(stats, seed, block, rows, bool(listed[seed, rows.start : rows.stop].any()))
 
-    def _strays(self, arrays_of: dict[str, arrays.ArraySpec | None]) -> None:
+    def strays(self, arrays_of: dict[str, arrays.ArraySpec | None]) -> None:
         for name, spec in arrays_of.items():
             for file in self.files if spec is not None else ():
                 if file.startswith(f"{name}/c/") and spec is not None:
@@ -324,13 +341,24 @@ class SlideCheck:
                 values = chunk[0, : len(rows)]
         except StoreError as error:
             return self.add(file, error, "features", **place)
-        finite = ((values.view(np.uint16) & 0x7C00) != 0x7C00).all(
-            axis=1
-        )  # numpy's isfinite is 9 times slower
+        self.judge_rows(file, "features", values, listed, place)
+
+    def judge_rows(
+        self,
+        file: str,
+        what: str,
+        values: npt.NDArray[np.float16],
+        listed: npt.NDArray[np.int8],
+        place: dict[str, Any],
+    ) -> None:
+        """Rows (n, length) are finite where `listed` (n,) is 2, and only there; ``place["rows"]`` are their numbers."""
+        rows: range = place["rows"]
+        bits = np.ascontiguousarray(values).view(np.uint16)
+        finite = ((bits & 0x7C00) != 0x7C00).all(axis=1)  # numpy's isfinite is 9 times slower
         for problem, at in (
-            ("committed rows without finite features", (listed == 2) & ~finite),
+            (f"committed rows without finite {what}", (listed == 2) & ~finite),
             (
-                "rows with features, although their status is bad_read or they are not listed",
+                f"rows with {what}, although their status is bad_read or they are not listed",
                 (listed != 2) & finite,
             ),
         ):
@@ -362,10 +390,10 @@ class SlideCheck:
             return
         patch_px = self.state.stored.patch.size_px if self.state.stored else _ANY
         shape = (listed.shape[1], patch_px, patch_px, 3)
-        spec = self._array(name, "pixels", shape, ([_ONE_BYTE, _ZSTD, _CRC32C],), 0)
+        spec = self.array_of(name, "pixels", shape, ([_ONE_BYTE, _ZSTD, _CRC32C],), 0)
         if spec is None:
             return
-        self._strays({name: spec})
+        self.strays({name: spec})
         size = spec.chunks[0]
         for index in range(-(-spec.shape[0] // size)):
             rows = range(index * size, min((index + 1) * size, spec.shape[0]))
@@ -380,20 +408,3 @@ class SlideCheck:
                 continue
             if chunk is None and (listed[:, rows.start : rows.stop] == 2).any():
                 self.add(file, "is missing: pixels of committed patches", "pixels", **place)
-
-
-def _seeds(seeds: range) -> list[int]:
-    return list(seeds)
-
-
-def _blosc() -> dict[str, Any]:
-    return {
-        "name": "blosc",
-        "configuration": {
-            "typesize": 2,
-            "cname": "zstd",
-            "clevel": 3,
-            "shuffle": "shuffle",
-            "blocksize": 1 << 20,
-        },
-    }

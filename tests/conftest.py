@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from pipeline.synthetic import write_slide
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 TEACHER = ExtractOptions(teacher="tests.tiny:teacher", random_weights=0, seeds=3, threads=2, pixels=True)
+VIT = "vit_tiny_patch16_224?patch_size=28&depth=2&embed_dim=24&num_heads=3&reg_tokens=4"
+"""A vision transformer of 8x8 patch tokens for views of 224 px, with registers."""
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +52,14 @@ def store(slides: Path, tile_options: TileOptions, tmp_path_factory: pytest.Temp
     """A finished store of the three slides with pixels. Read only: copy it to damage it."""
     path = tmp_path_factory.mktemp("store") / "store"
     extract([slides], path, TEACHER, tile_options, Silent())
+    return path
+
+
+@pytest.fixture(scope="session")
+def token_store(slides: Path, tile_options: TileOptions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished store with five patch tokens of every view. Read only: copy it to damage it."""
+    path = tmp_path_factory.mktemp("tokens") / "store"
+    extract([slides], path, replace(TEACHER, teacher=VIT, tokens=5), tile_options, Silent())
     return path
 
 

@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from stores import features, manifest, pixels, recipe
+from stores import features, manifest, pixels, recipe, tokens
 
 DIM, PATCH_PX = 8, 32
 RECIPE = recipe.Recipe(
@@ -19,12 +20,16 @@ RECIPE = recipe.Recipe(
 )
 
 
+TOKENS = recipe.Tokens(count=3, grid=4, dim=6, rule="tokens-1")
+
+
 def make_store(
     path: Path,
     rows: dict[str, int],
     records: Sequence[range] = (range(3),),
     with_pixels: bool = False,
     own: dict[str, Any] | None = None,
+    about: recipe.Tokens | None = None,
 ) -> Path:
     """A store of slides with so many patches each; patch 1 of a slide with more than two could not be read.
 
@@ -36,8 +41,10 @@ def make_store(
         The seeds of the commit records of each block.
     own
         The user's own columns by slide.
+    about
+        Tokens to make, `TOKENS` for example.
     """
-    recipe.save(path, RECIPE)
+    recipe.save(path, replace(RECIPE, tokens=about))
     table = []
     for slide_id, n_rows in rows.items():
         random = np.random.default_rng(list(slide_id.encode()))
@@ -62,6 +69,8 @@ def make_store(
             pixels.create_slide(path, slide_id, n_rows, PATCH_PX)
             patches = random.integers(0, 256, (n_rows, PATCH_PX, PATCH_PX, 3), dtype=np.uint8)
             pixels.write_rows(path, slide_id, 0, patches)
+        if about is not None:
+            write_tokens(path, slide_id, n_rows, n_seeds, about, bad)
         for block in range(features.n_blocks(n_rows)):
             span = features.block_range(n_rows, block)
             for seeds in records:
@@ -85,6 +94,25 @@ def make_store(
                 manifest.write_commit(path, slide_id, block, seeds, views)
     manifest.write_slides(path, table)
     return path
+
+
+def write_tokens(
+    path: Path, slide_id: str, n_rows: int, n_seeds: int, about: recipe.Tokens, bad: set[int]
+) -> None:
+    """Tokens that follow from the slide's id alone; none in bad rows."""
+    random = np.random.default_rng([1, *slide_id.encode()])
+    tokens.create_slide(path, slide_id, n_rows, n_seeds, about)
+    values = random.normal(size=(n_seeds, n_rows, about.count, about.dim)).astype(np.float16)
+    order = random.random((n_seeds, n_rows, about.grid**2)).argsort(axis=2)[:, :, : about.count]
+    places = np.sort(order, axis=2).astype(np.int32)
+    values[:, list(bad)], places[:, list(bad)] = np.nan, tokens.NO_POSITION
+    size = tokens.chunk_rows(n_rows, about.count, about.dim)
+    for seed in range(n_seeds):
+        for index in range(-(-n_rows // size)):
+            tokens.write_chunk(path, slide_id, seed, index, values[seed, index * size : (index + 1) * size])
+        for block in range(features.n_blocks(n_rows)):
+            span = features.block_range(n_rows, block)
+            tokens.write_positions(path, slide_id, seed, block, places[seed, span.start : span.stop])
 
 
 def content(store: Path) -> dict[str, str]:
@@ -115,6 +143,12 @@ def content(store: Path) -> dict[str, str]:
             for b in range(features.n_blocks(opened.n_rows))
         ]
         found[f"{slide_id} features"] = hashlib.sha256(np.concatenate(values).tobytes()).hexdigest()
+        about = recipe.load(store).tokens
+        if about is not None:
+            found_tokens = tokens.open_tokens(store, slide_id, about)
+            for leaf in ("tokens", "positions"):
+                held = np.asarray(getattr(found_tokens, leaf)[:])
+                found[f"{slide_id} {leaf}"] = hashlib.sha256(held.tobytes()).hexdigest()
         if pixels.has_pixels(store, slide_id):
             array = pixels.open_pixels(store, slide_id).array
             found[f"{slide_id} pixels"] = hashlib.sha256(np.asarray(array[:]).tobytes()).hexdigest()

@@ -286,7 +286,7 @@ def test_a_closed_station_writes_nothing_more(
     stage.extract([slides / "a.tiff"], path, replace(options, limit=1), tile_options, Silent())
     before = contents(path)
     (task,) = plan_tasks(path, {"a": slides / "a.tiff"}, options, Tally())
-    create_arrays(path, "a", 3, 24, 256)
+    create_arrays(path, "a", 3, recipe.load(path), False)
     setup = blocks.Setup("job", path, options, 1)
     failed: list[Exception] = []
 

@@ -26,7 +26,9 @@ def stream(store: Path, options: LoaderOptions, start: int, batches: int) -> lis
     sources = {unit.commit.slide_id: StoreSource(unit.commit.slide_id, store) for unit in units}
     with ViewLoader(store, units, sources, POLICY, options, start) as loader:
         taken = list(itertools.islice(loader, batches))
-    return [Batch(b.views.copy(), b.targets.copy(), b.epoch) for b in taken]
+    return [
+        Batch(b.epoch, b.views.copy(), b.targets.copy(), b.tokens.copy(), b.positions.copy()) for b in taken
+    ]
 
 
 def epoch_views(store: Path) -> int:

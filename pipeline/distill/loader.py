@@ -8,7 +8,7 @@ very next view, in as many processes as there are now. Threads fill the next win
 import collections
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
@@ -19,7 +19,8 @@ import numpy.typing as npt
 from pipeline import views
 from pipeline.patches import PatchPool, Source, started
 from pipeline.rows import StoredView, rebuild_row
-from stores import features, manifest, sampler
+from stores import features, manifest, recipe, sampler
+from stores import tokens as token_arrays
 from stores.errors import CorruptStore, ReadError
 from stores.location import StoreLike
 
@@ -31,12 +32,16 @@ _CACHED_BLOCKS = 32
 class Batch:
     """Views and their targets, in the order of the stream."""
 
+    epoch: int
+    """The epoch of the first view, from 0."""
     views: npt.NDArray[np.uint8]
     """(B, crop_px, crop_px, 3)"""
     targets: npt.NDArray[np.float16]
     """(B, dim), raw as stored"""
-    epoch: int
-    """The epoch of the first view, from 0."""
+    tokens: npt.NDArray[np.float16]
+    """(B, t, width), patch tokens as stored; t is 0 when none are asked for."""
+    positions: npt.NDArray[np.int32]
+    """(B, t), where they are in the view's grid of patches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +96,28 @@ def read_commit(commit: manifest.Commit) -> CommittedBlock:
 
 
 class BlockCache:
-    """The last few commit records and feature chunks: runs of one block come back under other seeds."""
+    """The last few commit records and chunks: runs of one block come back under other seeds.
 
-    def __init__(self, store: StoreLike) -> None:
+    Parameters
+    ----------
+    about
+        Which tokens the store has; None to read none.
+    """
+
+    def __init__(self, store: StoreLike, about: recipe.Tokens | None = None) -> None:
+        self._about = about
         self.commit = functools.lru_cache(_CACHED_BLOCKS)(read_commit)
         self._open = functools.lru_cache(256)(functools.partial(features.open_features, store))
         self.chunk = functools.lru_cache(_CACHED_BLOCKS)(self._chunk)
+        self._open_tokens = functools.lru_cache(256)(functools.partial(token_arrays.open_tokens, store))
+        self._token_chunk = functools.lru_cache(_CACHED_BLOCKS)(self._read_tokens)
+        self._positions = functools.lru_cache(_CACHED_BLOCKS)(self._read_positions)
+
+    def _read_tokens(self, slide_id: str, seed: int, index: int) -> npt.NDArray[np.float16]:
+        return self._open_tokens(slide_id, self._about).read_chunk(seed, index)
+
+    def _read_positions(self, slide_id: str, seed: int, block: int) -> npt.NDArray[np.int32]:
+        return self._open_tokens(slide_id, self._about).read_positions(seed, block)
 
     def _chunk(self, slide_id: str, seed: int, block: int) -> npt.NDArray[np.float16]:
         return self._open(slide_id).read_block(seed, block)
@@ -115,14 +136,17 @@ class BlockCache:
             )
         return features.require_finite(chunk[offsets], f"{slide_id} seed {seed} block {block}")
 
-
-@dataclass(slots=True)
-class Window:
-    """Views and targets of a window, already shuffled."""
-
-    views: npt.NDArray[np.uint8]
-    targets: npt.NDArray[np.float16]
-    epoch: int
+    def tokens(
+        self, commit: manifest.Commit, rows: npt.NDArray[np.int32], seed: int
+    ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.int32]]:
+        """Tokens float16 (rows, t, width) and positions int32 (rows, t) of rows that `targets` took; t may be 0."""
+        if self._about is None:
+            return np.empty((len(rows), 0, 0), np.float16), np.empty((len(rows), 0), np.int32)
+        slide_id, block = commit.slide_id, commit.block
+        opened = self._open_tokens(slide_id, self._about)
+        read = functools.partial(self._token_chunk, slide_id)
+        positions = self._positions(slide_id, seed, block)
+        return token_arrays.read_rows(opened, read, positions, rows, seed, block)
 
 
 class ViewLoader:
@@ -136,11 +160,12 @@ class ViewLoader:
         policy: views.Policy,
         options: LoaderOptions,
         start: int = 0,
+        tokens: recipe.Tokens | None = None,
     ) -> None:
         self._stream = sampler.Stream(units, options.seed, options.window, options.views_per_read)
         self._sources, self._policy, self._options = sources, policy, options
         self._start = start
-        self._cache = BlockCache(store)
+        self._cache = BlockCache(store, tokens)
         self._pool = PatchPool(options.threads, options.processes)
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="window")
 
@@ -153,7 +178,7 @@ class ViewLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         size = self._options.batch_size
-        held: Window | None = None  # less than a batch, left over from the windows before
+        held: Batch | None = None  # less than a batch, left over from the windows before
         for window in self._windows():
             at = 0
             if held is not None:
@@ -161,41 +186,41 @@ class ViewLoader:
                 held = _joined(held, window, at)
                 if len(held.views) < size:
                     continue
-                yield Batch(held.views, held.targets, held.epoch)
+                yield held
             end = at + (len(window.views) - at) // size * size
             for first in range(at, end, size):
-                yield Batch(
-                    window.views[first : first + size], window.targets[first : first + size], window.epoch
-                )
-            held = Window(window.views[end:].copy(), window.targets[end:].copy(), window.epoch)
+                yield _part(window, slice(first, first + size))
+            held = _part(window, slice(end, None), np.copy)
 
-    def _windows(self) -> Iterator[Window]:
+    def _windows(self) -> Iterator[Batch]:
         plans = self._stream.windows(self._start, self._options.rank, self._options.world)
-        coming: Future[Window] = self._ahead.submit(self._fill, next(plans))
+        coming: Future[Batch] = self._ahead.submit(self._fill, next(plans))
         for plan in plans:
             current, coming = coming, self._ahead.submit(self._fill, plan)
             yield current.result()
 
-    def _fill(self, plan: sampler.Window) -> Window:
+    def _fill(self, plan: sampler.Window) -> Batch:
+        """The views of a window with their targets, shuffled already."""
         crop = self._policy.crop_px
         rendered = np.empty((plan.n_views, crop, crop, 3), np.uint8)
-        targets: npt.NDArray[np.float16] | None = None
+        stored: list[npt.NDArray[Any]] = []  # targets, tokens, positions
         for share in plan.shares:
             for seed in np.unique(share.seeds).tolist():
                 chosen = share.seeds == seed
-                values = self._cache.targets(share.run.commit, share.rows[chosen], seed)
-                if targets is None:
-                    targets = np.empty((plan.n_views, values.shape[1]), np.float16)
-                targets[share.places[chosen]] = values
+                of = share.run.commit, share.rows[chosen], seed
+                values = self._cache.targets(*of), *self._cache.tokens(*of)
+                stored = stored or [np.empty((plan.n_views, *v.shape[1:]), v.dtype) for v in values]
+                for array, part in zip(stored, values, strict=True):
+                    array[share.places[chosen]] = part
         places: collections.deque[list[int]] = collections.deque()
         for job in started(self._jobs(plan.shares, places), 4 * self._options.threads):
             try:
                 rendered[places.popleft()] = job.result()
             except ReadError as error:
                 raise ReadError(f"{error}; stage one could read it: is this the same file?") from None
-        if targets is None:
+        if not stored:
             raise CorruptStore("a window without views")
-        return Window(rendered, targets, plan.epoch)
+        return Batch(plan.epoch, rendered, *stored)
 
     def _jobs(
         self, shares: Sequence[sampler.Share], places: collections.deque[list[int]]
@@ -218,12 +243,16 @@ class ViewLoader:
         return every > 0 and place % every == 0
 
 
-def _joined(held: Window, window: Window, take: int) -> Window:
-    return Window(
-        np.concatenate([held.views, window.views[:take]]),
-        np.concatenate([held.targets, window.targets[:take]]),
-        held.epoch if len(held.views) else window.epoch,
-    )
+_ARRAYS = ("views", "targets", "tokens", "positions")
+
+
+def _part(batch: Batch, which: slice, copied: Callable[[Any], Any] = lambda array: array) -> Batch:
+    return Batch(batch.epoch, *(copied(getattr(batch, name)[which]) for name in _ARRAYS))
+
+
+def _joined(held: Batch, window: Batch, take: int) -> Batch:
+    both = ((getattr(held, name), getattr(window, name)[:take]) for name in _ARRAYS)
+    return Batch(held.epoch if len(held.views) else window.epoch, *map(np.concatenate, both))
 
 
 def load_views(
@@ -234,22 +263,27 @@ def load_views(
     seed: int,
     n_views: int,
     threads: int,
+    tokens: recipe.Tokens | None = None,
 ) -> Batch:
     """At most `n_views` views of one seed, evenly spread over `units`, all checked against the manifest."""
     picked = [(unit, row) for unit in units if seed in unit.seeds for row in unit.rows.tolist()]
     keep = np.unique(np.linspace(0, len(picked) - 1, min(n_views, len(picked))).round().astype(int))
-    cache = BlockCache(store)
+    cache = BlockCache(store, tokens)
     out = np.empty((len(keep), policy.crop_px, policy.crop_px, 3), np.uint8)
-    targets: list[npt.NDArray[np.float16]] = []
+    stored: list[tuple[npt.NDArray[Any], ...]] = []
     work = functools.partial(rebuild_row, policy)
     with PatchPool(threads) as pool:
         jobs = []
         for number in keep.tolist():
             unit, row = picked[number]
-            targets.append(cache.targets(unit.commit, np.array([row], np.int32), seed)[0])
+            at = np.array([row], np.int32)
+            stored.append((cache.targets(unit.commit, at, seed), *cache.tokens(unit.commit, at, seed)))
             slide_id = unit.commit.slide_id
             place = cache.commit(unit.commit).request(row, {seed: True})
             jobs.append(pool.submit(sources[slide_id], work, slide_id, row, *place))
         for slot, job in enumerate(jobs):
             out[slot] = job.result()[0]
-    return Batch(out, np.stack(targets) if targets else np.empty((0, 0), np.float16), 0)
+    if not stored:
+        none = np.empty((0, 0), np.float16)
+        return Batch(0, out, none, none[:, :, None], np.empty((0, 0), np.int32))
+    return Batch(0, out, *(np.concatenate(part) for part in zip(*stored, strict=True)))

@@ -12,7 +12,7 @@ from pipeline import blocks, cluster, views
 from pipeline import options as opts
 from pipeline.embed import parts
 from pipeline.on_device import OnDevice, load_on_device
-from pipeline.station import Outcome, Station
+from pipeline.station import Encoded, Outcome, Station
 from pipeline.tasks import Task
 from stores import manifest
 from stores.errors import FeatureError
@@ -36,8 +36,7 @@ class Setup:
 
 
 def describe_encoder(job: str, options: opts.EmbedOptions) -> blocks.TeacherFacts:
-    found = _encoder(job, options)
-    return blocks.TeacherFacts(found.identity, found.dtype_reason, str(found.device), found.encoder.licence)
+    return blocks.facts_of(_encoder(job, options))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +56,14 @@ def _encoder(job: str, options: opts.EmbedOptions) -> OnDevice:
     return loaded.encoder
 
 
-def _encode(encoder: OnDevice, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def _encode(encoder: OnDevice, batch: npt.NDArray[np.uint8], positions: None) -> Encoded:
     """Features of views, float32 (B, dim)."""
     values: npt.NDArray[np.float32] = encoder.launch(batch).cpu().numpy()
     if not np.isfinite(values).all():
         raise FeatureError(
             f"the encoder returned {values[~np.isfinite(values)][0]}: try --dtype float32, or check the weights"
         )
-    return values
+    return Encoded(values)
 
 
 def embed_block(setup: Setup, task: Task, advance: cluster.Advance) -> Outcome:
