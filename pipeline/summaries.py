@@ -167,6 +167,7 @@ def info_lines(store: Any, info: Mapping[str, Any]) -> list[str]:
         f"teacher   {one_line(teacher['name'])}, {teacher['dim']}-d, {one_line(teacher['dtype'])}, "
         f"weights {one_line(teacher['weights_sha256'], 16)}",
         f"patch     {recipe['patch']['size_px']} px at {recipe['patch']['mpp']:g} mpp",
+        *_token_lines(recipe.get("tokens")),
         f"slides    {info['slides']} ({_join(info['slides_by_status'])}), {info['patients']} patients",
         f"patches   {info['patches']} ({_join(info['patches_by_split'])})",
         f"views     {info['views']}, {info['complete']:.1%} complete, {info['bad_reads']} bad reads",
@@ -188,6 +189,13 @@ def info_lines(store: Any, info: Mapping[str, Any]) -> list[str]:
     if info["bytes_per_view"]:
         lines.append(f"          {info['bytes_per_view']:.0f} B a view, manifest included")
     return lines + _reasons(info["slides_unusable"])
+
+
+def _token_lines(tokens: Mapping[str, Any] | None) -> list[str]:
+    if tokens is None:
+        return []
+    grid = f"{tokens['grid']}x{tokens['grid']}"
+    return [f"tokens    {tokens['count']} of {grid} patch tokens a view, {tokens['dim']}-d"]
 
 
 def _join(counts: Mapping[str, int]) -> str:

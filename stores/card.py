@@ -205,6 +205,16 @@ class _Card:
             ("teacher", markdown(teacher.name)),
             ("weights, SHA-256", markdown(teacher.weights_sha256)),
             ("feature", f"{teacher.dim} numbers, pooling {markdown(teacher.pooling)}"),
+            *(
+                [
+                    (
+                        "tokens",
+                        f"{kept.count} of {kept.grid}x{kept.grid} patch tokens a view, {kept.dim} numbers each",
+                    )
+                ]
+                if (kept := self.stored.tokens) is not None
+                else []
+            ),
             (
                 "arithmetic",
                 f"{markdown(teacher.dtype)}, stored in {'int8' if self.stored.compact else 'float16'}",

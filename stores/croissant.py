@@ -18,6 +18,7 @@ FILE_NAME = "croissant.json"
 _SLIDES = "manifest/slides.parquet"
 _DATA_TYPES = {"string": "sc:Text", "bool": "sc:Boolean", "float": "sc:Float", "double": "sc:Float"}
 _PARQUET, _ZARR, _JSON = "application/x-parquet", "application/vnd+zarr", "application/json"
+_FEATURES_TEXT = "Zarr 3: features[seed, row, dimension] by slide, and patch tokens[seed, row, token, dimension] where kept."
 _RECIPE_TEXT = "What decides the value of a feature: teacher, patch, policy, reader."
 
 
@@ -40,7 +41,12 @@ def croissant(store: Path, about: dict[str, Any], own_columns: Sequence[str]) ->
             "patches-tables", "manifest/patches/*.parquet", _PARQUET, "A file per slide, a row per patch."
         ),
         _files("views-tables", "manifest/views/*/*.parquet", _PARQUET, "A row per view that exists."),
-        _files("features", f"{features.ROOT}/*", _ZARR, "Zarr 3: features[seed, row, dimension] by slide."),
+        _files(
+            "features",
+            f"{features.ROOT}/*",
+            _ZARR,
+            _FEATURES_TEXT,
+        ),
     ]
     if (store / pixels.ROOT).is_dir():
         distribution.append(

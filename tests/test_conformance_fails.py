@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from pipeline.progress import Silent
 from pipeline.verify import seal_store
-from stores import features, manifest
+from stores import features, manifest, tokens
 from stores.export import ExportOptions, export
-from tests.store_tools import make_store
+from tests.store_tools import TOKENS, make_store
 
 
 def ignore(*args: Any) -> None: ...
@@ -71,6 +71,16 @@ def codec(raw: bytes) -> bytes:
     return json.dumps(about).encode()
 
 
+def lost_tokens(store: Path) -> None:
+    (store / "features.zarr/a/tokens/c/1/0/0/0").unlink()
+
+
+def a_place_outside(store: Path) -> None:
+    places = tokens.open_tokens(store, "a", TOKENS).read_positions(2, 0)
+    places[3, 2] = 16
+    tokens.write_positions(store, "a", 2, 0, places)
+
+
 FEATURES = "features.zarr/a/features/c/1/0/0"
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "stray": (lambda s: (s / "run.sh").touch(), "known_names"),
@@ -87,6 +97,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "lost": (lambda s: (s / FEATURES).unlink(), "there_and_finite"),
     "nan": (a_nan, "there_and_finite"),
     "stats": (other_stats, "statistics"),
+    "lost-tokens": (lost_tokens, "has_its_tokens"),
+    "place-outside": (a_place_outside, "has_its_tokens"),
 }  # fmt: skip
 
 
@@ -114,9 +126,9 @@ def judge(*stores: Path) -> dict[str, set[str]]:
 
 
 def test_damaged_stores_fail_and_whole_ones_pass(tmp_path: Path) -> None:
-    whole = make_store(tmp_path / "whole", {"a": 40, "b": 33})
-    for kind in ("lossless", "int8"):
-        export(whole, tmp_path / kind, ExportOptions(compact=kind), ignore, ignore)
+    whole = make_store(tmp_path / "whole", {"a": 40, "b": 33}, about=TOKENS)
+    export(whole, tmp_path / "lossless", ExportOptions(compact="lossless"), ignore, ignore)
+    export(whole, tmp_path / "int8", ExportOptions(compact="int8", tokens=False), ignore, ignore)
     sealed = Path(shutil.copytree(whole, tmp_path / "sealed"))
     seal_store(sealed, False, Silent())
     stores = [whole, tmp_path / "lossless", tmp_path / "int8", sealed]

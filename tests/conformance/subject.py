@@ -19,6 +19,12 @@ def block_rows(n_rows: int) -> int:
     return math.ceil(n_rows / blocks / 32) * 32
 
 
+def token_chunk_rows(block: int, count: int, dim: int) -> int:
+    """Rows of a chunk of tokens in blocks of so many rows, as the format defines them."""
+    fits = [n for n in range(1, block + 1) if block % n == 0 and 2 * n * count * dim <= 8 * 1024 * 1024]
+    return max(fits, default=1)
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A commit record by its name."""
@@ -52,6 +58,11 @@ class Subject:
     @cached_property
     def dim(self) -> int:
         return int(self.recipe["teacher"]["dim"])
+
+    @property
+    def tokens(self) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = self.recipe.get("tokens")
+        return found
 
     @property
     def compact(self) -> bool:

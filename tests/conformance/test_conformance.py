@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import zarr
 
 from tests import stranger
-from tests.conformance.subject import Subject, block_rows
+from tests.conformance.subject import Subject, block_rows, token_chunk_rows
 
 KNOWN = re.compile(
     r"recipe\.json|README\.md|croissant\.json|checksums\.sha256(\.digest)?|options/[a-z-]+\.json|pictures/[^/]+\.png"
     r"|manifest/slides\.parquet|manifest/patches/[^/]+\.parquet|manifest/views/[^/]+/\d{5}-s\d{4}-\d{4}\.parquet"
     r"|(features|pixels)\.zarr/zarr\.json|features\.zarr/[^/]+/zarr\.json|pixels\.zarr/[^/]+/zarr\.json"
     r"|pixels\.zarr/[^/]+/c(/\d+){4}"
-    r"|features\.zarr/[^/]+/(features|coords|stats|scales|standard)/(zarr\.json|c(/\d+){1,4})"
+    r"|features\.zarr/[^/]+/(features|coords|stats|scales|standard|tokens|positions)/(zarr\.json|c(/\d+){1,4})"
 )
 SLIDE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 SLIDES = {
@@ -53,7 +53,7 @@ def test_the_recipe_carries_the_sha256_of_its_canonical_form(subject: Subject) -
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     assert hashlib.sha256(canonical.encode()).hexdigest() == digest
     assert value["schema"] == 1
-    assert set(value) - {"compact"} == {"schema", "patch", "teacher", "policy", "reader"}
+    assert set(value) - {"compact", "tokens"} == {"schema", "patch", "teacher", "policy", "reader"}
 
 
 def test_every_parquet_file_carries_a_checksum_of_itself(subject: Subject) -> None:
@@ -139,6 +139,11 @@ def test_arrays_have_the_form_of_the_format(subject: Subject) -> None:
         if subject.compact:
             forms["scales"] = ([n_seeds, n_rows], [1, size], "float32", "NaN")
             forms["standard"] = ([2, subject.dim], [2, subject.dim], "float32", "NaN")
+        if subject.tokens is not None:
+            t, length = subject.tokens["count"], subject.tokens["dim"]
+            rows = token_chunk_rows(size, t, length)
+            forms["tokens"] = ([n_seeds, n_rows, t, length], [1, rows, t, length], "float16", "NaN")
+            forms["positions"] = ([n_seeds, n_rows, t], [1, size, t], "int32", -1)
         for name, (shape, chunks, dtype, fill_value) in forms.items():
             found = subject.array(f"features.zarr/{slide_id}/{name}")
             where = f"{slide_id}/{name}"
@@ -178,6 +183,24 @@ def test_every_committed_feature_is_there_and_finite(subject: Subject) -> None:
             wanted[rows[ok] - span.start] = True
             lost = np.flatnonzero(there != wanted) + span.start
             assert len(lost) == 0, f"slide {slide_id} seed {seed} rows {lost[:10].tolist()}"
+
+
+def test_every_committed_view_has_its_tokens(subject: Subject) -> None:
+    for slide_id in subject.begun() if subject.tokens is not None else ():
+        assert subject.tokens is not None
+        group = zarr.open_group(subject.path / "features.zarr", mode="r")
+        size = block_rows(subject.slides[slide_id]["n_patches"])
+        for (seed, block), (rows, ok) in subject.committed(slide_id).items():
+            span = slice(block * size, (block + 1) * size)
+            where = f"slide {slide_id} seed {seed} block {block}"
+            there = np.isfinite(group[f"{slide_id}/tokens"][seed, span]).all(axis=(1, 2))
+            wanted = np.zeros(len(there), bool)
+            wanted[rows[ok] - span.start] = True
+            assert (there == wanted).all(), where
+            places = group[f"{slide_id}/positions"][seed, span][wanted]
+            assert (np.diff(places, axis=1) > 0).all(), f"{where}: ascending"
+            assert places.min(initial=0) >= 0, where
+            assert places.max(initial=0) < subject.tokens["grid"] ** 2, where
 
 
 def test_statistics_are_mean_and_variance_of_the_ok_rows(subject: Subject) -> None:
