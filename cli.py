@@ -30,6 +30,7 @@ from pipeline.options import (
     EmbedOptions,
     ExtractOptions,
     PlanOptions,
+    PrototypeOptions,
     TileOptions,
 )
 from pipeline.report.options import ReportOptions
@@ -128,6 +129,29 @@ def distill(
         lines = summaries.distill_lines(run, result)
         write_text(run / "summary.txt", "\n".join(lines) + "\n")
         print_result(as_json, result, lambda: lines)
+
+
+@g2l.command("prototypes")
+@click.option("--store", required=True, type=STORE, help="Folder or URL of the store.")
+@click.option("--out", type=PATH, help="Folder to write into; STORE-prototypes-K beside a local store.")
+@remote_options
+@options_of(PrototypeOptions)
+def prototypes_command(
+    store: str, out: Path | None, cache: Path | None, cache_gb: float, as_json: bool, **values: Any
+) -> None:
+    """Prototypes of the teacher's features and tokens, for distill --loss dino and ibot."""
+    from pipeline import fit_prototypes
+    from pipeline.progress import reporter_for
+    from stores.remote import is_url
+
+    options = build(PrototypeOptions, values)
+    if out is None:
+        if is_url(store):
+            raise click.UsageError("--out: give a folder, since the store is behind a URL")
+        out = Path(f"{store.rstrip('/')}-prototypes-{options.k}")
+    with reporter_for(sys.stderr) as report:
+        result = fit_prototypes.fit(opened(store, cache, cache_gb), out, options, report)
+    print_result(as_json, result, lambda: fit_prototypes.lines(out, result))
 
 
 @g2l.command("embed")

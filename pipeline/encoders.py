@@ -12,13 +12,14 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.presets import PRESETS, Preset
+from pipeline.presets import PRESETS, Pooling, Preset
 from pipeline.timm_models import (
     KINDS,
     create,
@@ -187,7 +188,18 @@ def token_grid(encoder: Encoder) -> tuple[int, int]:
     return int(sides[0]), int(backbone.embed_dim)
 
 
-def load_encoder(spec: str, *, weights: Path | None = None, random_weights: int | None = None) -> Encoder:
+def take_tokens(tokens: Tensor, positions: Tensor) -> Tensor:
+    """Of the patch tokens (B, grid * grid, width) of each view those at int64 `positions` (B, t): (B, t, width)."""
+    return tokens.gather(1, positions[:, :, None].expand(-1, -1, tokens.shape[2]))
+
+
+def load_encoder(
+    spec: str,
+    *,
+    weights: Path | None = None,
+    random_weights: int | None = None,
+    pooling: Pooling | str | None = None,
+) -> Encoder:
     """Load an encoder by name, on the CPU, in eval mode and float32.
 
     Parameters
@@ -200,11 +212,13 @@ def load_encoder(spec: str, *, weights: Path | None = None, random_weights: int 
     random_weights
         Seed of an untrained encoder. Equal seeds give equal bytes on one machine; torch's own random state
         is left as it was.
+    pooling
+        ``cls`` or ``cls+mean``, in place of the encoder's own.
 
     Raises
     ------
     EncoderError
-        `spec` names nothing that can be built.
+        `spec` names nothing that can be built, or it has not the tokens that `pooling` needs.
     WeightsError
         The weights are missing, out of reach, damaged, or of another architecture.
     OptionError
@@ -212,6 +226,23 @@ def load_encoder(spec: str, *, weights: Path | None = None, random_weights: int 
     """
     if weights is not None and random_weights is not None:
         raise OptionError("--weights and --random-weights exclude each other; give one of them")
+    found = _load(spec, weights, random_weights)
+    return found if pooling is None else _repooled(found, pooling)
+
+
+def _repooled(encoder: Encoder, pooling: str) -> Encoder:
+    """The same backbone with another pooling."""
+    _, width = token_grid(encoder)
+    if pooling == "cls":
+        preset = replace(encoder.preset, pooling="cls", dim=width)
+    elif pooling == "cls+mean":
+        preset = replace(encoder.preset, pooling="cls+mean", dim=2 * width)
+    else:
+        raise OptionError(f"--pooling {pooling}: allowed is cls or cls+mean")
+    return Encoder(preset, encoder.backbone).eval()
+
+
+def _load(spec: str, weights: Path | None, random_weights: int | None) -> Encoder:
     if spec in PRESETS:
         return _build(PRESETS[spec], weights, random_weights)
     scheme, colon, rest = spec.partition(":")

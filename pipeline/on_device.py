@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline import devices
-from pipeline.encoders import Encoder, load_encoder
+from pipeline.encoders import Encoder, load_encoder, take_tokens
 from pipeline.export import weights_sha256
 from stores import recipe
 
@@ -65,11 +65,6 @@ class OnDevice:
         return tensor.to(self.device, non_blocking=True)
 
 
-def take_tokens(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Of the patch tokens (B, grid * grid, width) of each view those at int64 `positions` (B, t): (B, t, width)."""
-    return tokens.gather(1, positions[:, :, None].expand(-1, -1, tokens.shape[2]))
-
-
 def load_on_device(
     spec: str,
     *,
@@ -78,11 +73,12 @@ def load_on_device(
     device: str,
     dtype: str,
     batch_size: int | None,
+    pooling: str | None = None,
 ) -> OnDevice:
     """Load the encoder that `spec` names onto a device; see `encoders.load_encoder` and `devices`."""
     where = devices.choose_device(device)
     arithmetic, reason = devices.choose_dtype(dtype, where)
-    encoder = load_encoder(spec, weights=weights, random_weights=random_weights)
+    encoder = load_encoder(spec, weights=weights, random_weights=random_weights, pooling=pooling)
     identity = recipe.Teacher(
         name=encoder.name,
         weights_sha256=weights_sha256(encoder),

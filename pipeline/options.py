@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pipeline.distill import terms
 from stores.errors import OptionError
 
 
@@ -129,6 +130,9 @@ class EmbedOptions:
         "", "Preset, timm name, hf-hub:owner/name, a run's student folder, or module:function."
     )
     format: str = option("parquet", "Who reads the embeddings.", FORMATS)
+    pooling: str | None = option(
+        None, "cls, or cls+mean of the patch tokens; the encoder's own.", ("cls", "cls+mean")
+    )
     weights: Path | None = option(None, "Checkpoint file or folder, instead of the published weights.")
     random_weights: int | None = option(None, "Seed of random weights: the untrained encoder.")
     batch_size: int | None = option(None, "Views per forward pass; 256 on a GPU, 16 on a CPU.")
@@ -185,13 +189,36 @@ class DistillOptions:
     slides: tuple[Path, ...] = option((), "Slide files or folders; not needed when the store has pixels.")
     weights: Path | None = option(None, "Checkpoint to start from, instead of the published weights.")
     random_weights: int | None = option(None, "Seed of random weights, to train from scratch.")
-    loss: str = option("log-sum", "Loss.", ("log-sum", "mse", "l1", "smooth-l1", "cosine", "relational"))
+    loss: str = option(
+        "log-sum",
+        "Terms and weights, as log-sum:1,ibot:0.5. Of log-sum, mse, l1, smooth-l1, cosine, relational, dino, ibot, "
+        "token-cosine, koleo; dino+ibot is H0-mini's.",
+    )
     alpha: float = option(4.0, "Exponent of the log-sum loss.")
+    prototypes: Path | None = option(None, "Folder of `g2l prototypes`, for dino and ibot.")
+    head: str = option(
+        "dino",
+        "The student's for dino and ibot: DINO's, with prototypes that are learned, or linear onto the teacher's.",
+        ("dino", "prototypes"),
+    )
+    head_hidden: int = option(2048, "Width of DINO's head.")
+    head_bottleneck: int = option(256, "Length of the vector before its prototypes.")
+    student_temp: float = option(0.1, "Temperature of the student's assignments.")
+    teacher_temp: float = option(0.04, "Temperature of the teacher's assignments.")
+    assign: str = option(
+        "centre",
+        "Balance of the teacher's assignments: mean similarities off, Sinkhorn in a batch, none.",
+        ("centre", "sinkhorn", "none"),
+    )
     teacher_norm: str = option(
         "batch",
         "Normalisation of the targets: by batch, by the store's statistics, none.",
         ("batch", "store", "none"),
     )
+    pooling: str | None = option(
+        None, "Of the student: cls, or cls+mean of the patch tokens; its own.", ("cls", "cls+mean")
+    )
+    ema: float | None = option(None, "Keep a moving average of the student too, with this momentum (0.996).")
     seeds: int | None = option(None, "Train on seeds 0 to N-1; all that the store has.")
     batch_size: int = option(32, "Views per step and process.")
     steps: int | None = option(None, "Training steps; overrides --epochs.")
@@ -244,12 +271,44 @@ class DistillOptions:
         for name in ("steps", "seeds", "window"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "1 or more")
-        for name in ("alpha", "lr", "epochs"):
+        for name in ("alpha", "lr", "epochs", "student_temp", "teacher_temp"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        for name in ("head_hidden", "head_bottleneck"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        require(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "above 0, below 1")
+        wants = [term for term in terms.parse(self.loss) if term in terms.PROTOTYPE_TERMS]
+        if wants and self.prototypes is None:
+            raise OptionError(
+                f"--loss {self.loss}: {wants[0]} needs --prototypes; `g2l prototypes` makes them"
+            )
         for name in ("weight_decay", "warmup_steps", "seed"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _validate_machine(self)
         _validate_weights(self)
+
+
+@dataclass(frozen=True, slots=True)
+class PrototypeOptions:
+    """Prototypes of the teacher's features and tokens."""
+
+    k: int = option(4096, "Prototypes of the features, and as many of the tokens.")
+    seeds: int | None = option(None, "Fit on seeds 0 to N-1; all that the store has.")
+    epochs: int = option(3, "Passes over the views of the training split.")
+    window: int = option(4096, "Views of a minibatch.")
+    tokens_per_view: int = option(16, "At most so many of a view's tokens in a minibatch.")
+    seed: int = option(0, "Seed of the order of views and of the start.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.")
+    threads: int | None = option(None, "Threads that compute; the number of CPUs.")
+
+    def validate(self) -> None:
+        """Raise OptionError that names the first value that is not allowed."""
+        require(2 <= self.k <= 1 << 20, "k", self.k, f"2 to {1 << 20}")
+        for name in ("epochs", "window", "tokens_per_view"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        for name in ("seeds", "threads"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "1 or more")
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,10 +146,12 @@ def distill_lines(run: Path, summary: Mapping[str, Any]) -> list[str]:
         f"loss {summary['loss_first']:.3f} -> {summary['loss_last']:.3f}"
     ]
     if summary["cka_after"] is not None:
-        lines.append(
-            f"held out: cosine {summary['cosine_before']:.3f} -> {summary['cosine_after']:.3f}, "
-            f"CKA to the teacher {summary['cka_before']:.3f} -> {summary['cka_after']:.3f}"
-        )
+        held_out = [f"CKA to the teacher {summary['cka_before']:.3f} -> {summary['cka_after']:.3f}"]
+        if summary["cosine_after"] is not None:
+            held_out.insert(0, f"cosine {summary['cosine_before']:.3f} -> {summary['cosine_after']:.3f}")
+        if "cka_ema_after" in summary:
+            held_out.append(f"of the moving average {summary['cka_ema_after']:.3f}")
+        lines.append(f"held out: {', '.join(held_out)}")
     lines.append(
         f"{summary['views_per_s']:.1f} views/s, waited for data {summary['data_wait']:.1%} of the time, "
         f"peak memory {human_bytes(summary['peak_rss_bytes'])}"

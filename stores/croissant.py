@@ -18,7 +18,7 @@ FILE_NAME = "croissant.json"
 _SLIDES = "manifest/slides.parquet"
 _DATA_TYPES = {"string": "sc:Text", "bool": "sc:Boolean", "float": "sc:Float", "double": "sc:Float"}
 _PARQUET, _ZARR, _JSON = "application/x-parquet", "application/vnd+zarr", "application/json"
-_FEATURES_TEXT = "Zarr 3: features[seed, row, dimension] by slide, and patch tokens[seed, row, token, dimension] where kept."
+_FEATURES_TEXT = "Zarr 3: features[seed, row, dimension] by slide, and tokens[seed, row, token, dimension]."
 _RECIPE_TEXT = "What decides the value of a feature: teacher, patch, policy, reader."
 
 

@@ -19,8 +19,10 @@ from safetensors.torch import load_file
 from pipeline import encoders
 from pipeline.distill import checkpoint, train
 from pipeline.distill.data import open_data, statistics
+from pipeline.distill.heads import standardise
+from pipeline.distill.loader import Batch
 from pipeline.distill.log import read_metrics
-from pipeline.distill.model import standardise
+from pipeline.distill.model import Targets
 from pipeline.distill.ranks import Ranks
 from pipeline.distill.trainer import make_trainer
 from pipeline.distill.validate import validate
@@ -266,23 +268,28 @@ def test_statistics_are_those_of_the_training_targets(store: Path) -> None:
     np.testing.assert_allclose(variance, stored.var(axis=0), rtol=1e-6, atol=1e-9)
 
 
+def first_of(batch: Batch, count: int) -> tuple[torch.Tensor, Targets]:
+    """Views and targets of the first of a batch, as a trainer takes them."""
+    return torch.from_numpy(batch.views[:count]), Targets.of(batch).split(count)[0]
+
+
 def test_validation_figures(store: Path) -> None:
     data = open_data(store, OPTIONS, 2, Silent())
     trainer = make_trainer(train.load_student(OPTIONS), data, OPTIONS, ALONE)
     assert data.held_out is not None
     device = torch.device("cpu")
-    args = (trainer.model, trainer.targets, trainer.loss, data.held_out)
-    result = validate(*args, 8, device, torch.float32)
+    result = validate(trainer.model, data.held_out, 8, device)
     trainer.model.student.eval()
     with torch.inference_mode():
         embedding = trainer.model.student(torch.from_numpy(data.held_out.views))
+        assert trainer.model.projector is not None
         projected = standardise(trainer.model.projector.linear(embedding))
     raw = torch.from_numpy(data.held_out.targets).float()
     assert result.cka == pytest.approx(linear_cka(embedding.numpy(), raw.numpy()), rel=1e-4)
     targets = standardise(raw)
     cosine = torch.nn.functional.cosine_similarity(projected, targets).mean()
     assert result.cosine == pytest.approx(float(cosine), rel=1e-4, abs=1e-6)
-    assert result == validate(*args, 8, device, torch.float32)  # changes no running statistics
+    assert result == validate(trainer.model, data.held_out, 8, device)  # changes no running statistics
 
 
 @pytest.mark.parametrize("loss", ["log-sum", "mse", "l1", "smooth-l1", "cosine", "relational"])
@@ -292,23 +299,16 @@ def test_every_loss_goes_down(store: Path, loss: str, norm: str) -> None:
     data = open_data(store, replace(options, check_views="none"), 2, Silent())
     trainer = make_trainer(train.load_student(options), data, options, ALONE)
     assert data.held_out is not None
-    batch, targets = (
-        torch.from_numpy(data.held_out.views[:16]),
-        torch.from_numpy(data.held_out.targets[:16]).float(),
-    )
-    losses = [trainer.step(batch, targets, 3e-3, 0.0) for _ in range(12)]
+    batch, targets = first_of(data.held_out, 16)
+    losses = [trainer.step(batch, targets, 3e-3, 0.0)["loss"] for _ in range(12)]
     assert losses[-1] < losses[0]
 
 
 def test_weight_decay_spares_biases_and_norms(store: Path) -> None:
     data = open_data(store, replace(OPTIONS, check_views="none"), 2, Silent())
     trainer = make_trainer(train.load_student(OPTIONS), data, OPTIONS, ALONE)
-    trainer.step(
-        torch.from_numpy(data.held_out.views[:4]),
-        torch.from_numpy(data.held_out.targets[:4]).float(),
-        0.25,
-        0.125,
-    )  # type: ignore[union-attr]
+    assert data.held_out is not None
+    trainer.step(*first_of(data.held_out, 4), 0.25, 0.125)
     for group in trainer.optimizer.param_groups:
         assert group["lr"] == 0.25
         assert group["weight_decay"] == (0.125 if group["params"][0].ndim > 1 else 0.0)
@@ -318,8 +318,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(store: Path) -> None:
     data = open_data(store, replace(OPTIONS, check_views="none"), 2, Silent())
     trainer = make_trainer(train.load_student(OPTIONS), data, OPTIONS, ALONE)
     views = torch.zeros(4, 224, 224, 3, dtype=torch.uint8)
+    none = torch.empty(4, 0, 0), torch.empty(4, 0, dtype=torch.int64)
+    targets = Targets(torch.full((4, 24), float("nan")), *none)
     with pytest.raises(DistillError, match="the loss is nan: lower --lr"):
-        trainer.step(views, torch.full((4, 24), float("nan")), 1e-3, 0.0)
+        trainer.step(views, targets, 1e-3, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from pipeline.distill.losses import EPS, log_sum, make_loss
+from pipeline.distill.losses import EPS, feature_loss, log_sum
 
 RNG = np.random.default_rng(0)
 S, T = RNG.normal(size=(2, 8, 24)) * 1.3
@@ -80,5 +80,5 @@ REFERENCES = {
 
 @pytest.mark.parametrize("name", sorted(REFERENCES))
 def test_every_loss_equals_its_formula(name: str) -> None:
-    loss = make_loss(name, 4.0)(torch.tensor(S), torch.tensor(T))
+    loss = feature_loss(name, 4.0)(torch.tensor(S), torch.tensor(T))
     assert float(loss) == pytest.approx(float(REFERENCES[name]), rel=1e-9)

@@ -4,7 +4,9 @@ import numpy as np
 import torch
 
 from pipeline import encoders
-from pipeline.distill.model import BN_EPS, Projector, TargetNorm, build, standardise
+from pipeline.distill.heads import BN_EPS, Projector, TargetNorm, standardise
+from pipeline.distill.model import Teaching, build
+from pipeline.options import DistillOptions
 
 
 def test_projector_is_linear_and_batch_norm_without_affine() -> None:
@@ -22,10 +24,16 @@ def test_projector_is_linear_and_batch_norm_without_affine() -> None:
 def test_building_the_projector_leaves_the_global_random_state_alone() -> None:
     student = encoders.load_encoder("tests.tiny:student", random_weights=0)
     before = torch.get_rng_state()
-    first, second, third = build(student, 9, 0), build(student, 9, 0), build(student, 9, 1)
+    teaching = Teaching(9, np.zeros(9), np.ones(9))
+    first, second, third = (
+        build(student, teaching, DistillOptions(seed=seed)).projector for seed in (0, 0, 1)
+    )
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(first.projector.linear.weight, second.projector.linear.weight)
-    assert not torch.equal(first.projector.linear.weight, third.projector.linear.weight)
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert torch.equal(first.linear.weight, second.linear.weight)
+    assert not torch.equal(first.linear.weight, third.linear.weight)
 
 
 def test_target_norms() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.distill.schedule import EarlyStop
+from pipeline.distill.trainer import Trainer
 from stores import disk
 from stores.errors import DistillError
 from stores.files import first_line, replacing
@@ -23,37 +24,36 @@ def saved(run: Path) -> list[Path]:
     return sorted(path for path in (run / "checkpoints").glob("*.pt") if _NAME.fullmatch(path.name))
 
 
-def size(model: torch.nn.Module) -> int:
-    """Bytes of a checkpoint, about: parameters and the optimiser's two moments of each."""
-    return 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+def size(trainer: Trainer) -> int:
+    """Bytes of a checkpoint, about: parameters, the optimiser's two moments of each, the moving average."""
+    model, ema = (_bytes(module) for module in (trainer.model, trainer.ema))
+    return 3 * model + ema
 
 
-def save(
-    run: Path,
-    step: int,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    stop: EarlyStop,
-    facts: dict[str, Any],
-) -> None:
+def _bytes(module: torch.nn.Module | None) -> int:
+    parameters = () if module is None else module.parameters()
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+
+
+def save(run: Path, step: int, trainer: Trainer, stop: EarlyStop, facts: dict[str, Any]) -> None:
     """Write the state after `step` steps. `facts` are plain figures that the summary needs at the end."""
     state = {
         "step": step,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "model": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
         "early_stop": stop.state(),
         "facts": facts,
     }
-    disk.require_free(run, size(model), f"checkpoint of step {step}")
+    if trainer.ema is not None:
+        state["ema"] = trainer.ema.state_dict()
+    disk.require_free(run, size(trainer), f"checkpoint of step {step}")
     with replacing(run / "checkpoints" / f"step-{step:08d}.pt") as partial:
         torch.save(state, partial)
     for old in saved(run)[:-KEPT]:
         old.unlink()
 
 
-def restore(
-    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, stop: EarlyStop
-) -> dict[str, Any]:
+def restore(path: Path, trainer: Trainer, stop: EarlyStop) -> dict[str, Any]:
     """Put everything back as it was; returns the facts.
 
     Raises
@@ -63,8 +63,10 @@ def restore(
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        trainer.model.load_state_dict(state["model"])
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        if trainer.ema is not None:
+            trainer.ema.load_state_dict(state["ema"])
     except Exception as error:  # torch raises a dozen kinds for damaged files
         raise DistillError(
             f"{path}: not a checkpoint of this run ({first_line(error)}); remove it to use the one before"

@@ -10,7 +10,10 @@ import numpy.typing as npt
 
 from pipeline import slides as slide_files
 from pipeline import views
+from pipeline.distill import prototypes, terms
 from pipeline.distill.loader import Batch, load_views
+from pipeline.distill.model import Teaching
+from pipeline.distill.prototypes import Space
 from pipeline.options import DistillOptions
 from pipeline.patches import SlideSource, Source, StoreSource
 from pipeline.progress import Reporter
@@ -32,8 +35,7 @@ class Data:
     train: list[sampler.Run]
     held_out: Batch | None
     sources: Mapping[str, Source]
-    mean: npt.NDArray[np.float64]
-    variance: npt.NDArray[np.float64]
+    teaching: Teaching
     teacher_licence: str
 
     @property
@@ -61,6 +63,7 @@ def open_data(store: StoreLike, options: DistillOptions, threads: int, report: R
             "use the version that made the store, or extract again"
         )
     policy = views.Policy.from_json(stored.policy)
+    tokens, spaces = _wanted(store, stored, options)
     train = sampler.find_units(store, "train", options.seeds)
     if not train:
         raise StoreError(f"{store}: no committed views in the training split; see `g2l store info {store}`")
@@ -71,7 +74,7 @@ def open_data(store: StoreLike, options: DistillOptions, threads: int, report: R
             load_views(
                 store, train, sources, policy, seed, max(1, CHECKED_BEFORE // len(train[0].seeds)), threads
             )
-    held_out = load_views(store, val, sources, policy, 0, options.val_views, threads) if val else None
+    held_out = load_views(store, val, sources, policy, 0, options.val_views, threads, tokens) if val else None
     if held_out is None or len(held_out.views) < 2:
         held_out = None
         report.note(
@@ -80,7 +83,31 @@ def open_data(store: StoreLike, options: DistillOptions, threads: int, report: R
         )
     mean, variance = statistics(store, train)
     licence = files.read_options(store, "extract-teacher").get("teacher_licence", "")
-    return Data(store, stored, policy, train, held_out, sources, mean, variance, str(licence))
+    teaching = Teaching(stored.teacher.dim, mean, variance, tokens, spaces)
+    return Data(store, stored, policy, train, held_out, sources, teaching, str(licence))
+
+
+def _wanted(
+    store: StoreLike, stored: recipe.Recipe, options: DistillOptions
+) -> tuple[recipe.Tokens | None, dict[str, Space]]:
+    """The tokens and prototypes that the loss uses."""
+    loss = terms.parse(options.loss)
+    of_tokens = next((term for term in loss if term in terms.TOKEN_TERMS), None)
+    if of_tokens is not None and stored.tokens is None:
+        raise StoreError(
+            f"--loss {options.loss}: {of_tokens} needs patch tokens, and {store} has none; run extract-teacher "
+            "--tokens N into another store"
+        )
+    tokens = stored.tokens if of_tokens is not None else None
+    wanted: dict[str, int] = {}
+    if "dino" in loss and stored.teacher is not None:
+        wanted["features"] = stored.teacher.dim
+    if "ibot" in loss and tokens is not None:
+        wanted["tokens"] = tokens.dim
+    if not wanted:
+        return tokens, {}
+    assert options.prototypes is not None  # `validate` insists
+    return tokens, prototypes.load(options.prototypes, stored.digest(), wanted)
 
 
 def find_sources(

@@ -1,6 +1,7 @@
-"""Losses between the projected student and the normalised target.
+"""Losses between what the student makes of a batch and what the teacher made of it.
 
-Shapes: ``s_BD`` and ``t_BD`` are float32 (batch, teacher dim). Every loss returns a scalar.
+Shapes: B views, N rows (views or patch tokens), D the teacher's dimensions, S the student's, K prototypes. Inputs are
+float32; every loss returns a scalar.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 EPS = 1e-5
+_KOLEO_EPS = 1e-8
 
 
 def log_sum(s_BD: Tensor, t_BD: Tensor, alpha: float = 4.0, eps: float = EPS) -> Tensor:
@@ -23,9 +25,9 @@ def log_sum(s_BD: Tensor, t_BD: Tensor, alpha: float = 4.0, eps: float = EPS) ->
     return torch.log((s_BD - t_BD).abs().pow(alpha).sum() + eps)
 
 
-def cosine(s_BD: Tensor, t_BD: Tensor) -> Tensor:
-    """``1 - mean over the batch of cos(s, t)``."""
-    return 1 - functional.cosine_similarity(s_BD, t_BD, dim=1).mean()
+def cosine(s_ND: Tensor, t_ND: Tensor) -> Tensor:
+    """``1 - mean over the rows of cos(s, t)``."""
+    return 1 - functional.cosine_similarity(s_ND, t_ND, dim=1).mean()
 
 
 def relational(s_BD: Tensor, t_BD: Tensor) -> Tensor:
@@ -34,8 +36,8 @@ def relational(s_BD: Tensor, t_BD: Tensor) -> Tensor:
     return functional.mse_loss(s @ s.T, t @ t.T)
 
 
-def make_loss(name: str, alpha: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss of ``--loss``; `alpha` matters to log-sum only."""
+def feature_loss(name: str, alpha: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of a term of `terms.FEATURE_TERMS`; `alpha` matters to log-sum only."""
     losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "log-sum": partial(log_sum, alpha=alpha),
         "mse": functional.mse_loss,
@@ -45,3 +47,53 @@ def make_loss(name: str, alpha: float) -> Callable[[Tensor, Tensor], Tensor]:
         "relational": relational,
     }
     return losses[name]
+
+
+def assignment(logits_NK: Tensor, targets_NK: Tensor, temperature: float) -> Tensor:
+    """Cross entropy of the student's assignments to the teacher's, averaged over the rows.
+
+    Caron et al., arXiv 2104.14294, equation 2 (DINO); Zhou et al., arXiv 2111.07832, equation 2 (iBOT), over all kept
+    tokens instead of masked ones, as DINOv2 distils (arXiv 2304.07193, section 5).
+
+    Parameters
+    ----------
+    logits_NK
+        Cosine similarities of the student's rows to its prototypes.
+    targets_NK
+        Probabilities.
+    """
+    return -(targets_NK * functional.log_softmax(logits_NK / temperature, dim=1)).sum(dim=1).mean()
+
+
+def sharpened(similarity_NK: Tensor, centre_K: Tensor | None, temperature: float) -> Tensor:
+    """The teacher's assignments: softmax of its similarities, less their mean where `centre_K` is given."""
+    centred = similarity_NK if centre_K is None else similarity_NK - centre_K
+    return functional.softmax(centred / temperature, dim=1)
+
+
+def sinkhorn(similarity_NK: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+    """The teacher's assignments, balanced over the prototypes within these rows (Cuturi, arXiv 1306.0895).
+
+    As in SwAV (arXiv 2006.09882, appendix A) and DINOv2: columns and rows of ``exp(similarity / temperature)`` are
+    scaled in turn, rows last, so that each row sums to 1 and each prototype has about as much as any other. In
+    logarithms, since the exponentials overflow float32 below a temperature of about 0.012.
+    """
+    log_q = similarity_NK / temperature
+    for _ in range(iterations):
+        log_q = log_q - torch.logsumexp(log_q, dim=0, keepdim=True)
+        log_q = log_q - torch.logsumexp(log_q, dim=1, keepdim=True)
+    return log_q.exp()
+
+
+def koleo(e_BS: Tensor) -> Tensor:
+    """``-mean over the batch of log(distance to the nearest other)``, of features on the unit sphere.
+
+    Sablayrolles et al., arXiv 1806.03198, equation 2, as in DINOv2 (weight 0.1 there).
+    """
+    unit = functional.normalize(e_BS, dim=1)
+    with torch.no_grad():
+        similarity = unit @ unit.T
+        similarity.fill_diagonal_(-2)
+        nearest = similarity.argmax(dim=1)
+    distance = functional.pairwise_distance(unit, unit[nearest], eps=_KOLEO_EPS)
+    return -torch.log(distance + _KOLEO_EPS).mean()

@@ -1,97 +1,239 @@
-"""What is trained: the student, the projector onto the teacher's dimensions, and the targets' normalisation."""
+"""What is trained: the student, and between it and the loss the heads that ``--loss`` needs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pipeline.encoders import Encoder
-
-BN_EPS = 1e-4
-
-
-class Projector(nn.Module):
-    """``Linear(d_s, d_t)`` then ``BatchNorm1d(d_t, affine=False)``.
-
-    Miles & Mikolajczyk's ``torchdistill/losses/single.py``: a linear layer with bias and default initialisation,
-    eps 1e-4.
-    """
-
-    def __init__(self, student_dim: int, teacher_dim: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(student_dim, teacher_dim)
-        self.norm = nn.BatchNorm1d(teacher_dim, eps=BN_EPS, affine=False)
-
-    def forward(self, e_BS: Tensor) -> Tensor:
-        """Embeddings (B, d_s) to (B, d_t), each dimension of zero mean and unit variance over the batch."""
-        return self.norm(self.linear(e_BS))
+from pipeline.distill import terms
+from pipeline.distill.heads import Assigner, DinoHead, Projector, PrototypeHead, TargetNorm, standardise
+from pipeline.distill.loader import Batch
+from pipeline.distill.losses import assignment, cosine, feature_loss, koleo
+from pipeline.distill.prototypes import Space
+from pipeline.encoders import Encoder, take_tokens, token_grid
+from pipeline.options import DistillOptions
+from stores.errors import OptionError
+from stores.recipe import Tokens
 
 
-class TargetNorm(nn.Module):
-    """Normalisation of the targets: ``batch`` (as the projector's), ``store`` (fixed statistics) or ``none``."""
+@dataclass(frozen=True, slots=True)
+class Teaching:
+    """What the store and the prototypes know of the teacher."""
 
-    def __init__(self, kind: str, mean: npt.NDArray[np.float64], variance: npt.NDArray[np.float64]) -> None:
-        super().__init__()
-        self.kind = kind
-        self.register_buffer("mean", torch.from_numpy(mean).float(), persistent=False)
-        self.register_buffer("std", torch.from_numpy(variance).add(BN_EPS).sqrt().float(), persistent=False)
-
-    def forward(self, t_BD: Tensor) -> Tensor:
-        """Targets (B, d_t), float32, normalised."""
-        if self.kind == "batch":
-            return standardise(t_BD)
-        if self.kind == "store":
-            return (t_BD - self.mean) / self.std  # type: ignore[operator]
-        return t_BD
+    dim: int
+    mean: npt.NDArray[np.float64]
+    """Of the targets, (dim,)."""
+    variance: npt.NDArray[np.float64]
+    tokens: Tokens | None = None
+    """Which tokens the loss uses; None when it uses none."""
+    spaces: Mapping[str, Space] | None = None
+    """Prototypes, where the loss needs them."""
 
 
-def standardise(x_BD: Tensor) -> Tensor:
-    """Zero mean and unit variance of each dimension over the batch, as `BatchNorm1d` does in training."""
-    return nn.functional.batch_norm(x_BD, None, None, training=True, eps=BN_EPS)
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What the teacher made of a batch, raw; t is 0 where the loss uses no tokens."""
+
+    features: Tensor
+    """float32 (B, dim)"""
+    tokens: Tensor
+    """float32 (B, t, width)"""
+    positions: Tensor
+    """int64 (B, t)"""
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Targets":
+        """Those of a batch from the store, on the CPU."""
+        features, tokens = torch.from_numpy(batch.targets).float(), torch.from_numpy(batch.tokens).float()
+        return cls(features, tokens, torch.from_numpy(batch.positions).long())
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> "Targets":
+        """The same of each tensor."""
+        return Targets(fn(self.features), fn(self.tokens), fn(self.positions))
+
+    def split(self, size: int) -> "list[Targets]":
+        """In batches of `size` views."""
+        parts = zip(
+            self.features.split(size), self.tokens.split(size), self.positions.split(size), strict=True
+        )
+        return [Targets(*part) for part in parts]
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What the student makes of views, float32."""
+
+    features: Tensor
+    """(B, d_s)"""
+    tokens: Tensor | None = None
+    """(B, t, width), at the positions of the targets; None where the loss uses none."""
+
+    def split(self, size: int) -> "list[Embedded]":
+        """In batches of `size` views."""
+        parts = self.features.split(size)
+        tokens = [None] * len(parts) if self.tokens is None else self.tokens.split(size)
+        return [Embedded(*part) for part in zip(parts, tokens, strict=True)]
+
+    def to(self, device: torch.device) -> "Embedded":
+        """On a device."""
+        return Embedded(self.features.to(device), None if self.tokens is None else self.tokens.to(device))
 
 
 class Distiller(nn.Module):
-    """Student and projector, trained together; only the student is kept in the end."""
+    """Student and heads, trained together; only the student is kept in the end.
+
+    Parameters
+    ----------
+    loss
+        Terms and their weights, see `terms.parse`.
+    dtype
+        Arithmetic of the student's forward pass; heads compute in float32.
+    gather
+        Puts the rows of all processes together before the heads; see `pipeline.distill.ranks.Gather`.
+    """
+
+    projector: Projector | None
 
     def __init__(
         self,
         student: Encoder,
-        projector: Projector,
+        loss: Mapping[str, float],
+        teaching: Teaching,
+        options: DistillOptions,
         dtype: torch.dtype = torch.float32,
         gather: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.student = student
-        self.projector = projector
-        self.dtype = dtype
-        self._gather = gather
+        self.loss, self.dtype, self.gather = loss, dtype, gather
+        self.temperature = options.student_temp
+        self.feature_losses = {n: feature_loss(n, options.alpha) for n in loss if n in terms.FEATURE_TERMS}
+        self.projector = Projector(student.dim, teaching.dim) if self.feature_losses else None
+        self.target_norm = TargetNorm(options.teacher_norm, teaching.mean, teaching.variance)
+        self.heads, self.assigners = nn.ModuleDict(), nn.ModuleDict()
+        width = 0
+        if teaching.tokens is not None:
+            width = _token_width(student, teaching.tokens, options.student)
+        for term, of, side in (("dino", "features", student.dim), ("ibot", "tokens", width)):
+            if term in loss:
+                assert teaching.spaces is not None  # `open_data` has loaded them
+                space = teaching.spaces[of]
+                self.heads[term] = _head(side, space, options)
+                self.assigners[term] = Assigner(space, options.assign, options.teacher_temp)
+        if "token-cosine" in loss:
+            assert teaching.tokens is not None
+            self.heads["token-cosine"] = Projector(width, teaching.tokens.dim)
 
-    def forward(self, views: Tensor) -> Tensor:
-        """Views uint8 (B, H, W, 3) to projected features, float32 (B, d_t), or those of all processes' views."""
+    @property
+    def uses_tokens(self) -> bool:
+        """Whether a term of the loss looks at patch tokens."""
+        return any(term in self.loss for term in terms.TOKEN_TERMS)
+
+    def forward(self, views: Tensor, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and each term of it, detached.
+
+        Parameters
+        ----------
+        views : uint8 (B, H, W, 3)
+        """
+        student = self.embed(views, targets.positions)
+        if self.gather is not None:
+            tokens = None if student.tokens is None else self.gather(student.tokens)
+            student = Embedded(self.gather(student.features), tokens)
+            with torch.no_grad():
+                targets = targets.map(self.gather)
+        pair = None
+        if self.projector is not None:
+            pair = self.projector(student.features), self.target_norm(targets.features)
+        found = self.terms(student, targets, pair)
+        total = torch.stack([self.loss[name] * value for name, value in found.items()]).sum()
+        return total, {name: value.detach() for name, value in found.items()}
+
+    def embed(self, views: Tensor, positions: Tensor) -> Embedded:
+        """The student's features, and its tokens at `positions` where the loss uses some."""
         with torch.autocast(views.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            embedding = self.student(views)
-        embedding = embedding.float()
-        return self.projector(embedding if self._gather is None else self._gather(embedding))
+            if not self.uses_tokens:
+                return Embedded(self.student(views).float())
+            features, tokens = self.student.with_tokens(views)
+            return Embedded(features.float(), take_tokens(tokens, positions).float())
+
+    def terms(
+        self, student: Embedded, targets: Targets, pair: tuple[Tensor, Tensor] | None
+    ) -> dict[str, Tensor]:
+        """The terms of the loss, unweighted, in the order asked for.
+
+        Parameters
+        ----------
+        pair
+            For the terms of features: the student's, projected, and the teacher's, normalised, (B, dim) each.
+        """
+        found: dict[str, Tensor] = {}
+        for name in self.loss:
+            if name in self.feature_losses:
+                assert pair is not None
+                found[name] = self.feature_losses[name](*pair)
+            elif name == "koleo":
+                found[name] = koleo(student.features)
+            elif name == "dino":
+                found[name] = self._assignment(name, student.features, targets.features)
+            else:
+                assert student.tokens is not None
+                rows, target = student.tokens.flatten(0, 1), targets.tokens.flatten(0, 1)
+                if name == "ibot":
+                    found[name] = self._assignment(name, rows, target)
+                else:
+                    found[name] = cosine(self._projected_tokens(rows), self._token_norm(target))
+        return found
+
+    def _assignment(self, term: str, rows: Tensor, target: Tensor) -> Tensor:
+        with torch.no_grad():
+            assigned = self.assigners[term](target)
+        return assignment(self.heads[term](rows), assigned, self.temperature)
+
+    def _projected_tokens(self, rows: Tensor) -> Tensor:
+        projector = self.heads["token-cosine"]
+        assert isinstance(projector, Projector)
+        # outside of training the running statistics stay as they are
+        return projector(rows) if self.training else standardise(projector.linear(rows))
+
+    def _token_norm(self, target: Tensor) -> Tensor:
+        """The store has statistics of its features only: tokens are normalised by batch, or not at all."""
+        return target if self.target_norm.kind == "none" else standardise(target)
+
+
+def _token_width(student: Encoder, about: Tokens, name: str) -> int:
+    grid, width = token_grid(student)
+    if grid != about.grid:
+        raise OptionError(
+            f"--student {name}: has {grid}x{grid} patch tokens, the store {about.grid}x{about.grid}; choose a student "
+            f"of the same grid, as timm:NAME?img_size={student.image_px}&patch_size={student.image_px // about.grid}"
+        )
+    return width
+
+
+def _head(dim: int, space: Space, options: DistillOptions) -> nn.Module:
+    if options.head == "prototypes":
+        return PrototypeHead(dim, space)
+    return DinoHead(dim, len(space.prototypes), options.head_hidden, options.head_bottleneck)
 
 
 def build(
     student: Encoder,
-    teacher_dim: int,
-    seed: int,
+    teaching: Teaching,
+    options: DistillOptions,
     dtype: torch.dtype = torch.float32,
     gather: Callable[[Tensor], Tensor] | None = None,
 ) -> Distiller:
-    """A distiller with a seeded projector; leaves the global random state alone.
+    """A distiller with heads seeded by ``options.seed``; leaves the global random state alone.
 
-    Parameters
-    ----------
-    dtype
-        Arithmetic of the student's forward pass; the projector computes in float32.
-    gather
-        Puts the embeddings of all processes together before the projector; see `pipeline.distill.ranks.Gather`.
+    Raises
+    ------
+    OptionError
+        When the student's grid of patch tokens is not the store's.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Distiller(student, Projector(student.dim, teacher_dim), dtype, gather)
+        torch.manual_seed(options.seed)
+        return Distiller(student, terms.parse(options.loss), teaching, options, dtype, gather)

@@ -5,7 +5,8 @@
 ``log.jsonl``         what happened, see `pipeline.run_log`
 ``checkpoints/``      the last two
 ``student/``          the result: safetensors and config that timm opens, and a model card
-``projector.safetensors``, ``summary.json``, ``curves.png``
+``student-ema/``      its moving average, with --ema
+``projector.safetensors``, ``heads.safetensors``, ``summary.json``, ``curves.png``
 """
 
 import contextlib
@@ -29,6 +30,7 @@ from pipeline.distill import ranks as ranks_of
 from pipeline.distill.data import Data, open_data
 from pipeline.distill.loader import Batch, LoaderOptions, ViewLoader
 from pipeline.distill.log import MetricsLog, read_metrics
+from pipeline.distill.model import Targets
 from pipeline.distill.ranks import Ranks
 from pipeline.distill.schedule import EarlyStop, cosine_annealing
 from pipeline.distill.trainer import Trainer, make_trainer
@@ -144,7 +146,7 @@ def _begin_run(run: Path, options: opts.DistillOptions, digest: str) -> None:
 
 def _require_room(run: Path, trainer: Trainer) -> None:
     """Raise DiskFull unless the checkpoints that are kept, one more in the making, and the student will fit."""
-    size = checkpoint.size(trainer.model)
+    size = checkpoint.size(trainer)
     kept = sum(path.stat().st_size for path in checkpoint.saved(run))
     disk.require_free(
         run, (checkpoint.KEPT + 1) * size + size // 3 - kept, f"--out {run}: checkpoints and student"
@@ -152,18 +154,24 @@ def _require_room(run: Path, trainer: Trainer) -> None:
 
 
 def _require_same_options(run: Path, options: opts.DistillOptions) -> None:
-    old = files.read_json(run / "options.json").get("options", {})
+    # an option that came after the run was begun had its default
+    old = opts.to_json(opts.DistillOptions()) | files.read_json(run / "options.json").get("options", {})
     for name, value in opts.to_json(options).items():
-        if name not in _FREE and old.get(name) != value:
+        if name not in _FREE and old[name] != value:
             flag = name.replace("_", "-")
             raise OptionError(
-                f"--{flag} {value}: {run} was begun with {old.get(name)}; use that, or another --out"
+                f"--{flag} {value}: {run} was begun with {old[name]}; use that, or another --out"
             )
 
 
 def load_student(options: opts.DistillOptions) -> Encoder:
     """The encoder that ``--student`` names. No teacher is loaded here or anywhere in stage two."""
-    return load_encoder(options.student, weights=options.weights, random_weights=options.random_weights)
+    return load_encoder(
+        options.student,
+        weights=options.weights,
+        random_weights=options.random_weights,
+        pooling=options.pooling,
+    )
 
 
 @dataclass(slots=True)
@@ -193,7 +201,8 @@ class Course:
             return
         t = self.trainer
         size = self.options.batch_size
-        result = asdict(validate(t.model, t.targets, t.loss, self.data.held_out, size, t.device, t.dtype))
+        found = asdict(validate(t.model, self.data.held_out, size, t.device, t.averaged))
+        result = {name: value for name, value in found.items() if value is not None}
         self.facts.setdefault("before", result)
         self.facts["after"] = result
         self.write("val", step, result)
@@ -204,8 +213,9 @@ class Course:
         at, steps = position / self.facts["views_per_step"], self.facts["steps_planned"]
         lr = cosine_annealing(self.options.lr, at, steps, self.options.warmup_steps)
         weight_decay = cosine_annealing(self.options.weight_decay, at, steps)
-        targets = torch.from_numpy(batch.targets).float()
-        loss = self.trainer.step(torch.from_numpy(batch.views), targets, lr, weight_decay, position)
+        views, targets = torch.from_numpy(batch.views), Targets.of(batch)
+        terms = self.trainer.step(views, targets, lr, weight_decay, position)
+        loss = terms.pop("loss")
         seconds = time.monotonic() - began
         n_views = self.options.batch_size * self.trainer.ranks.world
         self.facts |= {
@@ -218,6 +228,8 @@ class Course:
             "stopped_early": self.stop_early.update(loss),
         }
         figures = {"loss": loss, "lr": lr, "weight_decay": weight_decay, "epoch": batch.epoch}
+        if len(terms) > 1:
+            figures |= {f"loss_{name}": value for name, value in terms.items()}
         memory = devices.peak_memory(self.trainer.device)
         speed = {"views_per_s": n_views / seconds, "data_wait": waited / seconds, **memory}
         speed["processes"] = self.trainer.ranks.world
@@ -230,7 +242,7 @@ class Course:
         """Write a checkpoint; the first process does."""
         t = self.trainer
         if t.ranks.leads:
-            checkpoint.save(self.run, step, t.model, t.optimizer, self.stop_early, self.facts)
+            checkpoint.save(self.run, step, t, self.stop_early, self.facts)
 
 
 def _train(
@@ -247,7 +259,7 @@ def _train(
     stop_early = EarlyStop(options.early_stop)
     saved = checkpoint.saved(run)
     if ranks.from_leader(bool(saved)):
-        facts = checkpoint.restore(saved[-1], trainer.model, trainer.optimizer, stop_early)
+        facts = checkpoint.restore(saved[-1], trainer, stop_early)
         report.note(f"goes on after step {facts['steps']} of {facts['steps_planned']}")
     log = MetricsLog(run, facts["steps"], options.tensorboard) if ranks.leads else None
     course = Course(run, data, trainer, options, stop_early, facts, log)
@@ -266,7 +278,13 @@ def _train(
         options.readers == "processes" or (options.readers == "auto" and ranks.device.type != "cpu"),
     )
     loader = ViewLoader(
-        data.store, data.train, data.sources, data.policy, loader_options, facts["views_seen"]
+        data.store,
+        data.train,
+        data.sources,
+        data.policy,
+        loader_options,
+        facts["views_seen"],
+        data.teaching.tokens,
     )
     report.start("distill", facts["steps_planned"], facts["steps"])
     with contextlib.ExitStack() as stack:
@@ -324,6 +342,7 @@ def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> d
         "loss_last": facts["loss_last"],
         **{f"{name}_before": before.get(name) for name in ("cosine", "cka")},
         **{f"{name}_after": after.get(name) for name in ("cosine", "cka")},
+        **({"cka_ema_after": after["cka_ema"]} if "cka_ema" in after else {}),
         "val_loss_before": before.get("loss"),
         "val_loss_after": after.get("loss"),
         "views_per_s": facts["views_seen"] / facts["seconds"],
@@ -331,20 +350,24 @@ def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> d
         "seconds": facts["seconds"],
         **devices.peak_memory(trainer.device),
     }
-    student, projector = trainer.model.student, trainer.model.projector
+    model = trainer.model
     extra = {
         "distilled_from": data.teacher.name,
         "teacher_weights_sha256": data.teacher.weights_sha256,
         "store_recipe": data.recipe.digest(),
         "patch_mpp": data.recipe.patch.mpp,
     }
-    export_encoder(student.cpu(), run / "student", extra)
-    text = card.model_card(student, data.recipe, data.teacher_licence, summary)
-    files.write_text(run / "student" / "README.md", text)
-    with files.replacing(run / "projector.safetensors") as partial:
-        save_file(
-            {name: tensor.cpu().contiguous() for name, tensor in projector.state_dict().items()}, partial
-        )
+    for folder, student in (("student", model.student), ("student-ema", trainer.averaged)):
+        if student is None:
+            continue
+        export_encoder(student.cpu(), run / folder, extra)
+        text = card.model_card(student, data.recipe, data.teacher_licence, summary)
+        files.write_text(run / folder / "README.md", text)
+    for name, module in (("projector", model.projector), ("heads", model.heads)):
+        tensors = {} if module is None else module.state_dict()
+        if tensors:
+            with files.replacing(run / f"{name}.safetensors") as partial:
+                save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, partial)
     records = read_metrics(run / "metrics.jsonl")
     steps = [record for record in records if record["kind"] == "train"]
     pictures.draw_curves(run / "curves.png", steps, [record for record in records if record["kind"] == "val"])

@@ -2,16 +2,16 @@
 
 import hashlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline import devices
 from pipeline.distill.data import Data
-from pipeline.distill.losses import make_loss
-from pipeline.distill.model import Distiller, TargetNorm, build
+from pipeline.distill.model import Distiller, Targets, build
 from pipeline.distill.ranks import Gather, Ranks
 from pipeline.encoders import Encoder
 from pipeline.options import DistillOptions
@@ -26,28 +26,30 @@ class Trainer:
     model: Distiller
     parallel: nn.Module
     """`model`, its gradients averaged over processes."""
-    targets: TargetNorm
-    loss: Callable[[Tensor, Tensor], Tensor]
     optimizer: torch.optim.Optimizer
     ranks: Ranks
     dtype: torch.dtype
-    sync: bool
-    """Whether loss and batch normalisation see the batches of all processes as one."""
     seed: int
+    ema: AveragedModel | None = None
+    """The moving average of the student."""
+
+    @property
+    def averaged(self) -> Encoder | None:
+        """The moving average as an encoder, where there is one."""
+        return None if self.ema is None else cast(Encoder, self.ema.module)
 
     @property
     def device(self) -> torch.device:
         return self.ranks.device
 
     def step(
-        self, views: Tensor, targets: Tensor, lr: float, weight_decay: float, position: int = 0
-    ) -> float:
-        """One optimiser step on this process's batch; returns the loss, over all processes.
+        self, views: Tensor, targets: Targets, lr: float, weight_decay: float, position: int = 0
+    ) -> dict[str, float]:
+        """One optimiser step on this process's batch; returns ``loss`` and its terms, over all processes.
 
         Parameters
         ----------
         views : uint8 (B, H, W, 3)
-        targets : float32 (B, d_t), raw
         position : int
             Views that the training has consumed before; random layers (dropout) are seeded by it.
 
@@ -60,21 +62,19 @@ class Trainer:
             group["lr"] = lr
             group["weight_decay"] = weight_decay if group["decays"] else 0.0
         torch.manual_seed(_step_seed(self.seed, position, self.ranks.rank))
-        projected = self.parallel(self._sent(views))
-        targets = self._sent(targets)
-        if self.sync:
-            with torch.no_grad():
-                targets = Gather.apply(targets)
-        loss = self.loss(projected, self.targets(targets))
+        loss, found = self.parallel(self._sent(views), targets.map(self._sent))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        value = self.ranks.sum(float(loss.detach()))[0] / self.ranks.world
-        if not math.isfinite(value):
+        figures = (float(value) for value in (loss.detach(), *found.values()))
+        means = [value / self.ranks.world for value in self.ranks.sum(*figures)]
+        if not math.isfinite(means[0]):
             raise DistillError(
-                f"the loss is {value}: lower --lr, or try --dtype float32; checkpoints are kept"
+                f"the loss is {means[0]}: lower --lr, or try --dtype float32; checkpoints are kept"
             )
         self.optimizer.step()
-        return value
+        if self.ema is not None:
+            self.ema.update_parameters(self.model.student)
+        return dict(zip(("loss", *found), means, strict=True))
 
     def _sent(self, tensor: Tensor) -> Tensor:
         if self.device.type == "cuda" and tensor.device.type == "cpu":
@@ -95,7 +95,7 @@ def make_trainer(student: Encoder, data: Data, options: DistillOptions, ranks: R
             f"--student {options.student}: takes {student.image_px} px, the store has {data.policy.crop_px} px"
         )
     sync = options.batch_stats == "sync" and ranks.world > 1
-    model = build(student, data.teacher.dim, options.seed, dtype, Gather.apply if sync else None)
+    model = build(student, data.teaching, options, dtype, Gather.apply if sync else None)
     model = model.to(ranks.device).train()
     make_importable()
     from timm.optim import param_groups_weight_decay
@@ -105,6 +105,7 @@ def make_trainer(student: Encoder, data: Data, options: DistillOptions, ranks: R
         group["decays"] = group["weight_decay"] > 0
     # on a GPU one kernel updates all parameters; on a CPU the plain loop, whose bytes runs are held against
     optimizer = torch.optim.AdamW(groups, lr=options.lr, fused=ranks.device.type == "cuda")
-    targets = TargetNorm(options.teacher_norm, data.mean, data.variance).to(ranks.device)
-    loss = make_loss(options.loss, options.alpha)
-    return Trainer(model, ranks.wrap(model), targets, loss, optimizer, ranks, dtype, sync, options.seed)
+    ema = None
+    if options.ema is not None:
+        ema = AveragedModel(model.student, multi_avg_fn=get_ema_multi_avg_fn(options.ema))
+    return Trainer(model, ranks.wrap(model), optimizer, ranks, dtype, options.seed, ema)

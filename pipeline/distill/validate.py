@@ -1,6 +1,5 @@
 """Validation on held-out views: loss, cosine and linear CKA against the teacher."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,8 +7,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.distill.heads import standardise
 from pipeline.distill.loader import Batch
-from pipeline.distill.model import Distiller, TargetNorm, standardise
+from pipeline.distill.model import Distiller, Embedded, Targets
 from pipeline.encoders import Encoder
 from pipeline.evaluate.cka import linear_cka
 
@@ -20,10 +20,13 @@ class Validation:
 
     loss: float
     """Mean over batches of the training's size."""
-    cosine: float
-    """Mean over views, between the projected student and the target, normalised as for the loss."""
+    cosine: float | None
+    """Mean over views, between the projected student and the target, normalised as for the loss; None for a loss
+    without projector."""
     cka: float
     """Linear CKA between the student's embedding (before the projector) and the raw teacher features."""
+    cka_ema: float | None = None
+    """The same of the moving average of the student, where there is one."""
 
 
 @torch.inference_mode()
@@ -43,31 +46,46 @@ def embed(
 
 
 @torch.inference_mode()
+def _embed_all(model: Distiller, held_out: Batch, batch_size: int, device: torch.device) -> Embedded:
+    """The student's features and tokens of all held-out views, on the CPU."""
+    features, tokens = [], []
+    for start in range(0, len(held_out.views), batch_size):
+        views = torch.from_numpy(held_out.views[start : start + batch_size]).to(device)
+        positions = torch.from_numpy(held_out.positions[start : start + batch_size]).long().to(device)
+        found = model.embed(views, positions)
+        features.append(found.features.cpu())
+        if found.tokens is not None:
+            tokens.append(found.tokens.cpu())
+    return Embedded(torch.cat(features), torch.cat(tokens) if tokens else None)
+
+
+@torch.inference_mode()
 def validate(
-    model: Distiller,
-    targets_norm: TargetNorm,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    held_out: Batch,
-    batch_size: int,
-    device: torch.device,
-    dtype: torch.dtype,
+    model: Distiller, held_out: Batch, batch_size: int, device: torch.device, ema: Encoder | None = None
 ) -> Validation:
     """Compare student and teacher on `held_out`.
 
     Batch normalisation takes its statistics from all held-out views together: they exist before the first
     step, and do not depend on how views fall into batches.
     """
-    embedding = embed(model.student, held_out.views, max(batch_size, 32), device, dtype)
-    raw = torch.from_numpy(held_out.targets).float()
-    projected = standardise(model.projector.linear(embedding.to(device)))
-    targets = targets_norm(raw.to(device))
-    losses = [
-        float(loss(s, t))
-        for s, t in zip(projected.split(batch_size), targets.split(batch_size), strict=True)
-        if len(s) > 1
-    ]
-    return Validation(
-        loss=float(np.mean(losses)),
-        cosine=float(torch.nn.functional.cosine_similarity(projected, targets, dim=1).mean()),
-        cka=linear_cka(embedding.numpy(), raw.numpy()),
-    )
+    training = model.training
+    model.eval()
+    large = max(batch_size, 32)
+    student, targets = _embed_all(model, held_out, large, device), Targets.of(held_out)
+    pairs: list[tuple[Tensor, Tensor] | None] = [None] * len(student.split(batch_size))
+    cosine = None
+    if model.projector is not None:
+        projected = standardise(model.projector.linear(student.features.to(device)))
+        normalised = model.target_norm(targets.features.to(device))
+        cosine = float(torch.nn.functional.cosine_similarity(projected, normalised, dim=1).mean())
+        pairs = list(zip(projected.split(batch_size), normalised.split(batch_size), strict=True))
+    losses = []
+    for part, target, pair in zip(student.split(batch_size), targets.split(batch_size), pairs, strict=True):
+        if len(part.features) > 1:
+            found = model.terms(part.to(device), target.map(lambda tensor: tensor.to(device)), pair)
+            losses.append(sum(model.loss[name] * float(value) for name, value in found.items()))
+    model.train(training)
+    raw, cka_ema = targets.features.numpy(), None
+    if ema is not None:
+        cka_ema = linear_cka(embed(ema, held_out.views, large, device, model.dtype).numpy(), raw)
+    return Validation(float(np.mean(losses)), cosine, linear_cka(student.features.numpy(), raw), cka_ema)

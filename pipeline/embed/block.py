@@ -49,7 +49,7 @@ class _Loaded:
 def _encoder(job: str, options: opts.EmbedOptions) -> OnDevice:
     def load() -> _Loaded:
         chosen = cluster.with_number(options, torch.cuda.device_count())
-        names = ("weights", "random_weights", "device", "dtype", "batch_size")
+        names = ("weights", "random_weights", "device", "dtype", "batch_size", "pooling")
         return _Loaded(load_on_device(chosen.encoder, **{name: getattr(chosen, name) for name in names}))
 
     loaded: _Loaded = cluster.station(job, ("encoder", options), load)

@@ -28,6 +28,7 @@ from pipeline import blocks, devices, synthetic
 from pipeline.cluster import threads_of
 from pipeline.distill.data import open_data
 from pipeline.distill.loader import LoaderOptions, ViewLoader
+from pipeline.distill.model import Targets
 from pipeline.distill.ranks import Ranks
 from pipeline.distill.trainer import Trainer, make_trainer
 from pipeline.encoders import load_encoder
@@ -229,10 +230,10 @@ def steps(
         began = time.perf_counter()
         batch = next(stream)
         waited = time.perf_counter() - began
-        targets = torch.from_numpy(batch.targets).float()
+        targets = Targets.of(batch)
         if teacher is not None:
-            targets = teacher.launch(batch.views)
-            targets = targets.clone()  # out of inference mode
+            fresh = teacher.launch(batch.views).clone()  # out of inference mode
+            targets = Targets(fresh, targets.tokens, targets.positions)
         trainer.step(torch.from_numpy(batch.views), targets, 1e-5, 0.05, number)
         clock.wait()
         times.append(time.perf_counter() - began)

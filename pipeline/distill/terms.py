@@ -1,0 +1,52 @@
+"""What ``--loss`` may ask for: a weighted sum of named terms. Light, since the options are judged with it.
+
+``log-sum``, ``mse``, ``l1``, ``smooth-l1``, ``cosine``, ``relational``   projected features against the teacher's
+``dino``           the student's assignments to prototypes against the teacher's, of the features
+``ibot``           the same of the patch tokens
+``token-cosine``   projected patch tokens against the teacher's
+``koleo``          spreads the student's features of a batch
+"""
+
+import math
+
+from stores.errors import OptionError
+
+FEATURE_TERMS = ("log-sum", "mse", "l1", "smooth-l1", "cosine", "relational")
+TOKEN_TERMS = ("ibot", "token-cosine")
+PROTOTYPE_TERMS = ("dino", "ibot")
+TERMS = (*FEATURE_TERMS, "dino", *TOKEN_TERMS, "koleo")
+
+
+def parse(text: str) -> dict[str, float]:
+    """Terms and their weights, in the order given.
+
+    >>> parse("log-sum:1,ibot:0.5"), parse("dino+ibot")
+    ({'log-sum': 1.0, 'ibot': 0.5}, {'dino': 1.0, 'ibot': 1.0})
+
+    Raises
+    ------
+    OptionError
+        When a term is unknown or given twice, a weight is no positive number, or KoLeo, which knows no teacher, is
+        alone.
+    """
+    found: dict[str, float] = {}
+    for part in text.replace("+", ",").split(","):
+        name, colon, number = part.strip().partition(":")
+        if name not in TERMS:
+            raise OptionError(f"--loss {text}: {name!r} is none of {', '.join(TERMS)}")
+        if name in found:
+            raise OptionError(f"--loss {text}: {name} is there twice; give it once, with one weight")
+        try:
+            weight = float(number) if colon else 1.0
+        except ValueError:
+            weight = math.nan
+        if not 0 < weight < math.inf:
+            raise OptionError(
+                f"--loss {text}: the weight of {name} is {number!r}; allowed is a number above 0"
+            )
+        found[name] = weight
+    if set(found) == {"koleo"}:
+        raise OptionError(
+            f"--loss {text}: koleo knows no teacher; add a term that does, as log-sum,koleo:0.1"
+        )
+    return found
