@@ -1,5 +1,7 @@
 """Runs a stage in a process of its own and kills it at a random moment; a server that has imported all forks them."""
 
+import contextlib
+import importlib
 import multiprocessing
 import os
 import random
@@ -13,6 +15,12 @@ from pipeline.embed.embed import embed
 from pipeline.extract import extract
 from pipeline.options import DistillOptions, EmbedOptions, ExtractOptions, TileOptions
 from pipeline.progress import Silent
+from pipeline.torchvision_cpu import make_importable
+
+make_importable()
+for name in ("timm.optim", "matplotlib.figure", "pandas"):  # pyarrow looks for pandas
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)  # what stages import when they need it: half of the time of a short run
 
 
 def extract_job(slides: Path, store: Path, options: ExtractOptions, tiling: TileOptions) -> None:
@@ -53,17 +61,23 @@ def kill_at_random(
     folder: Path,
     span_s: float,
     after: Callable[[], None],
+    marks: Callable[[], object] | None = None,
+    changes: int = 1,
 ) -> int:
     """Start a job `times` times and kill it with SIGKILL; returns how often it was killed before it was done.
 
-    The moments are spread over `span_s` seconds from the first change in `folder` on; `after` looks at what is left.
+    The moments are spread over `span_s` seconds after a change in `folder`: the first, or a random one of the first
+    `changes` of what `marks` returns, however long the machine takes for them. `after` looks at what is left.
     """
     rng, killed = random.Random(seed), 0
+    look = marks or (lambda: _state(folder))
     for _ in range(times):
-        before = _state(folder)
+        before = look()
         process = start(job, args)
-        while process.is_alive() and _state(folder) == before:
-            time.sleep(0.002)
+        for _ in range(rng.randint(1, changes)):
+            while process.is_alive() and look() == before:
+                time.sleep(0.002)
+            before = look()
         process.join(timeout=span_s * rng.random())
         if process.is_alive():
             process.kill()

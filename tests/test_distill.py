@@ -130,8 +130,11 @@ def test_killed_at_any_moment_and_started_again_is_bit_identical(
             for file in checkpoint.saved(path):
                 steps.add((path.name, torch.load(file, weights_only=True)["step"]))
 
-        watched = path / "checkpoints"
-        killed += kill_at_random(distill_job, (store, path, options), 6, number, watched, 0.1, whole_so_far)
+        def newest(path: Path = path) -> list[Path]:
+            return checkpoint.saved(path)[-1:]
+
+        job, watched = (store, path, options), path / "checkpoints"
+        killed += kill_at_random(distill_job, job, 6, number, watched, 0.03, whole_so_far, newest, 3)
         train.distill(store, path, options, False, Silent())
         assert same(run, path)
         assert losses(path) == losses(run)
