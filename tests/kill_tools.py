@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline import fit_prototypes
 from pipeline.distill import train
 from pipeline.embed.embed import embed
 from pipeline.extract import extract
-from pipeline.options import DistillOptions, EmbedOptions, ExtractOptions, TileOptions
+from pipeline.options import DistillOptions, EmbedOptions, ExtractOptions, PrototypeOptions, TileOptions
 from pipeline.progress import Silent
 from pipeline.torchvision_cpu import make_importable
 
@@ -36,6 +37,12 @@ def embed_job(inputs: Sequence[Path], out: Path, options: EmbedOptions, tiling: 
 def distill_job(store: Path, run: Path, options: DistillOptions) -> None:
     """Stage two."""
     train.distill(store, run, options, False, Silent())
+
+
+def prototypes_job(store: Path, out: Path, options: PrototypeOptions) -> None:
+    """Prototypes, with a state after every window."""
+    fit_prototypes._STATE_EVERY = 1
+    fit_prototypes.fit(store, out, options, Silent())
 
 
 def ranks_job(environment: dict[str, str], store: Path, run: Path, options: DistillOptions) -> None:

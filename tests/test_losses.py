@@ -1,13 +1,16 @@
 """Losses against float64 references written from their formulas."""
 
 import math
+import re
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 
-from pipeline.distill.losses import EPS, feature_loss, log_sum
+from pipeline.distill import terms
+from pipeline.distill.losses import EPS, assignment, feature_loss, koleo, log_sum, sharpened, sinkhorn
+from stores.errors import OptionError
 
 RNG = np.random.default_rng(0)
 S, T = RNG.normal(size=(2, 8, 24)) * 1.3
@@ -82,3 +85,86 @@ REFERENCES = {
 def test_every_loss_equals_its_formula(name: str) -> None:
     loss = feature_loss(name, 4.0)(torch.tensor(S), torch.tensor(T))
     assert float(loss) == pytest.approx(float(REFERENCES[name]), rel=1e-9)
+
+
+# Assignments to prototypes
+
+
+SIMILARITY = RNG.uniform(-1, 1, (6, 5))
+CENTRE = RNG.uniform(-0.2, 0.2, 5)
+
+
+def softmax(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    e = np.exp(x)
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def test_assignments_are_sharpened_and_centred() -> None:
+    found = sharpened(torch.tensor(SIMILARITY), torch.tensor(CENTRE), 0.07).numpy()
+    np.testing.assert_allclose(found, softmax((SIMILARITY - CENTRE) / 0.07), rtol=1e-9)
+    plain = sharpened(torch.tensor(SIMILARITY), None, 0.5).numpy()
+    np.testing.assert_allclose(plain, softmax(SIMILARITY / 0.5), rtol=1e-9)
+    assert (found.max(axis=1) > plain.max(axis=1)).all()
+
+
+def test_sinkhorn_scales_columns_and_rows_in_turn() -> None:
+    q = np.exp(SIMILARITY / 0.3)
+    for _ in range(3):
+        q = q / q.sum(axis=0, keepdims=True)
+        q = q / q.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(sinkhorn(torch.tensor(SIMILARITY), 0.3).numpy(), q, rtol=1e-9)
+    balanced = sinkhorn(torch.tensor(SIMILARITY), 0.3, iterations=200).numpy()
+    np.testing.assert_allclose(balanced.sum(axis=1), 1, rtol=1e-9)
+    np.testing.assert_allclose(balanced.sum(axis=0), len(balanced) / 5, rtol=1e-3)
+
+
+def test_sinkhorn_does_not_overflow() -> None:
+    found = sinkhorn(torch.tensor([[1.0, -1.0], [0.9, 1.0]]), 0.001)
+    torch.testing.assert_close(found, torch.eye(2), atol=1e-6, rtol=0)
+
+
+def test_assignment_is_the_cross_entropy() -> None:
+    logits, targets = RNG.uniform(-1, 1, (6, 5)), softmax(RNG.normal(size=(6, 5)))
+    expected = -(targets * np.log(softmax(logits / 0.1))).sum(axis=1).mean()
+    found = assignment(torch.tensor(logits), torch.tensor(targets), 0.1)
+    assert float(found) == pytest.approx(expected, rel=1e-9)
+
+
+def test_koleo_is_the_log_of_the_distance_to_the_nearest_other() -> None:
+    x = unit(RNG.normal(size=(7, 4)))
+    distances = np.linalg.norm(x[:, None] - x[None], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    expected = -np.log(distances.min(axis=1)).mean()
+    found = koleo(torch.tensor(x * RNG.uniform(1, 9, (7, 1))))
+    assert float(found) == pytest.approx(expected, abs=1e-6)
+
+
+def test_koleo_spreads_even_what_is_one() -> None:
+    x = torch.ones(4, 3, requires_grad=True)
+    loss = koleo(x + 1e-4 * torch.arange(12).reshape(4, 3))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    assert torch.isfinite(loss)
+    assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("dimo", "'dimo' is none of log-sum, mse, l1"),
+        ("log-sum:0", "the weight of log-sum is '0'; allowed is a number above 0"),
+        ("log-sum:x", "the weight of log-sum is 'x'"),
+        ("log-sum:inf", "the weight of log-sum is 'inf'"),
+        ("log-sum:", "the weight of log-sum is ''"),
+        ("dino,ibot,dino:2", "dino is there twice"),
+        ("koleo", "koleo knows no teacher"),
+        ("", "'' is none of"),
+    ],
+)
+def test_losses_that_are_none(text: str, said: str) -> None:
+    with pytest.raises(OptionError, match=re.escape(said)):
+        terms.parse(text)
+
+
+def test_sums_of_terms() -> None:
+    assert terms.parse(" log-sum:1 , ibot:0.5,koleo:1e-1") == {"log-sum": 1, "ibot": 0.5, "koleo": 0.1}

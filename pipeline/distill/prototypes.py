@@ -92,10 +92,12 @@ def _space(tensors: dict[str, npt.NDArray[np.float32]], name: str, dim: int, fol
     shapes = {"mean": (dim,), "std": (dim,), "prototypes": (count, dim), "centre": (count,)}
     for part, shape in shapes.items():
         value = found[part]
-        if value.shape != shape or value.dtype != np.float32 or count < 2 or not np.isfinite(value).all():
+        if value.shape != shape or value.dtype != np.float32 or not np.isfinite(value).all():
             raise DistillError(
                 f"--prototypes {folder}: {name}.{part} is {value.dtype} {value.shape}, expected finite float32 {shape}"
             )
+    if count < 2:
+        raise DistillError(f"--prototypes {folder}: {count} prototypes of {name}, at least 2 are expected")
     if not (found["std"] > 0).all():
         raise DistillError(f"--prototypes {folder}: {name}.std has a value that is not above 0")
     return Space(**found)
