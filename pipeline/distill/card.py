@@ -14,11 +14,14 @@ _FIGURES = (
     "cosine_after",
     "cka_before",
     "cka_after",
+    "cka_ema_after",
 )
 
 
-def model_card(student: Encoder, stored: Recipe, teacher_licence: str, summary: dict[str, Any]) -> str:
-    """Markdown with YAML front matter, as model hubs expect it."""
+def model_card(
+    student: Encoder, stored: Recipe, teacher_licence: str, summary: dict[str, Any], averaged: bool
+) -> str:
+    """Markdown with YAML front matter, as model hubs expect it; `averaged` is the moving average of a student."""
     teacher = stored.teacher
     assert teacher is not None
     figures = "\n".join(
@@ -28,13 +31,16 @@ def model_card(student: Encoder, stored: Recipe, teacher_licence: str, summary: 
         for name in _FIGURES
         if summary.get(name) is not None
     )
+    folder, what = (
+        ("student-ema", "The moving average of a student") if averaged else ("student", "A student")
+    )
     return f"""---
 library_name: timm
 tags: [histopathology, feature-extraction, knowledge-distillation]
 ---
 # {student.name}, distilled from {teacher.name}
 
-A student encoder of {student.dim}-d features, trained by g2l {summary["g2l_version"]} against stored features of
+{what}, an encoder of {student.dim}-d features, trained by g2l {summary["g2l_version"]} against stored features of
 {teacher.name} (weights `{teacher.weights_sha256[:16]}`), store recipe `{stored.digest()[:16]}`.
 
 ## Licence
@@ -49,11 +55,11 @@ with mean {list(student.mean)} and std {list(student.std)}; embedding: {student.
 
 ```python
 import timm
-model = timm.create_model("local-dir:student", pretrained=True)
+model = timm.create_model("local-dir:{folder}", pretrained=True)
 ```
 
-or `pipeline.encoders.load_encoder("student")` of g2l, which takes uint8 views and applies Normalize and pooling
-itself. The projector onto the teacher's dimensions is not part of the model.
+or `pipeline.encoders.load_encoder("{folder}")` of g2l, which takes uint8 views and applies Normalize and pooling
+itself. Projector and heads of the training are not part of the model.
 
 ## Training
 

@@ -361,7 +361,7 @@ def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> d
         if student is None:
             continue
         export_encoder(student.cpu(), run / folder, extra)
-        text = card.model_card(student, data.recipe, data.teacher_licence, summary)
+        text = card.model_card(student, data.recipe, data.teacher_licence, summary, folder != "student")
         files.write_text(run / folder / "README.md", text)
     for name, module in (("projector", model.projector), ("heads", model.heads)):
         tensors = {} if module is None else module.state_dict()
