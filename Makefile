@@ -2,8 +2,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SLIDES ?= ../shared/data/slides
+TILES ?= $(wildcard ../shared/data/tiles/nuclei_density)
+BASE ?= docs/experiments/small.yaml
 
-.PHONY: help install demo test lint format bench bench-gpu clean
+.PHONY: help install demo test lint format bench bench-gpu experiments clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -37,5 +40,10 @@ bench: install ## CPU benchmarks
 bench-gpu: install ## Both stages at true size on a GPU; with the demo's encoders on a CPU
 	$(BIN)/python -m tests.bench.bench_gpu
 
+experiments: install ## The open questions, on SLIDES with small encoders: an hour or two on two cores; writes experiments/
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.experiments docs/experiments/losses.yaml docs/experiments/seeds.yaml \
+		docs/experiments/alpha.yaml docs/experiments/teacher-norm.yaml docs/experiments/patches.yaml \
+		--base $(BASE) --slides $(SLIDES) $(if $(TILES),--tiles $(TILES)) --out experiments
+
 clean: ## Remove what install, demo and the tools made
-	rm -rf $(VENV) demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) demo experiments build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -12,12 +12,12 @@ import torch
 
 from pipeline import cluster, views
 from pipeline import slides as slide_files
-from pipeline.encoders import token_grid
 from pipeline.on_device import OnDevice
 from pipeline.options import ExtractOptions
 from pipeline.station import Block, Outcome, Station
 from pipeline.tasks import Task
 from pipeline.teacher import encode, load_teacher
+from pipeline.tokens import token_grid
 from stores import disk, features, manifest, pixels, recipe
 from stores import tokens as token_arrays
 from stores.errors import CorruptStore, OptionError

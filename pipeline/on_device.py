@@ -9,8 +9,9 @@ import numpy.typing as npt
 import torch
 
 from pipeline import devices
-from pipeline.encoders import Encoder, load_encoder, take_tokens
+from pipeline.encoders import Encoder, load_encoder
 from pipeline.export import weights_sha256
+from pipeline.tokens import take_tokens
 from stores import recipe
 
 _BATCH = {"cuda": 256, "mps": 64, "cpu": 16}

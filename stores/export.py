@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from stores import compact, files, layout, leaks, manifest, recipe, recode
+from stores import compact, files, forms, layout, leaks, manifest, recipe, recode
 from stores.copying import REQUEST, copy_file, staged
 from stores.errors import OptionError, StoreError
 from stores.findings import Progress
@@ -238,7 +238,7 @@ def _write_rest(export: _Plan, written: recipe.Recipe, stage: Path) -> None:
     """What is of no slide: groups, slides table, options; the recipe last."""
     for root in ("features.zarr", "pixels.zarr"):
         if (stage / root).is_dir():
-            files.write_json(stage / root / "zarr.json", recode.GROUP)
+            files.write_json(stage / root / "zarr.json", forms.GROUP)
     before = files.read_options(export.store, "export")
     about = {
         "pseudonymised": export.names is not None or before.get("pseudonymised") is True,

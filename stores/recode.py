@@ -16,7 +16,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from stores import compact, features, files, manifest, recipe, tokens
+from stores import compact, features, files, forms, manifest, recipe, tokens
 from stores.errors import CorruptStore
 from stores.location import StoreLike
 
@@ -24,7 +24,6 @@ _BYTE_SHUFFLE = BloscCodec(cname="zstd", clevel=3, shuffle="shuffle", typesize=2
 """Higher levels save 0.1 % more; Blosc's own, smaller blocks cost 1 to 10 % (docs/decisions/0007)."""
 _ENTROPY = ZstdCodec(level=3, checksum=False)
 """Levels 1 to 9 are equal within 0.1 %: there is nothing to find but the uneven use of the 255 values."""
-GROUP = {"attributes": {}, "node_type": "group", "zarr_format": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,7 @@ class ArrayWriter:
 def write_groups(stage: Path, slide_id: str) -> None:
     """The metadata of the groups that a slide's arrays are in: bare, attributes of a source may tell anything."""
     for folder in (stage / features.ROOT, stage / features.ROOT / slide_id):
-        files.write_json(folder / "zarr.json", GROUP)
+        files.write_json(folder / "zarr.json", forms.GROUP)
 
 
 def _blocks_of(

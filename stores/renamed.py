@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stores import files, manifest, recipe, recode
+from stores import files, forms, manifest, recipe
 from stores.arrays import parse_metadata, read_file
 from stores.errors import CorruptStore
 from stores.location import StoreLike
@@ -38,7 +38,7 @@ def copy_metadata(store: StoreLike, name: str, target: Path) -> None:
         raise CorruptStore(f"{store}/{name}: unreadable metadata ({files.first_line(error)})") from None
     if not group:
         parse_metadata(raw, f"{store}/{name}")
-    files.write_json(target, recode.GROUP if group else {**found, "attributes": {}})
+    files.write_json(target, forms.GROUP if group else {**found, "attributes": {}})
 
 
 def write_manifest(store: StoreLike, slide_id: str, stage: Path, new_id: str) -> None:

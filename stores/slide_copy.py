@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from stores import arrays, features, files, layout, manifest, pixels, recipe, tokens
+from stores import arrays, features, files, forms, layout, manifest, pixels, recipe, tokens
 from stores.copying import copy_file
 from stores.errors import CorruptStore
 from stores.location import StoreLike
@@ -29,7 +29,6 @@ _NDIM = {"features": 3, "stats": 4, "scales": 2, "coords": 2, "standard": 2, "pi
 _NDIM |= {"positions": 3, "tokens": 4}
 _THREADS = 8  # copies wait for fsync, or for the network
 _MAX_METADATA_BYTES = 64 << 10
-_GROUP = json.dumps({"attributes": {}, "zarr_format": 3, "node_type": "group"}, indent=2)
 
 Key = tuple[int, int]
 """(block, seed)"""
@@ -254,7 +253,7 @@ def _write_group(stage: Path, name: str) -> None:
     """A group's metadata anew: a foreign one may carry a consolidated listing of what is not copied."""
     path = stage / name / "zarr.json"
     if not path.exists():
-        files.write_text(path, _GROUP)
+        files.write_text(path, json.dumps(forms.GROUP, indent=2))
 
 
 def _copy_commits(slide_id: str, choice: Choice, stage: Path, result: Shared) -> None:

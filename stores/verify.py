@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stores import arrays, features, files, manifest, recipe
+from stores import arrays, features, files, forms, manifest, recipe
 from stores.errors import StoreError
 from stores.findings import Finding, Progress
 from stores.layout import by_slide, classify, walk
@@ -18,7 +18,6 @@ from stores.seal import check_seal
 from stores.verify_slide import SlideFiles, SlideFindings, StoreCheck, check_slide
 
 _MAX_MANIFEST_BYTES = 1 << 30
-_GROUP = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
 
 
 @dataclass(slots=True)
@@ -185,7 +184,7 @@ def _check_groups(state: StoreCheck) -> None:
         except (ValueError, RecursionError) as error:
             value = files.first_line(error)
         known = classify(name)
-        if name in expected and value != _GROUP:
+        if name in expected and value != forms.GROUP:
             problem = "is missing" if raw is None else "is not that of a group"
             state.add(name, problem, "metadata", known.slide_id if known else None)
         elif not isinstance(value, dict):

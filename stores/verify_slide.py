@@ -1,7 +1,7 @@
 """What ``store verify`` checks of one slide: its manifest rows, arrays and chunks against each other."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,24 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from stores import arrays, features, manifest, pixels, recipe, tokens
+from stores import arrays, features, forms, manifest, pixels, recipe
 from stores.errors import StoreError
 from stores.findings import Finding
 from stores.location import StoreLike
 from stores.verify_tokens import check_tokens
-
-_BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
-_ONE_BYTE = {"name": "bytes"}
-_CRC32C = {"name": "crc32c"}
-PLAIN: tuple[list[Any], ...] = ([_BYTES, _CRC32C],)
-_ANY, SEEDS = -1, -2  # sides of an expected shape: whatever there is; enough for the committed seeds
-_ZSTD = {"name": "zstd", "configuration": {"level": 3, "checksum": False}}
-_BLOSC = {"typesize": 2, "cname": "zstd", "clevel": 3, "shuffle": "shuffle", "blocksize": 1 << 20}
-FLOAT16_CODECS: tuple[list[Any], ...] = (
-    [_BYTES, _CRC32C],
-    [_BYTES, {"name": "blosc", "configuration": _BLOSC}, _CRC32C],
-)
-"""As extracted, and of a lossless copy."""
 
 
 @dataclass(slots=True)
@@ -216,7 +203,7 @@ class SlideCheck:
                 yield seed, block, features.block_range(n_rows, block)
 
     def array_of(
-        self, name: str, kind: str, shape: tuple[int, ...], codecs: tuple[list[Any], ...], fill: Any
+        self, name: str, kind: str, shape: tuple[int, ...], codecs: forms.Codecs, fill: Any
     ) -> arrays.ArraySpec | None:
         """The array's metadata, when they are what the format says for this shape."""
         file = f"{name}/zarr.json"
@@ -229,25 +216,18 @@ class SlideCheck:
         fits = len(spec.shape) == len(shape)
         for n, wanted in zip(spec.shape, shape, strict=False):
             fits = fits and (
-                n == wanted or (wanted == _ANY and n > 0) or (wanted == SEEDS and self._seeds_fit(n))
+                n == wanted
+                or (wanted == forms.ANY and n > 0)
+                or (wanted == forms.SEEDS and self._seeds_fit(n))
             )
         if not fits:
-            names = {_ANY: "any", SEEDS: f"{self._n_seeds()} or more seeds"}
+            names = {forms.ANY: "any", forms.SEEDS: f"{self._n_seeds()} or more seeds"}
             expected = ", ".join(str(names.get(n, n)) for n in shape)
             self.add(file, f"shape {spec.shape}, expected ({expected})", "metadata")
             return None
         if found.get("codecs") not in codecs or found.get("fill_value") != fill or found.get("attributes"):
             self.add(file, f"codecs, fill value or attributes are not those of {kind}", "metadata")
         return spec
-
-    def token_arrays(
-        self, names: Mapping[str, str], about: recipe.Tokens, n_rows: int
-    ) -> dict[str, arrays.ArraySpec | None]:
-        """Metadata of tokens and positions, by the last part of their names."""
-        shape = SEEDS, n_rows, about.count
-        positions = self.array_of(names["positions"], "positions", shape, PLAIN, tokens.NO_POSITION)
-        found = self.array_of(names["tokens"], "tokens", (*shape, about.dim), FLOAT16_CODECS, "NaN")
-        return {"positions": positions, "tokens": found}
 
     def _seeds_fit(self, n: int) -> bool:
         return self._n_seeds() <= n <= manifest.MAX_SEEDS
@@ -258,8 +238,8 @@ class SlideCheck:
 
     def _coords(self, patches: manifest.Patches | None) -> None:
         name = features.array_name(self.slide_id, "coords")
-        shape = (_ANY if patches is None else len(patches), 2)
-        if self.array_of(name, "coords", shape, PLAIN, 0) is None:
+        shape = (forms.ANY if patches is None else len(patches), 2)
+        if self.array_of(name, "coords", shape, forms.PLAIN, 0) is None:
             return
         try:
             found = features.read_coords(self.state.store, self.slide_id)
@@ -275,23 +255,25 @@ class SlideCheck:
     def _features(self, listed: npt.NDArray[np.int8]) -> None:
         store, n_rows = self.state.store, listed.shape[1]
         teacher = self.state.stored.teacher if self.state.stored else None
-        dim = teacher.dim if teacher else _ANY
+        dim = teacher.dim if teacher else forms.ANY
         name = features.array_name(self.slide_id, "features")
         compact = self.state.stored is not None and self.state.stored.compact is not None
-        codecs = FLOAT16_CODECS
+        codecs = forms.FLOAT16
         if compact:
-            codecs = ([_ONE_BYTE, _ZSTD, _CRC32C],)
-        spec = self.array_of(name, "features", (SEEDS, n_rows, dim), codecs, -128 if compact else "NaN")
+            codecs = forms.ONE_BYTE
+        spec = self.array_of(name, "features", (forms.SEEDS, n_rows, dim), codecs, -128 if compact else "NaN")
         stats_name = features.array_name(self.slide_id, "stats")
         blocks = features.n_blocks(n_rows) if n_rows else 0
-        stats = self.array_of(stats_name, "stats", (SEEDS, blocks, 2, dim), PLAIN, "NaN")
+        stats = self.array_of(stats_name, "stats", (forms.SEEDS, blocks, 2, dim), forms.PLAIN, "NaN")
         arrays_of = {name: spec, stats_name: stats}
         self.strays(arrays_of)
         if spec is not None:
             if compact:
                 scales, standard = (features.array_name(self.slide_id, n) for n in ("scales", "standard"))
-                arrays_of = {scales: self.array_of(scales, "scales", spec.shape[:2], PLAIN, "NaN")}
-                arrays_of[standard] = self.array_of(standard, "standard", (2, spec.shape[2]), PLAIN, "NaN")
+                arrays_of = {scales: self.array_of(scales, "scales", spec.shape[:2], forms.PLAIN, "NaN")}
+                arrays_of[standard] = self.array_of(
+                    standard, "standard", (2, spec.shape[2]), forms.PLAIN, "NaN"
+                )
                 self.strays(arrays_of)
             try:
                 opened = features.open_features(store, self.slide_id) if compact else None
@@ -388,9 +370,9 @@ class SlideCheck:
             if any(file.startswith(f"{name}/") for file in self.files):
                 self.add(f"{name}/zarr.json", "is missing", "metadata")
             return
-        patch_px = self.state.stored.patch.size_px if self.state.stored else _ANY
+        patch_px = self.state.stored.patch.size_px if self.state.stored else forms.ANY
         shape = (listed.shape[1], patch_px, patch_px, 3)
-        spec = self.array_of(name, "pixels", shape, ([_ONE_BYTE, _ZSTD, _CRC32C],), 0)
+        spec = self.array_of(name, "pixels", shape, forms.ONE_BYTE, 0)
         if spec is None:
             return
         self.strays({name: spec})

@@ -26,12 +26,11 @@ from pipeline.distill.loader import BlockCache, LoaderOptions, ViewLoader
 from pipeline.encoders import load_encoder
 from pipeline.options import PlanOptions, TileOptions
 from pipeline.progress import Silent
-from stores import export, features, layout, manifest, recipe, reindex, sampler, tokens
+from stores import features, layout, manifest, recipe, reindex, sampler, tokens
 from stores.errors import CorruptStore, EncoderError, OptionError, ReadError, RecipeMismatch, StoreError
-from stores.pseudonyms import Pseudonyms
 from tests.conftest import TEACHER, VIT
-from tests.share_tools import contents, joined, nothing, part, wrong
-from tests.store_tools import TOKENS, content, files_of, make_store
+from tests.share_tools import contents, nothing
+from tests.store_tools import content, files_of
 from tests.verify_tools import SAME_TEACHER, look, named, structure
 
 POLICY = views.POLICIES["g2l"]
@@ -385,80 +384,3 @@ def test_leftover_chunks_of_tokens_are_seen(slides: Path, tile_options: TileOpti
     assert structure(path, partial=True) == []
     result = reindex.reindex(path, False, True, nothing, nothing)
     assert {name.split("/")[2] for name in result.leftovers} == {"features", "stats", "tokens", "positions"}
-
-
-# Sharing
-
-
-SLIDES = {"a": 5, "b": 40, "cv": 33, "d": 1}
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("made") / "s", SLIDES, about=TOKENS)
-
-
-def test_the_parts_of_a_store_make_the_whole(made: Path, tmp_path: Path) -> None:
-    assert wrong(made) == []
-    part(made, tmp_path / "x", slides=("a", "b"))
-    part(made, tmp_path / "y", slides=("b", "cv", "d"))
-    joined([tmp_path / "y", tmp_path / "x"], tmp_path / "z")
-    assert content(tmp_path / "z") == content(made)
-    part(made, tmp_path / "one", seeds=1)
-    assert open_of(tmp_path / "one", "cv").tokens.shape == (1, 33, 3, 6)
-    assert wrong(tmp_path / "one") == wrong(tmp_path / "z") == []
-
-
-def test_a_subset_without_tokens_is_a_store_without_tokens(made: Path, tmp_path: Path) -> None:
-    part(made, tmp_path / "x", tokens=False)
-    assert recipe.load(tmp_path / "x").tokens is None
-    assert wrong(tmp_path / "x") == []
-    plain = make_store(tmp_path / "plain", SLIDES)
-    assert content(tmp_path / "x") == content(plain)
-    joined([tmp_path / "x", plain], tmp_path / "z")
-    with pytest.raises(RecipeMismatch, match=r"recipe\.tokens"):
-        joined([made, plain], tmp_path / "no")
-
-
-@pytest.mark.parametrize(
-    ("leaf", "said"), [("tokens", r"token \(1, 2\) of row 0 seed 2 is"), ("positions", "token position")]
-)
-def test_stores_that_contradict_each_other(made: Path, tmp_path: Path, leaf: str, said: str) -> None:
-    other = Path(shutil.copytree(made, tmp_path / "other"))
-    place = (2, 0, 1, 2) if leaf == "tokens" else (2, 0, 2)
-    array = zarr.open_array(other / "features.zarr/a" / leaf, mode="r+")
-    before = np.asarray(array[2, 0, 2])
-    array[place] = 9.5 if leaf == "tokens" else (15 if before != 15 else 14)
-    with pytest.raises(StoreError, match=f"slide a: {said}"):
-        joined([made, other], tmp_path / "z")
-
-
-def test_lost_tokens_are_not_copied_in_silence(made: Path, tmp_path: Path) -> None:
-    path = Path(shutil.copytree(made, tmp_path / "s"))
-    (path / "features.zarr/b/tokens/c/1/0/0/0").unlink()
-    with pytest.raises(CorruptStore, match="tokens/c/1/0/0/0: is missing: committed tokens are lost"):
-        part(path, tmp_path / "x")
-
-
-def test_exports(made: Path, tmp_path: Path) -> None:
-    def exported(out: str, **options: Any) -> Path:
-        export.export(made, tmp_path / out, export.ExportOptions(**options), nothing, nothing)
-        assert wrong(tmp_path / out) == []
-        return tmp_path / out
-
-    lossless = exported("lossless", compact="lossless")
-    assert content(lossless) == content(made)
-    assert '"blosc"' in (lossless / "features.zarr/a/tokens/zarr.json").read_text()
-    with pytest.raises(
-        OptionError, match=r"--compact int8: keeps no tokens, and .* has 3 a view; add --no-tokens"
-    ):
-        exported("no", compact="int8")
-    assert recipe.load(exported("int8", compact="int8", tokens=False)).tokens is None
-    hidden = exported("hidden", pseudonyms=Pseudonyms(b"k" * 32))
-    assert recipe.load(hidden).tokens == TOKENS
-    (name,) = (row["slide_id"] for row in manifest.read_slides(hidden) if row["n_patches"] == 40)
-    for leaf in ("tokens", "positions"):
-        both = (np.asarray(getattr(open_of(s, i), leaf)[:]) for s, i in ((made, "b"), (hidden, name)))
-        np.testing.assert_array_equal(*both)
-    bare = exported("bare", pseudonyms=Pseudonyms(b"k" * 32), tokens=False)
-    assert not [file for file in files_of(bare) if "tokens" in file or "positions" in file]

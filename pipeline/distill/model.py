@@ -13,8 +13,9 @@ from pipeline.distill.heads import Assigner, DinoHead, Projector, PrototypeHead,
 from pipeline.distill.loader import Batch
 from pipeline.distill.losses import assignment, cosine, feature_loss, koleo
 from pipeline.distill.prototypes import Space
-from pipeline.encoders import Encoder, take_tokens, token_grid
+from pipeline.encoders import Encoder
 from pipeline.options import DistillOptions
+from pipeline.tokens import take_tokens, token_grid
 from stores.errors import OptionError
 from stores.recipe import Tokens
 
