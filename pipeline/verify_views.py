@@ -224,6 +224,7 @@ class _SlideViews:
         teacher: Any | None,
     ) -> None:
         wrong: dict[tuple[int, str], list[int]] = {}
+        cache = BlockCache(self.store, self.tokens)
         made: list[tuple[int, int, npt.NDArray[np.uint8]]] = []
         jobs: list[tuple[int, Future[_Rendered]]] = [
             (row, pool.submit(self.source, render_stored, block, commit.seeds, row, self.policy))
@@ -247,17 +248,18 @@ class _SlideViews:
             for i, seed in enumerate(commit.seeds):
                 at = block.index[seed, row]
                 self.result.views_checked += 1
-                x_px0, y_px0 = int(block.columns["x_px0"][at]), int(block.columns["y_px0"][at])
-                if drawn and block.params(at) != views.draw(
-                    self.policy, self.slide.row["fingerprint"], x_px0, y_px0, seed
-                ):
-                    wrong.setdefault((seed, "the parameters are not those that the seed draws"), []).append(
-                        row
-                    )
+                place = int(block.columns["x_px0"][at]), int(block.columns["y_px0"][at])
+                key = self.policy, self.slide.row["fingerprint"], *place, seed
+                if drawn and block.params(at) != views.draw(*key):
+                    problem = "the parameters are not those that the seed draws"
                 elif got.crcs[i] != int(block.columns["crc"][at]):
-                    wrong.setdefault((seed, "another view than the teacher saw (crc32 differs)"), []).append(
-                        row
-                    )
+                    problem = "another view than the teacher saw (crc32 differs)"
+                elif drawn and self._other_places(cache, commit, row, key):
+                    problem = "the places of its tokens are not those that the seed draws"
+                else:
+                    problem = ""
+                if problem:
+                    wrong.setdefault((seed, problem), []).append(row)
                 made.append((seed, row, got.views[i]))
         file = f"manifest/views/{self.slide_id}/{commit.path.name}"
         for (seed, problem), at_rows in sorted(wrong.items()):
@@ -266,7 +268,24 @@ class _SlideViews:
             self._add(file, text, kind, commit.block, seed, at_rows)
         self._statistics(commit)
         if teacher is not None and made:
-            self._features(commit, made, teacher)
+            self._features(commit, made, teacher, cache)
+
+    def _other_places(
+        self,
+        cache: BlockCache,
+        commit: manifest.Commit,
+        row: int,
+        key: tuple[views.Policy, str, int, int, int],
+    ) -> bool:
+        """Whether a view's tokens are from other places than its seed draws."""
+        if self.tokens is None:
+            return False
+        try:
+            _, found = cache.tokens(commit, np.array([row], np.int32), key[-1])
+        except StoreError:
+            return False  # structure has named it
+        wanted = views.draw_tokens(*key, self.tokens.count, self.tokens.grid**2)
+        return not np.array_equal(found[0], wanted)
 
     def _add(self, file: str, problem: str, kind: str, block: int, seed: int, rows: list[int]) -> None:
         span = range(min(rows), max(rows) + 1)
@@ -293,9 +312,12 @@ class _SlideViews:
                 )
 
     def _features(
-        self, commit: manifest.Commit, made: list[tuple[int, int, npt.NDArray[np.uint8]]], teacher: Any
+        self,
+        commit: manifest.Commit,
+        made: list[tuple[int, int, npt.NDArray[np.uint8]]],
+        teacher: Any,
+        cache: BlockCache,
     ) -> None:
-        cache = BlockCache(self.store, self.tokens)
         far: dict[tuple[str, int], list[tuple[int, float]]] = {}
         for batch in _batches(made, teacher.batch_size):
             stored: list[tuple[npt.NDArray[np.float16], npt.NDArray[np.float16], npt.NDArray[np.int32]]] = []

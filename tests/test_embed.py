@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import PIL.Image
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -28,6 +29,7 @@ from pipeline.slides import PatchReader
 from stores import manifest
 from stores.errors import CorruptStore, OptionError, ReadError, RecipeMismatch
 from stores.layout import LOGS
+from tests.conftest import VIT
 from tests.kill_tools import embed_job, kill_at_random
 
 TINY = EmbedOptions("tests.tiny:teacher", random_weights=0, threads=2)
@@ -90,6 +92,23 @@ def test_an_embedding_is_the_encoders_of_the_centre_crop(embedded: Path, slides:
     about = json.loads(table.schema.metadata[b"g2l"])
     assert about["encoder"]["name"] == "tests.tiny:teacher"
     assert about["patch"]["crop_px"] == 224
+
+
+def test_either_pooling_of_one_encoder(tiles: Path, tmp_path: Path) -> None:
+    """H0-mini is judged by its class token, and with the mean of its patch tokens."""
+    found = {}
+    for pooling in ("cls", "cls+mean"):
+        options = EmbedOptions(VIT, random_weights=0, threads=2, pooling=pooling)
+        embed([tiles / "whole.csv"], tmp_path / pooling, options, TileOptions(), Silent())
+        table = pa.concat_tables(
+            [pq.read_table(path) for path in (tmp_path / pooling / "embeddings").glob("*")]
+        )
+        found[pooling] = np.array(table["features"].to_pylist())
+    assert found["cls"].shape == (9, 24)
+    assert found["cls+mean"].shape == (9, 48)
+    np.testing.assert_array_equal(found["cls+mean"][:, :24], found["cls"])
+    with pytest.raises(RecipeMismatch, match="pooling"):
+        embed([tiles / "whole.csv"], tmp_path / "cls", options, TileOptions(), Silent())
 
 
 def test_bytes_do_not_depend_on_threads_or_processes(

@@ -151,6 +151,20 @@ def test_native_layout_computes_the_same(
 
 
 @torch.inference_mode()
+def test_h0_mini_begins_from_a_dinov2_checkpoint(tmp_path: Path) -> None:
+    """Its own width and SwiGLU, in the layout that DINOv2 trains and saves."""
+    model = at_random(NativeEncoder(dim=768, heads=12, hidden=2048))
+    torch.save({"teacher": prefixed("backbone.", chunked(model.state_dict()))}, tmp_path / "h0.pth")
+    preset = replace(PRESETS["h0-mini"], kwargs={**PRESETS["h0-mini"].kwargs, "depth": DEPTH})
+    encoder = load(tmp_path / "h0.pth", preset)
+    tokens = model(normalised(encoder, VIEWS))
+    torch.testing.assert_close(encoder(VIEWS), tokens[:, 0], atol=1e-5, rtol=1e-5)
+    both = Encoder(replace(preset, dim=1536, pooling="cls+mean"), encoder.backbone)(VIEWS)
+    expected = torch.cat([tokens[:, 0], tokens[:, 5:].mean(dim=1)], dim=1)  # four registers stay out
+    torch.testing.assert_close(both, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
 def test_transformers_layout_computes_the_same(hub: tuple[nn.Module, Path]) -> None:
     model, path = hub
     assert "encoder.layer.0.attention.attention.query.weight" in load_file(path)

@@ -24,7 +24,7 @@ from pipeline import slides as slide_files
 from pipeline.distill.data import find_sources
 from pipeline.distill.loader import BlockCache, LoaderOptions, ViewLoader
 from pipeline.encoders import load_encoder
-from pipeline.options import PlanOptions, TileOptions
+from pipeline.options import PlanOptions, TileOptions, VerifyOptions
 from pipeline.progress import Silent
 from stores import features, layout, manifest, recipe, reindex, sampler, tokens
 from stores.errors import CorruptStore, EncoderError, OptionError, ReadError, RecipeMismatch, StoreError
@@ -373,6 +373,18 @@ def test_tokens_of_another_view_are_not_the_teachers(token_store: Path, slides: 
     assert "views have tokens that are not the teacher's" in found.problem
     assert found.file == "features.zarr/a/tokens"
     assert found.seeds == range(1, 2)
+
+
+def test_places_that_no_seed_draws_are_named(token_store: Path, slides: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(token_store, tmp_path / "s"))
+    array = zarr.open_array(path / "features.zarr/a/positions", mode="r+")
+    array[1, 0] = [0, 1, 2, 3, 4]
+    assert structure(path) == []
+    (found,) = look(path, VerifyOptions(slides=(slides,), threads=2)).findings
+    assert found.problem == "1 of 29 views: the places of its tokens are not those that the seed draws"
+    result = look(path, replace(SAME_TEACHER, teacher=VIT, slides=(slides,), repair=True))
+    assert result.findings == []
+    assert files_of(path) == files_of(token_store)
 
 
 def test_leftover_chunks_of_tokens_are_seen(slides: Path, tile_options: TileOptions, tmp_path: Path) -> None:
