@@ -305,7 +305,7 @@ def report(out: Path, along: str, arms: Mapping[str, list[dict[str, float]]]) ->
     figure = Figure(figsize=(3.1 * len(figures), 0.32 * len(arms) + 1.3), layout="constrained")
     rows = list(range(len(arms)))[::-1]
     for i, (axes, name) in enumerate(
-        zip(figure.subplots(1, len(figures), sharey=True), figures, strict=True)
+        zip(figure.subplots(1, len(figures), sharey=True, squeeze=False)[0], figures, strict=True)
     ):
         for row, runs in zip(rows, arms.values(), strict=True):
             values = [found[name] for found in runs]
