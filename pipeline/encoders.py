@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.presets import PRESETS, Pooling, Preset
+from pipeline.presets import PRESETS, Preset
 from pipeline.timm_models import (
     KINDS,
     create,
@@ -176,7 +176,7 @@ def load_encoder(
     *,
     weights: Path | None = None,
     random_weights: int | None = None,
-    pooling: Pooling | str | None = None,
+    pooling: str | None = None,
 ) -> Encoder:
     """Load an encoder by name, on the CPU, in eval mode and float32.
 

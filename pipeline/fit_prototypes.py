@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from pipeline import devices, pictures
 from pipeline import options as opts
+from pipeline.begun import BEGUN, require_same_options
 from pipeline.cluster import threads_of
 from pipeline.distill import prototypes
 from pipeline.distill.data import statistics
@@ -82,7 +83,7 @@ def fit(store: StoreLike, out: Path, options: opts.PrototypeOptions, report: Rep
 
 
 def _begin(out: Path, options: opts.PrototypeOptions, digest: str) -> None:
-    path = out / "options.json"
+    path = out / BEGUN
     begun = {"options": opts.to_json(options), "store_recipe": digest, "stream": sampler.STREAM}
     if not path.exists():
         if out.exists() and any(out.iterdir()):
@@ -92,12 +93,7 @@ def _begin(out: Path, options: opts.PrototypeOptions, digest: str) -> None:
     old = files.read_json(path)
     if old.get("store_recipe") != digest or old.get("stream") != sampler.STREAM:
         raise OptionError(f"--out {out}: begun on another store, or by another version; use another --out")
-    for name, value in begun["options"].items():  # type: ignore[attr-defined]
-        if name not in _FREE and old["options"].get(name) != value:
-            flag = name.replace("_", "-")
-            raise OptionError(
-                f"--{flag} {value}: {out} was begun with {old['options'].get(name)}; use that, or another --out"
-            )
+    require_same_options(out, options, _FREE)
 
 
 @dataclasses.dataclass(slots=True)
@@ -158,17 +154,14 @@ class _Fit:
 
     def _read(self, plan: sampler.Window) -> tuple[int, Vectors]:
         held: dict[str, npt.NDArray[np.float16]] = {}
-        for share in plan.shares:
-            for seed in np.unique(share.seeds).tolist():
-                chosen = share.seeds == seed
-                of = share.run.commit, share.rows[chosen], seed
-                parts = {"features": self.cache.targets(*of)}
-                if self.stored.tokens is not None:
-                    parts["tokens"] = self._taken(self.cache.tokens(*of)[0], self.options.tokens_per_view)
-                for name, values in parts.items():
-                    if name not in held:
-                        held[name] = np.empty((plan.n_views, *values.shape[1:]), np.float16)
-                    held[name][share.places[chosen]] = values
+        for places, (targets, tokens, _) in self.cache.parts(plan):
+            parts = {"features": targets}
+            if self.stored.tokens is not None:
+                parts["tokens"] = self._taken(tokens, self.options.tokens_per_view)
+            for name, values in parts.items():
+                if name not in held:
+                    held[name] = np.empty((plan.n_views, *values.shape[1:]), np.float16)
+                held[name][places] = values
         return plan.n_views, {name: array.reshape(-1, array.shape[-1]) for name, array in held.items()}
 
     @staticmethod

@@ -103,10 +103,11 @@ def plan_tasks(store: Path, paths: Mapping[str, Path], options: ExtractOptions, 
 
 def prepared(store: Path, tasks: Sequence[Task], options: ExtractOptions) -> Iterator[Task]:
     """The tasks, each after its slide's arrays are there: this process alone makes arrays and adds seeds to them."""
+    stored = recipe.load(store)
     for slide_id, group in itertools.groupby(tasks, key=lambda task: task.source.slide_id):
         of_slide = list(group)
         n_seeds = max(options.seeds, *(task.seeds.stop for task in of_slide))
-        create_arrays(store, slide_id, n_seeds, recipe.load(store), options.pixels)
+        create_arrays(store, slide_id, n_seeds, stored, options.pixels)
         yield from of_slide
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipeline import encoders, weights
+from pipeline import encoders
 from pipeline.encoders import Encoder
 from pipeline.layouts import to_native
 from pipeline.presets import PRESETS, Preset
@@ -270,4 +270,9 @@ def test_other_layouts_pass_unchanged() -> None:
 def test_transformers_is_no_dependency() -> None:
     needed = importlib.metadata.requires("g2l") or []
     assert not [line for line in needed if line.startswith("transformers") and "extra" not in line]
-    assert weights.__dict__.keys().isdisjoint({"transformers"})
+    root = Path(__file__).resolve().parents[1]
+    sources = [root / "cli.py", *(root / "pipeline").rglob("*.py"), *(root / "stores").rglob("*.py")]
+    assert len(sources) > 100
+    assert [
+        path for path in sources if re.search(r"^\s*(import|from) transformers", path.read_text(), re.M)
+    ] == []

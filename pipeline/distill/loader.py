@@ -148,6 +148,14 @@ class BlockCache:
         positions = self._positions(slide_id, seed, block)
         return token_arrays.read_rows(opened, read, positions, rows, seed, block)
 
+    def parts(self, plan: sampler.Window) -> Iterator[tuple[npt.NDArray[np.int64], list[npt.NDArray[Any]]]]:
+        """What the teacher made of a window: places in it, then targets, tokens and positions of the views there."""
+        for share in plan.shares:
+            for seed in np.unique(share.seeds).tolist():
+                chosen = share.seeds == seed
+                of = share.run.commit, share.rows[chosen], seed
+                yield share.places[chosen], [self.targets(*of), *self.tokens(*of)]
+
 
 class ViewLoader:
     """An endless stream of batches over `units`; a context manager that stops its threads."""
@@ -204,14 +212,10 @@ class ViewLoader:
         crop = self._policy.crop_px
         rendered = np.empty((plan.n_views, crop, crop, 3), np.uint8)
         stored: list[npt.NDArray[Any]] = []  # targets, tokens, positions
-        for share in plan.shares:
-            for seed in np.unique(share.seeds).tolist():
-                chosen = share.seeds == seed
-                of = share.run.commit, share.rows[chosen], seed
-                values = self._cache.targets(*of), *self._cache.tokens(*of)
-                stored = stored or [np.empty((plan.n_views, *v.shape[1:]), v.dtype) for v in values]
-                for array, part in zip(stored, values, strict=True):
-                    array[share.places[chosen]] = part
+        for at, values in self._cache.parts(plan):
+            stored = stored or [np.empty((plan.n_views, *v.shape[1:]), v.dtype) for v in values]
+            for array, part in zip(stored, values, strict=True):
+                array[at] = part
         places: collections.deque[list[int]] = collections.deque()
         for job in started(self._jobs(plan.shares, places), 4 * self._options.threads):
             try:

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 
 from pipeline import devices, pictures
 from pipeline import options as opts
+from pipeline.begun import BEGUN, require_same_options
 from pipeline.cluster import threads_of
 from pipeline.distill import card, checkpoint
 from pipeline.distill import ranks as ranks_of
@@ -114,7 +115,7 @@ def _window(options: opts.DistillOptions, ranks: Ranks) -> int:
 
 def _as_begun(run: Path, options: opts.DistillOptions) -> opts.DistillOptions:
     """The options, with what the run chose when it began; OptionError when they are not those of the run."""
-    path = run / "options.json"
+    path = run / BEGUN
     if not path.exists():
         return options
     old = files.read_json(path)
@@ -125,12 +126,12 @@ def _as_begun(run: Path, options: opts.DistillOptions) -> opts.DistillOptions:
         )
     if options.window is None:
         options = dataclasses.replace(options, window=old.get("options", {}).get("window"))
-    _require_same_options(run, options)
+    require_same_options(run, options, _FREE)
     return options
 
 
 def _begin_run(run: Path, options: opts.DistillOptions, digest: str) -> None:
-    path = run / "options.json"
+    path = run / BEGUN
     if path.exists():
         old = files.read_json(path)["store_recipe"]
         if old != digest:
@@ -151,17 +152,6 @@ def _require_room(run: Path, trainer: Trainer) -> None:
     disk.require_free(
         run, (checkpoint.KEPT + 1) * size + size // 3 - kept, f"--out {run}: checkpoints and student"
     )
-
-
-def _require_same_options(run: Path, options: opts.DistillOptions) -> None:
-    # an option that came after the run was begun had its default
-    old = opts.to_json(opts.DistillOptions()) | files.read_json(run / "options.json").get("options", {})
-    for name, value in opts.to_json(options).items():
-        if name not in _FREE and old[name] != value:
-            flag = name.replace("_", "-")
-            raise OptionError(
-                f"--{flag} {value}: {run} was begun with {old[name]}; use that, or another --out"
-            )
 
 
 def load_student(options: opts.DistillOptions) -> Encoder:
