@@ -96,4 +96,9 @@ def kill_at_random(
 
 
 def _state(folder: Path) -> list[tuple[str, int]]:
-    return sorted((str(path), path.stat().st_size) for path in folder.glob("**/*") if path.is_file())
+    found = []
+    for path in folder.glob("**/*"):
+        with contextlib.suppress(FileNotFoundError):  # the job may rename it between the listing and the look
+            if path.is_file():
+                found.append((str(path), path.stat().st_size))
+    return sorted(found)
