@@ -97,8 +97,10 @@ def kill_at_random(
 
 def _state(folder: Path) -> list[tuple[str, int]]:
     found = []
-    for path in folder.glob("**/*"):
-        with contextlib.suppress(FileNotFoundError):  # the job may rename it between the listing and the look
-            if path.is_file():
-                found.append((str(path), path.stat().st_size))
+    for root, _, names in os.walk(
+        folder
+    ):  # passes over folders that the job removes meanwhile, as glob does not
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                found.append((f"{root}/{name}", os.stat(f"{root}/{name}").st_size))
     return sorted(found)
