@@ -11,9 +11,9 @@ import openslide
 import torch
 
 from pipeline import cluster, views
-from pipeline import slides as slide_files
 from pipeline.on_device import OnDevice
 from pipeline.options import ExtractOptions
+from pipeline.resampling import RESAMPLING
 from pipeline.station import Block, Outcome, Station
 from pipeline.tasks import Task
 from pipeline.teacher import encode, load_teacher
@@ -51,7 +51,7 @@ def reader_identity() -> recipe.Reader:
     return recipe.Reader(
         openslide=openslide.__library_version__,
         opencv=cv2.__version__,
-        resampling=slide_files.RESAMPLING,
+        resampling=RESAMPLING,
         rendering=views.RENDERING,
         colour="as stored",
     )

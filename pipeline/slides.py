@@ -8,7 +8,6 @@ The patch covers ``patch_px0 = round(256 * 0.5 / 0.2525) = 507`` level-0 pixels,
 target: 507 x 507 pixels are read there and area-resampled to 256 x 256.
 """
 
-import functools
 import hashlib
 import math
 import re
@@ -21,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import openslide
 
+from pipeline.resampling import resample_area
+from pipeline.tiff_tiles import TileReader
 from stores.errors import MppError, OptionError, ReadError, SlideError
 from stores.files import first_line
 from stores.manifest import is_slide_id
@@ -30,8 +31,6 @@ SUFFIXES = frozenset(
 )
 MPP_MIN, MPP_MAX = 0.05, 5.0
 AS_IS_TOLERANCE = 0.05
-RESAMPLING = "area-integer-1"
-_FIXED_ONE = 1 << 14  # weights of the area resampling sum to this
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,64 +212,6 @@ def plan_read(info: SlideInfo, mpp: float, size_px: int) -> ReadPlan:
     return ReadPlan(level, read_px, size_px, patch_px0, patch_px0 * info.mpp / size_px)
 
 
-@functools.lru_cache(maxsize=8)
-def area_weights(source_px: int, target_px: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """Which source pixels each target pixel covers, and how much, in 1/16384.
-
-    Returns
-    -------
-    index : int64 (target_px, taps)
-    weight : int32 (target_px, taps)
-        Sums to 16384 in every row; the rounding is settled on the largest weight.
-    """
-    taps = math.ceil(source_px / target_px) + 1
-    index = np.empty((target_px, taps), np.int64)
-    weight = np.empty((target_px, taps), np.int32)
-    for i in range(target_px):
-        # exact rational arithmetic in units of 1/target_px source pixels
-        start, stop = i * source_px, (i + 1) * source_px
-        cells = [start // target_px + k for k in range(taps)]
-        cover = [max(0, min(stop, (c + 1) * target_px) - max(start, c * target_px)) for c in cells]
-        row = [(2 * c * _FIXED_ONE + source_px) // (2 * source_px) for c in cover]
-        row[cover.index(max(cover))] += _FIXED_ONE - sum(row)
-        index[i] = np.minimum(cells, source_px - 1)
-        weight[i] = row
-    return index, weight
-
-
-def resample_area(image: npt.NDArray[np.uint8], size_px: int) -> npt.NDArray[np.uint8]:
-    """Average a square image down to `size_px` in integers: the same bits on every machine.
-
-    Parameters
-    ----------
-    image : uint8 (n, n, 3)
-        n >= size_px.
-
-    Returns
-    -------
-    uint8 (size_px, size_px, 3)
-    """
-    index, weight = area_weights(image.shape[0], size_px)
-    # rows first, keeping 5 fractional bits: 255 * 2^5 * 2^14 < 2^31
-    rows = _weighted(image, index, weight, axis=0, shift=9)
-    return _weighted(rows, index, weight, axis=1, shift=19).astype(np.uint8)
-
-
-def _weighted(
-    image: npt.NDArray[Any],
-    index: npt.NDArray[np.int64],
-    weight: npt.NDArray[np.int32],
-    axis: int,
-    shift: int,
-) -> npt.NDArray[np.int32]:
-    shape = [1, 1, 1]
-    shape[axis] = -1
-    total: Any = 1 << (shift - 1)  # round half up
-    for tap in range(index.shape[1]):
-        total = total + image.take(index[:, tap], axis=axis).astype(np.int32) * weight[:, tap].reshape(shape)
-    return np.asarray(total >> shift, np.int32)
-
-
 def flatten(region: Any, background: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
     """RGBA of OpenSlide to RGB (h, w, 3): transparent means never scanned and becomes `background`."""
     rgba = np.asarray(region)
@@ -288,7 +229,7 @@ def background_of(slide: openslide.OpenSlide) -> tuple[int, int, int]:
 
 
 class PatchReader:
-    """Reads patches of one slide with one handle; one reader a thread.
+    """Reads patches of one slide; one reader a thread. Pixels are OpenSlide's, whoever decodes them.
 
     OpenSlide's errors latch: after one failure every later call on the handle fails. So a failed read
     is tried once more on a new handle, and a handle that failed is never used again.
@@ -297,7 +238,9 @@ class PatchReader:
     def __init__(self, path: Path, plan: ReadPlan) -> None:
         self.plan = plan
         self._path = path
+        self._tiles = TileReader.open(path, plan.level)
         self._slide: openslide.OpenSlide | None = None
+        self._background = 255, 255, 255
 
     def read(self, x_px0: int, y_px0: int) -> npt.NDArray[np.uint8]:
         """The patch at a level-0 position, uint8 (size_px, size_px, 3).
@@ -310,26 +253,39 @@ class PatchReader:
         try:
             return self._read(x_px0, y_px0)
         except (openslide.OpenSlideError, SlideError):
-            self.close()
+            self._drop_handle()
         try:
             return self._read(x_px0, y_px0)
         except (openslide.OpenSlideError, SlideError) as error:
-            self.close()
+            self._drop_handle()
             raise ReadError(f"{self._path.name} at {x_px0},{y_px0}: {_said(error, self._path)}") from None
 
     def _read(self, x_px0: int, y_px0: int) -> npt.NDArray[np.uint8]:
-        if self._slide is None:
-            self._slide = open_slide(self._path)
         side = self.plan.read_px
-        region = self._slide.read_region((x_px0, y_px0), self.plan.level, (side, side))
-        pixels = flatten(region, background_of(self._slide))
+        pixels = None if self._tiles is None else self._tiles.read(x_px0, y_px0, side, side)
+        if pixels is None:
+            pixels = self._by_openslide(x_px0, y_px0, side)
         return pixels if side == self.plan.size_px else resample_area(pixels, self.plan.size_px)
 
-    def close(self) -> None:
-        """Close the handle; the next read opens another."""
+    def _by_openslide(self, x_px0: int, y_px0: int, side: int) -> npt.NDArray[np.uint8]:
+        if self._slide is None:
+            self._slide = open_slide(self._path)
+            self._background = background_of(self._slide)
+        return flatten(
+            self._slide.read_region((x_px0, y_px0), self.plan.level, (side, side)), self._background
+        )
+
+    def _drop_handle(self) -> None:
         if self._slide is not None:
             self._slide.close()
             self._slide = None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._drop_handle()
+        if self._tiles is not None:
+            self._tiles.close()
+            self._tiles = None
 
 
 def read_thumbnail(info: SlideInfo, mpp: float) -> npt.NDArray[np.uint8]:

@@ -1,5 +1,6 @@
 """Slides: finding, mpp, levels, area resampling, damaged files, latched errors."""
 
+import zlib
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import slides
+from pipeline.resampling import area_weights, resample_area
 from pipeline.synthetic import write_slide
 from stores.errors import MppError, OptionError, ReadError, SlideError
 
@@ -102,13 +104,13 @@ def naive_area(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.float6
 def test_area_resampling_is_the_average_of_what_a_pixel_covers(size: int, factor: float, seed: int) -> None:
     n = int(size * factor)
     image = np.random.default_rng(seed).integers(0, 256, (n, n, 3), dtype=np.uint8)
-    found = slides.resample_area(image, size)
+    found = resample_area(image, size)
     assert np.abs(found - naive_area(image, size)).max() < 0.6
 
 
 @given(st.integers(1, 300), st.floats(1, 8))
 def test_area_weights_sum_to_one_exactly(size: int, factor: float) -> None:
-    _, weight = slides.area_weights(int(size * factor), size)
+    _, weight = area_weights(int(size * factor), size)
     assert (weight.sum(axis=1) == 1 << 14).all()
     assert (weight >= 0).all()
 
@@ -117,13 +119,30 @@ def test_area_weights_sum_to_one_exactly(size: int, factor: float) -> None:
 def test_area_resampling_keeps_a_flat_image(n: int) -> None:
     for value in (0, 1, 127, 254, 255):
         flat = np.full((n, n, 3), value, np.uint8)
-        assert (slides.resample_area(flat, 256) == value).all()
+        assert (resample_area(flat, 256) == value).all()
 
 
 def test_halving_is_the_mean_of_four() -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     sums = image.reshape(32, 2, 32, 2, 3).astype(int).sum(axis=(1, 3))
-    np.testing.assert_array_equal(slides.resample_area(image, 32), (sums + 2) // 4)
+    np.testing.assert_array_equal(resample_area(image, 32), (sums + 2) // 4)
+
+
+@pytest.mark.parametrize(
+    ("n", "crc"),
+    [
+        (257, 0x47890D37),
+        (384, 0xD6FCDC42),
+        (507, 0xC0209770),
+        (512, 0x9A737234),
+        (1024, 0xE59D934A),
+    ],
+)
+def test_area_resampling_never_changes(n: int, crc: int) -> None:
+    """Of ``area-integer-1`` as it was first written; stores of that name stand for its bytes."""
+    rng = np.random.Generator(np.random.Philox(n))
+    image = rng.integers(0, 256, (n, n, 3), dtype=np.uint8)
+    assert zlib.crc32(resample_area(image, 256).tobytes()) == crc
 
 
 def test_flatten_blends_with_the_background() -> None:
