@@ -6,7 +6,7 @@ import itertools
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,20 @@ from stores import pixels
 from stores.errors import ClusterError, SlideError
 from stores.location import StoreLike
 
+_RUN_ROWS = 32  # as many as a chunk of kept pixels has
+_RUN_VIEWS = 64
 _OPEN_PER_THREAD = 4
 _ATTEMPTS = 2
+
+
+def run_length(n_seeds: int) -> int:
+    """Rows that one worker reads in a run, a power of 2, so that few tiles and chunks are decoded by two workers.
+
+    Cut at multiples of it, runs are rectangles of the grid. What a worker makes of one before it hands it over stays
+    small, whatever the number of seeds.
+    """
+    most = max(1, min(_RUN_ROWS, _RUN_VIEWS // n_seeds))
+    return 1 << (most.bit_length() - 1)
 
 
 class Reader(Protocol):
@@ -176,12 +188,25 @@ class PatchPool:
         """
         return self._pool.submit(self._do, source, work, args)
 
+    def submit_run(
+        self, source: Source, work: Callable[..., Any], calls: Sequence[tuple[Any, ...]]
+    ) -> Future[Any]:
+        """As `submit`, for several calls of `work` in turn; the future's result is the list of theirs.
+
+        Rows of a run lie side by side in the slide: one worker decodes what they share once.
+        """
+        return self.submit(source, _each, work, calls)
+
     def _do(self, source: Source, work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         if not hasattr(self._local, "hand"):
             self._local.hand = _Process() if self._processes else _Readers()
             self._hands.append(self._local.hand)
         hand: _Readers | _Process = self._local.hand
         return hand.do(source, work, args)
+
+
+def _each(reader: Reader, work: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    return [work(reader, *args) for args in calls]
 
 
 class _Process:

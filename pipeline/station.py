@@ -21,11 +21,12 @@ import torch
 
 from pipeline import cluster, devices, views
 from pipeline.on_device import OnDevice
-from pipeline.patches import PatchPool, started
+from pipeline.patches import PatchPool, run_length, started
 from pipeline.rows import RowViews, draw_row
 from pipeline.tasks import Task
 from stores import features, manifest, recipe, tokens
 from stores.errors import ClusterError, FeatureError
+from stores.ranges import aligned
 
 _ENDED = "the run has ended; this block was left"
 
@@ -113,7 +114,7 @@ class Station:
             initializer=torch.set_num_threads,
             initargs=(1 if on_cpu else self._torch_threads,),
         )
-        self._ahead = 2 * threads + 4 * encoder.batch_size
+        self._threads = threads
         self._turn, self._writing = threading.Lock(), threading.Lock()
         self._closed = False
 
@@ -173,22 +174,27 @@ class Station:
         outcome.figures = devices.peak_memory(self._encoder.device)
         return outcome
 
-    def read(self, task: Task, patches: manifest.Patches) -> Iterator[Future[RowViews]]:
-        """Futures of the task's rows in order; the first ones are under way when this returns."""
+    def read(self, task: Task, patches: manifest.Patches) -> Iterator[RowViews]:
+        """The task's rows in order; the first ones are under way when this returns."""
         place = functools.partial(
             draw_row, self._policy, task.fingerprint, task.seeds, self._keep, self._tokens
         )
+        length = run_length(len(task.seeds))
         jobs = (
-            self._readers.submit(task.source, place, row, int(patches.x_px0[row]), int(patches.y_px0[row]))
-            for row in task.rows
+            self._readers.submit_run(
+                task.source, place, [(row, int(patches.x_px0[row]), int(patches.y_px0[row])) for row in run]
+            )
+            for run in aligned(task.rows, length)
         )
-        return started(jobs, max(1, self._ahead // len(task.seeds)))
+        ahead = max(2 * self._threads, -(-4 * self._encoder.batch_size // (length * len(task.seeds))))
+        coming = started(jobs, ahead)
+        return (views for job in coming for views in job.result())
 
     def encode(
         self,
         task: Task,
         patches: manifest.Patches,
-        rows: Iterator[Future[RowViews]],
+        rows: Iterator[RowViews],
         outcome: Outcome,
         advance: cluster.Advance,
         write_tokens: WriteTokens | None = None,
@@ -234,7 +240,7 @@ class Station:
 
         for row in task.rows:
             began = time.monotonic()
-            got = next(rows).result()
+            got = next(rows)
             outcome.wait_seconds += time.monotonic() - began
             offset = row - whole.start
             if got.error:

@@ -1,12 +1,13 @@
 """Pixels of tiled TIFF slides without OpenSlide: tiles are read whole, decoded once, kept while neighbours need them.
 
 OpenSlide spends about four fifths of a read outside of decoding. This reader goes around it where the result cannot be
-another: on levels of JPEG, JPEG 2000 or Deflate tiles whose pixels were compared with OpenSlide's at tiles of all
-sizes, for regions inside of the level, on whole pixels. Everything else is OpenSlide's: `TileReader.read` returns None.
+another: on levels of JPEG, JPEG 2000 or Deflate tiles, some of which were compared with OpenSlide's,
+for regions inside of the level, on whole pixels. Everything else is OpenSlide's: `TileReader.read` returns None.
 """
 
 import collections
 import contextlib
+import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -26,8 +27,10 @@ _MAX_TILE_PX = 1 << 22
 _MAX_TILES = 1 << 24
 _MAX_HEADER_BYTES = 1 << 16
 _CACHE_BYTES = 16 << 20
-_COMPARED = 6
-"""Places where pixels are compared with OpenSlide's, each the corner of up to four tiles."""
+_COMPARED = 5
+"""Tiles whose pixels are compared with OpenSlide's."""
+_PROOFS, _INDEXES = 1 << 14, 32
+"""Levels that are remembered: stage two comes back to a slide many times. The index of 100,000 tiles is 1.2 MB."""
 _TILE_OFFSETS, _TILE_BYTE_COUNTS = 324, 325
 
 
@@ -44,7 +47,7 @@ class _Level:
     tile_px: tuple[int, int]
     """Width and height of a tile."""
     offsets: npt.NDArray[np.int64]
-    sizes: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.uint32]
     """In bytes; 0 for a tile that was never scanned."""
     codec: TileCodec
     downsample: int
@@ -75,15 +78,10 @@ class TileReader:
     def open(cls, path: Path, level: int) -> Self | None:
         """A reader of a pyramid level; None when only OpenSlide can be trusted with it."""
         try:
-            with openslide.OpenSlide(path) as slide, contextlib.ExitStack() as stack:
-                reader = cls(path, _find_level(path, slide, level))
-                stack.callback(reader.close)
-                if not reader._agrees(slide, level):
-                    return None
-                reader._kept.clear()
-                stack.pop_all()
-                return reader
-        except Exception:  # whatever a strange file does to a parser: OpenSlide has the last word on it
+            stat = path.stat()
+            found = _level(path, level, (stat.st_size, stat.st_mtime_ns, stat.st_ino))
+            return None if found is None else cls(path, found)
+        except OSError:
             return None
 
     def close(self) -> None:
@@ -148,21 +146,18 @@ class TileReader:
         return data
 
     def _agrees(self, slide: openslide.OpenSlide, index: int) -> bool:
-        """Whether the pixels at a level are OpenSlide's: around tiles with little to much data in them."""
-        level = self._level
-        width, height = min(level.tile_px[0], level.width_px), min(level.tile_px[1], level.height_px)
-        compared = 0
+        """Whether tiles with little to much data in them have the pixels that OpenSlide finds at their places."""
+        level, compared = self._level, 0
         for tile in _spread(level.sizes):
             row, column = divmod(tile, level.across)
-            # as large as a tile, half a tile up and to the left: the corner of four
-            x = min(max(column * level.tile_px[0] - width // 2, 0), level.width_px - width)
-            y = min(max(row * level.tile_px[1] - height // 2, 0), level.height_px - height)
+            x, y = column * level.tile_px[0], row * level.tile_px[1]
+            width, height = (
+                min(level.tile_px[0], level.width_px - x),
+                min(level.tile_px[1], level.height_px - y),
+            )
             at_px0 = x * level.downsample, y * level.downsample
             theirs = np.asarray(slide.read_region(at_px0, index, (width, height)))
-            for touched in level.touched(x, y, width, height):
-                if level.sizes[touched]:
-                    size = min(int(level.sizes[touched]), _MAX_HEADER_BYTES)
-                    level.codec.trust(self._data(touched, size))
+            level.codec.trust(self._data(tile, min(int(level.sizes[tile]), _MAX_HEADER_BYTES)))
             ours = self.read(*at_px0, width, height)
             if ours is not None:
                 if not (theirs[:, :, 3].min() == 255 and np.array_equal(ours, theirs[:, :, :3])):
@@ -171,11 +166,38 @@ class TileReader:
         return compared > 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Proof:
+    """The pixels of a level were compared with OpenSlide's."""
+
+    page: int
+    downsample: int
+    codec: TileCodec
+
+
+@functools.lru_cache(_PROOFS)
+def _prove(path: Path, index: int, identity: tuple[int, ...]) -> _Proof | None:
+    """None when a level is not for us."""
+    try:
+        with openslide.OpenSlide(path) as slide:
+            proof = _candidate(path, slide, index)
+            with contextlib.closing(TileReader(path, _load(path, proof))) as reader:
+                return proof if reader._agrees(slide, index) else None
+    except Exception:  # whatever a strange file does to a parser: OpenSlide has the last word on it
+        return None
+
+
+@functools.lru_cache(_INDEXES)
+def _level(path: Path, index: int, identity: tuple[int, ...]) -> _Level | None:
+    proof = _prove(path, index, identity)
+    return None if proof is None else _load(path, proof)
+
+
 def _moved(span: slice, origin: int) -> slice:
     return slice(span.start - origin, span.stop - origin)
 
 
-def _spread(sizes: npt.NDArray[np.int64]) -> list[int]:
+def _spread(sizes: npt.NDArray[np.uint32]) -> list[int]:
     """Numbers of tiles that were scanned, from the smallest to the largest."""
     order = np.argsort(sizes, kind="stable")
     order = order[sizes[order] > 0]
@@ -183,7 +205,7 @@ def _spread(sizes: npt.NDArray[np.int64]) -> list[int]:
     return list(order[places].tolist())
 
 
-def _find_level(path: Path, slide: openslide.OpenSlide, index: int) -> _Level:
+def _candidate(path: Path, slide: openslide.OpenSlide, index: int) -> _Proof:
     """The one tiled page that has the size of a level."""
     downsample = float(slide.level_downsamples[index])
     # OpenSlide interpolates between pixels of a level that is not a whole number of times smaller
@@ -192,24 +214,28 @@ def _find_level(path: Path, slide: openslide.OpenSlide, index: int) -> _Level:
     size = slide.level_dimensions[index]
     with tifffile.TiffFile(path) as tiff:
         pages: list[Any] = list(itertools.islice(tiff.pages, _MAX_PAGES))
-        pages = [page for page in pages if page.is_tiled and (page.imagewidth, page.imagelength) == size]
-        if len(pages) != 1:
+        found = [i for i, p in enumerate(pages) if p.is_tiled and (p.imagewidth, p.imagelength) == size]
+        codec = codec_of(pages[found[0]]) if len(found) == 1 else None
+    if codec is None:
+        raise _Unusual
+    return _Proof(found[0], int(downsample), codec)
+
+
+def _load(path: Path, proof: _Proof) -> _Level:
+    """Where the tiles of a level are."""
+    with tifffile.TiffFile(path) as tiff:
+        page: Any = next(itertools.islice(tiff.pages, proof.page, None))
+        tile_px = int(page.tilewidth), int(page.tilelength)
+        if not 0 < math.prod(tile_px) <= _MAX_TILE_PX:
             raise _Unusual
-        return _level_of(pages[0], int(downsample))
-
-
-def _level_of(page: Any, downsample: int) -> _Level:
-    tile_px = int(page.tilewidth), int(page.tilelength)
-    if not 0 < math.prod(tile_px) <= _MAX_TILE_PX:
-        raise _Unusual
-    tiles = -(-page.imagewidth // tile_px[0]) * -(-page.imagelength // tile_px[1])
-    codec = codec_of(page)
-    usual = (
-        (page.planarconfig, page.samplesperpixel, page.bitspersample) == (1, 3, 8)
-        and tiles <= _MAX_TILES
-        and page.tags[_TILE_OFFSETS].count == page.tags[_TILE_BYTE_COUNTS].count == tiles
-    )
-    if codec is None or not usual:
-        raise _Unusual
-    offsets, sizes = (np.asarray(of, np.int64) for of in (page.dataoffsets, page.databytecounts))
-    return _Level(page.imagewidth, page.imagelength, tile_px, offsets, sizes, codec, downsample)
+        tiles = -(-page.imagewidth // tile_px[0]) * -(-page.imagelength // tile_px[1])
+        usual = (
+            (page.planarconfig, page.samplesperpixel, page.bitspersample) == (1, 3, 8)
+            and tiles <= _MAX_TILES
+            and page.tags[_TILE_OFFSETS].count == page.tags[_TILE_BYTE_COUNTS].count == tiles
+        )
+        if not usual:
+            raise _Unusual
+        offsets, sizes = np.asarray(page.dataoffsets, np.int64), np.asarray(page.databytecounts, np.uint32)
+    size = page.imagewidth, page.imagelength
+    return _Level(*size, tile_px, offsets, sizes, proof.codec, proof.downsample)

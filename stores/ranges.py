@@ -1,6 +1,6 @@
 """Numbers as ranges of neighbours."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 def runs_of(numbers: Iterable[int]) -> list[range]:
@@ -16,3 +16,16 @@ def runs_of(numbers: Iterable[int]) -> list[range]:
         else:
             runs.append(range(number, number + 1))
     return runs
+
+
+def aligned(numbers: range, length: int) -> Iterator[range]:
+    """Cut a range of step 1 before every multiple of `length`.
+
+    >>> list(aligned(range(5, 18), 8))
+    [range(5, 8), range(8, 16), range(16, 18)]
+    """
+    start = numbers.start
+    while start < numbers.stop:
+        stop = min((start // length + 1) * length, numbers.stop)
+        yield range(start, stop)
+        start = stop

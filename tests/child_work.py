@@ -1,6 +1,7 @@
-"""Work for the processes of a `PatchPool`; imports nothing, so that they start quickly."""
+"""Work for the processes of a `PatchPool`; imports next to nothing, so that they start quickly."""
 
 import os
+import threading
 from typing import Any
 
 
@@ -10,3 +11,8 @@ def dies(reader: Any, *args: Any) -> None:
 
 def fails(reader: Any, error: Exception) -> None:
     raise error
+
+
+def whose(reader: Any, number: int) -> tuple[int, str]:
+    """The number, and which process and thread has it."""
+    return number, f"{os.getpid()} {threading.get_ident()}"

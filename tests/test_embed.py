@@ -89,6 +89,7 @@ def test_an_embedding_is_the_encoders_of_the_centre_crop(embedded: Path, slides:
         with torch.inference_mode():
             expected = encoder(torch.from_numpy(patch[16:240, 16:240].copy())[None])[0].numpy()
         np.testing.assert_allclose(values[row], expected, rtol=1e-5, atol=1e-6)
+    reader.close()
     about = json.loads(table.schema.metadata[b"g2l"])
     assert about["encoder"]["name"] == "tests.tiny:teacher"
     assert about["patch"]["crop_px"] == 224
@@ -136,7 +137,7 @@ def test_kills_lose_nothing(embedded: Path, slides: Path, tile_options: TileOpti
                 contents(embedded)[f"embeddings/{path.name}"] == hashlib.sha256(path.read_bytes()).hexdigest()
             )
 
-    killed = kill_at_random(embed_job, ([slides], out, TINY, tile_options), 6, 0, out, 0.8, look)
+    killed = kill_at_random(embed_job, ([slides], out, TINY, tile_options), 6, 0, out, 0.4, look)
     assert killed >= 3
     embed([slides], out, TINY, tile_options, Silent())
     assert contents(out) == contents(embedded)

@@ -50,13 +50,16 @@ def test_every_view_is_committed_with_a_finite_feature(store: Path) -> None:
         assert not np.array_equal(values[0], values[1])
 
 
-def test_a_stored_feature_is_the_teachers_of_the_view(store: Path, slides: Path) -> None:
+def test_a_stored_feature_is_the_teachers_of_the_view(
+    store: Path, slides: Path, request: pytest.FixtureRequest
+) -> None:
     """Computed again from the slide, without any code of stage one or two."""
     teacher = load_encoder("tests.tiny:teacher", random_weights=0)
     policy = views.POLICIES["g2l"]
     row = manifest.read_slides(store)[0]
     info = slide_files.inspect("a", slides / "a.tiff")
     reader = slide_files.PatchReader(slides / "a.tiff", slide_files.plan_read(info, 0.5, 256))
+    request.addfinalizer(reader.close)
     (commit,) = manifest.commits(store, "a")
     kept = pixels.open_pixels(store, "a").read_chunk(0)
     for record in commit.read().to_pylist()[:: max(1, row["n_patches"] // 3)]:
@@ -198,7 +201,7 @@ def test_killed_at_any_moment_and_started_again(
     """SIGKILL at up to 27 moments of three stores in the making; each ends as the store of an undisturbed run."""
     options = replace(TEACHER, batch_size=4)
     killed = 0
-    for number, span_s in enumerate((0.2, 0.4, 0.6)):
+    for number, span_s in enumerate((0.1, 0.2, 0.3)):
         path = tmp_path / f"s{number}"
 
         def whole_so_far(path: Path = path) -> None:

@@ -13,10 +13,10 @@ import pytest
 
 from pipeline import extract as stage
 from pipeline.options import TileOptions
-from pipeline.patches import PatchPool, StoreSource
+from pipeline.patches import PatchPool, StoreSource, run_length
 from pipeline.progress import Silent
 from stores.errors import ClusterError, SlideError, ViewMismatch
-from tests.child_work import dies, fails
+from tests.child_work import dies, fails, whose
 from tests.conftest import TEACHER
 from tests.test_extract import contents
 from tests.test_loader import OPTIONS, joined, stream
@@ -53,7 +53,7 @@ def test_the_loader_with_processes_and_deaths(store: Path, monkeypatch: pytest.M
 
     def submit(self: PatchPool, *args: Any) -> Any:
         submitted.append(1)
-        if len(submitted) in (20, 30):
+        if len(submitted) in (3, 6):
             for process in readers_of(os.getpid()):
                 process.kill()
         return true_submit(self, *args)
@@ -61,7 +61,22 @@ def test_the_loader_with_processes_and_deaths(store: Path, monkeypatch: pytest.M
     expected = joined(stream(store, OPTIONS, 0, 9))
     monkeypatch.setattr(PatchPool, "submit", submit)
     assert joined(stream(store, replace(OPTIONS, processes=True), 0, 9)) == expected
-    assert len(submitted) > 30
+    assert len(submitted) > 6
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_a_run_is_done_by_one_worker_in_turn(store: Path, processes: bool) -> None:
+    source = StoreSource("a", store)
+    with PatchPool(3, processes) as pool:
+        jobs = [pool.submit_run(source, whose, [(n,) for n in range(3 * i, 3 * i + 3)]) for i in range(9)]
+        results = [job.result() for job in jobs]
+    assert [[n for n, _ in result] for result in results] == [[3 * i, 3 * i + 1, 3 * i + 2] for i in range(9)]
+    assert all(len({worker for _, worker in result}) == 1 for result in results)
+
+
+@pytest.mark.parametrize(("seeds", "rows"), [(1, 32), (2, 32), (3, 16), (4, 16), (5, 8), (64, 1), (1000, 1)])
+def test_runs_are_short_when_rows_have_many_views(seeds: int, rows: int) -> None:
+    assert run_length(seeds) == rows
 
 
 def test_work_that_kills_every_process_is_an_error(store: Path) -> None:

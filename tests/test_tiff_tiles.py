@@ -31,6 +31,12 @@ KINDS: dict[str, dict[str, Any]] = {
 REAL = ("slides/CMU-1-Small-Region.svs", "slides/TCGA-CR-7395-01A-01-TS1.svs")
 
 
+@pytest.fixture(autouse=True)
+def nothing_remembered() -> None:
+    tiff_tiles._prove.cache_clear()
+    tiff_tiles._level.cache_clear()
+
+
 @pytest.fixture(scope="module")
 def painted() -> Pixels:
     return paint_slide(7, WIDTH, HEIGHT)[0]

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import views
-from pipeline.patches import PatchPool, Source, started
+from pipeline.patches import PatchPool, Source, run_length, started
 from pipeline.rows import StoredView, rebuild_row
 from stores import features, manifest, recipe, sampler
 from stores import tokens as token_arrays
@@ -217,9 +217,10 @@ class ViewLoader:
             for array, part in zip(stored, values, strict=True):
                 array[at] = part
         places: collections.deque[list[int]] = collections.deque()
-        for job in started(self._jobs(plan.shares, places), 4 * self._options.threads):
+        for job in started(self._jobs(plan.shares, places), 2 * self._options.threads):
             try:
-                rendered[places.popleft()] = job.result()
+                for made in job.result():
+                    rendered[places.popleft()] = made
             except ReadError as error:
                 raise ReadError(f"{error}; stage one could read it: is this the same file?") from None
         if not stored:
@@ -229,18 +230,20 @@ class ViewLoader:
     def _jobs(
         self, shares: Sequence[sampler.Share], places: collections.deque[list[int]]
     ) -> Iterator[Future[Any]]:
-        """A job a row; the places of its views are put into `places`."""
+        """A job for rows that lie side by side; the places of each row's views are put into `places`."""
         work = functools.partial(rebuild_row, self._policy)
         for share in shares:
             block, slide_id = self._cache.commit(share.run.commit), share.run.commit.slide_id
             listed = zip(share.rows.tolist(), share.seeds.tolist(), share.places.tolist(), strict=True)
-            for row, group in itertools.groupby(listed, key=lambda view: view[0]):
-                slots = {seed: place for _, seed, place in group}
-                x_px0, y_px0, wanted = block.request(
-                    row, {seed: self._is_checked(place) for seed, place in slots.items()}
-                )
-                places.append(list(slots.values()))
-                yield self._pool.submit(self._sources[slide_id], work, slide_id, row, x_px0, y_px0, wanted)
+            length = run_length(len(share.run.seeds))
+            for _, run in itertools.groupby(listed, key=lambda view: view[0] // length):
+                calls = []
+                for row, group in itertools.groupby(run, key=lambda view: view[0]):
+                    slots = {seed: place for _, seed, place in group}
+                    checked = {seed: self._is_checked(place) for seed, place in slots.items()}
+                    calls.append((slide_id, row, *block.request(row, checked)))
+                    places.append(list(slots.values()))
+                yield self._pool.submit_run(self._sources[slide_id], work, calls)
 
     def _is_checked(self, place: int) -> bool:
         every = {"all": 1, "sample": CHECK_EVERY, "none": 0}[self._options.check_views]
