@@ -23,7 +23,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from stores.errors import CorruptStore, StoreError
-from stores.files import first_line, fsync_path
+from stores.files import first_line, fsync_path, replacing
 from stores.location import StoreLike
 
 MAX_READ_BYTES = 256 << 20
@@ -257,6 +257,18 @@ def _cut(raw: bytes, byte_range: ByteRequest | None) -> bytes:
     return raw
 
 
+def read_spec(store: StoreLike, name: str, ndim: int, dtypes: str | tuple[str, ...]) -> ArraySpec:
+    """As `read_metadata`; CorruptStore when the array has other dimensions or another type."""
+    spec = read_metadata(store, name)
+    allowed = (dtypes,) if isinstance(dtypes, str) else dtypes
+    if len(spec.shape) != ndim or str(spec.dtype) not in allowed:
+        raise CorruptStore(
+            f"{store}/{name}: {spec.dtype} with {len(spec.shape)} dimensions, "
+            f"expected {' or '.join(allowed)} with {ndim}"
+        )
+    return spec
+
+
 def open_checked(store: StoreLike, name: str, ndim: int, dtypes: str | tuple[str, ...]) -> zarr.Array[Any]:
     """Open an array for reading that may come from another lab.
 
@@ -267,13 +279,7 @@ def open_checked(store: StoreLike, name: str, ndim: int, dtypes: str | tuple[str
     CorruptStore
         When it is not what the format says.
     """
-    spec = read_metadata(store, name)
-    allowed = (dtypes,) if isinstance(dtypes, str) else dtypes
-    if len(spec.shape) != ndim or str(spec.dtype) not in allowed:
-        raise CorruptStore(
-            f"{store}/{name}: {spec.dtype} with {len(spec.shape)} dimensions, "
-            f"expected {' or '.join(allowed)} with {ndim}"
-        )
+    spec = read_spec(store, name, ndim, dtypes)
 
     def read(file: str, limit: int) -> bytes | None:
         return read_file(store, file, limit)
@@ -323,7 +329,10 @@ def read_chunk(
     if raw is None:
         return None
     body = memoryview(raw)[:-4]
-    if len(raw) < 4 or google_crc32c.value(bytes(body)) != int.from_bytes(raw[-4:], "little"):
+    # an array, for the library takes no view of bytes
+    if len(raw) < 4 or google_crc32c.value(np.frombuffer(body, np.uint8)) != int.from_bytes(
+        raw[-4:], "little"
+    ):
         raise CorruptStore(f"{store}/{file}: its crc32c differs")
     if spec.compressor is not None:
         require_decoded_size(raw, spec, f"{store}/{file}")
@@ -350,6 +359,36 @@ def read_whole(array: zarr.Array[Any], what: str) -> npt.NDArray[Any]:
 def chunk_file(store: Path, name: str, index: tuple[int, ...]) -> Path:
     """The file that holds a chunk of an array of a local store."""
     return store / name / "c" / "/".join(map(str, index))
+
+
+def write_chunk(
+    store: Path, name: str, spec: ArraySpec, index: tuple[int, ...], values: npt.NDArray[Any], fill: float
+) -> None:
+    """Write a chunk and flush it to the disk; what is left of the chunk is `fill`.
+
+    The bytes are those that Zarr writes, whose way takes twice as long and renames before it flushes; it is left to
+    Zarr where chunks are compressed, as they are in a copy.
+
+    Parameters
+    ----------
+    values
+        With the chunk's number of axes; shorter than the chunk where that reaches over the end of the array.
+    """
+    if spec.compressor is not None:
+        array = zarr.open_array(store / name, mode="r+", zarr_format=3).with_config(_EVERY_CHUNK)
+        starts = [number * side for number, side in zip(index, spec.chunks, strict=True)]
+        array[tuple(slice(at, at + n) for at, n in zip(starts, values.shape, strict=True))] = values
+        flush_chunk(store, name, index)
+        return
+    if values.shape != spec.chunks:
+        whole = np.full(spec.chunks, fill, spec.dtype)
+        whole[tuple(slice(0, n) for n in values.shape)] = values
+        values = whole
+    body = np.ascontiguousarray(values, spec.dtype.newbyteorder("<"))
+    checksum = google_crc32c.value(body.reshape(-1).view(np.uint8))
+    with replacing(chunk_file(store, name, index)) as partial, partial.open("wb") as file:
+        file.write(body.data)
+        file.write(checksum.to_bytes(4, "little"))
 
 
 def flush_chunk(store: Path, name: str, index: tuple[int, ...]) -> None:

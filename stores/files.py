@@ -37,7 +37,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The name ends in ``.partial`` and carries the process id, so that two writers do not share it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         partial.touch()

@@ -130,9 +130,7 @@ def write_lossless(store: StoreLike, slide_id: str, blocks: list[Block], stage: 
     """
     slide = features.open_features(store, slide_id)
     name = features.array_name(new_id, "features")
-    array = ArrayWriter(
-        stage, name, slide.array.shape, slide.array.chunks, "float16", math.nan, _BYTE_SHUFFLE
-    )
+    array = ArrayWriter(stage, name, slide.spec.shape, slide.spec.chunks, "float16", math.nan, _BYTE_SHUFFLE)
     missing = [block for block in blocks if not array.has(block.seed, block.block, 0)]
     for block, values, _ in _blocks_of(slide, missing):
         array.write((block.seed, block.block, 0), values[None])
@@ -176,8 +174,8 @@ def write_int8(
         When a committed row of the source is not finite.
     """
     slide = features.open_features(store, slide_id)
-    seeds, rows, dim = slide.array.shape
-    size = slide.array.chunks[1]
+    seeds, rows, dim = slide.spec.shape
+    size = slide.spec.chunks[1]
     name = {leaf: features.array_name(new_id, leaf) for leaf in ("features", "scales", "standard")}
     standard = _standard(slide, blocks)
     ArrayWriter(stage, name["standard"], (2, dim), (2, dim), "float32", math.nan).write((0, 0), standard)

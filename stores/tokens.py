@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from stores import features, recipe
-from stores.arrays import create_array, flush_chunk, open_checked, open_for_writing, read_file, read_selection
+from stores import arrays, features, recipe
+from stores.arrays import create_array, open_checked, open_for_writing, read_file, read_selection, read_spec
 from stores.errors import CorruptStore, StoreError
 from stores.features import array_name, block_range, block_rows, require_finite
 from stores.location import StoreLike
@@ -75,24 +75,22 @@ def write_positions(
 ) -> None:
     """Write the positions of one (seed, block), int32 (rows of the block, t), and flush them."""
     name = array_name(slide_id, "positions")
-    array = open_for_writing(store, name, 3, "int32")
-    rows = block_range(array.shape[1], block)
-    if positions.shape != (len(rows), array.shape[2]) or positions.dtype != np.int32:
+    spec = read_spec(store, name, 3, "int32")
+    rows = block_range(spec.shape[1], block)
+    if positions.shape != (len(rows), spec.shape[2]) or positions.dtype != np.int32:
         raise StoreError(f"{slide_id} block {block}: positions {positions.dtype} {positions.shape}")
-    array[seed, rows.start : rows.stop] = positions
-    flush_chunk(store, name, (seed, block, 0))
+    arrays.write_chunk(store, name, spec, (seed, block, 0), positions[None], NO_POSITION)
 
 
 def write_chunk(store: Path, slide_id: str, seed: int, index: int, values: npt.NDArray[np.float16]) -> None:
     """Write the tokens of one (seed, chunk of rows), float16 (rows of the chunk, t, dim), and flush them."""
     name = array_name(slide_id, "tokens")
-    array = open_for_writing(store, name, 4, "float16")
-    start = index * array.chunks[1]
-    stop = min(start + array.chunks[1], array.shape[1])
-    if values.shape != (stop - start, *array.shape[2:]) or values.dtype != np.float16:
+    spec = read_spec(store, name, 4, "float16")
+    start = index * spec.chunks[1]
+    stop = min(start + spec.chunks[1], spec.shape[1])
+    if values.shape != (stop - start, *spec.shape[2:]) or values.dtype != np.float16:
         raise StoreError(f"{slide_id} rows {start}-{stop - 1}: tokens {values.dtype} {values.shape}")
-    array[seed, start:stop] = values
-    flush_chunk(store, name, (seed, index, 0, 0))
+    arrays.write_chunk(store, name, spec, (seed, index, 0, 0), values[None], math.nan)
 
 
 class ChunkBuffer:
@@ -192,7 +190,7 @@ def open_tokens(store: StoreLike, slide_id: str, about: recipe.Tokens) -> SlideT
     names = {leaf: array_name(slide_id, leaf) for leaf in LEAVES}
     tokens = open_checked(store, names["tokens"], 4, "float16")
     positions = open_checked(store, names["positions"], 3, "int32")
-    n_seeds, n_rows = features.open_features(store, slide_id).array.shape[:2]
+    n_seeds, n_rows = features.open_features(store, slide_id).spec.shape[:2]
     count, dim = about.count, about.dim
     if tokens.shape != (n_seeds, n_rows, count, dim) or positions.shape != (n_seeds, n_rows, count):
         raise CorruptStore(

@@ -158,10 +158,8 @@ def _require_same_features(
     if same_form and _same_bytes(a, b, name) and not a.has(features.array_name(slide_id, "scales")):
         return
     opened = [features.open_features(s.store, slide_id) for s in (a, b)]
-    if opened[0].array.shape[1:] != opened[1].array.shape[1:]:
-        _conflict(
-            slide_id, "shape of the features", a, opened[0].array.shape[1:], b, opened[1].array.shape[1:]
-        )
+    if opened[0].spec.shape[1:] != opened[1].spec.shape[1:]:
+        _conflict(slide_id, "shape of the features", a, opened[0].spec.shape[1:], b, opened[1].spec.shape[1:])
     start = features.block_range(opened[0].n_rows, block).start
     inside = rows[(rows >= start) & (rows < start + features.block_rows(opened[0].n_rows))] - start
     x, y = (o.read_block(seed, block)[inside] for o in opened)

@@ -11,7 +11,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stores import features
+from stores import arrays, features
 from stores.errors import CorruptStore, StoreError
 
 ROWS, DIM = 1500, 6
@@ -54,6 +54,38 @@ def test_round_trip(written: Path) -> None:
         found = [slide.read_block(seed, block) for block in range(2)]
         np.testing.assert_array_equal(np.concatenate(found), VALUES[seed])
     np.testing.assert_array_equal(features.read_coords(written, "a"), COORDS)
+
+
+@pytest.mark.parametrize("rows", [40, 1500])
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int32"])
+def test_our_chunks_are_those_of_zarr(tmp_path: Path, rows: int, dtype: str) -> None:
+    """Byte for byte, also where a chunk reaches over the end of the array."""
+    values = np.random.default_rng(rows).normal(size=(2, rows, 3)).astype(dtype)
+    fill = -1 if dtype == "int32" else np.nan
+    theirs = arrays.create_array(tmp_path, "theirs.zarr/a", values.shape, (1, 64, 3), dtype, fill)
+    theirs[:] = values
+    arrays.create_array(tmp_path, "ours.zarr/a", values.shape, (1, 64, 3), dtype, fill)
+    spec = arrays.read_spec(tmp_path, "ours.zarr/a", 3, dtype)
+    for seed in range(2):
+        for number, start in enumerate(range(0, rows, 64)):
+            part = values[seed : seed + 1, start : start + 64]
+            arrays.write_chunk(tmp_path, "ours.zarr/a", spec, (seed, number, 0), part, fill)
+    expected, found = (
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (tmp_path / "theirs.zarr", tmp_path / "ours.zarr")
+    )
+    assert found == expected
+    assert len(found) == 2 + 2 * -(-rows // 64)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 5])
+def test_statistics_are_those_of_numpy(lost: int) -> None:
+    """To the bit: whoever reckons them with NumPy finds the same."""
+    values = np.random.default_rng(0).normal(3, 2, (96, 700)).astype(np.float16)
+    values[:lost] = np.nan
+    kept = values[lost:].astype(np.float64)
+    expected = np.stack([kept.mean(axis=0), kept.var(axis=0)])
+    np.testing.assert_array_equal(features.mean_and_variance(values), expected)
 
 
 def test_layout_is_the_documented_one(written: Path) -> None:

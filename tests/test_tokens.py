@@ -88,13 +88,16 @@ def open_of(store: Path, slide_id: str) -> tokens.SlideTokens:
 
 
 @torch.inference_mode()
-def test_kept_tokens_are_those_of_a_full_forward_pass(token_store: Path, slides: Path) -> None:
+def test_kept_tokens_are_those_of_a_full_forward_pass(
+    token_store: Path, slides: Path, request: pytest.FixtureRequest
+) -> None:
     """From the slide, with timm's own forward pass: every view, every kept token, in float16 to the bit."""
     encoder = load_encoder(VIT, random_weights=0)
     model: Any = encoder.backbone
     for row in rows_of(token_store):
         info = slide_files.inspect(row["slide_id"], slides / row["file_name"])
         reader = slide_files.PatchReader(info.path, slide_files.plan_read(info, 0.5, 256))
+        request.addfinalizer(reader.close)
         opened, patches = (
             open_of(token_store, row["slide_id"]),
             manifest.read_patches(token_store, row["slide_id"]),
