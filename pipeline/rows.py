@@ -20,8 +20,8 @@ from stores.recipe import Tokens
 class RowViews:
     """A patch rendered under every seed of a task, or the reason why it could not be read."""
 
-    views: npt.NDArray[np.uint8]
-    """(seeds, crop_px, crop_px, 3); empty when it could not be read."""
+    views: list[npt.NDArray[np.uint8]]
+    """(crop_px, crop_px, 3) for each seed; empty when it could not be read."""
     params: list[ViewParams]
     crcs: list[int]
     patch: npt.NDArray[np.uint8] | None
@@ -46,10 +46,8 @@ def draw_row(
     try:
         patch = reader.read(row, x_px0, y_px0)
     except ReadError as error:
-        return RowViews(np.empty((0, 0, 0, 3), np.uint8), params, [], None, error=str(error))
-    rendered = np.empty((len(params), policy.crop_px, policy.crop_px, 3), np.uint8)
-    for i, param in enumerate(params):
-        rendered[i] = views.render(patch, param, policy)
+        return RowViews([], params, [], None, error=str(error))
+    rendered = [views.render(patch, param, policy) for param in params]
     crcs = [views.view_crc32(view) for view in rendered]
     positions = None
     if tokens is not None:
@@ -77,8 +75,14 @@ def rebuild_row(
     x_px0: int,
     y_px0: int,
     wanted: Sequence[StoredView],
-) -> npt.NDArray[np.uint8]:
-    """Read a patch once and render it as the manifest says, uint8 (wanted, crop_px, crop_px, 3).
+    out: Sequence[npt.NDArray[np.uint8]] | None = None,
+) -> list[npt.NDArray[np.uint8]]:
+    """Read a patch once and render it as the manifest says, uint8 (crop_px, crop_px, 3) for each one wanted.
+
+    Parameters
+    ----------
+    out
+        Where the views are to be written; nothing is returned then.
 
     Raises
     ------
@@ -86,14 +90,18 @@ def rebuild_row(
         When a rendered view is not the one that the teacher saw.
     """
     patch = reader.read(row, x_px0, y_px0)
-    out = np.empty((len(wanted), policy.crop_px, policy.crop_px, 3), np.uint8)
+    made = []
     for i, stored in enumerate(wanted):
-        out[i] = views.render(patch, stored.params, policy)
-        found = None if stored.crc32 is None else views.view_crc32(out[i])
+        view = views.render(patch, stored.params, policy)
+        if out is None:
+            made.append(view)
+        else:
+            np.copyto(out[i], view)
+        found = None if stored.crc32 is None else views.view_crc32(view)
         if found != stored.crc32:
             raise ViewMismatch(
                 f"slide {slide_id} row {row} ({x_px0},{y_px0}) seed {stored.seed}: the rebuilt view has crc32 "
                 f"{found:08x}, the teacher saw {stored.crc32:08x}: another slide file, decoder version or code; "
                 "use the store's own pixels, the same versions (see recipe.json), or extract again"
             )
-    return out
+    return made

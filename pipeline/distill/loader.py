@@ -67,11 +67,13 @@ class CommittedBlock:
     """The manifest rows of one commit record, by (seed, row)."""
 
     columns: dict[str, npt.NDArray[Any]]
+    drawn: npt.NDArray[Any]
+    """The parameters, a record a view: taken out of twelve columns they cost ten times as much."""
     index: dict[tuple[int, int], int]
 
     def params(self, at: int) -> views.ViewParams:
         """The drawn parameters of the view at a position."""
-        return views.ViewParams(*(self.columns[name][at].item() for name in manifest.DRAWN_SCHEMA.names))
+        return views.ViewParams(*self.drawn[at].item())
 
     def request(self, row: int, seeds: Mapping[int, bool]) -> tuple[int, int, list[StoredView]]:
         """Place of a row, x_px0 and y_px0, and its views under `seeds`, with their checksums where that is true."""
@@ -92,7 +94,11 @@ def read_commit(commit: manifest.Commit) -> CommittedBlock:
         "crc": crcs.to_numpy()
     }
     keys = zip(columns["seed"].tolist(), columns["row"].tolist(), strict=True)
-    return CommittedBlock(columns, {key: i for i, key in enumerate(keys)})
+    fields = [(name, columns[name].dtype) for name in manifest.DRAWN_SCHEMA.names]
+    drawn = np.empty(table.num_rows, fields)
+    for name, _ in fields:
+        drawn[name] = columns.pop(name)
+    return CommittedBlock(columns, drawn, {key: i for i, key in enumerate(keys)})
 
 
 class BlockCache:
@@ -201,53 +207,73 @@ class ViewLoader:
             held = _part(window, slice(end, None), np.copy)
 
     def _windows(self) -> Iterator[Batch]:
-        plans = self._stream.windows(self._start, self._options.rank, self._options.world)
-        coming: Future[Batch] = self._ahead.submit(self._fill, next(plans))
-        for plan in plans:
-            current, coming = coming, self._ahead.submit(self._fill, plan)
+        filled = self._filled()
+        coming: Future[Batch] = self._ahead.submit(next, filled)
+        while True:
+            current, coming = coming, self._ahead.submit(next, filled)
             yield current.result()
 
-    def _fill(self, plan: sampler.Window) -> Batch:
-        """The views of a window with their targets, shuffled already."""
-        crop = self._policy.crop_px
-        rendered = np.empty((plan.n_views, crop, crop, 3), np.uint8)
-        stored: list[npt.NDArray[Any]] = []  # targets, tokens, positions
-        for at, values in self._cache.parts(plan):
-            stored = stored or [np.empty((plan.n_views, *v.shape[1:]), v.dtype) for v in values]
-            for array, part in zip(stored, values, strict=True):
-                array[at] = part
+    def _filled(self) -> Iterator[Batch]:
+        """The views of each window with their targets, shuffled already; the next is begun before one is whole."""
+        begun: collections.deque[tuple[sampler.Window, npt.NDArray[np.uint8]]] = collections.deque()
         places: collections.deque[list[int]] = collections.deque()
-        for job in started(self._jobs(plan.shares, places), 2 * self._options.threads):
-            try:
-                for made in job.result():
-                    rendered[places.popleft()] = made
-            except ReadError as error:
-                raise ReadError(f"{error}; stage one could read it: is this the same file?") from None
-        if not stored:
-            raise CorruptStore("a window without views")
-        return Batch(plan.epoch, rendered, *stored)
+        running = started(self._jobs(begun, places), 2 * self._options.threads)
+        while True:
+            plan, rendered = begun.popleft()
+            stored: list[npt.NDArray[Any]] = []  # targets, tokens, positions
+            for at, values in self._cache.parts(plan):
+                stored = stored or [np.empty((plan.n_views, *v.shape[1:]), v.dtype) for v in values]
+                for array, part in zip(stored, values, strict=True):
+                    array[at] = part
+            if not stored:
+                raise CorruptStore("a window without views")
+            missing = plan.n_views
+            while missing:
+                try:
+                    rows = next(running).result()
+                except ReadError as error:
+                    raise ReadError(f"{error}; stage one could read it: is this the same file?") from None
+                for row in rows:
+                    of_row = places.popleft()
+                    missing -= len(of_row)
+                    for place, view in zip(of_row, row, strict=False):  # threads have written theirs already
+                        rendered[place] = view
+            yield Batch(plan.epoch, rendered, *stored)
 
     def _jobs(
-        self, shares: Sequence[sampler.Share], places: collections.deque[list[int]]
+        self,
+        begun: collections.deque[tuple[sampler.Window, npt.NDArray[np.uint8]]],
+        places: collections.deque[list[int]],
     ) -> Iterator[Future[Any]]:
-        """A job for rows that lie side by side; the places of each row's views are put into `places`."""
-        work = functools.partial(rebuild_row, self._policy)
-        for share in shares:
-            block, slide_id = self._cache.commit(share.run.commit), share.run.commit.slide_id
-            listed = zip(share.rows.tolist(), share.seeds.tolist(), share.places.tolist(), strict=True)
-            length = run_length(len(share.run.seeds))
-            for _, run in itertools.groupby(listed, key=lambda view: view[0] // length):
-                calls = []
-                for row, group in itertools.groupby(run, key=lambda view: view[0]):
-                    slots = {seed: place for _, seed, place in group}
-                    checked = {seed: self._is_checked(place) for seed, place in slots.items()}
-                    calls.append((slide_id, row, *block.request(row, checked)))
-                    places.append(list(slots.values()))
-                yield self._pool.submit_run(self._sources[slide_id], work, calls)
+        """A job for rows that lie side by side, window after window.
+
+        Each window and the room for its views are put into `begun`, the places of each row's views into `places`.
+        """
+        crop, work = self._policy.crop_px, functools.partial(rebuild_row, self._policy)
+        for plan in self._stream.windows(self._start, self._options.rank, self._options.world):
+            rendered = np.empty((plan.n_views, crop, crop, 3), np.uint8)
+            begun.append((plan, rendered))
+            for share in plan.shares:
+                block, slide_id = self._cache.commit(share.run.commit), share.run.commit.slide_id
+                listed = zip(share.rows.tolist(), share.seeds.tolist(), share.places.tolist(), strict=True)
+                length = run_length(len(share.run.seeds))
+                for _, run in itertools.groupby(listed, key=functools.partial(_run_number, length)):
+                    calls: list[tuple[Any, ...]] = []
+                    for row, group in itertools.groupby(run, key=lambda view: view[0]):
+                        slots = {seed: place for _, seed, place in group}
+                        checked = {seed: self._is_checked(place) for seed, place in slots.items()}
+                        out = None if self._options.processes else [rendered[at] for at in slots.values()]
+                        calls.append((slide_id, row, *block.request(row, checked), out))
+                        places.append(list(slots.values()))
+                    yield self._pool.submit_run(self._sources[slide_id], work, calls)
 
     def _is_checked(self, place: int) -> bool:
         every = {"all": 1, "sample": CHECK_EVERY, "none": 0}[self._options.check_views]
         return every > 0 and place % every == 0
+
+
+def _run_number(length: int, view: tuple[int, int, int]) -> int:
+    return view[0] // length
 
 
 _ARRAYS = ("views", "targets", "tokens", "positions")
