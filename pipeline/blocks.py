@@ -44,6 +44,15 @@ class TeacherFacts:
     dtype_reason: str
     device: str
     licence: str
+    compile_seconds: float | None
+    """What compiling it took; None where it is not compiled."""
+
+    def described(self) -> str:
+        """One line of what computes where."""
+        text = f"{self.identity.name} on {self.device}: {self.identity.dtype}, because {self.dtype_reason}"
+        if self.compile_seconds is None:
+            return text
+        return f"{text}; compiled in {self.compile_seconds:.0f} s"
 
 
 def reader_identity() -> recipe.Reader:
@@ -66,7 +75,8 @@ def describe_teacher(job: str, options: ExtractOptions) -> TeacherFacts:
 def facts_of(encoder: OnDevice, tokens: recipe.Tokens | None = None) -> TeacherFacts:
     """What there is to know of an encoder that is loaded."""
     where = str(encoder.device)
-    return TeacherFacts(encoder.identity, tokens, encoder.dtype_reason, where, encoder.encoder.licence)
+    licence, seconds = encoder.encoder.licence, encoder.compile_seconds
+    return TeacherFacts(encoder.identity, tokens, encoder.dtype_reason, where, licence, seconds)
 
 
 @dataclass(frozen=True, slots=True)

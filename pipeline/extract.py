@@ -69,10 +69,7 @@ def extract(
         tasks = plan_tasks(store, paths, options, summary)
         _require_room(store, tasks, teacher, policy.patch_px, options)
         _settle_recipe(store, teacher, policy, options)
-        report.note(
-            f"teacher {teacher.identity.name} on {teacher.device}: {teacher.identity.dtype}, "
-            f"because {teacher.dtype_reason}"
-        )
+        report.note(f"teacher {teacher.described()}")
         swept = files.sweep_partials(store)
         if swept:
             report.note(f"removed {swept} unfinished files of an interrupted run")

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.on_device import OnDevice, load_on_device
+from pipeline.on_device import OnDevice, compiled, load_on_device
 from pipeline.options import ExtractOptions
 from pipeline.station import Encoded
 from stores.errors import FeatureError
@@ -12,8 +12,8 @@ from stores.features import FLOAT16_MAX
 
 
 def load_teacher(options: ExtractOptions) -> OnDevice:
-    """Load the encoder that ``--teacher`` names onto its device."""
-    return load_on_device(
+    """Load the encoder that ``--teacher`` names onto its device, compiled if that is asked for."""
+    loaded = load_on_device(
         options.teacher,
         weights=options.weights,
         random_weights=options.random_weights,
@@ -21,6 +21,7 @@ def load_teacher(options: ExtractOptions) -> OnDevice:
         dtype=options.dtype,
         batch_size=options.batch_size,
     )
+    return compiled(loaded, options.tokens is not None) if options.compile else loaded
 
 
 def encode(

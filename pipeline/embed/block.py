@@ -11,7 +11,7 @@ import torch
 from pipeline import blocks, cluster, views
 from pipeline import options as opts
 from pipeline.embed import parts
-from pipeline.on_device import OnDevice, load_on_device
+from pipeline.on_device import OnDevice, compiled, load_on_device
 from pipeline.station import Encoded, Outcome, Station
 from pipeline.tasks import Task
 from stores import manifest
@@ -50,7 +50,8 @@ def _encoder(job: str, options: opts.EmbedOptions) -> OnDevice:
     def load() -> _Loaded:
         chosen = cluster.with_number(options, torch.cuda.device_count())
         names = ("weights", "random_weights", "device", "dtype", "batch_size", "pooling")
-        return _Loaded(load_on_device(chosen.encoder, **{name: getattr(chosen, name) for name in names}))
+        found = load_on_device(chosen.encoder, **{name: getattr(chosen, name) for name in names})
+        return _Loaded(compiled(found) if chosen.compile else found)
 
     loaded: _Loaded = cluster.station(job, ("encoder", options), load)
     return loaded.encoder

@@ -71,10 +71,7 @@ def embed(
         paths = {} if table is not None else slide_files.find_slides(inputs)
         tasks = _plan(publisher, units, functools.partial(_source, paths, setup, table), summary)
         _require_room(out, tasks, publisher.left, summary.dim)
-        report.note(
-            f"encoder {encoder.identity.name} on {encoder.device}: {encoder.identity.dtype}, "
-            f"because {encoder.dtype_reason}"
-        )
+        report.note(f"encoder {encoder.described()}")
         total = summary.views_before + sum(task.n_views for task in tasks)
         report.start("embed", total, summary.views_before)
         began = time.monotonic()

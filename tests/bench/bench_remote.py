@@ -7,7 +7,6 @@ The server has a process of its own, on the same cores.
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from pipeline import synthetic
 from pipeline.extract import extract
 from pipeline.options import ExtractOptions, TileOptions
 from pipeline.progress import Silent
+from tests.bench.measure import Ratio
 from tests.s3_server import BUCKET, environment, s3_server
 
 SLIDES, STEPS, ROUNDS = 4, 80, 3
@@ -47,7 +47,7 @@ def distill(store: str, run: Path) -> float:
     return float(json.loads(done.stdout)["views_per_s"])
 
 
-def main() -> None:
+def main() -> list[Ratio]:
     """Measure and print."""
     server = subprocess.Popen(
         [sys.executable, "-c", "from tests.bench.bench_remote import serve; serve()"],
@@ -81,8 +81,12 @@ def main() -> None:
                 f"  local {pair['local']:.1f}, s3:// {pair['remote']:.1f}, ratio {pair['remote'] / pair['local']:.2f}"
             )
         ratios = [remote / local for local, remote in pairs]
-        print(f"ratio: median {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
     server.communicate("")
+    ratio = Ratio(
+        "distill from s3://, against a folder", ratios, 0.8, "views/s, one server on the same cores"
+    )
+    print(ratio.line())
+    return [ratio]
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stores import features, manifest, sampler
+from tests.bench.measure import Ratio
 
 SLIDES, SEEDS, BATCHES = 200, 4, 400
 
@@ -53,11 +54,9 @@ def dominance(slides: npt.NDArray[np.int64], batch: int) -> float:
     return float(np.mean([np.bincount(part).max() / batch for part in slides.reshape(-1, batch)]))
 
 
-def main() -> None:
+def main(picture: Path | None = None) -> list[Ratio]:
     """Measure, print, draw."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--write", type=Path, help="Picture to write.")
-    chosen = parser.parse_args()
+    found = []
     units = cohort()
     weights = np.array([unit.n_views for unit in units])
     owner = np.array([int(unit.commit.slide_id) for unit in units])
@@ -80,8 +79,11 @@ def main() -> None:
                 f"batch {batch:>3} {name:<16} {counts.mean():6.1f} ({np.percentile(counts, 5):.0f}), "
                 f"{ratio:.2f} of perfect, {dominance(slides, batch):.1%}"
             )
-    if chosen.write is not None:
-        draw(curves, chosen.write)
+            if name != "perfect shuffle":
+                found.append(Ratio(f"shuffle, batch {batch}, {name}, against a perfect one", [ratio]))
+    if picture is not None:
+        draw(curves, picture)
+    return found
 
 
 def draw(curves: dict[tuple[int, str], npt.NDArray[np.int64]], path: Path) -> None:
@@ -106,4 +108,6 @@ def draw(curves: dict[tuple[int, str], npt.NDArray[np.int64]], path: Path) -> No
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--write", type=Path, help="Picture to write.")
+    main(parser.parse_args().write)

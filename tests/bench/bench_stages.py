@@ -93,6 +93,7 @@ def bench_extract(folder: Path, tiling: TileOptions) -> Ratio:
                 list(pool.map(lambda _: teacher.launch(batch).numpy(), range(round(n_views / 16))))
 
             took = race({"ours": run, "theirs": bare}, ROUNDS, warm=False)
+    torch.set_num_threads(threads)  # MKL keeps one number for all threads: the pool's is still set
     per_view = spread([s / n_views * 1e3 for s in took["theirs"]], 1)
     return Ratio(
         "extract-teacher, against the bare forward pass",

@@ -4,7 +4,6 @@ python -m tests.bench.bench_verify
 """
 
 import hashlib
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import numpy as np
 
 from stores.verify import verify_structure
 from tests import store_tools
+from tests.bench.measure import Ratio, race, ratios, spread
 
 SLIDES, ROWS, DIM, ROUNDS = 3, 4096, 1536, 7
 
@@ -22,14 +22,7 @@ SLIDES, ROWS, DIM, ROUNDS = 3, 4096, 1536, 7
 def ignore(*args: Any) -> None: ...
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """CPU time of this process: all of it is one thread's."""
-    began = time.process_time()
-    work()
-    return time.process_time() - began
-
-
-def main() -> None:
+def main() -> list[Ratio]:
     """Measure and print."""
     import dataclasses
 
@@ -47,14 +40,13 @@ def main() -> None:
             "read": lambda: [np.frombuffer(path.read_bytes(), np.uint8)[0] for path in files],
             "sha256": lambda: [hashlib.sha256(path.read_bytes()).digest() for path in files],
         }
-        took: dict[str, list[float]] = {name: [] for name in jobs}
-        for _ in range(ROUNDS):
-            for name, job in jobs.items():
-                took[name].append(seconds(job))
+        took = race(jobs, ROUNDS, time.process_time)  # all of it is one thread's
     print(f"store of {size / 1e6:.0f} MB, {len(files)} files; MB/s of one core, median (least-most)")
     for name, values in took.items():
         speeds = [size / 1e6 / value for value in values]
-        print(f"  {name:<7} {statistics.median(speeds):7.0f} ({min(speeds):.0f}-{max(speeds):.0f})")
+        print(f"  {name:<7} {spread(speeds, 0)}")
+    detail = f"{spread([size / 1e6 / value for value in took['verify']], 0)} MB/s"
+    return [Ratio("store verify against SHA-256", ratios(took["sha256"], took["verify"]), None, detail)]
 
 
 if __name__ == "__main__":

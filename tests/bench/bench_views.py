@@ -16,13 +16,15 @@ import numpy as np
 
 from pipeline.rendering import Image
 from pipeline.views import JITTER_ORDERS, POLICIES, Policy, ViewParams, draw, render, view_crc32
+from tests.bench.measure import Ratio
 
 SLIDE = Path(__file__).resolve().parents[3] / "shared" / "data" / "slides" / "CMU-1-Small-Region.svs"
 ROUNDS, VIEWS = 9, 300
 G2L, HED = POLICIES["g2l"], POLICIES["hed"]
 
 
-def main() -> None:
+def main() -> list[Ratio]:
+    """Measure and print."""
     cv2.setNumThreads(1)
     patches, source = _patches()
     drawn = [draw(G2L, "bench", 256 * i, 0, i + 1) for i in range(VIEWS)]
@@ -35,6 +37,7 @@ def main() -> None:
         "g2l, crop and flips alone": [plain] * VIEWS,
     }
     torchvision = _torchvision()
+    found = []
     print(
         f"{ROUNDS} rounds of {VIEWS} views of 224 px; {source}; median (least to most), CPU time of one thread"
     )
@@ -43,6 +46,8 @@ def main() -> None:
         ours, theirs = _race(patches, params, torchvision)
         ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
         print(f"{_figures(ratios, 1):>20}  {_figures(ours):>24}  {_figures(theirs):>24}  {name}")
+        detail = f"{_figures(ours)} ms a view, torchvision {_figures(theirs)}"
+        found.append(Ratio(f"rendering, {name}", ratios, LEAST.get(name), detail))
     views = [render(patch, drawn[0], G2L) for patch in patches]
     stains = [draw(HED, "bench", 256 * i, 0, i + 1) for i in range(VIEWS)]
     alone: dict[str, Callable[[int], object]] = {
@@ -52,8 +57,10 @@ def main() -> None:
     }
     for name, call in alone.items():
         print(f"{'':>20}  {_figures([_milliseconds(call) for _ in range(ROUNDS)]):>24}  {'':>24}  {name}")
+    return found
 
 
+LEAST = {"g2l, average": 2.0}
 WORST: dict[str, Any] = {"hflip": True, "vflip": True, "jitter": True, "blur": True, "sigma": 2.0}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 COMMITTED = Path(__file__).with_name("ratios.json")
 MOVED = 0.10
-"""A ratio has moved when it differs by more than this from the committed one, and by more than both spreads."""
+"""A ratio has moved when its median differs by more than this from the committed one and their spreads do not meet."""
 
 
 @dataclass(frozen=True)
@@ -83,27 +83,31 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def compare(found: Sequence[Ratio], path: Path = COMMITTED) -> list[str]:
-    """One line for each ratio that moved, is new, or is gone since the committed ones."""
-    before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+def committed(path: Path = COMMITTED) -> dict[str, Any]:
+    """The ratios that are held against; empty when there are none yet."""
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def compare(found: Sequence[Ratio], before: Mapping[str, Any], whole: bool = True) -> list[str]:
+    """One line for each ratio that moved, is new, or, where everything was measured, is gone."""
     lines = []
     for ratio in found:
         old = before.get(ratio.name)
         if old is None:
             lines.append(f"new: {ratio.name} {spread(ratio.rounds)}")
             continue
-        change = ratio.median / old["median"] - 1
+        change = ratio.median / old["median"] - 1 if old["median"] else ratio.median - old["median"]
         apart = min(ratio.rounds) > old["most"] or max(ratio.rounds) < old["least"]
         if abs(change) > MOVED and apart:
             was = f"{old['median']:.2f} ({old['least']:.2f}-{old['most']:.2f})"
             lines.append(f"moved by {change:+.0%}: {ratio.name} {spread(ratio.rounds)}, was {was}")
-    lines += [f"gone: {name}" for name in before.keys() - {ratio.name for ratio in found}]
-    return lines
+    gone = before.keys() - {ratio.name for ratio in found} if whole else []
+    return lines + [f"gone: {name}" for name in sorted(gone)]
 
 
 def record(found: Sequence[Ratio], path: Path = COMMITTED) -> None:
-    """Write the ratios to be committed."""
-    values = {
+    """Write ratios to be committed; those of parts that were not run stay."""
+    values = committed(path) | {
         ratio.name: {
             "median": round(ratio.median, 4),
             "least": round(min(ratio.rounds), 4),
