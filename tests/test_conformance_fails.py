@@ -46,7 +46,7 @@ def other_stats(store: Path) -> None:
 
 
 def a_nan(store: Path) -> None:
-    values = features.open_features(store, "a").read_block(1, 0)
+    values = features.open_features(store, "a").read_block(1, 0).copy()
     values[5] = np.nan
     features.write_block(store, "a", 1, 0, values)
 

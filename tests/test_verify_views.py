@@ -56,7 +56,7 @@ def test_features_of_another_teacher(store: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeMismatch, match="its weights_sha256 is"):
         look(store, replace(SAME_TEACHER, random_weights=1))
     path = Path(shutil.copytree(store, tmp_path / "s"))
-    values = features.open_features(path, "c").read_block(2, 0)
+    values = features.open_features(path, "c").read_block(2, 0).copy()
     values[1] = values[1][::-1]
     features.write_block(path, "c", 2, 0, values)
     (found,) = look(path, replace(SAME_TEACHER, every=True)).findings
