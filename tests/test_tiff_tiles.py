@@ -123,6 +123,22 @@ def test_between_pixels_openslide_reads(folder: Path, painted: Pixels, tmp_path:
     assert TileReader.open(shared / REAL[1], 1) is None
 
 
+def test_a_level_of_no_whole_downsample_is_openslides(tmp_path: Path) -> None:
+    """Even where a comparison could not tell, for all of it has one colour."""
+    flat = np.full((HEIGHT, WIDTH, 3), 200, np.uint8)
+    for width, expected in ((WIDTH // 2, True), (WIDTH // 2 - 1, False)):
+        with tifffile.TiffWriter(tmp_path / "flat.tiff") as tiff:
+            for level in (flat, flat[: HEIGHT // 2, :width]):
+                tiff.write(
+                    level, photometric="rgb", tile=(240, 240), compression="deflate", metadata=None,
+                    subfiletype=int(level is not flat),
+                )  # fmt: skip
+        reader = TileReader.open(tmp_path / "flat.tiff", 1)
+        assert (reader is not None) == expected
+        if reader is not None:
+            reader.close()
+
+
 def test_pages_that_are_not_for_us(painted: Pixels, tmp_path: Path) -> None:
     path = write(tmp_path / "lzw.tiff", painted, compression="lzw")
     assert TileReader.open(path, 0) is None
@@ -304,6 +320,10 @@ def test_a_deflate_bomb_is_cut_short(folder: Path, tmp_path: Path) -> None:
     bomb = zlib.compress(bytes(1 << 24))
     with pytest.raises(tile_codecs.DecodeError, match="769 bytes or more, 768 expected"):
         tile_codecs.Deflate(1).decode(bomb, tile)
+    whole = zlib.compress(bytes(tile.nbytes))
+    tile_codecs.Deflate(1).decode(whole, tile)
+    with pytest.raises(tile_codecs.DecodeError):  # every pixel is there, the checksum is not
+        tile_codecs.Deflate(1).decode(whole[:-2], tile)
 
 
 def test_a_jpeg_2000_tile_with_another_header_is_refused() -> None:
