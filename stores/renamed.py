@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from stores import files, forms, manifest, recipe
-from stores.arrays import parse_metadata, read_file
+from stores.array_spec import parse_metadata
+from stores.arrays import read_file
 from stores.errors import CorruptStore
 from stores.location import StoreLike
 

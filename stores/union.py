@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stores import features, manifest, pixels, recipe, tokens
-from stores.arrays import MAX_READ_BYTES, read_file
+from stores.array_spec import MAX_READ_BYTES
+from stores.arrays import read_file
 from stores.errors import StoreError
 from stores.slide_copy import SEED_AXIS, Choice, Key, Source, from_one
 

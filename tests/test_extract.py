@@ -201,7 +201,7 @@ def test_killed_at_any_moment_and_started_again(
     """SIGKILL at up to 27 moments of three stores in the making; each ends as the store of an undisturbed run."""
     options = replace(TEACHER, batch_size=4)
     killed = 0
-    for number, span_s in enumerate((0.1, 0.2, 0.3)):
+    for number, span_s in enumerate((0.03, 0.06, 0.12)):
         path = tmp_path / f"s{number}"
 
         def whole_so_far(path: Path = path) -> None:

@@ -98,10 +98,8 @@ def test_kept_tokens_are_those_of_a_full_forward_pass(
         info = slide_files.inspect(row["slide_id"], slides / row["file_name"])
         reader = slide_files.PatchReader(info.path, slide_files.plan_read(info, 0.5, 256))
         request.addfinalizer(reader.close)
-        opened, patches = (
-            open_of(token_store, row["slide_id"]),
-            manifest.read_patches(token_store, row["slide_id"]),
-        )
+        opened = open_of(token_store, row["slide_id"])
+        patches = manifest.read_patches(token_store, row["slide_id"])
         for seed in range(3):
             kept, places = opened.tokens[seed], np.asarray(opened.positions[seed])
             for i in range(0, len(patches), 7):

@@ -14,7 +14,6 @@ import itertools
 import resource
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -73,13 +72,11 @@ def bench_extract(folder: Path, tiling: TileOptions) -> Ratio:
     tile([folder], before, tiling, Silent())
     options = ExtractOptions(TEACHER, random_weights=0, seeds=SEEDS, batch_size=16, device="cpu")
     numbers = itertools.count()
-    done: list[int] = []
     views_of: list[int] = []
 
     def run() -> None:
         store = folder / f"extracted{next(numbers)}"
         shutil.copytree(before, store)
-        done.append(1)
         result = extract([folder], store, options, tiling, Silent())
         views_of.append(result.views)
 
@@ -270,7 +267,6 @@ def bench_distill(folder: Path, store: Path) -> list[Ratio]:
 def main() -> list[Ratio]:
     """Measure and print."""
     cv2.setNumThreads(1)
-    assert threading.active_count() < 8
     found = []
     with tempfile.TemporaryDirectory() as name:
         folder, large = Path(name) / "small", Path(name) / "large"
