@@ -178,8 +178,8 @@ def write_block(store: Path, task: Task, block: Block) -> None:
     slide_id = task.source.slide_id
     size = block.features.nbytes + (0 if block.pixels is None else block.pixels.nbytes)
     disk.require_free(store, size, f"{task}")
+    features.write_seeds(store, slide_id, task.seeds, task.block, block.features)
     for i, seed in enumerate(task.seeds):
-        features.write_block(store, slide_id, seed, task.block, block.features[i])
         if block.positions is not None:
             token_arrays.write_positions(store, slide_id, seed, task.block, block.positions[i])
     if block.pixels is not None:

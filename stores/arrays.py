@@ -9,7 +9,7 @@ import math
 import stat
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import google_crc32c
 import numcodecs
@@ -22,13 +22,14 @@ from zarr.core.buffer import Buffer, BufferPrototype
 
 from stores.array_spec import MAX_READ_BYTES, ArraySpec, parse_metadata
 from stores.errors import CorruptStore, StoreError
-from stores.files import first_line, fsync_path, replacing
+from stores.files import first_line, fsync_path, write_bytes
 from stores.location import StoreLike
 
 _EVERY_CHUNK: Any = {
     "write_empty_chunks": True
 }  # one that equals the fill value is a chunk too, not a lost one
 _MAX_METADATA_BYTES = 64 << 10
+_T = TypeVar("_T")
 
 
 def read_metadata(store: StoreLike, name: str) -> ArraySpec:
@@ -49,20 +50,24 @@ def read_file(store: StoreLike, name: str, limit_bytes: int) -> bytes | None:
     """A file of the store, None when it is absent; CorruptStore when it is no regular file, or too large."""
     if not isinstance(store, Path):
         return store.read(name, limit_bytes)
-    path = store / name
+    return _read_local(store / name, limit_bytes, lambda path, _: path.read_bytes())
+
+
+def _read_local(path: Path, limit_bytes: int, read: Callable[[Path, int], _T]) -> _T | None:
+    """What `read` makes of a file and its size, as `read_file`."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > limit_bytes:
             what = "larger than" if stat.S_ISREG(status.st_mode) else "not a file; expected one of at most"
             raise CorruptStore(f"{path}: {what} {limit_bytes} bytes")
-        return path.read_bytes()
+        return read(path, status.st_size)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise CorruptStore(f"{path}: cannot be read ({first_line(error)})") from None
 
 
-def decoded_size(raw: bytes, compressor: str) -> int | None:
+def decoded_size(raw: bytes | memoryview, compressor: str) -> int | None:
     """The size that a compressed chunk says it decodes to; None when it does not say.
 
     Sources: RFC 8878, section 3.1.1 (Zstandard frame header); the Blosc 1 header.
@@ -79,7 +84,7 @@ def decoded_size(raw: bytes, compressor: str) -> int | None:
     return int.from_bytes(raw[start : start + length], "little") + (256 if length == 2 else 0)
 
 
-def require_decoded_size(raw: bytes, spec: ArraySpec, where: str) -> None:
+def require_decoded_size(raw: bytes | memoryview, spec: ArraySpec, where: str) -> None:
     """Raise CorruptStore unless a compressed chunk decodes to the size that its array says."""
     if spec.compressor is not None:
         size = decoded_size(raw, spec.compressor)
@@ -87,7 +92,8 @@ def require_decoded_size(raw: bytes, spec: ArraySpec, where: str) -> None:
             raise CorruptStore(f"{where}: decodes to {size} bytes, expected {spec.chunk_bytes}")
 
 
-def _chunk_limit(spec: ArraySpec) -> int:
+def chunk_limit(spec: ArraySpec) -> int:
+    """The most bytes that the file of a chunk may have."""
     return spec.chunk_bytes * 9 // 8 + 1024  # what cannot be compressed grows by a header per block
 
 
@@ -111,7 +117,7 @@ class ReadOnlyStore(Store):
 
     def _get(self, key: str) -> bytes | None:
         is_chunk = not key.endswith("zarr.json")
-        limit = _chunk_limit(self._spec) if is_chunk else _MAX_METADATA_BYTES
+        limit = chunk_limit(self._spec) if is_chunk else _MAX_METADATA_BYTES
         raw = self._read(f"{self._name}/{key}", limit)
         if raw is not None and is_chunk:
             require_decoded_size(raw, self._spec, f"{self._name}/{key}")
@@ -225,11 +231,20 @@ def read_selection(array: zarr.Array[Any], selection: tuple[Any, ...], what: str
 
 
 def read_chunk(
-    store: StoreLike, name: str, spec: ArraySpec, index: tuple[int, ...]
+    store: StoreLike,
+    name: str,
+    spec: ArraySpec,
+    index: tuple[int, ...],
+    memory: npt.NDArray[np.uint8] | None = None,
 ) -> npt.NDArray[Any] | None:
-    """A whole chunk, padding included, or None when there is none.
+    """A whole chunk, padding included and read-only, or None when there is none.
 
     Decodes without Zarr, whose way through an event loop costs more than reading, checksum and decoding together.
+
+    Parameters
+    ----------
+    memory : uint8 (at least chunk_limit(spec),)
+        To hold the chunk, until it is used for another one. Fresh memory costs more than reading into it.
 
     Raises
     ------
@@ -237,10 +252,10 @@ def read_chunk(
         When the chunk is damaged.
     """
     file = f"{name}/c/{'/'.join(map(str, index))}"
-    raw = read_file(store, file, _chunk_limit(spec))
+    raw = _read_chunk_file(store, file, chunk_limit(spec), memory)
     if raw is None:
         return None
-    body = memoryview(raw)[:-4]
+    body = raw[:-4]
     # an array, for the library takes no view of bytes
     if len(raw) < 4 or google_crc32c.value(np.frombuffer(body, np.uint8)) != int.from_bytes(
         raw[-4:], "little"
@@ -256,6 +271,21 @@ def read_chunk(
     if len(body) != spec.chunk_bytes:
         raise CorruptStore(f"{store}/{file}: {len(body)} bytes, expected {spec.chunk_bytes}")
     return np.frombuffer(body, spec.dtype).reshape(spec.chunks)
+
+
+def _read_chunk_file(
+    store: StoreLike, file: str, limit_bytes: int, memory: npt.NDArray[np.uint8] | None
+) -> memoryview | None:
+    if memory is None or not isinstance(store, Path):
+        raw = read_file(store, file, limit_bytes)
+        return None if raw is None else memoryview(raw)
+    room = memory.data
+
+    def into_room(path: Path, size: int) -> memoryview:
+        with path.open("rb") as opened:
+            return room[: opened.readinto(room[:size])].toreadonly()
+
+    return _read_local(store / file, limit_bytes, into_room)
 
 
 def read_whole(array: zarr.Array[Any], what: str) -> npt.NDArray[Any]:
@@ -298,9 +328,7 @@ def write_chunk(
         values = whole
     body = np.ascontiguousarray(values, spec.dtype.newbyteorder("<"))
     checksum = google_crc32c.value(body.reshape(-1).view(np.uint8))
-    with replacing(chunk_file(store, name, index)) as partial, partial.open("wb") as file:
-        file.write(body.data)
-        file.write(checksum.to_bytes(4, "little"))
+    write_bytes(chunk_file(store, name, index), body.data, checksum.to_bytes(4, "little"))
 
 
 def flush_chunk(store: Path, name: str, index: tuple[int, ...]) -> None:

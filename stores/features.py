@@ -41,6 +41,7 @@ from stores.manifest import MAX_BLOCK_ROWS, MAX_SEEDS, check_slide_id
 ROW_QUANTUM = 32
 FLOAT16_MAX = 65504.0
 ROOT = "features.zarr"
+_COLUMNS = 512
 
 
 def block_rows(n_rows: int) -> int:
@@ -108,44 +109,52 @@ def create_slide(store: Path, slide_id: str, coords: npt.NDArray[np.int32], n_se
 
 
 def write_block(store: Path, slide_id: str, seed: int, block: int, features: npt.NDArray[np.float16]) -> None:
-    """Write the chunk of one (seed, block) and its statistics, and flush both to the disk.
+    """As `write_seeds`, for one seed: float16 (rows of the block, dim)."""
+    write_seeds(store, slide_id, range(seed, seed + 1), block, features[None])
+
+
+def write_seeds(
+    store: Path, slide_id: str, seeds: range, block: int, features: npt.NDArray[np.float16]
+) -> None:
+    """Write a block's chunks and their statistics, one of each a seed, and flush all to the disk.
 
     Parameters
     ----------
-    features : float16 (rows of the block, dim)
+    features : float16 (seeds, rows of the block, dim)
         NaN in the rows that could not be read; everything else finite.
     """
-    name = array_name(slide_id, "features")
-    spec = read_spec(store, name, 3, "float16")
-    rows = block_range(spec.shape[1], block)
-    expected = (len(rows), spec.shape[2])
-    if not 0 <= seed < spec.shape[0] or features.shape != expected or features.dtype != np.float16:
+    names = [array_name(slide_id, leaf) for leaf in ("features", "stats")]
+    spec, stats_spec = read_spec(store, names[0], 3, "float16"), read_spec(store, names[1], 4, "float64")
+    expected = (len(seeds), len(block_range(spec.shape[1], block)), spec.shape[2])
+    if seeds.start < 0 or seeds.stop > spec.shape[0]:
+        raise StoreError(
+            f"{slide_id} block {block}: seeds {seeds.start} to {seeds.stop - 1}, the store has {spec.shape[0]}"
+        )
+    if features.shape != expected or features.dtype != np.float16:
         raise StoreError(
             f"{slide_id} block {block}: got {features.dtype} {features.shape}, expected float16 {expected}"
         )
-    with ThreadPoolExecutor(1) as disk:  # waits for the disk while the statistics are reckoned
-        written = disk.submit(write_chunk, store, name, spec, (seed, block, 0), features[None], math.nan)
-        statistics = mean_and_variance(features)
-        written.result()
-    _write_stats(store, slide_id, seed, block, statistics)
+    with ThreadPoolExecutor(2) as disk:  # they wait for the disk while statistics are reckoned
+        jobs = []
+        for seed, values in zip(seeds, features, strict=True):
+            at = seed, block, 0
+            jobs.append(disk.submit(write_chunk, store, names[0], spec, at, values[None], math.nan))
+            found = mean_and_variance(values)[None, None]
+            jobs.append(disk.submit(write_chunk, store, names[1], stats_spec, (*at, 0), found, math.nan))
+        for job in jobs:
+            job.result()
 
 
 def write_stats(store: Path, slide_id: str, seed: int, block: int, features: npt.NDArray[np.float16]) -> None:
     """Write mean and variance of one (seed, block), and flush them."""
-    _write_stats(store, slide_id, seed, block, mean_and_variance(features))
-
-
-def _write_stats(store: Path, slide_id: str, seed: int, block: int, values: npt.NDArray[np.float64]) -> None:
     name = array_name(slide_id, "stats")
     spec = read_spec(store, name, 4, "float64")
-    write_chunk(store, name, spec, (seed, block, 0, 0), values[None, None], math.nan)
+    write_chunk(store, name, spec, (seed, block, 0, 0), mean_and_variance(features)[None, None], math.nan)
 
 
 def mean_and_variance(features: npt.NDArray[np.float16]) -> npt.NDArray[np.float64]:
     """Per-dimension mean and variance over the rows that are not NaN, (2, dim)."""
-    if (
-        len(features) and not ((features.view(np.uint16) & 0x7FFF) > 0x7C00).any()
-    ):  # isnan takes eight times as long
+    if len(features) and _all_finite(features):
         return _mean_and_variance(features)
     wide = features.astype(np.float64)
     with warnings.catch_warnings():
@@ -154,16 +163,33 @@ def mean_and_variance(features: npt.NDArray[np.float16]) -> npt.NDArray[np.float
 
 
 def _mean_and_variance(features: npt.NDArray[np.float16]) -> npt.NDArray[np.float64]:
-    """Of rows without NaN, to the bit what NumPy makes of them, a few columns at a time: those stay in the cache."""
+    """Of finite rows, to the bit what NumPy makes of them, a few columns at a time: those stay in the cache."""
     rows, dim = features.shape
     out = np.empty((2, dim))
-    for start in range(0, dim, 256):
-        wide = features[:, start : start + 256].astype(np.float64)
-        mean = out[0, start : start + 256] = wide.sum(axis=0) / rows
-        wide -= mean
-        np.multiply(wide, wide, out=wide)
-        out[1, start : start + 256] = wide.sum(axis=0) / rows
+    bits, wide = np.empty((rows, _COLUMNS), np.int32), np.empty((rows, _COLUMNS))
+    for start in range(0, dim, _COLUMNS):
+        part, (mean, variance) = features[:, start : start + _COLUMNS], out[:, start : start + _COLUMNS]
+        width = part.shape[1]
+        values = _widen(part, bits[:, :width], wide[:, :width])
+        np.divide(values.sum(axis=0), rows, out=mean)
+        np.subtract(values, mean, out=values)
+        np.multiply(values, values, out=values)
+        np.divide(values.sum(axis=0), rows, out=variance)
     return out
+
+
+def _widen(
+    values: npt.NDArray[np.float16], bits: npt.NDArray[np.int32], out: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Finite values in float64, exactly, twice as fast as by ``astype``.
+
+    Sign, exponent and fraction are moved to where float32 has them (`bits` holds them); what the exponent of float32
+    counts from, 127 and not 15, a product corrects.
+    """
+    np.copyto(bits, values.view(np.int16))  # extends the sign
+    np.left_shift(bits, 13, out=bits)
+    np.bitwise_and(bits, np.int32(-0x70002000), out=bits)
+    return np.multiply(bits.view(np.float32), 2.0**112, out=out, dtype=np.float64)
 
 
 def read_coords(store: StoreLike, slide_id: str) -> npt.NDArray[np.int32]:
@@ -199,8 +225,13 @@ class SlideFeatures:
     def dim(self) -> int:
         return self.spec.shape[2]
 
-    def read_block(self, seed: int, block: int) -> npt.NDArray[np.float16]:
-        """float16 (rows of the block, dim), read-only. Rows that were never committed are NaN; see `require_finite`."""
+    def read_block(
+        self, seed: int, block: int, memory: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.float16]:
+        """float16 (rows of the block, dim), read-only. Rows that were never committed are NaN; see `require_finite`.
+
+        `memory` as in `stores.arrays.read_chunk`.
+        """
         rows = block_range(self.n_rows, block)
         if not 0 <= seed < self.n_seeds or not rows:
             raise StoreError(
@@ -210,7 +241,7 @@ class SlideFeatures:
         what = f"{self.slide_id} seed {seed} rows {rows.start}-{rows.stop - 1}"
         name = array_name(self.slide_id, "features")
         try:
-            chunk = read_chunk(self.store, name, self.spec, (seed, block, 0))
+            chunk = read_chunk(self.store, name, self.spec, (seed, block, 0), memory)
         except StoreError as error:
             raise type(error)(f"{what}: damaged chunk ({error})") from None
         if chunk is None:
@@ -245,12 +276,19 @@ def open_features(store: StoreLike, slide_id: str) -> SlideFeatures:
 
 def require_finite(features: npt.NDArray[np.float16], what: str) -> npt.NDArray[np.float16]:
     """Return `features`; committed rows that hold NaN mean a lost chunk, hence CorruptStore."""
-    if not np.isfinite(features).all():
+    if not _all_finite(features):
         bad = int((~np.isfinite(features).all(axis=-1)).sum())
         raise CorruptStore(
             f"{what}: {bad} committed rows have no finite features; a chunk is missing or damaged"
         )
     return features
+
+
+def _all_finite(values: npt.NDArray[np.float16]) -> bool:
+    """As ``np.isfinite(values).all()``, five times as fast: by the bits of the exponent, piece by piece."""
+    flat = values.reshape(-1)
+    pieces = (flat[at : at + (1 << 19)].view(np.uint16) for at in range(0, len(flat), 1 << 19))
+    return all(int(np.left_shift(bits, 1).max()) < 0x7C00 << 1 for bits in pieces)
 
 
 def read_stats(store: StoreLike, slide_id: str) -> npt.NDArray[np.float64]:

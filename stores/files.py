@@ -37,10 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The name ends in ``.partial`` and carries the process id, so that two writers do not share it.
     """
-    if not path.parent.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
-    try:
+    with _partial(path) as partial:
         partial.touch()
         mode = partial.stat().st_mode
         yield partial
@@ -48,15 +45,41 @@ def replacing(path: Path) -> Iterator[Path]:
         fsync_path(partial)
         os.replace(partial, path)
         fsync_path(path.parent)
-    except Exception as error:
+
+
+def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file atomically, as with `replacing`, from its parts; with a third of the system calls."""
+    with _partial(path) as partial:
+        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            for part in parts:
+                left = memoryview(part).cast("B")
+                while left:
+                    left = left[os.write(handle, left) :]
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        os.replace(partial, path)
+        fsync_path(path.parent)
+
+
+@contextlib.contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    """The temporary path beside `path`, in a folder that is there; removed after an error."""
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        yield partial
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
         # torch and safetensors do not say in their errors that a disk is full
-        if not isinstance(error, G2LError) and (is_full(error) or free_bytes(path) < _FULL_BYTES):
+        full = isinstance(error, Exception) and (is_full(error) or free_bytes(path) < _FULL_BYTES)
+        if full and not isinstance(error, G2LError):
             raise DiskFull(
                 f"{path}: the disk is full; all that was committed is kept: make room, run it again"
             ) from None
         raise
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -257,10 +257,12 @@ class RemoteStore:
             if name not in self._sizes:
                 return None
             self._sizes.move_to_end(name)
+            size = self._sizes[name]
         try:
-            return self._path(name).read_bytes()
+            data = self._path(name).read_bytes()
         except FileNotFoundError:  # evicted just now
             return None
+        return data if len(data) == size else None  # evicted, and being written again by another thread
 
     def _keep(self, name: str, data: bytes) -> None:
         if len(data) > self._limit:

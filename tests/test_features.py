@@ -88,6 +88,26 @@ def test_statistics_are_those_of_numpy(lost: int) -> None:
     np.testing.assert_array_equal(features.mean_and_variance(values), expected)
 
 
+def test_every_finite_value_counts_exactly() -> None:
+    """One row: its mean is the value itself, subnormal, negative zero or largest."""
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    row = every[np.isfinite(every)][None]
+    found = features.mean_and_variance(row)
+    np.testing.assert_array_equal(found[0], row[0].astype(np.float64))
+    assert not found[1].any()
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, -np.nan])
+@pytest.mark.parametrize("at", [0, 1, 599_999, 1_199_999])
+def test_no_value_that_is_not_finite_is_overlooked(value: float, at: int) -> None:
+    values = np.full((1200, 1000), 65504, np.float16)
+    values[0::2] = -65504
+    assert features.require_finite(values, "x") is values
+    values.reshape(-1)[at] = value
+    with pytest.raises(CorruptStore, match="1 committed rows"):
+        features.require_finite(values, "x")
+
+
 def test_layout_is_the_documented_one(written: Path) -> None:
     group = zarr.open_group(written / "features.zarr", mode="r")
     array = group["a/features"]
@@ -174,10 +194,13 @@ def test_reading_what_is_not_there(written: Path) -> None:
 
 
 def test_a_block_of_another_shape_is_refused(store: Path) -> None:
-    with pytest.raises(StoreError, match=r"expected float16 \(768, 6\)"):
+    with pytest.raises(StoreError, match=r"expected float16 \(1, 768, 6\)"):
         features.write_block(store, "a", 0, 0, VALUES[0, :700])
     with pytest.raises(StoreError, match="got float32"):
         features.write_block(store, "a", 0, 0, VALUES[0, :768].astype(np.float32))  # type: ignore[arg-type]
+    for seeds in (range(-1, 1), range(1, 3)):
+        with pytest.raises(StoreError, match=f"seeds {seeds.start} to {seeds.stop - 1}, the store has 2"):
+            features.write_seeds(store, "a", seeds, 0, VALUES[:, :768])
 
 
 @settings(max_examples=30, deadline=None)

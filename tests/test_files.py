@@ -1,5 +1,6 @@
 """Atomic writing."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stores import files
-from stores.errors import OptionError, StoreError
+from stores.errors import DiskFull, OptionError, StoreError
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -24,6 +25,27 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         fail_half_way()
     assert files.read_json(path) == {"old": 1}
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("parts", [(b"",), (b"abc", memoryview(b"defg")), (bytes(1 << 20), b"x")])
+def test_bytes_are_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: tuple[bytes, ...]
+) -> None:
+    path = tmp_path / "new" / "a"
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda handle, data: write(handle, data[:4096]))  # as a disk may
+    files.write_bytes(path, *parts)
+    assert path.read_bytes() == b"".join(parts)
+    assert os.listdir(path.parent) == ["a"]
+
+    def full(handle: int, data: memoryview) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(DiskFull, match="the disk is full"):
+        files.write_bytes(path, b"other")
+    assert path.read_bytes() == b"".join(parts)
+    assert os.listdir(path.parent) == ["a"]
 
 
 def test_a_reader_never_sees_a_file_change_under_it(tmp_path: Path) -> None:

@@ -135,7 +135,8 @@ def test_a_cache_smaller_than_the_data_stays_within_its_bound(
 
         def watched(name: str, data: bytes) -> None:
             keep(name, data)
-            held.append(sum(p.stat().st_size for p in (tmp_path / "cache").glob("*/chunks/*")))
+            with found._lock:  # no other thread removes files meanwhile
+                held.append(sum(p.stat().st_size for p in (tmp_path / "cache").glob("*/chunks/*")))
 
         found._keep = watched  # type: ignore[method-assign]
         train.distill(found, tmp_path / "run", OPTIONS, False, Silent())

@@ -19,10 +19,11 @@ import numpy.typing as npt
 from pipeline import views
 from pipeline.patches import PatchPool, Source, run_length, started
 from pipeline.rows import StoredView, rebuild_row
-from stores import features, manifest, recipe, sampler
+from stores import manifest, recipe, sampler
 from stores import tokens as token_arrays
 from stores.errors import CorruptStore, ReadError
 from stores.location import StoreLike
+from stores.row_reader import RowReader
 
 CHECK_EVERY = 16  # of the views, under --check-views sample
 _CACHED_BLOCKS = 32
@@ -113,8 +114,7 @@ class BlockCache:
     def __init__(self, store: StoreLike, about: recipe.Tokens | None = None) -> None:
         self._about = about
         self.commit = functools.lru_cache(_CACHED_BLOCKS)(read_commit)
-        self._open = functools.lru_cache(256)(functools.partial(features.open_features, store))
-        self.chunk = functools.lru_cache(_CACHED_BLOCKS)(self._chunk)
+        self._features = RowReader(store, _CACHED_BLOCKS)
         self._open_tokens = functools.lru_cache(256)(functools.partial(token_arrays.open_tokens, store))
         self._token_chunk = functools.lru_cache(_CACHED_BLOCKS)(self._read_tokens)
         self._positions = functools.lru_cache(_CACHED_BLOCKS)(self._read_positions)
@@ -125,22 +125,11 @@ class BlockCache:
     def _read_positions(self, slide_id: str, seed: int, block: int) -> npt.NDArray[np.int32]:
         return self._open_tokens(slide_id, self._about).read_positions(seed, block)
 
-    def _chunk(self, slide_id: str, seed: int, block: int) -> npt.NDArray[np.float16]:
-        return self._open(slide_id).read_block(seed, block)
-
     def targets(
         self, commit: manifest.Commit, rows: npt.NDArray[np.int32], seed: int
     ) -> npt.NDArray[np.float16]:
         """Targets of some rows of a block under a seed, float16 (rows, dim); CorruptStore when one is not finite."""
-        slide_id, block = commit.slide_id, commit.block
-        chunk = self.chunk(slide_id, seed, block)
-        start = features.block_range(self._open(slide_id).n_rows, block).start
-        offsets = rows - start
-        if offsets.min() < 0 or offsets.max() >= len(chunk):
-            raise CorruptStore(
-                f"{slide_id} block {block}: the manifest lists rows that the block does not have"
-            )
-        return features.require_finite(chunk[offsets], f"{slide_id} seed {seed} block {block}")
+        return self._features.read(commit.slide_id, seed, commit.block, rows)
 
     def tokens(
         self, commit: manifest.Commit, rows: npt.NDArray[np.int32], seed: int

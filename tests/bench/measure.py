@@ -48,18 +48,21 @@ def race(
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
     warm: bool = True,
+    after: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Seconds of each job in each round; who goes first alternates."""
+    """Seconds of each job in each round; who goes first alternates. `after` each job, not counted, comes `after`."""
     names = list(jobs)
     if warm:
         for name in names:
             jobs[name]()
+            after()
     took: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         for name in names if number % 2 == 0 else reversed(names):
             began = clock()
             jobs[name]()
             took[name].append(clock() - began)
+            after()
     return took
 
 
