@@ -98,7 +98,7 @@ def test_every_finite_value_counts_exactly() -> None:
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, -np.nan])
-@pytest.mark.parametrize("at", [0, 1, 599_999, 1_199_999])
+@pytest.mark.parametrize("at", [0, 1, 300_000, 524_287, 524_288, 599_999, 1_199_999])
 def test_no_value_that_is_not_finite_is_overlooked(value: float, at: int) -> None:
     values = np.full((1200, 1000), 65504, np.float16)
     values[0::2] = -65504

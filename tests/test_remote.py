@@ -145,6 +145,21 @@ def test_a_cache_smaller_than_the_data_stays_within_its_bound(
     assert max(held) <= bound
 
 
+def test_a_cached_file_that_is_just_being_written_is_not_taken_for_whole(
+    uploaded: str, tmp_path: Path
+) -> None:
+    """As when one thread reads what another evicted and fetches again."""
+    name = "features.zarr/a/features/c/0/0/0"
+    with remote.open_store(uploaded, tmp_path / "cache", 1) as found:
+        assert isinstance(found, remote.RemoteStore)
+        whole = found.read(name, 1 << 30)
+        assert whole is not None
+        cached = found._path(name)
+        cached.write_bytes(whole[: len(whole) // 2])
+        assert found.read(name, 1 << 30) == whole
+        assert cached.read_bytes() == whole
+
+
 @pytest.mark.parametrize("fault", ["reset", "slow", "503", "truncate"])
 def test_distill_survives_failures_with_identical_results(
     s3: str, uploaded: str, local_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str

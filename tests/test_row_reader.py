@@ -1,5 +1,6 @@
 """Rows of blocks through memory that is used again."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -51,11 +52,24 @@ def test_rows_are_those_of_the_block_whatever_was_read_before(store: Path, block
         np.testing.assert_array_equal(values, values_of(slide_id)[seed, rows])
 
 
-def test_threads_do_not_disturb_each_other(store: Path) -> None:
-    reader = RowReader(store, 2)
+def test_threads_take_turns(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one would overwrite the memory that another takes rows from."""
+    inside: list[int] = []
+    read_block = features.SlideFeatures.read_block
+
+    def slow(self: features.SlideFeatures, seed: int, block: int, memory: np.ndarray) -> np.ndarray:
+        inside.append(+1)
+        assert sum(inside) == 1
+        time.sleep(0.001)
+        values = read_block(self, seed, block, memory)
+        inside.append(-1)
+        return values
+
+    monkeypatch.setattr(features.SlideFeatures, "read_block", slow)
+    reader = RowReader(store, 1)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda of: reader.read(*of), reads(200)))
-    for (slide_id, seed, _, rows), values in zip(reads(200), found, strict=True):
+        found = list(pool.map(lambda of: reader.read(*of), reads(100)))
+    for (slide_id, seed, _, rows), values in zip(reads(100), found, strict=True):
         np.testing.assert_array_equal(values, values_of(slide_id)[seed, rows])
 
 
@@ -70,10 +84,12 @@ def test_memory_is_used_again_and_blocks_are_not_read_twice(
         return read_block(self, seed, block, memory)
 
     monkeypatch.setattr(features.SlideFeatures, "read_block", noted)
-    reader = RowReader(store, 2)
-    for seed in (0, 1, 0, 1, 2, 1, 0):
+    reader, found = RowReader(store, 2), []
+    for seed in (0, 1, 0, 2, 0, 2, 1, 2):
+        before = len(used)
         reader.read("a", seed, 0, np.arange(3))
-    assert len(used) == 4  # 0, 1, 2 in place of 0, 0 in place of 2
+        found.append(len(used) > before)
+    assert found == [True, True, False, True, False, False, True, False]  # 2 for 1, then 1 for 0
     assert len({memory.ctypes.data for memory in used}) == 2
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import views
+from pipeline.distill.window_memory import WindowMemory
 from pipeline.patches import PatchPool, Source, run_length, started
 from pipeline.rows import StoredView, rebuild_row
 from stores import manifest, recipe, sampler
@@ -170,6 +171,7 @@ class ViewLoader:
         self._start = start
         self._cache = BlockCache(store, tokens)
         self._pool = PatchPool(options.threads, options.processes)
+        self._memory = WindowMemory()
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="window")
 
     def __enter__(self) -> Self:
@@ -240,7 +242,7 @@ class ViewLoader:
         """
         crop, work = self._policy.crop_px, functools.partial(rebuild_row, self._policy)
         for plan in self._stream.windows(self._start, self._options.rank, self._options.world):
-            rendered = np.empty((plan.n_views, crop, crop, 3), np.uint8)
+            rendered = self._memory.take((plan.n_views, crop, crop, 3))
             begun.append((plan, rendered))
             for share in plan.shares:
                 block, slide_id = self._cache.commit(share.run.commit), share.run.commit.slide_id

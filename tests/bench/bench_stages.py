@@ -45,6 +45,8 @@ from tests.bench.measure import Ratio, race, ratios, say, spread
 
 TEACHER, STUDENT, ONLINE = (f"timm:vit_{size}_patch16_224" for size in ("tiny", "small", "base"))
 SLIDES, SEEDS, ROUNDS, STEPS, BATCH = 4, 4, 5, 7, 8
+BEFORE, COUNTED = 6, 8
+"""Windows."""
 
 
 def write_slides(folder: Path, repeat: int = 1) -> TileOptions:
@@ -134,29 +136,35 @@ def calls_of(
     raise AssertionError("the stream is endless")
 
 
-def bench_loader(folder: Path, store: Path, kept: bool) -> Ratio:
-    """Windows as `ViewLoader` makes them against decoding and rendering the same views, with as many threads."""
+def bench_loader(folder: Path, store: Path, kept: bool) -> list[Ratio]:
+    """Windows as `ViewLoader` makes them against decoding and rendering the same views, with as many threads.
+
+    From the end of a window to the end of another, so that views which are counted and views which are made are as
+    many; the windows before, in which files are opened and memory is touched first, make a ratio of their own.
+    """
     threads, window = threads_of(None, 1), 1024
     slides = () if kept else (folder,)
     options = DistillOptions(
         STUDENT, slides=slides, random_weights=0, device="cpu", check_views="none", val_views=2
     )
     data = open_data(store, options, threads, Silent())
-    n_views = 4 * window
+    plans = sampler.Stream(data.train, 0, window, 1).windows()
+    ends = list(itertools.accumulate(next(plans).n_views for _ in range(BEFORE + COUNTED)))
+    n_before, n_views = ends[BEFORE - 1], ends[-1] - ends[BEFORE - 1]
     listed = calls_of(data, window, n_views)
     n_listed = sum(len(params) for *_, params in listed)
 
-    def loader() -> float:
-        """Seconds of the windows after the first two, in which files are opened and memory is touched first."""
+    def loader() -> tuple[float, float]:
+        """Seconds of the first windows with opening, and of those after."""
         chosen = LoaderOptions(32, window, 1, 0, "none", threads)
+        times, seen = [time.perf_counter()], 0
         with ViewLoader(data.store, data.train, data.sources, data.policy, chosen) as batches:
             stream = iter(batches)
-            for _ in range(2 * window // 32):
-                next(stream)
-            began = time.perf_counter()
-            for _ in range(n_views // 32):
-                next(stream)
-            return time.perf_counter() - began
+            for end in (n_before, ends[-1]):
+                while seen + 32 <= end:
+                    seen += len(next(stream).views)
+                times.append(time.perf_counter())
+        return times[1] - times[0], times[2] - times[1]
 
     out = np.empty((224, 224, 3), np.uint8)
 
@@ -180,17 +188,24 @@ def bench_loader(folder: Path, store: Path, kept: bool) -> Ratio:
             return (time.perf_counter() - began) * (n_views / n_listed)
 
         floor()
-        pairs = [(loader(), floor()) if i % 2 else (floor(), loader())[::-1] for i in range(5)]
-    ours, theirs = zip(*pairs, strict=True)
-    took = {"ours": ours, "theirs": theirs}
+        pairs = [(loader(), floor()) if i % 2 else (floor(), loader())[::-1] for i in range(7)]
+    ours, floors = [steady for (_, steady), _ in pairs], [seconds for _, seconds in pairs]
+    first = [begun / n_before * n_views for (begun, _), _ in pairs]
     where = "kept pixels" if kept else "slide files"
-    return Ratio(
-        f"loader of stage two, {where}, against reading and rendering alone",
-        ratios(took["theirs"], took["ours"]),
-        0.90,
-        f"{spread([n_views / s for s in took['ours']], 0)} views/s, floor "
-        f"{spread([n_views / s for s in took['theirs']], 0)}, {threads} threads",
-    )
+    return [
+        Ratio(
+            f"loader of stage two, {where}, against reading and rendering alone",
+            ratios(floors, ours),
+            0.90,
+            f"{spread([n_views / s for s in ours], 0)} views/s, floor "
+            f"{spread([n_views / s for s in floors], 0)}, {threads} threads",
+        ),
+        Ratio(
+            f"loader of stage two, {where}, its first {n_before:,} views, with opening",
+            ratios(floors, first),
+            detail=f"{spread([begun for (begun, _), _ in pairs])} s",
+        ),
+    ]
 
 
 def peak_rss() -> float:
@@ -279,8 +294,9 @@ def main() -> list[Ratio]:
             )
             store = Path(name) / f"pixels {kept}"
             extract([large], store, options, tiling, Silent())
-            found.append(bench_loader(large, store, kept))
-            say(found[-1].line())
+            for ratio in bench_loader(large, store, kept):
+                found.append(ratio)
+                say(ratio.line())
         for ratio in bench_distill(folder, folder / "extracted0"):
             found.append(ratio)
             say(ratio.line())
