@@ -146,7 +146,7 @@ def test_a_cache_smaller_than_the_data_stays_within_its_bound(
 
 
 def test_a_cached_file_that_is_just_being_written_is_not_taken_for_whole(
-    uploaded: str, tmp_path: Path
+    s3: str, uploaded: str, tmp_path: Path
 ) -> None:
     """As when one thread reads what another evicted and fetches again."""
     name = "features.zarr/a/features/c/0/0/0"
