@@ -42,6 +42,7 @@ ROW_QUANTUM = 32
 FLOAT16_MAX = 65504.0
 ROOT = "features.zarr"
 _COLUMNS = 512
+_UNIT = 2.0 ** (127 - 15)
 
 
 def block_rows(n_rows: int) -> int:
@@ -140,7 +141,11 @@ def write_seeds(
             at = seed, block, 0
             jobs.append(disk.submit(write_chunk, store, names[0], spec, at, values[None], math.nan))
             found = mean_and_variance(values)[None, None]
-            jobs.append(disk.submit(write_chunk, store, names[1], stats_spec, (*at, 0), found, math.nan))
+            of = store, names[1], stats_spec, (*at, 0), found, math.nan
+            if seed != seeds[-1]:
+                jobs.append(disk.submit(write_chunk, *of))
+            else:  # nothing is left to reckon meanwhile
+                write_chunk(*of)
         for job in jobs:
             job.result()
 
@@ -175,21 +180,24 @@ def _mean_and_variance(features: npt.NDArray[np.float16]) -> npt.NDArray[np.floa
         np.subtract(values, mean, out=values)
         np.multiply(values, values, out=values)
         np.divide(values.sum(axis=0), rows, out=variance)
+    out[0] *= _UNIT
+    out[1] *= _UNIT**2
     return out
 
 
 def _widen(
     values: npt.NDArray[np.float16], bits: npt.NDArray[np.int32], out: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Finite values in float64, exactly, twice as fast as by ``astype``.
+    """Finite values in float64, exactly, in units of `_UNIT`; twice as fast as by ``astype``.
 
-    Sign, exponent and fraction are moved to where float32 has them (`bits` holds them); what the exponent of float32
-    counts from, 127 and not 15, a product corrects.
+    Sign, exponent and fraction are moved to where float32 has them (`bits` holds them). Its exponent counts from 127,
+    that of float16 from 15.
     """
     np.copyto(bits, values.view(np.int16))  # extends the sign
     np.left_shift(bits, 13, out=bits)
     np.bitwise_and(bits, np.int32(-0x70002000), out=bits)
-    return np.multiply(bits.view(np.float32), 2.0**112, out=out, dtype=np.float64)
+    np.copyto(out, bits.view(np.float32))
+    return out
 
 
 def read_coords(store: StoreLike, slide_id: str) -> npt.NDArray[np.int32]:
