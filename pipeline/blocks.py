@@ -179,9 +179,9 @@ def write_block(store: Path, task: Task, block: Block) -> None:
     size = block.features.nbytes + (0 if block.pixels is None else block.pixels.nbytes)
     disk.require_free(store, size, f"{task}")
     features.write_seeds(store, slide_id, task.seeds, task.block, block.features)
-    for i, seed in enumerate(task.seeds):
-        if block.positions is not None:
-            token_arrays.write_positions(store, slide_id, seed, task.block, block.positions[i])
+    if block.positions is not None:
+        for seed, positions in zip(task.seeds, block.positions, strict=True):
+            token_arrays.write_positions(store, slide_id, seed, task.block, positions)
     if block.pixels is not None:
         start = features.block_range(task.n_patches, task.block).start
         pixels.write_rows(store, slide_id, start, block.pixels)

@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file atomically, as with `replacing`, from its parts; with a third of the system calls."""
+    """Write a file atomically, as with `replacing`, from its parts; with 11 system calls, not 20."""
     with _partial(path) as partial:
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         try:
@@ -84,8 +84,7 @@ def _partial(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small text file atomically, UTF-8."""
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
