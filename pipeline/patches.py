@@ -248,7 +248,9 @@ class _Process:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
-        self._process.close()
+        # dead; but another thread that starts a process may have collected it, and then it never counts as dead
+        with contextlib.suppress(ValueError):
+            self._process.close()
 
 
 def _serve(line: Any) -> None:

@@ -79,6 +79,17 @@ def test_runs_are_short_when_rows_have_many_views(seeds: int, rows: int) -> None
     assert run_length(seeds) == rows
 
 
+def test_a_dead_process_that_another_thread_collects_is_replaced(store: Path) -> None:
+    """`multiprocessing` waits for all dead children whenever it starts one, in whatever thread."""
+    source = StoreSource("a", store)
+    with PatchPool(1, processes=True) as pool:
+        assert pool.submit(source, whose, 1).result()[0] == 1
+        (process,) = readers_of(os.getpid())
+        os.kill(process.pid, signal.SIGKILL)
+        os.waitpid(process.pid, 0)
+        assert pool.submit(source, whose, 2).result()[0] == 2
+
+
 def test_work_that_kills_every_process_is_an_error(store: Path) -> None:
     source = StoreSource("a", store)
     with PatchPool(2, processes=True) as pool:
