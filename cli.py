@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
-from pipeline.cli_options import (
+from pipeline.commands.click_options import (
     JSON,
     PATH,
     STORE,
@@ -23,8 +23,10 @@ from pipeline.cli_options import (
     tile_options,
     write_summary,
 )
-from pipeline.evaluate.commands import evaluate
-from pipeline.options import (
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.store import store
+from pipeline.report.options import ReportOptions
+from pipeline.runtime.options import (
     ClusterOptions,
     DistillOptions,
     EmbedOptions,
@@ -33,8 +35,6 @@ from pipeline.options import (
     PrototypeOptions,
     TileOptions,
 )
-from pipeline.report.options import ReportOptions
-from pipeline.store_commands import store
 from stores.errors import SOME_SLIDES_FAILED
 
 
@@ -53,10 +53,11 @@ def g2l() -> None:
 @options_of(TileOptions, ClusterOptions)
 def tile(slides: tuple[Path, ...], store: Path, as_json: bool, **values: Any) -> None:
     """Find tissue, lay the patch grid, split by patient; writes a picture of each slide."""
-    from pipeline import summaries, tiling
-    from pipeline.progress import reporter_for
-    from pipeline.run_log import RunLog
-    from stores.layout import LOGS
+    from pipeline.commands import summaries
+    from pipeline.runtime.log import RunLog
+    from pipeline.runtime.progress import reporter_for
+    from pipeline.tile import tile as tiling
+    from stores.format.layout import LOGS
 
     options = tile_options(store, values)
     with reporter_for(sys.stderr) as shown, RunLog(shown, store / LOGS / "tile.jsonl") as report:
@@ -72,9 +73,9 @@ def tile(slides: tuple[Path, ...], store: Path, as_json: bool, **values: Any) ->
 @options_of(PlanOptions, TileOptions)
 def plan_command(inputs: tuple[str, ...], as_json: bool, **values: Any) -> None:
     """What slides, or a store that is tiled, will come to: patches, views, bytes, files, hours. Writes nothing."""
-    from pipeline import plan
-    from pipeline.progress import reporter_for
-    from stores.remote import is_url
+    from pipeline.extract import plan
+    from pipeline.runtime.progress import reporter_for
+    from stores.remote.store import is_url
 
     options, tile_values = build(PlanOptions, values), build(TileOptions, values)
     with reporter_for(sys.stderr) as report:
@@ -92,10 +93,11 @@ def plan_command(inputs: tuple[str, ...], as_json: bool, **values: Any) -> None:
 @options_of(ExtractOptions, TileOptions, ClusterOptions)
 def extract_teacher(slides: tuple[Path, ...], store: Path, as_json: bool, **values: Any) -> None:
     """Run the teacher once over every view of every patch; tiles first what is not tiled."""
-    from pipeline import extract, summaries
-    from pipeline.progress import reporter_for
-    from pipeline.run_log import RunLog
-    from stores.layout import LOGS
+    from pipeline.commands import summaries
+    from pipeline.extract import extract
+    from pipeline.runtime.log import RunLog
+    from pipeline.runtime.progress import reporter_for
+    from stores.format.layout import LOGS
 
     options, tiling = build(ExtractOptions, values), tile_options(store, values)
     with reporter_for(sys.stderr) as shown, RunLog(shown, store / LOGS / "extract-teacher.jsonl") as report:
@@ -117,10 +119,10 @@ def distill(
     store: str, run: Path, resume: bool, cache: Path | None, cache_gb: float, as_json: bool, **values: Any
 ) -> None:
     """Train a student against the store, with no teacher in memory."""
-    from pipeline import summaries
+    from pipeline.commands import summaries
     from pipeline.distill.train import distill as train
-    from pipeline.progress import reporter_for
-    from stores.files import write_text
+    from pipeline.runtime.progress import reporter_for
+    from stores.io.files import write_text
 
     with reporter_for(sys.stderr) as report:
         found = opened(store, cache, cache_gb)
@@ -140,9 +142,9 @@ def prototypes_command(
     store: str, out: Path | None, cache: Path | None, cache_gb: float, as_json: bool, **values: Any
 ) -> None:
     """Prototypes of the teacher's features and tokens, for distill --loss dino and ibot."""
-    from pipeline import fit_prototypes
-    from pipeline.progress import reporter_for
-    from stores.remote import is_url
+    from pipeline.distill.prototypes import fit
+    from pipeline.runtime.progress import reporter_for
+    from stores.remote.store import is_url
 
     options = build(PrototypeOptions, values)
     if out is None:
@@ -150,8 +152,8 @@ def prototypes_command(
             raise click.UsageError("--out: give a folder, since the store is behind a URL")
         out = Path(f"{store.rstrip('/')}-prototypes-{options.k}")
     with reporter_for(sys.stderr) as report:
-        result = fit_prototypes.fit(opened(store, cache, cache_gb), out, options, report)
-    print_result(as_json, result, lambda: fit_prototypes.lines(out, result))
+        result = fit.fit(opened(store, cache, cache_gb), out, options, report)
+    print_result(as_json, result, lambda: fit.lines(out, result))
 
 
 @g2l.command("embed")
@@ -160,12 +162,12 @@ def prototypes_command(
 @options_of(EmbedOptions, TileOptions, ClusterOptions)
 def embed_command(inputs: tuple[Path, ...], out: Path, as_json: bool, **values: Any) -> None:
     """Features of slides, or of the tiles in a CSV, with any encoder; in the formats that other tools read."""
-    from pipeline import summaries
+    from pipeline.commands import summaries
     from pipeline.embed.block import TILING
     from pipeline.embed.embed import embed
-    from pipeline.progress import reporter_for
-    from pipeline.run_log import RunLog
-    from stores.layout import LOGS
+    from pipeline.runtime.log import RunLog
+    from pipeline.runtime.progress import reporter_for
+    from stores.format.layout import LOGS
 
     options, tiling = build(EmbedOptions, values), tile_options(out / TILING, values)
     with reporter_for(sys.stderr) as shown, RunLog(shown, out / LOGS / "embed.jsonl") as report:
@@ -186,8 +188,8 @@ g2l.add_command(evaluate)
 @options_of(ReportOptions)
 def report_command(path: Path, out: Path | None, as_json: bool, **values: Any) -> None:
     """One HTML page about a run or a store: curves, slides, features, neighbours, views, tables. Works offline."""
-    from pipeline.progress import reporter_for
     from pipeline.report.report import write_report
+    from pipeline.runtime.progress import reporter_for
 
     chosen = out or (
         path / "report.html" if (path / "metrics.jsonl").is_file() else Path(f"{path}-report.html")
@@ -203,8 +205,8 @@ def report_command(path: Path, out: Path | None, as_json: bool, **values: Any) -
 @JSON
 def models(as_json: bool) -> None:
     """The encoders that are known by name, with dimension, size and licence."""
-    from pipeline import summaries
-    from pipeline.presets import PRESETS
+    from pipeline.commands import summaries
+    from pipeline.encoders.presets import PRESETS
 
     rows = [dataclasses.asdict(preset) for preset in PRESETS.values()]
     print_result(as_json, {"models": rows}, lambda: summaries.model_lines(rows))
@@ -214,7 +216,7 @@ def models(as_json: bool) -> None:
 @JSON
 def doctor(as_json: bool) -> None:
     """Check this machine: versions, devices, OpenSlide, free disk, whether weights can be reached."""
-    from pipeline import doctor as examine
+    from pipeline.demo import doctor as examine
 
     result = examine.examine(Path.cwd())
     print_result(as_json, result, lambda: examine.lines(result))
@@ -225,8 +227,8 @@ def doctor(as_json: bool) -> None:
 @JSON
 def demo(out: Path, as_json: bool) -> None:
     """Both stages on small synthetic slides that the command writes itself; a few minutes on a CPU."""
-    from pipeline import demo as whole
-    from pipeline.progress import reporter_for
+    from pipeline.demo import demo as whole
+    from pipeline.runtime.progress import reporter_for
 
     with reporter_for(sys.stderr) as report:
         result = whole.run_demo(out, report)

@@ -5,10 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from stores.combine.copy_slide import Shared
 from stores.info import store_info
-from stores.reindex import Reindexed
-from stores.slide_copy import Shared
-from stores.text import human_bytes
+from stores.io.text import human_bytes
+from stores.verify.reindex import Reindexed
 
 _SHOWN = 20
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from stores.errors import EncoderError
 
 if TYPE_CHECKING:
-    from pipeline.encoders import Encoder
+    from pipeline.encoders.load import Encoder
 
 
 def token_grid(encoder: "Encoder") -> tuple[int, int]:

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from stores.errors import DiskFull
-from stores.text import human_bytes
+from stores.io.text import human_bytes
 
 MARGIN_BYTES = 16 << 20
 """Left free, for the small files around a large one."""

@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from stores import features, layout, manifest, recipe
 from stores.errors import CorruptStore
-from stores.location import StoreLike
+from stores.format import features, layout, manifest, recipe
+from stores.io.location import StoreLike
 
 CONSTANT = 1e-6
 """A dimension with a smaller standard deviation carries nothing."""

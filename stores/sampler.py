@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from stores import manifest
 from stores.errors import CorruptStore, StoreError
-from stores.location import StoreLike
+from stores.format import manifest
+from stores.io.location import StoreLike
 
 RUN_ROWS = 128
 LANES = 8

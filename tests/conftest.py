@@ -11,10 +11,10 @@ os.environ["OMP_NUM_THREADS"] = (
     "1"  # before torch loads, here and in child processes: tiny models gain nothing from more
 )
 
-from pipeline.extract import extract
-from pipeline.options import ExtractOptions, TileOptions
-from pipeline.progress import Silent
-from pipeline.synthetic import write_slide
+from pipeline.demo.synthetic_slides import write_slide
+from pipeline.extract.extract import extract
+from pipeline.runtime.options import ExtractOptions, TileOptions
+from pipeline.runtime.progress import Silent
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 TEACHER = ExtractOptions(teacher="tests.tiny:teacher", random_weights=0, seeds=3, threads=2, pixels=True)

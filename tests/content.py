@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stores import features, manifest, pixels, recipe
-from stores.location import StoreLike
+from stores.format import features, manifest, pixels, recipe
+from stores.io.location import StoreLike
 
 
 def content_digest(store: StoreLike) -> str:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.encoders import Encoder, load_encoder
+from pipeline.encoders.load import Encoder, load_encoder
 from stores.errors import G2LError
 
 TINY = "vit_tiny_patch16_224?img_size=32&depth=2&embed_dim=24&num_heads=3&reg_tokens=4&init_values=1.0"

@@ -10,13 +10,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import fit_prototypes
 from pipeline.distill import train
+from pipeline.distill.prototypes import fit
 from pipeline.embed.embed import embed
-from pipeline.extract import extract
-from pipeline.options import DistillOptions, EmbedOptions, ExtractOptions, PrototypeOptions, TileOptions
-from pipeline.progress import Silent
-from pipeline.torchvision_cpu import make_importable
+from pipeline.encoders.torchvision_cpu import make_importable
+from pipeline.extract.extract import extract
+from pipeline.runtime.options import (
+    DistillOptions,
+    EmbedOptions,
+    ExtractOptions,
+    PrototypeOptions,
+    TileOptions,
+)
+from pipeline.runtime.progress import Silent
 
 make_importable()
 for name in ("timm.optim", "matplotlib.figure", "pandas"):  # pyarrow looks for pandas
@@ -41,8 +47,8 @@ def distill_job(store: Path, run: Path, options: DistillOptions) -> None:
 
 def prototypes_job(store: Path, out: Path, options: PrototypeOptions) -> None:
     """Prototypes, with a state after every window."""
-    fit_prototypes._STATE_EVERY = 1
-    fit_prototypes.fit(store, out, options, Silent())
+    fit._STATE_EVERY = 1
+    fit.fit(store, out, options, Silent())
 
 
 def ranks_job(environment: dict[str, str], store: Path, run: Path, options: DistillOptions) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from stores import features, files, manifest, pixels, recipe
+from stores.format import features, manifest, pixels, recipe
+from stores.io import files
 
 DIM, SIZE_PX = 8, 16
 TEACHER = recipe.Teacher("made-up", "0" * 64, "cls", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 14, DIM, "float32")

@@ -4,11 +4,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from stores import manifest
-from stores.location import StoreLike
-from stores.share import Shared, merge
-from stores.subset import Selection, subset
-from stores.verify import verify_structure
+from stores.combine.merge import Shared, merge
+from stores.combine.subset import Selection, subset
+from stores.format import manifest
+from stores.io.location import StoreLike
+from stores.verify.structure import verify_structure
 from tests.made_slides import MadeSlide
 
 SLIDES = [

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stores import features, manifest, pixels, recipe, tokens
+from stores.format import features, manifest, pixels, recipe, tokens
 
 DIM, PATCH_PX = 8, 32
 RECIPE = recipe.Recipe(

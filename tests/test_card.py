@@ -19,12 +19,13 @@ import yaml
 from click.testing import CliRunner
 
 import cli
-from stores import features, files, manifest, recipe
-from stores.card import MAX_GROUPS, CardOptions, _compact_lines, size_category, write_card
 from stores.errors import OptionError, StoreError
-from stores.export import ExportOptions, export
-from stores.licences import consequences, licence_key
-from stores.text import markdown, one_line
+from stores.export.export import ExportOptions, export
+from stores.format import features, manifest, recipe
+from stores.io import files
+from stores.io.text import markdown, one_line
+from stores.publish.card import MAX_GROUPS, CardOptions, _compact_lines, size_category, write_card
+from stores.publish.licences import consequences, licence_key
 from tests.store_tools import make_store
 
 OPTIONS = CardOptions("brca", "2026-11-26", title="TCGA breast, H-optimus-0", creator="Lab A")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluate import checks
-from pipeline.evaluate.cka import linear_cka, minibatch_cka
+from pipeline.metrics import checks
+from pipeline.metrics.cka import linear_cka, minibatch_cka
 from stores.errors import EvaluationError
 
 Floats = npt.NDArray[np.float64]

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import cli
-from pipeline.options import DistillOptions, ExtractOptions, TileOptions, from_json, to_json
+from pipeline.runtime.options import DistillOptions, ExtractOptions, TileOptions, from_json, to_json
 from stores.errors import OptionError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,7 +178,7 @@ def test_interrupted_says_how_to_go_on(slides: Path, tmp_path: Path, monkeypatch
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.tiling.find_patches", interrupted)
+    monkeypatch.setattr("pipeline.tile.tile.find_patches", interrupted)
     result = g2l("tile", slides, "--store", tmp_path)
     assert result.exit_code == 130
     assert "interrupted: start the same command again to go on" in result.stderr
@@ -188,7 +188,7 @@ def test_a_full_disk_is_one_line(slides: Path, tmp_path: Path, monkeypatch: pyte
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("stores.manifest.write_patches", full)
+    monkeypatch.setattr("stores.format.manifest.write_patches", full)
     one_error(g2l("tile", slides, "--store", tmp_path), "the disk is full; all that was committed is kept")
 
 

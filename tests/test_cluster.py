@@ -19,14 +19,17 @@ import numpy as np
 import pytest
 import tifffile
 
-from pipeline import blocks, cluster, on_dask, tiling
-from pipeline import extract as stage
-from pipeline.options import ClusterOptions, ExtractOptions, TileOptions, VerifyOptions
-from pipeline.progress import Silent
-from pipeline.tasks import Tally, create_arrays, plan_tasks
-from pipeline.verify import verify
-from stores import manifest, recipe
+from pipeline.extract import extract as stage
+from pipeline.extract.block import Setup, extract_block
+from pipeline.extract.tasks import Tally, create_arrays, plan_tasks
+from pipeline.runtime import dask_cluster
+from pipeline.runtime.options import ClusterOptions, ExtractOptions, TileOptions, VerifyOptions
+from pipeline.runtime.progress import Silent
+from pipeline.runtime.work import Advance, Cluster, close_stations, open_cluster
+from pipeline.tile import tile
+from pipeline.verify.verify import verify
 from stores.errors import ClusterError, DiskFull, EncoderError, FeatureError, G2LError
+from stores.format import manifest, recipe
 from stores.info import store_info
 from tests.conftest import TEACHER
 from tests.test_extract import contents
@@ -84,7 +87,7 @@ def test_the_same_bytes_wherever_it_runs(
     with scheduler(2) as (address, _):
         where = ClusterOptions(scheduler=address)
         three = tmp_path / "three"
-        tiling.tile([slides], three, tile_options, Silent(), where)
+        tile.tile([slides], three, tile_options, Silent(), where)
         result = stage.extract([slides], three, TEACHER, tile_options, Silent(), where)
         assert result.views == store_info(store)["views"]
         assert contents(three) == contents(store)
@@ -218,21 +221,21 @@ def test_a_worker_that_is_silent_for_long_is_not_dropped(
 
 
 def test_a_scheduler_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(on_dask, "CONNECT_S", 1)
+    monkeypatch.setattr(dask_cluster, "CONNECT_S", 1)
     with (
         pytest.raises(ClusterError, match=r"--scheduler tcp://127\.0\.0\.1:9: cannot be reached"),
-        cluster.open_cluster(ClusterOptions(scheduler="tcp://127.0.0.1:9"), "job", Silent()),
+        open_cluster(ClusterOptions(scheduler="tcp://127.0.0.1:9"), "job", Silent()),
     ):
         pass
 
 
 @contextlib.contextmanager
-def in_process() -> Iterator[cluster.Cluster]:
-    with cluster.open_cluster(ClusterOptions(), "test", Silent()) as found:
+def in_process() -> Iterator[Cluster]:
+    with open_cluster(ClusterOptions(), "test", Silent()) as found:
         yield found
 
 
-def fails(errors: dict[int, list[Exception]], item: int, advance: cluster.Advance) -> int:
+def fails(errors: dict[int, list[Exception]], item: int, advance: Advance) -> int:
     if errors.get(item):
         raise errors[item].pop(0)
     advance(1)
@@ -287,12 +290,12 @@ def test_a_closed_station_writes_nothing_more(
     before = contents(path)
     (task,) = plan_tasks(path, {"a": slides / "a.tiff"}, options, Tally())
     create_arrays(path, "a", 3, recipe.load(path), False)
-    setup = blocks.Setup("job", path, options, 1)
+    setup = Setup("job", path, options, 1)
     failed: list[Exception] = []
 
     def work() -> None:
         try:
-            blocks.extract_block(setup, task, lambda count: counted.append(count))
+            extract_block(setup, task, lambda count: counted.append(count))
         except ClusterError as error:
             failed.append(error)
 
@@ -301,7 +304,7 @@ def test_a_closed_station_writes_nothing_more(
     thread.start()
     while not counted:
         time.sleep(0.01)
-    cluster.close_stations("job")
+    close_stations("job")
     thread.join()
     assert "the run has ended" in str(failed[0])
     assert contents(path) == before

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluate.knn import knn_predict
-from stores import compact
-from stores.compact import ABSENT, Cost, dequantise, neighbour_overlap, quantise, relative_error
+from pipeline.metrics.knn import knn_predict
+from stores.format import int8
+from stores.format.int8 import ABSENT, Cost, dequantise, neighbour_overlap, quantise, relative_error
 
 
 def features_like(seed: int, rows: int, dim: int, spread: float) -> npt.NDArray[np.float16]:
@@ -142,7 +142,7 @@ def test_neighbour_overlap() -> None:
 def test_neighbours_are_those_of_the_knn_protocol() -> None:
     """The same similarity as `evaluate knn`: with k = 1 its label names the nearest row."""
     features = features_like(5, 40, 12, 0.5)
-    nearest = compact._nearest(features, 1)[:, 0]
+    nearest = int8._nearest(features, 1)[:, 0]
     for i in range(40):
         others = np.delete(np.arange(40), i)
         (label,) = knn_predict(features[others], others, features[i : i + 1], 1)
@@ -171,7 +171,7 @@ def test_cost_does_not_depend_on_how_rows_come(cuts: list[int]) -> None:
 
 
 def test_the_sample_is_spread_over_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compact, "SAMPLE_ROWS", 20)
+    monkeypatch.setattr(int8, "SAMPLE_ROWS", 20)
     features = features_like(7, 100, 16, 1.0)
     cost = Cost(100)
     for start in range(0, 100, 10):

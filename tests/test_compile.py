@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.extract import extract
-from pipeline.on_device import OnDevice, compiled, load_on_device
-from pipeline.options import TileOptions
-from pipeline.progress import Silent
-from stores import features
+from pipeline.extract.extract import extract
+from pipeline.inference.loaded import OnDevice, compiled, load_on_device
+from pipeline.runtime.options import TileOptions
+from pipeline.runtime.progress import Silent
 from stores.errors import EncoderError
+from stores.format import features
 from tests.conftest import TEACHER, VIT
 
 needs_compiler = pytest.mark.skipif(

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.progress import Silent
-from pipeline.verify import seal_store
-from stores import features, manifest, tokens
-from stores.export import ExportOptions, export
+from pipeline.runtime.progress import Silent
+from pipeline.verify.verify import seal_store
+from stores.export.export import ExportOptions, export
+from stores.format import features, manifest, tokens
 from tests.store_tools import TOKENS, make_store
 
 

@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 
-from pipeline import blocks, tasks
-from pipeline import extract as stage
 from pipeline.distill import checkpoint, train
-from pipeline.options import TileOptions
-from pipeline.progress import Silent
-from stores import disk, files, manifest
+from pipeline.extract import block as blocks
+from pipeline.extract import extract as stage
+from pipeline.extract import tasks
+from pipeline.runtime.options import TileOptions
+from pipeline.runtime.progress import Silent
+from stores import disk
 from stores.errors import DiskFull
+from stores.format import manifest
+from stores.io import files
 from tests.conftest import TEACHER
 from tests.test_distill import OPTIONS, same
 from tests.test_extract import contents

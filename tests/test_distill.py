@@ -16,22 +16,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline import encoders
+from pipeline.data.loader import Batch
 from pipeline.distill import checkpoint, train
-from pipeline.distill.data import open_data, statistics
 from pipeline.distill.heads import standardise
-from pipeline.distill.loader import Batch
-from pipeline.distill.log import read_metrics
+from pipeline.distill.inputs import open_data, statistics
+from pipeline.distill.metrics_log import read_metrics
 from pipeline.distill.model import Targets
 from pipeline.distill.ranks import Ranks
 from pipeline.distill.trainer import make_trainer
 from pipeline.distill.validate import validate
-from pipeline.evaluate.cka import linear_cka
-from pipeline.options import DistillOptions
-from pipeline.progress import Silent
-from pipeline.torchvision_cpu import make_importable
-from stores import features, recipe, sampler
+from pipeline.encoders.load import load_encoder
+from pipeline.encoders.torchvision_cpu import make_importable
+from pipeline.metrics.cka import linear_cka
+from pipeline.runtime.options import DistillOptions
+from pipeline.runtime.progress import Silent
+from stores import sampler
 from stores.errors import DistillError, G2LError, OptionError, StoreError
+from stores.format import features, recipe
 from tests.kill_tools import distill_job, kill_at_random, start
 
 ALONE = Ranks(0, 1, 1, torch.device("cpu"))
@@ -92,7 +93,7 @@ def test_the_student_opens_in_timm_and_here(run: Path) -> None:
     make_importable()
     import timm
 
-    ours = encoders.load_encoder(str(run / "student"))
+    ours = load_encoder(str(run / "student"))
     theirs = timm.create_model(f"local-dir:{run / 'student'}", pretrained=True).eval()
     batch = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8))
     mean, std = torch.tensor(ours.mean), torch.tensor(ours.std)
@@ -218,7 +219,7 @@ from pipeline.progress import Silent
 options = DistillOptions(student={VIT!r}, random_weights=0, steps=2, batch_size=4, threads=1)
 summary = distill(Path({str(store)!r}), Path({str(tmp_path / "r")!r}), options, False, Silent())
 assert summary["peak_rss_bytes"] > 0
-loaded = [name for name in sys.modules if name in ("pipeline.teacher", "pipeline.extract", "pipeline.tiling")]
+loaded = [name for name in sys.modules if name in ("pipeline.extract", "pipeline.inference", "pipeline.tile")]
 assert not loaded, loaded
 print("trained")
 """
@@ -246,8 +247,8 @@ def test_no_import_of_what_loads_a_teacher() -> None:
 def test_features_of_rebuilt_views_equal_the_stored_ones(store: Path) -> None:
     """The two stages are consistent: cosine of at least 0.9999 for every view."""
     data = open_data(store, OPTIONS, 2, Silent())
-    teacher = encoders.load_encoder("tests.tiny:teacher", random_weights=0)
-    from pipeline.distill.loader import load_views
+    teacher = load_encoder("tests.tiny:teacher", random_weights=0)
+    from pipeline.data.loader import load_views
 
     for seed in range(3):
         batch = load_views(store, data.train, data.sources, data.policy, seed, 50, 2)

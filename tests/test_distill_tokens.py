@@ -10,18 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline import encoders, fit_prototypes
+from pipeline.data.loader import Batch
 from pipeline.distill import checkpoint, train
-from pipeline.distill.data import open_data
-from pipeline.distill.loader import Batch
-from pipeline.distill.log import read_metrics
+from pipeline.distill.inputs import open_data
 from pipeline.distill.losses import assignment
+from pipeline.distill.metrics_log import read_metrics
 from pipeline.distill.model import Targets
+from pipeline.distill.prototypes import fit
 from pipeline.distill.ranks import Ranks
 from pipeline.distill.trainer import Trainer, make_trainer
 from pipeline.distill.validate import validate
-from pipeline.options import DistillOptions, PrototypeOptions
-from pipeline.progress import Silent
+from pipeline.encoders.load import load_encoder
+from pipeline.runtime.options import DistillOptions, PrototypeOptions
+from pipeline.runtime.progress import Silent
 from stores.errors import EncoderError, G2LError, OptionError, StoreError
 from tests.test_ranks import several
 
@@ -32,7 +33,7 @@ STUDENT = "timm:vit_tiny_patch16_224?patch_size=28&depth=1&embed_dim=24&num_head
 @pytest.fixture(scope="module")
 def options(token_store: Path, tmp_path_factory: pytest.TempPathFactory) -> DistillOptions:
     folder = tmp_path_factory.mktemp("prototypes") / "p"
-    fit_prototypes.fit(token_store, folder, PrototypeOptions(k=12, window=64, threads=2), Silent())
+    fit.fit(token_store, folder, PrototypeOptions(k=12, window=64, threads=2), Silent())
     return DistillOptions(
         student=STUDENT,
         random_weights=1,
@@ -160,7 +161,7 @@ def test_a_run_goes_on_to_the_bit_with_heads_and_moving_average(
     last = next(line for line in reversed(lines) if line["kind"] == "val")
     assert last["cka_ema"] == summary["cka_ema_after"]
     assert last["cka_ema"] != last["cka"]
-    averaged = encoders.load_encoder(str(whole / "student-ema"))
+    averaged = load_encoder(str(whole / "student-ema"))
     assert averaged.dim == 24
     assert "The moving average of a student" in (whole / "student-ema" / "README.md").read_text()
     assert "The moving average of a student" not in (whole / "student" / "README.md").read_text()
@@ -207,7 +208,7 @@ def test_a_student_of_either_pooling(
     run = tmp_path / "run"
     chosen = replace(options, pooling=pooling, steps=2, loss="log-sum,dino,ibot")
     train.distill(token_store, run, chosen, False, Silent())
-    student = encoders.load_encoder(str(run / "student"))
+    student = load_encoder(str(run / "student"))
     assert (student.pooling, student.dim) == (pooling, dim)
     views = torch.randint(0, 256, (2, 224, 224, 3), dtype=torch.uint8)
     with torch.inference_mode():
@@ -215,7 +216,7 @@ def test_a_student_of_either_pooling(
         tokens = model.forward_features(student._normalized(views))
         expected = torch.cat([tokens[:, 0], tokens[:, 3:].mean(dim=1)], dim=1)[:, :dim]  # no register in it
         torch.testing.assert_close(student(views), expected)
-        other = encoders.load_encoder(str(run / "student"), pooling="cls")
+        other = load_encoder(str(run / "student"), pooling="cls")
         torch.testing.assert_close(other(views), tokens[:, 0])
 
 

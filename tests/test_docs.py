@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stores import features, manifest
+from stores.format import features, manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])

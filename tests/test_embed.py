@@ -17,18 +17,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline import slides as slide_files
-from pipeline.embed import formats, parts
+from pipeline.embed import parts
 from pipeline.embed.block import TILING
 from pipeline.embed.embed import embed
+from pipeline.embed.formats.registry import BY_NAME, Format, Parts, Unit
 from pipeline.embed.parts import feature_matrix
-from pipeline.encoders import load_encoder
-from pipeline.options import ClusterOptions, EmbedOptions, TileOptions
-from pipeline.progress import Silent
-from pipeline.slides import PatchReader
-from stores import manifest
+from pipeline.encoders.load import load_encoder
+from pipeline.runtime.options import ClusterOptions, EmbedOptions, TileOptions
+from pipeline.runtime.progress import Silent
+from pipeline.slides import slide as slide_files
+from pipeline.slides.slide import PatchReader
 from stores.errors import CorruptStore, OptionError, ReadError, RecipeMismatch
-from stores.layout import LOGS
+from stores.format import manifest
+from stores.format.layout import LOGS
 from tests.conftest import VIT
 from tests.kill_tools import embed_job, kill_at_random
 
@@ -367,11 +368,11 @@ def test_a_patch_smaller_than_the_encoder_takes(slides: Path, tmp_path: Path) ->
 def test_a_damaged_part_is_named(
     slides: Path, tile_options: TileOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_disk(folder: Path, unit: formats.Unit, tables: formats.Parts) -> list[Path]:
+    def no_disk(folder: Path, unit: Unit, tables: Parts) -> list[Path]:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setitem(formats.BY_NAME, "parquet", formats.Format(lambda columns, tiles: None, no_disk))
+        patch.setitem(BY_NAME, "parquet", Format(lambda columns, tiles: None, no_disk))
         with pytest.raises(KeyboardInterrupt):
             embed([slides / "a.tiff"], tmp_path / "out", TINY, tile_options, Silent())
     (path,) = (tmp_path / "out" / parts.FOLDER).rglob("*.parquet")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.encoders import Encoder, load_encoder
-from pipeline.export import weights_sha256
-from pipeline.presets import Preset
+from pipeline.encoders.export import weights_sha256
+from pipeline.encoders.load import Encoder, load_encoder
+from pipeline.encoders.presets import Preset
 from stores.errors import EncoderError
 from tests.encoder_tools import make_views, refusal
 

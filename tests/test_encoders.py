@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.encoders import Encoder, load_encoder
-from pipeline.export import weights_sha256
-from pipeline.presets import PRESETS
-from pipeline.timm_models import create, timm_preset
-from pipeline.torchvision_cpu import make_importable
+from pipeline.encoders.export import weights_sha256
+from pipeline.encoders.load import Encoder, load_encoder
+from pipeline.encoders.presets import PRESETS
+from pipeline.encoders.timm_models import create, timm_preset
+from pipeline.encoders.torchvision_cpu import make_importable
 from stores.errors import EncoderError, OptionError
 from tests.encoder_tools import TINY, make_views, refusal
 

@@ -18,9 +18,9 @@ from cli import g2l
 from pipeline.embed.parts import feature_column
 from pipeline.evaluate.embeddings import add_columns, load_embeddings, matched
 from pipeline.evaluate.options import LinearOptions, RobustnessOptions, SlideOptions
-from pipeline.evaluate.run import run_linear, run_robustness, run_slides
-from stores import features, manifest
+from pipeline.evaluate.protocols import run_linear, run_robustness, run_slides
 from stores.errors import EvaluationError, OptionError
+from stores.format import features, manifest
 
 N, DIM = 240, 8
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.evaluate.bench import read_bench, run_bench
-from pipeline.options import EmbedOptions
-from pipeline.progress import Silent
-from pipeline.synthetic import write_slide
+from pipeline.demo.synthetic_slides import write_slide
+from pipeline.evaluate.tables import read_bench, run_bench
+from pipeline.runtime.options import EmbedOptions
+from pipeline.runtime.progress import Silent
 from stores.errors import OptionError
 from tests.test_evaluate import figure, run
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
-from pipeline.encoders import load_encoder
-from pipeline.options import DistillOptions, ExtractOptions, PrototypeOptions, TileOptions
-from pipeline.views import load_policy
+from pipeline.encoders.load import load_encoder
+from pipeline.runtime.options import DistillOptions, ExtractOptions, PrototypeOptions, TileOptions
+from pipeline.views.draw import load_policy
 from tests.bench import experiments
 from tests.bench.experiments import Setting
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import export
-from pipeline.encoders import Encoder, load_encoder
-from pipeline.export import export_encoder, weights_sha256
-from pipeline.presets import PRESETS, Preset
-from pipeline.timm_models import create
-from pipeline.torchvision_cpu import make_importable
-from pipeline.weights import read_checkpoint
+from pipeline.encoders import export
+from pipeline.encoders.export import export_encoder, weights_sha256
+from pipeline.encoders.load import Encoder, load_encoder
+from pipeline.encoders.presets import PRESETS, Preset
+from pipeline.encoders.timm_models import create
+from pipeline.encoders.torchvision_cpu import make_importable
+from pipeline.encoders.weights import read_checkpoint
 from stores.errors import DiskFull
 from tests.encoder_tools import (
     SWIGLU,

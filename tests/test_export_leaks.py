@@ -16,19 +16,22 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from pipeline import tiling
+from pipeline.demo.synthetic_slides import write_slide
 from pipeline.distill import train
-from pipeline.distill.data import open_data
-from pipeline.distill.log import read_metrics
-from pipeline.extract import extract
-from pipeline.options import DistillOptions, TileOptions
-from pipeline.progress import Silent
-from pipeline.synthetic import write_slide
-from stores import export, features, files, layout, leaks, manifest, recipe, renamed
+from pipeline.distill.inputs import open_data
+from pipeline.distill.metrics_log import read_metrics
+from pipeline.extract.extract import extract
+from pipeline.runtime.options import DistillOptions, TileOptions
+from pipeline.runtime.progress import Silent
+from pipeline.tile import tile
 from stores.errors import CorruptStore, G2LError, OptionError, StoreError
-from stores.export import ExportOptions
+from stores.export import export, leak_check
+from stores.export.deidentify import without_path
+from stores.export.export import ExportOptions
+from stores.export.pseudonyms import Pseudonyms, is_keyed
+from stores.format import features, layout, manifest, recipe
 from stores.info import store_info
-from stores.pseudonyms import Pseudonyms, is_keyed
+from stores.io import files
 from tests.conftest import TEACHER
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -239,7 +242,7 @@ def test_nothing_is_added_to_an_export_under_pseudonyms(
     with pytest.raises(OptionError, match="an export under pseudonyms, to which no slide can be matched"):
         extract([slides], store, replace(TEACHER, seeds=2), TileOptions(), Silent())
     with pytest.raises(OptionError, match="an export under pseudonyms"):
-        tiling.tile([slides], store, TileOptions(), Silent())
+        tile.tile([slides], store, TileOptions(), Silent())
     assert contents(store) == before
 
 
@@ -256,7 +259,7 @@ def test_a_teacher_from_a_file_leaves_without_its_folders(lab: Path, key: Pseudo
         ("owner/model@abc", "owner/model@abc"),
         ("tests.tiny:teacher", "tests.tiny:teacher"),
     ):
-        changed = renamed.without_path(replace(stored, teacher=replace(stored.teacher, name=name)))
+        changed = without_path(replace(stored, teacher=replace(stored.teacher, name=name)))
         assert changed.teacher is not None
         assert changed.teacher.name == left
     recipe.save(store, replace(stored, teacher=replace(stored.teacher, name="/home/smith/models.py:make")))
@@ -454,7 +457,7 @@ def test_a_store_without_slides_or_features(lab: Path, key: Pseudonyms, tmp_path
 
 
 def test_every_word_of_the_format_is_known_to_the_check() -> None:
-    assert {*manifest.SPLITS, manifest.OK, manifest.BAD_READ} <= leaks._WORDS
+    assert {*manifest.SPLITS, manifest.OK, manifest.BAD_READ} <= leak_check._WORDS
 
 
 def test_pseudonyms_for_int8_in_one_step_or_two(lab: Path, key: Pseudonyms, tmp_path: Path) -> None:

@@ -14,21 +14,21 @@ import pytest
 from click.testing import CliRunner
 
 import cli
+from pipeline.demo.synthetic_slides import write_slide
 from pipeline.distill import train
-from pipeline.distill.log import read_metrics
-from pipeline.extract import extract
-from pipeline.options import DistillOptions, ExtractOptions, TileOptions, VerifyOptions
-from pipeline.progress import Silent
-from pipeline.synthetic import write_slide
-from pipeline.verify import verify
-from stores import compact, features, manifest, recipe
-from stores.compact import neighbour_overlap
+from pipeline.distill.metrics_log import read_metrics
+from pipeline.extract.extract import extract
+from pipeline.runtime.options import DistillOptions, ExtractOptions, TileOptions, VerifyOptions
+from pipeline.runtime.progress import Silent
+from pipeline.verify.verify import verify
+from stores.combine.merge import merge
+from stores.combine.subset import Selection, subset
 from stores.errors import CorruptStore, OptionError, RecipeMismatch
-from stores.export import Exported, ExportOptions, export
-from stores.pseudonyms import Pseudonyms, read_key
-from stores.share import merge
-from stores.subset import Selection, subset
-from stores.verify import verify_structure
+from stores.export.export import Exported, ExportOptions, export
+from stores.export.pseudonyms import Pseudonyms, read_key
+from stores.format import features, manifest, recipe
+from stores.format.int8 import neighbour_overlap, relative_error
+from stores.verify.structure import verify_structure
 from tests.store_tools import content, files_of, make_store
 
 KEY = Pseudonyms(b"0123456789abcdef")
@@ -227,7 +227,7 @@ def test_int8_says_what_it_cost(store: Path, tmp_path: Path) -> None:
                 x, y = old.read_block(seed, block), new.read_block(seed, block)
                 there = np.isfinite(x).all(axis=1)
                 np.testing.assert_array_equal(np.isfinite(y).all(axis=1), there)
-                errors.append(compact.relative_error(x[there], y[there]))
+                errors.append(relative_error(x[there], y[there]))
     every = np.concatenate(errors)
     assert result.compact["rows"] == len(every)
     assert result.compact["relative_error"] == pytest.approx(every.mean(), rel=5e-3)

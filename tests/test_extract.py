@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import extract as stage
-from pipeline import slides as slide_files
-from pipeline import views
-from pipeline.encoders import load_encoder
-from pipeline.options import ExtractOptions, TileOptions
-from pipeline.progress import Silent
-from pipeline.teacher import collect
-from stores import features, manifest, pixels, recipe
+from pipeline.encoders.load import load_encoder
+from pipeline.extract import extract as stage
+from pipeline.extract.teacher import collect
+from pipeline.runtime.options import ExtractOptions, TileOptions
+from pipeline.runtime.progress import Silent
+from pipeline.slides import slide as slide_files
+from pipeline.views import draw
 from stores.errors import FeatureError, OptionError, ReadError, RecipeMismatch
+from stores.format import features, manifest, pixels, recipe
 from stores.info import store_info
 from tests.conftest import TEACHER
 from tests.kill_tools import extract_job, kill_at_random
@@ -55,7 +55,7 @@ def test_a_stored_feature_is_the_teachers_of_the_view(
 ) -> None:
     """Computed again from the slide, without any code of stage one or two."""
     teacher = load_encoder("tests.tiny:teacher", random_weights=0)
-    policy = views.POLICIES["g2l"]
+    policy = draw.POLICIES["g2l"]
     row = manifest.read_slides(store)[0]
     info = slide_files.inspect("a", slides / "a.tiff")
     reader = slide_files.PatchReader(slides / "a.tiff", slide_files.plan_read(info, 0.5, 256))
@@ -66,10 +66,10 @@ def test_a_stored_feature_is_the_teachers_of_the_view(
         patch = reader.read(record["x_px0"], record["y_px0"])
         if record["row"] < 32:
             np.testing.assert_array_equal(kept[record["row"]], patch)
-        params = views.draw(policy, row["fingerprint"], record["x_px0"], record["y_px0"], record["seed"])
+        params = draw.draw(policy, row["fingerprint"], record["x_px0"], record["y_px0"], record["seed"])
         assert {name: getattr(params, name) for name in manifest.DRAWN_SCHEMA.names}.items() <= record.items()
-        view = views.render(patch, params, policy)
-        assert views.view_crc32(view) == record["view_crc32"]
+        view = draw.render(patch, params, policy)
+        assert draw.view_crc32(view) == record["view_crc32"]
         with torch.inference_mode():
             expected = teacher(torch.from_numpy(view)[None])[0].numpy()
         stored = features.open_features(store, "a").read_block(record["seed"], 0)[record["row"]]

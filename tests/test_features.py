@@ -11,8 +11,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stores import arrays, features
 from stores.errors import CorruptStore, StoreError
+from stores.format import arrays, features
 
 ROWS, DIM = 1500, 6
 RNG = np.random.default_rng(0)

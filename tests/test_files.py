@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stores import files
 from stores.errors import DiskFull, OptionError, StoreError
+from stores.io import files
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from typing import ClassVar
 import pytest
 import torch
 
-from pipeline import hub
-from pipeline.encoders import Encoder, load_encoder
-from pipeline.export import export_encoder, weights_sha256
-from pipeline.presets import PRESETS
+from pipeline.encoders import hub
+from pipeline.encoders.export import export_encoder, weights_sha256
+from pipeline.encoders.load import Encoder, load_encoder
+from pipeline.encoders.presets import PRESETS
 from stores.errors import WeightsError
 from tests.encoder_tools import State, as_safetensors, make_views, refusal, state_of, trained_encoder
 

@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 import cli
-from stores import features, manifest, recipe
-from stores.arrays import open_for_writing
 from stores.errors import CorruptStore
+from stores.format import features, manifest, recipe
+from stores.format.arrays import open_for_writing
 from stores.info import store_info
 from tests.store_tools import DIM, make_store
 

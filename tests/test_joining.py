@@ -14,10 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from stores import arrays, features, files, joining, manifest, recipe, sampler
+from stores import sampler
 from stores.errors import CorruptStore, OptionError
-from stores.reindex import Reindexed, reindex
-from stores.verify import verify_structure
+from stores.format import arrays, features, manifest, recipe
+from stores.io import files
+from stores.verify import join_commits
+from stores.verify.reindex import Reindexed, reindex
+from stores.verify.structure import verify_structure
 from tests.content import content_digest
 from tests.made_slides import MadeSlide, make_store
 from tests.test_cli import g2l, one_error
@@ -134,7 +137,7 @@ def test_a_part_that_says_more_is_never_removed(store: Path) -> None:
     assert first.path.exists()
     assert second.path.exists()
     assert [p for p in result.problems if "says otherwise" in p and first.path.name in p]
-    assert len(list(joining.replaced(store, "b"))) == 2
+    assert len(list(join_commits.replaced(store, "b"))) == 2
 
 
 def test_what_another_program_wrote_gets_checksums(store: Path) -> None:

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
-from pipeline.evaluate import neighbours
-from pipeline.evaluate.knn import knn_predict, knn_votes, leave_out
-from pipeline.evaluate.neighbours import nearest
+from pipeline.metrics import neighbours
+from pipeline.metrics.knn import knn_predict, knn_votes, leave_out
+from pipeline.metrics.neighbours import nearest
 from stores.errors import EvaluationError
 
 Floats = npt.NDArray[np.float64]

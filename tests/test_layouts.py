@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipeline import encoders
-from pipeline.encoders import Encoder
-from pipeline.layouts import to_native
-from pipeline.presets import PRESETS, Preset
-from pipeline.timm_models import create
-from pipeline.torchvision_cpu import make_importable
+from pipeline.encoders import load as encoders
+from pipeline.encoders.load import Encoder
+from pipeline.encoders.presets import PRESETS, Preset
+from pipeline.encoders.state_dict_layouts import to_native
+from pipeline.encoders.timm_models import create
+from pipeline.encoders.torchvision_cpu import make_importable
 from stores.errors import WeightsError
 from tests.encoder_tools import State, make_views, prefixed
 

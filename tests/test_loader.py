@@ -10,14 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import views
-from pipeline.distill.data import find_sources
-from pipeline.distill.loader import Batch, LoaderOptions, ViewLoader, load_views
-from pipeline.patches import StoreSource
-from stores import features, manifest, pixels, recipe, sampler
+from pipeline.data.loader import Batch, LoaderOptions, ViewLoader, load_views
+from pipeline.distill.inputs import find_sources
+from pipeline.slides.pool import StoreSource
+from pipeline.views.draw import POLICIES, view_crc32
+from stores import sampler
 from stores.errors import CorruptStore, OptionError, ViewMismatch
+from stores.format import features, manifest, pixels, recipe
 
-POLICY = views.POLICIES["g2l"]
+POLICY = POLICIES["g2l"]
 OPTIONS = LoaderOptions(batch_size=7, window=40, views_per_read=2, seed=3, check_views="all", threads=2)
 
 
@@ -45,10 +46,10 @@ def test_an_epoch_holds_every_view_once_with_its_own_target(store: Path) -> None
                 record["seed"], record["row"] // 1024
             )
             expected[record["view_crc32"]] = block[record["row"]]
-    found = Counter(views.view_crc32(batch.views[0]) for batch in batches)
+    found = Counter(view_crc32(batch.views[0]) for batch in batches)
     assert found == Counter(dict.fromkeys(expected, 1))
     for batch in batches:
-        np.testing.assert_array_equal(batch.targets[0], expected[views.view_crc32(batch.views[0])])
+        np.testing.assert_array_equal(batch.targets[0], expected[view_crc32(batch.views[0])])
 
 
 def joined(batches: list[Batch]) -> tuple[bytes, bytes]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.distill.log import MetricsLog, read_metrics
+from pipeline.distill.metrics_log import MetricsLog, read_metrics
 
 
 def test_metrics_beyond_the_checkpoint_are_dropped(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from pipeline.distill import terms
+from pipeline.distill import loss_spec
 from pipeline.distill.losses import EPS, assignment, feature_loss, koleo, log_sum, sharpened, sinkhorn
 from stores.errors import OptionError
 
@@ -163,8 +163,8 @@ def test_koleo_spreads_even_what_is_one() -> None:
 )
 def test_losses_that_are_none(text: str, said: str) -> None:
     with pytest.raises(OptionError, match=re.escape(said)):
-        terms.parse(text)
+        loss_spec.parse(text)
 
 
 def test_sums_of_terms() -> None:
-    assert terms.parse(" log-sum:1 , ibot:0.5,koleo:1e-1") == {"log-sum": 1, "ibot": 0.5, "koleo": 0.1}
+    assert loss_spec.parse(" log-sum:1 , ibot:0.5,koleo:1e-1") == {"log-sum": 1, "ibot": 0.5, "koleo": 0.1}

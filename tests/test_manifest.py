@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.views import ViewParams
-from stores import manifest
+from pipeline.views.draw import ViewParams
 from stores.errors import CorruptStore, StoreError
+from stores.format import manifest
 
 
 def views_table(slide_id: str, rows: range, seeds: range, bad: tuple[int, ...] = ()) -> pa.Table:

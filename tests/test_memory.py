@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.synthetic import write_slide
+from pipeline.demo.synthetic_slides import write_slide
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from pipeline.evaluate.bootstrap import bootstrap
-from pipeline.evaluate.checks import codes_of
-from pipeline.evaluate.metrics import Classification
+from pipeline.metrics.bootstrap import bootstrap
+from pipeline.metrics.checks import codes_of
+from pipeline.metrics.classification import Classification
 from stores.errors import EvaluationError
 
 

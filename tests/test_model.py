@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from pipeline import encoders
 from pipeline.distill.heads import BN_EPS, Projector, TargetNorm, standardise
 from pipeline.distill.model import Teaching, build
-from pipeline.options import DistillOptions
+from pipeline.encoders.load import load_encoder
+from pipeline.runtime.options import DistillOptions
 
 
 def test_projector_is_linear_and_batch_norm_without_affine() -> None:
@@ -22,7 +22,7 @@ def test_projector_is_linear_and_batch_norm_without_affine() -> None:
 
 
 def test_building_the_projector_leaves_the_global_random_state_alone() -> None:
-    student = encoders.load_encoder("tests.tiny:student", random_weights=0)
+    student = load_encoder("tests.tiny:student", random_weights=0)
     before = torch.get_rng_state()
     teaching = Teaching(9, np.zeros(9), np.ones(9))
     first, second, third = (

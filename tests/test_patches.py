@@ -11,10 +11,10 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline import extract as stage
-from pipeline.options import TileOptions
-from pipeline.patches import PatchPool, StoreSource, run_length
-from pipeline.progress import Silent
+from pipeline.extract import extract as stage
+from pipeline.runtime.options import TileOptions
+from pipeline.runtime.progress import Silent
+from pipeline.slides.pool import PatchPool, StoreSource, run_length
 from stores.errors import ClusterError, SlideError, ViewMismatch
 from tests.child_work import dies, fails, whose
 from tests.conftest import TEACHER

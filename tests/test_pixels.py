@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stores import pixels
 from stores.errors import CorruptStore, StoreError
+from stores.format import pixels
 
 PATCHES = np.random.default_rng(0).integers(0, 256, (70, 16, 16, 3), dtype=np.uint8)
 

@@ -8,12 +8,14 @@ import pytest
 from click.testing import CliRunner
 
 import cli
-from pipeline import plan
-from pipeline.extract import extract
-from pipeline.options import ExtractOptions, PlanOptions, TileOptions
-from pipeline.progress import Silent
-from stores import layout, manifest, remote, transfer
+from pipeline.extract import plan
+from pipeline.extract.extract import extract
+from pipeline.runtime.options import ExtractOptions, PlanOptions, TileOptions
+from pipeline.runtime.progress import Silent
 from stores.errors import OptionError
+from stores.format import layout, manifest
+from stores.remote import transfer
+from stores.remote.store import Objects
 
 OPTIONS = PlanOptions(seeds=3, dim=24, pixels=True)
 
@@ -58,7 +60,7 @@ def test_it_comes_out_as_planned(slides: Path, tmp_path: Path, max_patches: int 
 
 
 def test_a_store_behind_a_url(store: Path) -> None:
-    transfer.push(store, remote.Objects("memory://plan/store"), lambda n: None, lambda n, name: None)
+    transfer.push(store, Objects("memory://plan/store"), lambda n: None, lambda n, name: None)
     done = CliRunner().invoke(
         cli.g2l, ["plan", "memory://plan/store", "--dim", "24", "--seeds", "3", "--json"]
     )

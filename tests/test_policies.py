@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.views import POLICIES, Policy, load_policy
+from pipeline.views.draw import POLICIES, Policy, load_policy
 from stores.errors import OptionError
 
 G2L = POLICIES["g2l"]

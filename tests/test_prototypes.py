@@ -17,14 +17,14 @@ from safetensors.numpy import load_file, save_file
 from torch.nn import functional
 
 import cli
-from pipeline import fit_prototypes
-from pipeline.distill import prototypes
 from pipeline.distill.heads import Assigner
-from pipeline.options import PrototypeOptions
-from pipeline.progress import Silent
-from pipeline.spherical_kmeans import Chunks, SphericalKMeans
-from stores import features, recipe, sampler, tokens
+from pipeline.distill.prototypes import files, fit
+from pipeline.distill.prototypes.kmeans import Chunks, SphericalKMeans
+from pipeline.runtime.options import PrototypeOptions
+from pipeline.runtime.progress import Silent
+from stores import sampler
 from stores.errors import DistillError, G2LError, OptionError, StoreError
+from stores.format import features, recipe, tokens
 from tests.kill_tools import kill_at_random, prototypes_job
 
 OPTIONS = PrototypeOptions(k=12, epochs=4, window=32, threads=2)
@@ -34,12 +34,12 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def fitted(token_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("prototypes") / "p"
-    fit_prototypes.fit(token_store, out, OPTIONS, Silent())
+    fit.fit(token_store, out, OPTIONS, Silent())
     return out
 
 
 def tensors(out: Path) -> dict[str, npt.NDArray[Any]]:
-    return load_file(out / prototypes.TENSORS)
+    return load_file(out / files.TENSORS)
 
 
 def equal(a: Path, b: Path) -> bool:
@@ -126,7 +126,7 @@ def test_what_it_writes(fitted: Path, token_store: Path) -> None:
         "log.jsonl", "options.json", "prototypes.json", "prototypes.png", "prototypes.safetensors",
     ]  # fmt: skip
     stored = recipe.load(token_store)
-    spaces = prototypes.load(fitted, stored.digest(), {"features": 24, "tokens": 24})
+    spaces = files.load(fitted, stored.digest(), {"features": 24, "tokens": 24})
     units = sampler.find_units(token_store, "train", None)
     assert stored.tokens is not None
     vectors: dict[str, list[npt.NDArray[np.float64]]] = {"features": [], "tokens": []}
@@ -156,9 +156,9 @@ def test_what_it_writes(fitted: Path, token_store: Path) -> None:
 
 
 def test_threads_change_no_byte_and_seeds_do(fitted: Path, token_store: Path, tmp_path: Path) -> None:
-    fit_prototypes.fit(token_store, tmp_path / "one", replace(OPTIONS, threads=1), Silent())
+    fit.fit(token_store, tmp_path / "one", replace(OPTIONS, threads=1), Silent())
     assert equal(fitted, tmp_path / "one")
-    fit_prototypes.fit(token_store, tmp_path / "other", replace(OPTIONS, seed=1), Silent())
+    fit.fit(token_store, tmp_path / "other", replace(OPTIONS, seed=1), Silent())
     assert not equal(fitted, tmp_path / "other")
 
 
@@ -167,7 +167,7 @@ def test_killed_and_started_again_is_bit_identical(fitted: Path, token_store: Pa
 
     def state() -> int:
         try:
-            return (out / fit_prototypes.STATE).stat().st_mtime_ns
+            return (out / fit.STATE).stat().st_mtime_ns
         except FileNotFoundError:
             return 0
 
@@ -177,18 +177,18 @@ def test_killed_and_started_again_is_bit_identical(fitted: Path, token_store: Pa
     )
     assert killed >= 3
     assert len(left - {0}) >= 3  # they went on from what an earlier start had left
-    fit_prototypes.fit(token_store, out, OPTIONS, Silent())
+    fit.fit(token_store, out, OPTIONS, Silent())
     assert equal(fitted, out)
     assert not list(out.glob("*.partial"))
-    assert not (out / fit_prototypes.STATE).exists()
+    assert not (out / fit.STATE).exists()
 
 
 def test_a_store_without_tokens_has_prototypes_of_features(store: Path, tmp_path: Path) -> None:
-    fit_prototypes.fit(store, tmp_path / "p", OPTIONS, Silent())
+    fit.fit(store, tmp_path / "p", OPTIONS, Silent())
     digest = recipe.load(store).digest()
-    assert prototypes.load(tmp_path / "p", digest, {"features": 24}).keys() == {"features"}
+    assert files.load(tmp_path / "p", digest, {"features": 24}).keys() == {"features"}
     with pytest.raises(OptionError, match="has none of tokens; extract with --tokens and fit them again"):
-        prototypes.load(tmp_path / "p", digest, {"tokens": 24})
+        files.load(tmp_path / "p", digest, {"tokens": 24})
 
 
 def test_on_the_command_line(token_store: Path, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_on_the_command_line(token_store: Path, tmp_path: Path) -> None:
 )
 def test_wrong_uses(token_store: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:
     with pytest.raises(G2LError, match=said):
-        fit_prototypes.fit(token_store, tmp_path / "p", replace(OPTIONS, **change), Silent())
+        fit.fit(token_store, tmp_path / "p", replace(OPTIONS, **change), Silent())
     assert not (tmp_path / "p").exists()
 
 
@@ -222,14 +222,14 @@ def test_a_folder_belongs_to_one_request(
     fitted: Path, store: Path, token_store: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(OptionError, match=r"--k 13: .* was begun with 12; use that, or another --out"):
-        fit_prototypes.fit(token_store, fitted, replace(OPTIONS, k=13), Silent())
+        fit.fit(token_store, fitted, replace(OPTIONS, k=13), Silent())
     with pytest.raises(OptionError, match="begun on another store"):
-        fit_prototypes.fit(store, fitted, OPTIONS, Silent())
+        fit.fit(store, fitted, OPTIONS, Silent())
     (tmp_path / "notes.txt").touch()
     with pytest.raises(OptionError, match="is not empty and holds no prototypes"):
-        fit_prototypes.fit(token_store, tmp_path, OPTIONS, Silent())
+        fit.fit(token_store, tmp_path, OPTIONS, Silent())
     with pytest.raises(StoreError, match=r"no recipe\.json"):
-        fit_prototypes.fit(tmp_path, tmp_path / "p", OPTIONS, Silent())
+        fit.fit(tmp_path, tmp_path / "p", OPTIONS, Silent())
 
 
 @pytest.mark.parametrize(
@@ -250,21 +250,21 @@ def test_foreign_prototypes_are_judged(
     fitted: Path, token_store: Path, tmp_path: Path, name: str, value: npt.NDArray[Any], said: str
 ) -> None:
     path = Path(shutil.copytree(fitted, tmp_path / "p"))
-    save_file({**tensors(path), name: value}, path / prototypes.TENSORS)
+    save_file({**tensors(path), name: value}, path / files.TENSORS)
     with pytest.raises(DistillError, match=said):
-        prototypes.load(path, recipe.load(token_store).digest(), {"features": 24})
+        files.load(path, recipe.load(token_store).digest(), {"features": 24})
 
 
 def test_prototypes_that_cannot_be_used(fitted: Path, token_store: Path, tmp_path: Path) -> None:
     digest = recipe.load(token_store).digest()
     with pytest.raises(OptionError, match="no finished prototypes there; make them with `g2l prototypes`"):
-        prototypes.load(tmp_path, digest, {"features": 24})
+        files.load(tmp_path, digest, {"features": 24})
     with pytest.raises(OptionError, match=r"fitted on a store with recipe .*, this one has 0123"):
-        prototypes.load(fitted, "0123456789abcdef", {"features": 24})
+        files.load(fitted, "0123456789abcdef", {"features": 24})
     path = Path(shutil.copytree(fitted, tmp_path / "p"))
-    (path / prototypes.TENSORS).write_bytes((path / prototypes.TENSORS).read_bytes()[:100])
+    (path / files.TENSORS).write_bytes((path / files.TENSORS).read_bytes()[:100])
     with pytest.raises(DistillError, match="damaged"):
-        prototypes.load(path, digest, {"features": 24})
+        files.load(path, digest, {"features": 24})
 
 
 def test_the_assigner_follows_what_the_file_says() -> None:
@@ -276,7 +276,7 @@ def test_the_assigner_follows_what_the_file_says() -> None:
     x = rng.normal(size=(9, 5)).astype(np.float32)
     z = (x - mean) / std
     cosine = z / np.linalg.norm(z, axis=1, keepdims=True) @ p.T
-    space = prototypes.Space(mean, std, p, centre)
+    space = files.Space(mean, std, p, centre)
     for balance, logits in (("centre", cosine - centre), ("none", cosine)):
         expected = np.exp(logits / 0.1) / np.exp(logits / 0.1).sum(axis=1, keepdims=True)
         found = Assigner(space, balance, 0.1)(torch.tensor(x)).numpy()

@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stores import leaks, manifest, pseudonyms
 from stores.errors import OptionError, StoreError
-from stores.pseudonyms import Pseudonyms, check_mapping, is_keyed, read_key, write_mapping
+from stores.export import pseudonyms
+from stores.export.leak_check import Originals
+from stores.export.pseudonyms import Pseudonyms, check_mapping, is_keyed, read_key, write_mapping
+from stores.format import manifest
 
 KEY = b"0123456789abcdef0123456789abcdef"
 SLIDE, PATIENT = "TCGA-CR-7395-01A-01-TS1", "TCGA-CR-7395"
@@ -145,7 +147,7 @@ def test_a_mapping_never_leaves_and_never_replaces(tmp_path: Path) -> None:
     check_mapping(path, "thesis", store, out)  # of an interrupted run
 
 
-ORIGINALS = leaks.Originals([ROW, row("7", "p1", "7.tiff"), row("slide-x", "1234567")])
+ORIGINALS = Originals([ROW, row("7", "p1", "7.tiff"), row("slide-x", "1234567")])
 
 
 @pytest.mark.parametrize(
@@ -198,7 +200,7 @@ def test_names_in_bytes(at: int, name: str, seed: int) -> None:
 @pytest.mark.parametrize("raw", [b"", b"7", PATIENT.encode()[:7], PATIENT.encode()[:-1]])
 def test_little_or_nothing_in_bytes(raw: bytes) -> None:
     assert ORIGINALS.in_bytes(raw) is None
-    assert leaks.Originals([]).in_bytes(raw) is None
+    assert Originals([]).in_bytes(raw) is None
 
 
 def test_a_name_at_the_very_end_of_a_file() -> None:

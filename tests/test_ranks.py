@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.distill import checkpoint, ranks, train
-from pipeline.distill.log import read_metrics
-from pipeline.options import DistillOptions
-from pipeline.progress import Silent
+from pipeline.distill.metrics_log import read_metrics
+from pipeline.runtime.options import DistillOptions
+from pipeline.runtime.progress import Silent
 from stores.errors import OptionError
 from tests.kill_tools import ranks_job, start
 

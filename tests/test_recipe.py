@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from stores import recipe
 from stores.errors import CorruptStore, RecipeMismatch, StoreError
+from stores.format import recipe
 
 PATCH = recipe.Patch(0.5, 256, "non-overlapping", 0.5, {"kind": "classical", "version": 1})
 TEACHER = recipe.Teacher("t", "ab" * 32, "cls", (0.7, 0.6, 0.7), (0.2, 0.2, 0.2), 224, 1536, "float32")

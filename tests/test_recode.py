@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import zarr
 
-from pipeline import tiling
-from pipeline.extract import extract
-from pipeline.options import TileOptions
-from pipeline.progress import Silent
-from stores import arrays, compact, export, features, manifest, recipe, recode
+from pipeline.extract.extract import extract
+from pipeline.runtime.options import TileOptions
+from pipeline.runtime.progress import Silent
+from pipeline.tile import tile
 from stores.errors import CorruptStore, OptionError, RecipeMismatch
-from stores.export import ExportOptions
+from stores.export import export, recode
+from stores.export.export import ExportOptions
+from stores.format import arrays, features, manifest, recipe
+from stores.format.int8 import Cost, neighbour_overlap, relative_error
 from tests.conftest import TEACHER
 from tests.test_export_leaks import contents, ignore, run
 
@@ -70,12 +72,12 @@ def test_int8_costs_what_its_recipe_says(store: Path, int8: Path) -> None:
         assert new.spec.dtype == np.int8
         for seed in range(3):
             pair = old.read_block(seed, 0), new.read_block(seed, 0)
-            errors.append(compact.relative_error(*pair))
+            errors.append(relative_error(*pair))
             sample += [pair] if seed == 0 else []
         whole = np.concatenate([old.read_block(s, 0) for s in range(3)]).astype(np.float64)
         np.testing.assert_allclose(new.standard, [whole.mean(axis=0), whole.std(axis=0)], rtol=1e-6)
     every = np.concatenate(errors)
-    overlap = compact.neighbour_overlap(*(np.concatenate([p[i] for p in sample]) for i in (0, 1)))
+    overlap = neighbour_overlap(*(np.concatenate([p[i] for p in sample]) for i in (0, 1)))
     assert stored.compact == {
         "kind": "int8",
         "rows": len(every),
@@ -92,7 +94,7 @@ def test_int8_costs_what_its_recipe_says(store: Path, int8: Path) -> None:
 def test_nothing_is_added_to_int8(int8: Path, slides: Path) -> None:
     for call in (
         lambda: extract([slides], int8, TEACHER, TileOptions(), Silent()),
-        lambda: tiling.tile([slides], int8, TileOptions(), Silent()),
+        lambda: tile.tile([slides], int8, TileOptions(), Silent()),
     ):
         with pytest.raises(RecipeMismatch) as caught:
             call()
@@ -191,12 +193,12 @@ def test_slides_of_several_blocks(tmp_path: Path, n_rows: int) -> None:
             if (seed, block) != (2, 0):
                 blocks.append(recode.Block(seed, block, np.arange(rows.start, rows.stop, dtype=np.int32)))
     recode.write_lossless(old, "a", blocks, new, "x")
-    recode.write_int8(old, "a", blocks, new, "y", compact.Cost(n_rows))
+    recode.write_int8(old, "a", blocks, new, "y", Cost(n_rows))
     exact, rounded = features.open_features(new, "x"), features.open_features(new, "y")
     for block in blocks:
         expected = values[block.seed, block.rows]
         np.testing.assert_array_equal(exact.read_block(block.seed, block.block), expected)
-        error = compact.relative_error(expected, rounded.read_block(block.seed, block.block))
+        error = relative_error(expected, rounded.read_block(block.seed, block.block))
         assert error.max() < 0.05
     assert np.isnan(exact.read_block(2, 0)).all()
     assert np.isnan(rounded.read_block(2, 0)).all()

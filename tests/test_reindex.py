@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 import cli
-from stores import features, manifest, recipe
 from stores.errors import OptionError
-from stores.reindex import reindex
-from stores.verify import verify_structure
+from stores.format import features, manifest, recipe
+from stores.verify.reindex import reindex
+from stores.verify.structure import verify_structure
 from tests.store_tools import content, files_of, make_store
 
 

@@ -20,13 +20,14 @@ from click.testing import CliRunner
 
 import cli
 from pipeline.distill import train
-from pipeline.distill.log import read_metrics
-from pipeline.options import DistillOptions, VerifyOptions
-from pipeline.progress import Silent
-from pipeline.verify import seal_store, verify
-from stores import remote, transfer
+from pipeline.distill.metrics_log import read_metrics
+from pipeline.runtime.options import DistillOptions, VerifyOptions
+from pipeline.runtime.progress import Silent
+from pipeline.verify.verify import seal_store, verify
 from stores.errors import CorruptStore, OptionError, StoreError
 from stores.info import store_info
+from stores.remote import store as remote
+from stores.remote import transfer
 from tests.s3_server import BUCKET, Proxy, environment, s3_server
 
 pytestmark = [

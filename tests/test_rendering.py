@@ -13,18 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import rendering
-from pipeline.rendering import Image
-from pipeline.views import JITTER_ORDERS
+from pipeline.views import operations
+from pipeline.views.draw import JITTER_ORDERS
+from pipeline.views.operations import Image
 
 SLIDE = Path(__file__).resolve().parents[2] / "shared" / "data" / "slides" / "CMU-1-Small-Region.svs"
-FACTORS = [rendering.to_fixed(f) / rendering.ONE for f in (0.0, 0.85, 0.9, 1.0, 1.0625, 1.15, 2.0)]
-TURNS = [t / rendering.ONE for t in (0, 655, -655, 3277, -3277, 9000, -20000, 32768, -32768)]
+FACTORS = [operations.to_fixed(f) / operations.ONE for f in (0.0, 0.85, 0.9, 1.0, 1.0625, 1.15, 2.0)]
+TURNS = [t / operations.ONE for t in (0, 655, -655, 3277, -3277, 9000, -20000, 32768, -32768)]
 
 
 @pytest.fixture(scope="module")
 def torchvision() -> Any:
-    from pipeline.torchvision_cpu import make_importable
+    from pipeline.encoders.torchvision_cpu import make_importable
 
     make_importable()
     from torchvision.transforms.v2 import functional
@@ -75,7 +75,7 @@ def distance(views: Image, ours: Callable[[Image], Image], theirs: Callable[[Any
 @pytest.mark.parametrize("factor", FACTORS)
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
 def test_colour_operations_are_torchvisions(torchvision: Any, views: Image, name: str, factor: float) -> None:
-    ours, theirs = getattr(rendering, f"adjust_{name}"), getattr(torchvision, f"adjust_{name}")
+    ours, theirs = getattr(operations, f"adjust_{name}"), getattr(torchvision, f"adjust_{name}")
     d = distance(views, lambda view: ours(view, factor), lambda x: theirs(x, factor))
     assert d.max() < 1.1  # 0.5 is rounding, and at factor 0 the rounded grey adds as much
 
@@ -84,7 +84,7 @@ def test_colour_operations_are_torchvisions(torchvision: Any, views: Image, name
 def test_blur_is_torchvisions(torchvision: Any, views: Image, sigma: float) -> None:
     d = distance(
         views,
-        lambda view: rendering.blur(view, 9, sigma),
+        lambda view: operations.blur(view, 9, sigma),
         lambda x: torchvision.gaussian_blur(x, [9, 9], [sigma, sigma]),
     )
     assert d.max() < 2
@@ -94,7 +94,7 @@ def test_blur_is_torchvisions(torchvision: Any, views: Image, sigma: float) -> N
 @pytest.mark.parametrize("turns", TURNS)
 def test_hue_is_torchvisions(torchvision: Any, views: Image, turns: float) -> None:
     d = distance(
-        views, lambda view: rendering.adjust_hue(view, turns), lambda x: torchvision.adjust_hue(x, turns)
+        views, lambda view: operations.adjust_hue(view, turns), lambda x: torchvision.adjust_hue(x, turns)
     )
     assert d.max() < 0.51
     assert d.mean() < 0.26
@@ -111,7 +111,7 @@ def test_chains_of_operations_stay_near_torchvisions(torchvision: Any, order: tu
         return image
 
     views = synthetic(96, noise=False)[None]
-    d = distance(views, lambda view: chain(rendering, view), lambda x: chain(torchvision, x))
+    d = distance(views, lambda view: chain(operations, view), lambda x: chain(torchvision, x))
     assert d.mean() < 0.7
     assert d.max() < 3.5
 
@@ -124,7 +124,7 @@ def test_chains_of_operations_stay_near_torchvisions(torchvision: Any, order: tu
 def test_hue_of_one_pixel_is_the_hsv_hue(rgb: tuple[int, int, int], turns: float) -> None:
     hue, saturation, value = colorsys.rgb_to_hsv(*(level / 255 for level in rgb))
     expected = np.array(colorsys.hsv_to_rgb((hue + turns) % 1, saturation, value)) * 255
-    got = rendering.adjust_hue(np.array([[rgb]], dtype=np.uint8), turns)
+    got = operations.adjust_hue(np.array([[rgb]], dtype=np.uint8), turns)
     assert np.abs(got[0, 0] - expected).max() < 0.5 + 1e-6
 
 
@@ -134,12 +134,12 @@ def test_stain_jitter_is_beer_lambert_in_skimages_matrix(views: Image, factors: 
 
     density = -np.log(np.maximum(views, 0.25) / 255)
     expected = 255 * np.exp(-(density @ hed_from_rgb * factors) @ rgb_from_hed)
-    got = np.stack([rendering.jitter_stains(view, factors) for view in views])
+    got = np.stack([operations.jitter_stains(view, factors) for view in views])
     assert np.abs(got - np.clip(expected, 0, 255)).max() < 0.8
 
 
 def test_stain_tables_are_the_nearest_integers() -> None:
-    density, level = rendering._density_table(), rendering._level_table()
+    density, level = operations._density_table(), operations._level_table()
     assert np.array_equal(density[1:], np.round(np.log(255 / np.arange(1, 256)) * 2048))
     assert np.array_equal(level, np.round(255 * np.exp(-np.arange(len(level)) / 2048)))
     assert zlib.crc32(density.astype("<i4").tobytes()) == 0x8FAB4914
@@ -148,9 +148,11 @@ def test_stain_tables_are_the_nearest_integers() -> None:
 
 def test_stain_arithmetic_fits_32_bits() -> None:
     """Partial sums of the largest density, for the extremes of the factors that a policy allows."""
-    for factors in itertools.product([0, 2 * rendering.ONE], repeat=3):
-        for column in zip(*rendering._stain_matrix(factors), strict=True):
-            assert sum(abs(entry) for entry in column) * int(rendering._density_table().max()) < 2**31 - 2**13
+    for factors in itertools.product([0, 2 * operations.ONE], repeat=3):
+        for column in zip(*operations._stain_matrix(factors), strict=True):
+            assert (
+                sum(abs(entry) for entry in column) * int(operations._density_table().max()) < 2**31 - 2**13
+            )
 
 
 def reference_blur(image: Image, kernel_px: int, sigma: float) -> Image:
@@ -174,7 +176,7 @@ def reference_blur(image: Image, kernel_px: int, sigma: float) -> Image:
 def test_blur_is_the_documented_fixed_point(kernel_px: int, sigma: int) -> None:
     image = synthetic(72)
     expected = reference_blur(image, kernel_px, sigma / 65536)
-    assert np.array_equal(rendering.blur(image, kernel_px, sigma / 65536), expected)
+    assert np.array_equal(operations.blur(image, kernel_px, sigma / 65536), expected)
 
 
 @settings(deadline=None, max_examples=30)
@@ -182,18 +184,18 @@ def test_blur_is_the_documented_fixed_point(kernel_px: int, sigma: int) -> None:
 def test_neutral_values_change_nothing_and_grey_keeps_no_colour(pixels: bytes, level: int) -> None:
     image = np.frombuffer(pixels, dtype=np.uint8).reshape(24, 32, 3)
     for unchanged in (
-        rendering.adjust_brightness(image, 1.0),
-        rendering.adjust_contrast(image, 1.0),
-        rendering.adjust_saturation(image, 1.0),
-        rendering.adjust_hue(image, 0.0),
-        rendering.jitter_stains(image, (1.0, 1.0, 1.0)),
+        operations.adjust_brightness(image, 1.0),
+        operations.adjust_contrast(image, 1.0),
+        operations.adjust_saturation(image, 1.0),
+        operations.adjust_hue(image, 0.0),
+        operations.jitter_stains(image, (1.0, 1.0, 1.0)),
     ):
         assert np.array_equal(unchanged, image)
     grey = np.full((24, 32, 3), level, dtype=np.uint8)
     for unchanged in (
-        rendering.adjust_contrast(grey, 0.3),
-        rendering.adjust_saturation(grey, 1.7),
-        rendering.adjust_hue(grey, 0.3),
-        rendering.blur(grey, 9, 1.5),
+        operations.adjust_contrast(grey, 0.3),
+        operations.adjust_saturation(grey, 1.7),
+        operations.adjust_hue(grey, 0.3),
+        operations.blur(grey, 9, 1.5),
     ):
         assert np.array_equal(unchanged, grey)

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 
 from pipeline.distill.train import distill
-from pipeline.encoders import load_encoder
-from pipeline.options import DistillOptions
-from pipeline.progress import Silent
+from pipeline.encoders.load import load_encoder
 from pipeline.report import charts, gather
 from pipeline.report.options import ReportOptions
 from pipeline.report.page import browser, evaluation
 from pipeline.report.report import write_report
-from stores import files, manifest
+from pipeline.runtime.options import DistillOptions
+from pipeline.runtime.progress import Silent
 from stores.errors import OptionError
+from stores.format import manifest
+from stores.io import files
 
 SMALL = ReportOptions(max_slides=2, max_patches=9, views=1)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

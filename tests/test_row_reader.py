@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from zarr.codecs import ZstdCodec
 
-from stores import arrays, features
 from stores.errors import CorruptStore, StoreError
-from stores.row_reader import RowReader
+from stores.format import arrays, features
+from stores.format.feature_rows import RowReader
 
 DIM, SEEDS = 5, 3
 ROWS = {"a": 2500, "b": 40, "c": 1500}

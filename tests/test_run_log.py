@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.progress import Silent
-from pipeline.run_log import RunLog
-from stores import layout
+from pipeline.runtime.log import RunLog
+from pipeline.runtime.progress import Silent
+from stores.format import layout
 from tests.test_cluster import Notes
 
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stores import manifest, sampler
+from stores import sampler
 from stores.errors import CorruptStore, StoreError
+from stores.format import manifest
 from tests.test_manifest import views_table
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import verify as verify_module
-from pipeline.extract import extract
-from pipeline.options import TileOptions
-from pipeline.progress import Silent
+from pipeline.extract.extract import extract
+from pipeline.runtime.options import TileOptions
+from pipeline.runtime.progress import Silent
+from pipeline.verify.verify import seal_store
 from stores.errors import OptionError, StoreError
-from stores.verify import verify_structure
+from stores.verify.structure import verify_structure
 from tests.conftest import TEACHER
 from tests.verify_tools import (
     names_of,
@@ -24,7 +24,7 @@ from tests.verify_tools import (
 
 @pytest.fixture
 def sealed(copy: Path) -> Path:
-    verify_module.seal_store(copy, False, Silent())
+    seal_store(copy, False, Silent())
     return copy
 
 
@@ -41,7 +41,7 @@ def test_sha256sum_agrees(sealed: Path) -> None:
     result = verify_structure(sealed, False, nothing)
     assert result.sealed
     assert result.findings == []
-    assert verify_module.seal_store(sealed, False, Silent())[0] == digest
+    assert seal_store(sealed, False, Silent())[0] == digest
 
 
 def test_after_sealing_every_change_of_any_file_is_named(sealed: Path) -> None:
@@ -65,9 +65,9 @@ def test_after_sealing_every_change_of_any_file_is_named(sealed: Path) -> None:
 def test_a_damaged_store_is_not_sealed_unless_asked(copy: Path) -> None:
     (copy / "features.zarr/b/features/c/1/0/0").unlink()
     with pytest.raises(StoreError, match=r"not sealed, 1 things are wrong: slide b seed 1 .* --as-it-is"):
-        verify_module.seal_store(copy, False, Silent())
+        seal_store(copy, False, Silent())
     assert not (copy / "checksums.sha256").exists()
-    verify_module.seal_store(copy, True, Silent())
+    seal_store(copy, True, Silent())
     assert {f.kind for f in structure(copy)} == {"features"}
 
 
@@ -83,7 +83,7 @@ def test_a_forged_list_of_checksums(sealed: Path, text: str) -> None:
 def test_names_that_do_not_fit_a_line_are_refused(copy: Path) -> None:
     (copy / "a\nb").touch()
     with pytest.raises(StoreError, match="a name with control characters"):
-        verify_module.seal_store(copy, True, Silent())
+        seal_store(copy, True, Silent())
 
 
 def test_a_sealed_store_is_not_changed(sealed: Path, slides: Path, tile_options: TileOptions) -> None:

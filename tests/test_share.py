@@ -20,14 +20,16 @@ from hypothesis import strategies as st
 
 import cli
 from pipeline.distill import train
-from pipeline.distill.log import read_metrics
-from pipeline.options import DistillOptions
-from pipeline.progress import Silent
-from stores import features, manifest, pixels, recipe, remote, transfer
+from pipeline.distill.metrics_log import read_metrics
+from pipeline.runtime.options import DistillOptions
+from pipeline.runtime.progress import Silent
+from stores.combine.merge import Shared, merge
+from stores.combine.subset import Selection, select, subset
 from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError
-from stores.share import Shared, merge
-from stores.subset import Selection, select, subset
-from stores.verify import verify_structure
+from stores.format import features, manifest, pixels, recipe
+from stores.remote import transfer
+from stores.remote.store import Objects, open_store
+from stores.verify.structure import verify_structure
 from tests.store_tools import RECIPE, content, files_of, make_store
 
 SLIDES = {"a": 5, "b": 40, "cv": 33, "d": 1, "ev": 70, "empty": 0}
@@ -281,8 +283,8 @@ def test_a_killed_merge_goes_on(whole: Path, tmp_path: Path) -> None:
 
 
 def test_from_a_url(whole: Path, tmp_path: Path) -> None:
-    transfer.push(whole, remote.Objects("memory://share/store"), ignore, ignore)
-    with remote.open_store("memory://share/store") as found:
+    transfer.push(whole, Objects("memory://share/store"), ignore, ignore)
+    with open_store("memory://share/store") as found:
         subset(found, tmp_path / "a", Selection(slides=("a", "b")), ignore, ignore)
         merge([found, tmp_path / "a"], tmp_path / "c", False, ignore, ignore)
     assert content(tmp_path / "c") == content(whole)

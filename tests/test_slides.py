@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import slides
-from pipeline.resampling import area_weights, resample_area
-from pipeline.synthetic import write_slide
+from pipeline.demo.synthetic_slides import write_slide
+from pipeline.slides import slide as slides
+from pipeline.slides.resample import area_weights, resample_area
 from stores.errors import MppError, OptionError, ReadError, SlideError
 
 

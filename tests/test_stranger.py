@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import rendering
-from stores import features, manifest
-from stores.export import ExportOptions, export
+from pipeline.views import operations
+from stores.export.export import ExportOptions, export
+from stores.format import features, manifest
 from tests import stranger
 from tests.store_tools import make_store
 
@@ -63,7 +63,7 @@ def test_compact_copies(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 0.75, 1.0, 1.375, 2.0])
 def test_the_blur_of_the_document_is_opencvs(store: Path, sigma: float) -> None:
-    from stores import pixels
+    from stores.format import pixels
 
     patch = pixels.open_pixels(store, "a").read_chunk(0)[3]
-    assert (stranger.blur(patch, 9, sigma) == rendering.blur(patch, 9, sigma)).all()
+    assert (stranger.blur(patch, 9, sigma) == operations.blur(patch, 9, sigma)).all()

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from stores import features, files, manifest
+from stores.combine.subset import read_ids, select
 from stores.errors import OptionError
-from stores.subset import read_ids, select
+from stores.format import features, manifest
+from stores.io import files
 from tests.content import content_digest
 from tests.made_slides import make_store
 from tests.share_tools import SLIDES, contents, joined, part, wrong

@@ -13,9 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.demo_teacher import PRESET, centre_features, pure_patches, save
-from pipeline.evaluate.knn import knn_predict
-from pipeline.synthetic import (
+from pipeline.demo.synthetic_slides import (
     LABEL_PX0,
     NO_TISSUE,
     TISSUE_TYPES,
@@ -25,10 +23,12 @@ from pipeline.synthetic import (
     write_cohort,
     write_slide,
 )
-from pipeline.timm_models import create
+from pipeline.demo.train_teacher import PRESET, centre_features, pure_patches, save
+from pipeline.encoders.timm_models import create
+from pipeline.metrics.knn import knn_predict
 from stores.errors import OptionError
 
-ASSET = Path(str(importlib.resources.files("pipeline") / "assets" / "demo-teacher.safetensors"))
+ASSET = Path(str(importlib.resources.files("pipeline.encoders") / "demo-teacher.safetensors"))
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,11 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import slides, tiff_tiles, tile_codecs
-from pipeline.synthetic import paint_slide
-from pipeline.tiff_tiles import TileReader
+from pipeline.demo.synthetic_slides import paint_slide
+from pipeline.slides import tiff as tiff_tiles
+from pipeline.slides.slide import PatchReader, ReadPlan
+from pipeline.slides.tiff import TileReader
+from pipeline.slides.tiff_codecs import DecodeError, Deflate, Jpeg, Jpeg2000
 from stores.errors import ReadError
 
 Pixels = npt.NDArray[np.uint8]
@@ -162,13 +164,13 @@ def test_two_pages_of_one_size_are_ambiguous(painted: Pixels, tmp_path: Path) ->
 
 
 def test_a_decoder_that_disagrees_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    true = tile_codecs.Jpeg.decode
+    true = Jpeg.decode
 
-    def off_by_one(self: tile_codecs.Jpeg, data: bytes, tile: Pixels) -> None:
+    def off_by_one(self: Jpeg, data: bytes, tile: Pixels) -> None:
         true(self, data, tile)
         tile[100, 100, 1] ^= 1
 
-    monkeypatch.setattr(tile_codecs.Jpeg, "decode", off_by_one)
+    monkeypatch.setattr(Jpeg, "decode", off_by_one)
     assert TileReader.open(folder / "0.tiff", 0) is None
     with reading(folder / "2.tiff"):
         pass
@@ -261,7 +263,7 @@ def test_a_patch_of_a_damaged_tile_is_a_read_error(folder: Path, tmp_path: Path)
     with path.open("r+b") as file:
         file.seek(offset + size // 2)
         file.write(b"\xff\xd9")
-    reader = slides.PatchReader(path, slides.ReadPlan(0, 240, 240, 240, 0.5))
+    reader = PatchReader(path, ReadPlan(0, 240, 240, 240, 0.5))
     with pytest.raises(ReadError, match=r"a\.tiff at 480,240: "):
         reader.read(480, 240)
     assert reader.read(720, 240).shape == (240, 240, 3)
@@ -318,12 +320,12 @@ def test_a_deflate_bomb_is_cut_short(folder: Path, tmp_path: Path) -> None:
 
     tile = np.empty((16, 16, 3), np.uint8)
     bomb = zlib.compress(bytes(1 << 24))
-    with pytest.raises(tile_codecs.DecodeError, match="769 bytes or more, 768 expected"):
-        tile_codecs.Deflate(1).decode(bomb, tile)
+    with pytest.raises(DecodeError, match="769 bytes or more, 768 expected"):
+        Deflate(1).decode(bomb, tile)
     whole = zlib.compress(bytes(tile.nbytes))
-    tile_codecs.Deflate(1).decode(whole, tile)
-    with pytest.raises(tile_codecs.DecodeError):  # every pixel is there, the checksum is not
-        tile_codecs.Deflate(1).decode(whole[:-2], tile)
+    Deflate(1).decode(whole, tile)
+    with pytest.raises(DecodeError):  # every pixel is there, the checksum is not
+        Deflate(1).decode(whole[:-2], tile)
 
 
 def test_a_jpeg_2000_tile_with_another_header_is_refused() -> None:
@@ -331,15 +333,15 @@ def test_a_jpeg_2000_tile_with_another_header_is_refused() -> None:
 
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     data = imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", level=0, reversible=True)
-    codec, tile = tile_codecs.Jpeg2000(), np.empty((64, 64, 3), np.uint8)
-    with pytest.raises(tile_codecs.DecodeError, match="unlike those that were compared"):
+    codec, tile = Jpeg2000(), np.empty((64, 64, 3), np.uint8)
+    with pytest.raises(DecodeError, match="unlike those that were compared"):
         codec.decode(data, tile)
     codec.trust(data[:200])
     codec.decode(data, tile)
     np.testing.assert_array_equal(tile, pixels)
     larger = bytearray(data)
     larger[8] = 1  # Xsiz of 2**24 + 64
-    with pytest.raises(tile_codecs.DecodeError, match="unlike those that were compared"):
+    with pytest.raises(DecodeError, match="unlike those that were compared"):
         codec.decode(bytes(larger), tile)
 
 

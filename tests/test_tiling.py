@@ -12,17 +12,17 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import tiling
-from pipeline.options import TileOptions
-from pipeline.progress import Silent
-from stores import manifest, recipe
+from pipeline.runtime.options import TileOptions
+from pipeline.runtime.progress import Silent
+from pipeline.tile import tile
 from stores.errors import OptionError, RecipeMismatch
+from stores.format import manifest, recipe
 
 
 @pytest.fixture(scope="module")
 def tiled(slides: Path, tile_options: TileOptions, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("tiled") / "store"
-    tiling.tile([slides], store, tile_options, Silent())
+    tile.tile([slides], store, tile_options, Silent())
     return store
 
 
@@ -49,15 +49,15 @@ def test_again_changes_nothing(tiled: Path, slides: Path, tile_options: TileOpti
     before = manifest.slides_path(store).read_bytes()
     patches = manifest.patches_path(store, "a")
     stamp = patches.stat().st_mtime_ns
-    tiling.tile([slides], store, tile_options, Silent())
+    tile.tile([slides], store, tile_options, Silent())
     assert manifest.slides_path(store).read_bytes() == before
     assert patches.stat().st_mtime_ns == stamp
 
 
 def test_new_slides_are_added(tiled: Path, slides: Path, tile_options: TileOptions, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    tiling.tile([slides / "a.tiff"], store, tile_options, Silent())
-    result = tiling.tile([slides], store, tile_options, Silent())
+    tile.tile([slides / "a.tiff"], store, tile_options, Silent())
+    result = tile.tile([slides], store, tile_options, Silent())
     assert manifest.slides_path(store).read_bytes() == manifest.slides_path(tiled).read_bytes()
     assert result.n_patches == sum(row["n_patches"] for row in result.slides)
 
@@ -75,7 +75,7 @@ def test_a_store_has_one_recipe(
     tiled: Path, slides: Path, tile_options: TileOptions, change: dict[str, object], match: str
 ) -> None:
     with pytest.raises(RecipeMismatch, match=match):
-        tiling.tile([slides], tiled, replace(tile_options, **change), Silent())  # type: ignore[arg-type]
+        tile.tile([slides], tiled, replace(tile_options, **change), Silent())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_done_slides_cannot_change(
     tiled: Path, slides: Path, tile_options: TileOptions, change: dict[str, object], match: str
 ) -> None:
     with pytest.raises(OptionError, match=match):
-        tiling.tile([slides], tiled, replace(tile_options, **change), Silent())  # type: ignore[arg-type]
+        tile.tile([slides], tiled, replace(tile_options, **change), Silent())  # type: ignore[arg-type]
 
 
 def test_another_file_under_a_known_name_is_refused(
@@ -100,10 +100,10 @@ def test_another_file_under_a_known_name_is_refused(
     folder = tmp_path / "slides"
     folder.mkdir()
     shutil.copy(slides / "a.tiff", folder)
-    tiling.tile([folder], tmp_path / "store", tile_options, Silent())
+    tile.tile([folder], tmp_path / "store", tile_options, Silent())
     shutil.copy(slides / "b.tiff", folder / "a.tiff")
     with pytest.raises(OptionError, match="slide a: tiled with fingerprint"):
-        tiling.tile([folder], tmp_path / "store", tile_options, Silent())
+        tile.tile([folder], tmp_path / "store", tile_options, Silent())
 
 
 def test_blank_and_tiny_slides_are_rows_with_a_reason(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_blank_and_tiny_slides_are_rows_with_a_reason(tmp_path: Path) -> None:
             resolution=(20_000, 20_000),
             resolutionunit="CENTIMETER",
         )
-    result = tiling.tile([tmp_path], tmp_path / "store", TileOptions(), Silent())
+    result = tile.tile([tmp_path], tmp_path / "store", TileOptions(), Silent())
     reasons = {row["slide_id"]: (row["status"], row["reason"]) for row in result.unusable}
     assert reasons["blank"][0] == reasons["tiny"][0] == "no_tissue"
     assert "no patch of 256 px has 50% tissue; 0.0% of the slide is tissue" in reasons["blank"][1]
@@ -132,7 +132,7 @@ def test_masks_of_the_user(slides: Path, tile_options: TileOptions, tmp_path: Pa
     geojson = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": square}}
     (tmp_path / "b.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [geojson]}))
     options = replace(tile_options, masks=tmp_path)
-    result = tiling.tile([slides], tmp_path / "store", options, Silent())
+    result = tile.tile([slides], tmp_path / "store", options, Silent())
     rows = {row["slide_id"]: row for row in result.slides}
     assert rows["a"]["n_patches"] == 4
     assert rows["b"]["n_patches"] == 2
@@ -144,7 +144,7 @@ def test_max_patches_is_a_stable_sample(slides: Path, tile_options: TileOptions,
     kept = []
     for count in (4, 8):
         store = tmp_path / str(count)
-        tiling.tile([slides / "a.tiff"], store, replace(tile_options, max_patches=count), Silent())
+        tile.tile([slides / "a.tiff"], store, replace(tile_options, max_patches=count), Silent())
         patches = manifest.read_patches(store, "a")
         kept.append(set(zip(patches.x_px0.tolist(), patches.y_px0.tolist(), strict=True)))
     assert len(kept[0]) == 4
@@ -159,7 +159,7 @@ def test_morton_order_equals_interleaved_bits(first: int, second: int, shift: in
         pairs = zip(f"{row:021b}", f"{col:021b}", strict=True)
         return int("".join(r + c for r, c in pairs), 2)
 
-    order = tiling.morton_order(cells[:, 0], cells[:, 1])
+    order = tile.morton_order(cells[:, 0], cells[:, 1])
     codes = [code(int(cells[i, 0]), int(cells[i, 1])) for i in order]
     assert codes == sorted(codes)
 
@@ -167,18 +167,18 @@ def test_morton_order_equals_interleaved_bits(first: int, second: int, shift: in
 def test_consecutive_rows_are_compact() -> None:
     """1,024 consecutive rows of a 128 x 128 grid are a 32 x 32 square."""
     row, col = np.divmod(np.arange(128 * 128), 128)
-    order = tiling.morton_order(col, row)[:1024]
+    order = tile.morton_order(col, row)[:1024]
     assert np.ptp(row[order]) == np.ptp(col[order]) == 31
 
 
 def test_splits_are_by_patient_and_stable() -> None:
     patients = [f"p{i}" for i in range(5000)]
-    splits = [tiling.split_of(p, 0.2) for p in patients]
+    splits = [tile.split_of(p, 0.2) for p in patients]
     assert 0.17 < splits.count("val") / 5000 < 0.23
-    larger = [tiling.split_of(p, 0.4) for p in patients]
+    larger = [tile.split_of(p, 0.4) for p in patients]
     assert all(new == "val" for old, new in zip(splits, larger, strict=True) if old == "val")
-    assert tiling.split_of("p1", 0.0) == "train"
-    assert [tiling.split_of(f"p{i}", 0.5) for i in range(8)] == [
+    assert tile.split_of("p1", 0.0) == "train"
+    assert [tile.split_of(f"p{i}", 0.5) for i in range(8)] == [
         "train",
         "train",
         "val",
@@ -191,16 +191,16 @@ def test_splits_are_by_patient_and_stable() -> None:
 
 
 def test_slides_of_one_patient_share_a_split(slides: Path, tmp_path: Path) -> None:
-    val = next(v / 100 for v in range(1, 100) if len({tiling.split_of(name, v / 100) for name in "abc"}) == 2)
+    val = next(v / 100 for v in range(1, 100) if len({tile.split_of(name, v / 100) for name in "abc"}) == 2)
     (tmp_path / "s.csv").write_text("slide_id,patient_id\na,p\nb,p\nc,p\n")
     options = TileOptions(val=val, slides_csv=tmp_path / "s.csv")
-    result = tiling.tile([slides], tmp_path / "store", options, Silent())
-    assert {row["split"] for row in result.slides} == {tiling.split_of("p", val)}
+    result = tile.tile([slides], tmp_path / "store", options, Silent())
+    assert {row["split"] for row in result.slides} == {tile.split_of("p", val)}
 
 
 def test_patient_of_a_tcga_barcode() -> None:
-    assert tiling.patient_of("TCGA-CR-7395-01A-01-TS1") == "TCGA-CR-7395"
-    assert tiling.patient_of("slide-7") == "slide-7"
+    assert tile.patient_of("TCGA-CR-7395-01A-01-TS1") == "TCGA-CR-7395"
+    assert tile.patient_of("slide-7") == "slide-7"
 
 
 @pytest.mark.parametrize(
@@ -217,13 +217,13 @@ def test_bad_csv_is_one_line(tmp_path: Path, text: str, match: str) -> None:
     path = tmp_path / "s.csv"
     path.write_text(text)
     with pytest.raises(OptionError, match=match):
-        tiling.read_slides_csv(path)
+        tile.read_slides_csv(path)
 
 
 def test_mpp_from_csv_and_option(tmp_path: Path) -> None:
     table = {"a": {"mpp": "0.25"}, "b": {"mpp": "0.3"}}
-    found = tiling.mpp_overrides(["b=0.5", "x=y=1"], table)
+    found = tile.mpp_overrides(["b=0.5", "x=y=1"], table)
     assert found == {"a": (0.25, "csv"), "b": (0.5, "option"), "x=y": (1.0, "option")}
     for text, match in (("b", "expected ID=MPP"), ("b=fine", "'fine' is not a number")):
         with pytest.raises(OptionError, match=match):
-            tiling.mpp_overrides([text], {})
+            tile.mpp_overrides([text], {})

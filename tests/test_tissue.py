@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import tissue
-from pipeline.tissue import patch_tissue_fraction, tissue_mask
+from pipeline.tile import tissue
+from pipeline.tile.tissue import patch_tissue_fraction, tissue_mask
 from stores.errors import OptionError
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

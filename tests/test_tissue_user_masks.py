@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from pipeline import tissue
-from pipeline.tissue import load_user_mask
+from pipeline.tile import tissue
+from pipeline.tile.tissue import load_user_mask
 from stores.errors import OptionError, TissueError
 
 SIZE_PX0 = (4000, 2000)

@@ -18,22 +18,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cli
-from pipeline import extract as stage
-from pipeline import plan, views
-from pipeline import slides as slide_files
-from pipeline.distill.data import find_sources
-from pipeline.distill.loader import BlockCache, LoaderOptions, ViewLoader
-from pipeline.encoders import load_encoder
-from pipeline.options import PlanOptions, TileOptions, VerifyOptions
-from pipeline.progress import Silent
-from stores import features, layout, manifest, recipe, reindex, sampler, tokens
+from pipeline.data.loader import BlockCache, LoaderOptions, ViewLoader
+from pipeline.distill.inputs import find_sources
+from pipeline.encoders.load import load_encoder
+from pipeline.extract import extract as stage
+from pipeline.extract import plan
+from pipeline.runtime.options import PlanOptions, TileOptions, VerifyOptions
+from pipeline.runtime.progress import Silent
+from pipeline.slides import slide as slide_files
+from pipeline.views import draw
+from stores import sampler
 from stores.errors import CorruptStore, EncoderError, OptionError, ReadError, RecipeMismatch, StoreError
+from stores.format import features, layout, manifest, recipe, tokens
+from stores.verify import reindex
 from tests.conftest import TEACHER, VIT
 from tests.share_tools import contents, nothing
 from tests.store_tools import content, files_of
 from tests.verify_tools import SAME_TEACHER, look, named, structure
 
-POLICY = views.POLICIES["g2l"]
+POLICY = draw.POLICIES["g2l"]
 WITH_TOKENS = replace(TEACHER, teacher=VIT, tokens=5)
 GRID = 8
 
@@ -50,13 +53,13 @@ def test_places_follow_the_written_rule(x: int, seed: int, total: int, data: st.
     key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
     words = np.random.Philox(key=key).random_raw(16 + total).tolist()[16:]
     expected = sorted(sorted(range(total), key=lambda i: words[i])[:count])
-    drawn = views.draw_tokens(POLICY, "sha256:ab", x, 7, seed, count, total)
+    drawn = draw.draw_tokens(POLICY, "sha256:ab", x, 7, seed, count, total)
     assert drawn.dtype == np.int32
     assert drawn.tolist() == expected
 
 
 def test_golden_places() -> None:
-    drawn = [views.draw_tokens(POLICY, "sha256:ab", 2048, 512, seed, 6, 256).tolist() for seed in (0, 1, 2)]
+    drawn = [draw.draw_tokens(POLICY, "sha256:ab", 2048, 512, seed, 6, 256).tolist() for seed in (0, 1, 2)]
     assert drawn == GOLDEN
 
 
@@ -66,12 +69,12 @@ GOLDEN = [[3, 51, 88, 99, 144, 200], [6, 42, 83, 115, 145, 248], [35, 64, 95, 11
 
 def test_every_place_comes_equally_often() -> None:
     seen = Counter(
-        place for x in range(2000) for place in views.draw_tokens(POLICY, "p", x, 0, 1, 4, 16).tolist()
+        place for x in range(2000) for place in draw.draw_tokens(POLICY, "p", x, 0, 1, 4, 16).tolist()
     )
     # 500 expected of each, standard deviation 19
     assert len(seen) == 16
     assert all(400 < n < 600 for n in seen.values())
-    assert views.draw_tokens(POLICY, "p", 0, 0, 3, 16, 16).tolist() == list(range(16))
+    assert draw.draw_tokens(POLICY, "p", 0, 0, 3, 16, 16).tolist() == list(range(16))
 
 
 # Extraction
@@ -104,12 +107,12 @@ def test_kept_tokens_are_those_of_a_full_forward_pass(
             kept, places = opened.tokens[seed], np.asarray(opened.positions[seed])
             for i in range(0, len(patches), 7):
                 x, y = int(patches.x_px0[i]), int(patches.y_px0[i])
-                view = views.render(
-                    reader.read(x, y), views.draw(POLICY, row["fingerprint"], x, y, seed), POLICY
+                view = draw.render(
+                    reader.read(x, y), draw.draw(POLICY, row["fingerprint"], x, y, seed), POLICY
                 )
                 assert (
                     places[i].tolist()
-                    == views.draw_tokens(POLICY, row["fingerprint"], x, y, seed, 5, GRID**2).tolist()
+                    == draw.draw_tokens(POLICY, row["fingerprint"], x, y, seed, 5, GRID**2).tolist()
                 )
                 every = model.forward_features(encoder._normalized(torch.from_numpy(view[None])))[0]
                 assert every.shape == (1 + 4 + GRID**2, 24)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import zarr
 
-from stores import export, manifest, recipe, tokens
 from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError
-from stores.pseudonyms import Pseudonyms
+from stores.export import export
+from stores.export.pseudonyms import Pseudonyms
+from stores.format import manifest, recipe, tokens
 from tests.share_tools import joined, nothing, part, wrong
 from tests.store_tools import TOKENS, content, files_of, make_store
 

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.codecs import ZstdCodec
 
-from stores import arrays, compact, features, manifest, pixels, recipe
+from stores.combine.merge import merge
+from stores.combine.subset import Selection, subset
 from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError
-from stores.remote import open_store
-from stores.share import merge
-from stores.subset import Selection, subset
+from stores.format import arrays, features, int8, manifest, pixels, recipe
+from stores.remote.store import open_store
 from tests.content import content_digest, slide_digest
 from tests.made_slides import DIM, RECIPE, MadeSlide, make_store
 from tests.share_tools import SLIDES, contents, edit, joined, nothing, part, wrong
@@ -252,12 +252,12 @@ def quantised(store: Path, out: Path, codec: str = "int8") -> Path:
             array[:] = whole
             continue
         standard = np.stack([np.nanmean(whole, (0, 1)), np.nanstd(whole, (0, 1)) + 1]).astype(np.float32)
-        values = arrays.create_array(out, name, shape, chunks, "int8", compact.ABSENT)
+        values = arrays.create_array(out, name, shape, chunks, "int8", int8.ABSENT)
         of_slide = {leaf: features.array_name(row["slide_id"], leaf) for leaf in ("scales", "standard")}
         scales = arrays.create_array(out, of_slide["scales"], shape[:2], chunks[:2], "float32", np.nan)
         arrays.create_array(out, of_slide["standard"], (2, DIM), (2, DIM), "float32", 0)[:] = standard
         for seed in range(shape[0]):
-            values[seed], scales[seed] = compact.quantise(whole[seed], standard)
+            values[seed], scales[seed] = int8.quantise(whole[seed], standard)
     return out
 
 

@@ -21,13 +21,13 @@ import pytest
 from click.testing import CliRunner
 
 import cli
-from stores import arrays, features, manifest, pixels, recipe
+from stores.combine.subset import Selection, subset
 from stores.errors import CorruptStore, G2LError
-from stores.export import ExportOptions, export
+from stores.export.export import ExportOptions, export
+from stores.export.pseudonyms import Pseudonyms
+from stores.format import arrays, features, manifest, pixels, recipe
 from stores.info import store_info
-from stores.pseudonyms import Pseudonyms
-from stores.subset import Selection, subset
-from stores.verify import verify_structure
+from stores.verify.structure import verify_structure
 from tests.store_tools import make_store
 
 

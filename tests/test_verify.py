@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.extract import extract
-from pipeline.options import TileOptions
-from pipeline.progress import Silent
-from stores import features, manifest, recipe
+from pipeline.extract.extract import extract
+from pipeline.runtime.options import TileOptions
+from pipeline.runtime.progress import Silent
 from stores.errors import StoreError
-from stores.verify import verify_structure
+from stores.format import features, manifest, recipe
+from stores.verify.structure import verify_structure
 from tests.conftest import TEACHER
 from tests.verify_tools import edit_commit, named, names_of, nothing, structure, with_column
 

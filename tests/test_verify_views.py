@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.extract import extract
-from pipeline.options import ExtractOptions, TileOptions, VerifyOptions
-from pipeline.progress import Silent
-from stores import arrays, features, manifest, pixels
+from pipeline.extract.extract import extract
+from pipeline.runtime.options import ExtractOptions, TileOptions, VerifyOptions
+from pipeline.runtime.progress import Silent
 from stores.errors import OptionError, RecipeMismatch, StoreError
+from stores.format import arrays, features, manifest, pixels
 from tests.conftest import TEACHER
 from tests.verify_tools import SAME_TEACHER, edit_commit, look, names_of, structure, with_column
 

@@ -20,17 +20,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import rendering
-from pipeline.rendering import Image
-from pipeline.views import (
-    JITTER_ORDERS,
-    POLICIES,
-    Policy,
-    ViewParams,
-    draw,
-    render,
-    view_crc32,
-)
+from pipeline.views import operations
+from pipeline.views.draw import JITTER_ORDERS, POLICIES, Policy, ViewParams, draw, render, view_crc32
+from pipeline.views.operations import Image
 from stores.errors import OptionError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -280,10 +272,10 @@ def test_operations_run_in_the_documented_order(order: int) -> None:
     params = replace(draw(EVERYTHING, FINGERPRINT, 0, 0, 7), order=order, **ALL_ON)
     x, y = params.crop_x_px, params.crop_y_px
     expected = np.ascontiguousarray(synthetic_patch()[y : y + 224, x : x + 224])
-    expected = rendering.jitter_stains(expected, (params.stain_h, params.stain_e, params.stain_d))
+    expected = operations.jitter_stains(expected, (params.stain_h, params.stain_e, params.stain_d))
     for name in JITTER_ORDERS[order]:
-        expected = getattr(rendering, f"adjust_{name}")(expected, getattr(params, name))
-    expected = rendering.blur(expected, 9, params.sigma)
+        expected = getattr(operations, f"adjust_{name}")(expected, getattr(params, name))
+    expected = operations.blur(expected, 9, params.sigma)
     assert np.array_equal(render(synthetic_patch(), params, EVERYTHING), expected)
 
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline import weights
-from pipeline.encoders import Encoder, load_encoder
-from pipeline.export import weights_sha256
-from pipeline.presets import PRESETS, Preset
+from pipeline.encoders import weights
+from pipeline.encoders.export import weights_sha256
+from pipeline.encoders.load import Encoder, load_encoder
+from pipeline.encoders.presets import PRESETS, Preset
 from tests.encoder_tools import (
     SWIGLU,
     TINY,

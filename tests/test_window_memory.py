@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import views
-from pipeline.distill.loader import LoaderOptions, ViewLoader
-from pipeline.distill.window_memory import WindowMemory
-from pipeline.patches import StoreSource
+from pipeline.data.loader import LoaderOptions, ViewLoader
+from pipeline.data.memory import WindowMemory
+from pipeline.slides.pool import StoreSource
+from pipeline.views.draw import POLICIES
 from stores import sampler
 
 
@@ -63,7 +63,7 @@ def test_the_loader_takes_a_handful_of_windows_in_turn(store: Path) -> None:
     units = sampler.find_units(store, "train", None)
     sources = {unit.commit.slide_id: StoreSource(unit.commit.slide_id, store) for unit in units}
     options = LoaderOptions(batch_size=8, window=40, views_per_read=1, seed=0, check_views="none", threads=2)
-    policy, used, asked = views.POLICIES["g2l"], set(), 0
+    policy, used, asked = POLICIES["g2l"], set(), 0
     with ViewLoader(store, units, sources, policy, options) as loader:
         take = loader._memory.take
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline import verify as verify_module
-from pipeline.options import VerifyOptions
-from pipeline.progress import Silent
-from stores import manifest
-from stores.findings import Finding
-from stores.verify import verify_structure
+from pipeline.runtime.options import VerifyOptions
+from pipeline.runtime.progress import Silent
+from pipeline.verify import verify as verify_module
+from stores.format import manifest
+from stores.verify.findings import Finding
+from stores.verify.structure import verify_structure
 
 SAME_TEACHER = VerifyOptions(teacher="tests.tiny:teacher", random_weights=0, threads=2)
 

@@ -13,7 +13,7 @@ from pipeline.distill.schedule import EarlyStop
 from pipeline.distill.trainer import Trainer
 from stores import disk
 from stores.errors import DistillError
-from stores.files import first_line, replacing
+from stores.io.files import first_line, replacing
 
 _NAME = re.compile(r"step-(\d{8})\.pt")
 KEPT = 2

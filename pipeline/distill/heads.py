@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.distill.losses import sharpened, sinkhorn
-from pipeline.distill.prototypes import Space
+from pipeline.distill.prototypes.files import Space
 
 BN_EPS = 1e-4
 

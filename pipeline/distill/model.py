@@ -8,16 +8,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pipeline.distill import terms
+from pipeline.data.loader import Batch
+from pipeline.distill import loss_spec
 from pipeline.distill.heads import Assigner, DinoHead, Projector, PrototypeHead, TargetNorm, standardise
-from pipeline.distill.loader import Batch
 from pipeline.distill.losses import assignment, cosine, feature_loss, koleo
-from pipeline.distill.prototypes import Space
-from pipeline.encoders import Encoder
-from pipeline.options import DistillOptions
+from pipeline.distill.prototypes.files import Space
+from pipeline.encoders.load import Encoder
+from pipeline.runtime.options import DistillOptions
 from pipeline.tokens import take_tokens, token_grid
 from stores.errors import OptionError
-from stores.recipe import Tokens
+from stores.format.recipe import Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,9 @@ class Distiller(nn.Module):
         self.student = student
         self.loss, self.dtype, self.gather = loss, dtype, gather
         self.temperature = options.student_temp
-        self.feature_losses = {n: feature_loss(n, options.alpha) for n in loss if n in terms.FEATURE_TERMS}
+        self.feature_losses = {
+            n: feature_loss(n, options.alpha) for n in loss if n in loss_spec.FEATURE_TERMS
+        }
         self.projector = Projector(student.dim, teaching.dim) if self.feature_losses else None
         self.target_norm = TargetNorm(options.teacher_norm, teaching.mean, teaching.variance)
         self.heads, self.assigners = nn.ModuleDict(), nn.ModuleDict()
@@ -131,7 +133,7 @@ class Distiller(nn.Module):
     @property
     def uses_tokens(self) -> bool:
         """Whether a term of the loss looks at patch tokens."""
-        return any(term in self.loss for term in terms.TOKEN_TERMS)
+        return any(term in self.loss for term in loss_spec.TOKEN_TERMS)
 
     def forward(self, views: Tensor, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and each term of it, detached.
@@ -237,4 +239,4 @@ def build(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        return Distiller(student, terms.parse(options.loss), teaching, options, dtype, gather)
+        return Distiller(student, loss_spec.parse(options.loss), teaching, options, dtype, gather)

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline import devices
+from pipeline.runtime import devices
 from stores.errors import OptionError
 
 # rank 0 validates and exports alone; the others wait this long for it

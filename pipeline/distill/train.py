@@ -22,28 +22,31 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from pipeline import devices, pictures
-from pipeline import options as opts
-from pipeline.begun import BEGUN, require_same_options
-from pipeline.cluster import threads_of
-from pipeline.distill import card, checkpoint
+from pipeline.data.loader import Batch, LoaderOptions, ViewLoader
+from pipeline.distill import checkpoint
 from pipeline.distill import ranks as ranks_of
-from pipeline.distill.data import Data, open_data
-from pipeline.distill.loader import Batch, LoaderOptions, ViewLoader
-from pipeline.distill.log import MetricsLog, read_metrics
+from pipeline.distill.inputs import Data, open_data
+from pipeline.distill.metrics_log import MetricsLog, read_metrics
 from pipeline.distill.model import Targets
+from pipeline.distill.model_card import model_card
 from pipeline.distill.ranks import Ranks
 from pipeline.distill.schedule import EarlyStop, cosine_annealing
 from pipeline.distill.trainer import Trainer, make_trainer
 from pipeline.distill.validate import validate
-from pipeline.encoders import Encoder, load_encoder
-from pipeline.export import export_encoder
-from pipeline.interrupt import Interrupted, Stop, stop_on_signal
-from pipeline.progress import Reporter, Silent
-from pipeline.run_log import RunLog
-from stores import disk, files, sampler
+from pipeline.encoders.export import export_encoder
+from pipeline.encoders.load import Encoder, load_encoder
+from pipeline.runtime import devices
+from pipeline.runtime.interrupt import Interrupted, Stop, stop_on_signal
+from pipeline.runtime.log import RunLog
+from pipeline.runtime.options import DistillOptions, to_json
+from pipeline.runtime.progress import Reporter, Silent
+from pipeline.runtime.resume import BEGUN, require_same_options
+from pipeline.runtime.work import threads_of
+from pipeline.tile.picture import draw_curves
+from stores import disk, sampler
 from stores.errors import OptionError
-from stores.location import StoreLike
+from stores.io import files
+from stores.io.location import StoreLike
 
 # these change nothing in the student; all other options must be the same when a run goes on
 _FREE = frozenset(
@@ -62,7 +65,7 @@ _FREE = frozenset(
 
 
 def distill(
-    store: StoreLike, run: Path, options: opts.DistillOptions, resume: bool, report: Reporter
+    store: StoreLike, run: Path, options: DistillOptions, resume: bool, report: Reporter
 ) -> dict[str, Any]:
     """Train a student against a store; returns the summary that also stands in ``summary.json``.
 
@@ -109,11 +112,11 @@ def distill(
         return _finish(run, data, trainer, facts) if ranks.leads else {}
 
 
-def _window(options: opts.DistillOptions, ranks: Ranks) -> int:
+def _window(options: DistillOptions, ranks: Ranks) -> int:
     return max(2048, 64 * options.batch_size * ranks.world)
 
 
-def _as_begun(run: Path, options: opts.DistillOptions) -> opts.DistillOptions:
+def _as_begun(run: Path, options: DistillOptions) -> DistillOptions:
     """The options, with what the run chose when it began; OptionError when they are not those of the run."""
     path = run / BEGUN
     if not path.exists():
@@ -130,7 +133,7 @@ def _as_begun(run: Path, options: opts.DistillOptions) -> opts.DistillOptions:
     return options
 
 
-def _begin_run(run: Path, options: opts.DistillOptions, digest: str) -> None:
+def _begin_run(run: Path, options: DistillOptions, digest: str) -> None:
     path = run / BEGUN
     if path.exists():
         old = files.read_json(path)["store_recipe"]
@@ -141,7 +144,7 @@ def _begin_run(run: Path, options: opts.DistillOptions, digest: str) -> None:
         return
     if run.exists() and any(run.iterdir()):
         raise OptionError(f"--out {run}: the folder is not empty and not a run; choose another")
-    begun = {"options": opts.to_json(options), "store_recipe": digest, "stream": sampler.STREAM}
+    begun = {"options": to_json(options), "store_recipe": digest, "stream": sampler.STREAM}
     files.write_json(path, begun)
 
 
@@ -154,7 +157,7 @@ def _require_room(run: Path, trainer: Trainer) -> None:
     )
 
 
-def load_student(options: opts.DistillOptions) -> Encoder:
+def load_student(options: DistillOptions) -> Encoder:
     """The encoder that ``--student`` names. No teacher is loaded here or anywhere in stage two."""
     return load_encoder(
         options.student,
@@ -171,7 +174,7 @@ class Course:
     run: Path
     data: Data
     trainer: Trainer
-    options: opts.DistillOptions
+    options: DistillOptions
     stop_early: EarlyStop
     facts: dict[str, Any]
     log: MetricsLog | None
@@ -236,7 +239,7 @@ class Course:
 
 
 def _train(
-    run: Path, data: Data, trainer: Trainer, options: opts.DistillOptions, threads: int, report: Reporter
+    run: Path, data: Data, trainer: Trainer, options: DistillOptions, threads: int, report: Reporter
 ) -> dict[str, Any]:
     """Train from the newest checkpoint, or from the start, to the last step; returns the figures."""
     ranks = trainer.ranks
@@ -351,7 +354,7 @@ def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> d
         if student is None:
             continue
         export_encoder(student.cpu(), run / folder, extra)
-        text = card.model_card(student, data.recipe, data.teacher_licence, summary, folder != "student")
+        text = model_card(student, data.recipe, data.teacher_licence, summary, folder != "student")
         files.write_text(run / folder / "README.md", text)
     for name, module in (("projector", model.projector), ("heads", model.heads)):
         tensors = {} if module is None else module.state_dict()
@@ -360,6 +363,6 @@ def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> d
                 save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, partial)
     records = read_metrics(run / "metrics.jsonl")
     steps = [record for record in records if record["kind"] == "train"]
-    pictures.draw_curves(run / "curves.png", steps, [record for record in records if record["kind"] == "val"])
+    draw_curves(run / "curves.png", steps, [record for record in records if record["kind"] == "val"])
     files.write_json(run / "summary.json", summary)
     return summary

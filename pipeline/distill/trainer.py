@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pipeline import devices
-from pipeline.distill.data import Data
+from pipeline.distill.inputs import Data
 from pipeline.distill.model import Distiller, Targets, build
 from pipeline.distill.ranks import Gather, Ranks
-from pipeline.encoders import Encoder
-from pipeline.options import DistillOptions
-from pipeline.torchvision_cpu import make_importable
+from pipeline.encoders.load import Encoder
+from pipeline.encoders.torchvision_cpu import make_importable
+from pipeline.runtime import devices
+from pipeline.runtime.options import DistillOptions
 from stores.errors import DistillError, OptionError
 
 

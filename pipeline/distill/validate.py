@@ -7,11 +7,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.data.loader import Batch
 from pipeline.distill.heads import standardise
-from pipeline.distill.loader import Batch
 from pipeline.distill.model import Distiller, Embedded, Targets
-from pipeline.encoders import Encoder
-from pipeline.evaluate.cka import linear_cka
+from pipeline.encoders.load import Encoder
+from pipeline.metrics.cka import linear_cka
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline import blocks, cluster, views
-from pipeline import options as opts
 from pipeline.embed import parts
-from pipeline.on_device import OnDevice, compiled, load_on_device
-from pipeline.station import Encoded, Outcome, Station
-from pipeline.tasks import Task
-from stores import manifest
+from pipeline.extract.block import TeacherFacts, facts_of
+from pipeline.extract.tasks import Task
+from pipeline.inference.engine import Encoded, Outcome, Station
+from pipeline.inference.loaded import OnDevice, compiled, load_on_device
+from pipeline.runtime import work
+from pipeline.runtime.options import EmbedOptions
+from pipeline.views.draw import Policy
 from stores.errors import FeatureError
+from stores.format import manifest
 
 TILING = "tiling"
 """The folder with the manifest of tiled slides."""
@@ -28,15 +30,15 @@ class Setup:
     job: str
     out: Path
     """Absolute."""
-    options: opts.EmbedOptions
+    options: EmbedOptions
     patch_px: int
     crop_px: int
     tiles: bool
     processes: int | None
 
 
-def describe_encoder(job: str, options: opts.EmbedOptions) -> blocks.TeacherFacts:
-    return blocks.facts_of(_encoder(job, options))
+def describe_encoder(job: str, options: EmbedOptions) -> TeacherFacts:
+    return facts_of(_encoder(job, options))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +48,14 @@ class _Loaded:
     def close(self) -> None: ...
 
 
-def _encoder(job: str, options: opts.EmbedOptions) -> OnDevice:
+def _encoder(job: str, options: EmbedOptions) -> OnDevice:
     def load() -> _Loaded:
-        chosen = cluster.with_number(options, torch.cuda.device_count())
+        chosen = work.with_number(options, torch.cuda.device_count())
         names = ("weights", "random_weights", "device", "dtype", "batch_size", "pooling")
         found = load_on_device(chosen.encoder, **{name: getattr(chosen, name) for name in names})
         return _Loaded(compiled(found) if chosen.compile else found)
 
-    loaded: _Loaded = cluster.station(job, ("encoder", options), load)
+    loaded: _Loaded = work.station(job, ("encoder", options), load)
     return loaded.encoder
 
 
@@ -67,9 +69,9 @@ def _encode(encoder: OnDevice, batch: npt.NDArray[np.uint8], positions: None) ->
     return Encoded(values)
 
 
-def embed_block(setup: Setup, task: Task, advance: cluster.Advance) -> Outcome:
+def embed_block(setup: Setup, task: Task, advance: work.Advance) -> Outcome:
     """Do a task from reading to its part; the work of `embed`."""
-    station: Station = cluster.station(setup.job, ("embed", setup), functools.partial(_open_station, setup))
+    station: Station = work.station(setup.job, ("embed", setup), functools.partial(_open_station, setup))
     if setup.tiles:
         zeros = np.zeros(task.n_patches, np.int32)
         patches = manifest.Patches(zeros, zeros, np.ones(task.n_patches, np.float32))
@@ -80,7 +82,7 @@ def embed_block(setup: Setup, task: Task, advance: cluster.Advance) -> Outcome:
 
 def _open_station(setup: Setup) -> Station:
     encoder, options = _encoder(setup.job, setup.options), setup.options
-    policy = views.Policy("none", patch_px=setup.patch_px, crop_px=setup.crop_px)
-    threads = cluster.threads_of(options.threads, setup.processes)
+    policy = Policy("none", patch_px=setup.patch_px, crop_px=setup.crop_px)
+    threads = work.threads_of(options.threads, setup.processes)
     encode = functools.partial(_encode, encoder)
     return Station(encoder, encode, np.float32, policy, False, threads, options.readers)

@@ -13,20 +13,24 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import blocks, cluster, tiling
-from pipeline import options as opts
-from pipeline import slides as slide_files
-from pipeline.embed import formats, parts
+from pipeline.embed import parts
 from pipeline.embed.block import TILING, Setup, describe_encoder, embed_block
-from pipeline.embed.formats import Unit
+from pipeline.embed.formats.registry import BY_NAME, TILES, Unit
 from pipeline.embed.publish import EmbedSummary, Publisher
 from pipeline.embed.tiles import RESAMPLING, TilesSource, TileTable, read_tiles
-from pipeline.patches import SlideSource
-from pipeline.progress import Reporter
-from pipeline.tasks import Task
-from stores import disk, features, files, manifest, recipe
+from pipeline.extract.block import TeacherFacts, reader_identity
+from pipeline.extract.tasks import Task
+from pipeline.runtime.options import IN_PROCESS, ClusterOptions, EmbedOptions, TileOptions
+from pipeline.runtime.progress import Reporter
+from pipeline.runtime.work import Cluster, open_cluster
+from pipeline.slides import slide as slide_files
+from pipeline.slides.pool import SlideSource
+from pipeline.tile.tile import patch_recipe, read_slides_csv, tile_on
+from stores import disk
 from stores.errors import DiskFull, OptionError, RecipeMismatch, SlideError
-from stores.text import human_bytes
+from stores.format import features, manifest, recipe
+from stores.io import files
+from stores.io.text import human_bytes
 
 IDENTITY = "embed.json"
 
@@ -34,10 +38,10 @@ IDENTITY = "embed.json"
 def embed(
     inputs: Sequence[Path],
     out: Path,
-    options: opts.EmbedOptions,
-    tile_options: opts.TileOptions,
+    options: EmbedOptions,
+    tile_options: TileOptions,
     report: Reporter,
-    where: opts.ClusterOptions = opts.IN_PROCESS,
+    where: ClusterOptions = IN_PROCESS,
 ) -> EmbedSummary:
     """Embed slides, or the tiles that one CSV lists.
 
@@ -55,7 +59,7 @@ def embed(
     options = dataclasses.replace(options, weights=weights)
     table = _tiles_of(inputs, options)
     job = f"embed {out.absolute()}"
-    with files.only_writer(out), cluster.open_cluster(where, job, report) as workers:
+    with files.only_writer(out), open_cluster(where, job, report) as workers:
         encoder = workers.call(describe_encoder, workers.job, options)
         setup = _setup(workers, out, options, tile_options, encoder.identity.image_px, table)
         about = _about(encoder, options, tile_options, table)
@@ -65,7 +69,7 @@ def embed(
         if table is None:
             units = _slides(workers, inputs, out, options, tile_options, about, summary, report)
         else:
-            units = [Unit(formats.TILES, len(table), summary.dim, about, columns=table.columns)]
+            units = [Unit(TILES, len(table), summary.dim, about, columns=table.columns)]
         publisher = Publisher(out, options.format, summary)
         files.sweep_partials(out)
         paths = {} if table is not None else slide_files.find_slides(inputs)
@@ -86,7 +90,7 @@ def embed(
     return summary
 
 
-def _tiles_of(inputs: Sequence[Path], options: opts.EmbedOptions) -> TileTable | None:
+def _tiles_of(inputs: Sequence[Path], options: EmbedOptions) -> TileTable | None:
     """The table when the input is a CSV of tiles; None for slides."""
     tables = [path for path in inputs if path.suffix.lower() == ".csv"]
     if not tables:
@@ -99,10 +103,10 @@ def _tiles_of(inputs: Sequence[Path], options: opts.EmbedOptions) -> TileTable |
 
 
 def _setup(
-    workers: cluster.Cluster,
+    workers: Cluster,
     out: Path,
-    options: opts.EmbedOptions,
-    tile_options: opts.TileOptions,
+    options: EmbedOptions,
+    tile_options: TileOptions,
     image_px: int,
     table: TileTable | None,
 ) -> Setup:
@@ -118,27 +122,25 @@ def _setup(
 
 
 def _about(
-    encoder: blocks.TeacherFacts,
-    options: opts.EmbedOptions,
-    tile_options: opts.TileOptions,
+    encoder: TeacherFacts,
+    options: EmbedOptions,
+    tile_options: TileOptions,
     table: TileTable | None,
 ) -> dict[str, Any]:
     """All that decides the embeddings; goes into the files that have room for it."""
     described = json.loads(json.dumps(dataclasses.asdict(encoder.identity)))
     about: dict[str, Any] = {"schema": 1, "encoder": {**described, "licence": encoder.licence}}
-    reader = dataclasses.asdict(blocks.reader_identity())
+    reader = dataclasses.asdict(reader_identity())
     if table is not None:
         return {**about, "tiles": {"sha256": table.digest, "fit": options.fit, "resampling": RESAMPLING}}
-    patch = dataclasses.asdict(tiling.patch_recipe(tile_options)[0])
+    patch = dataclasses.asdict(patch_recipe(tile_options)[0])
     return {**about, "patch": {**patch, "crop_px": encoder.identity.image_px}, "reader": reader}
 
 
-def _check_format(
-    options: opts.EmbedOptions, tile_options: opts.TileOptions, table: TileTable | None
-) -> None:
-    own = tiling.read_slides_csv(tile_options.slides_csv) if table is None else {}
+def _check_format(options: EmbedOptions, tile_options: TileOptions, table: TileTable | None) -> None:
+    own = read_slides_csv(tile_options.slides_csv) if table is None else {}
     columns = {name: None for row in own.values() for name in row} if table is None else table.columns
-    formats.BY_NAME[options.format].check(columns, table is not None)
+    BY_NAME[options.format].check(columns, table is not None)
 
 
 def _settle(out: Path, wanted: Mapping[str, Any]) -> None:
@@ -158,18 +160,18 @@ def _settle(out: Path, wanted: Mapping[str, Any]) -> None:
 
 
 def _slides(
-    workers: cluster.Cluster,
+    workers: Cluster,
     inputs: Sequence[Path],
     out: Path,
-    options: opts.EmbedOptions,
-    tile_options: opts.TileOptions,
+    options: EmbedOptions,
+    tile_options: TileOptions,
     about: Mapping[str, Any],
     summary: EmbedSummary,
     report: Reporter,
 ) -> list[Unit]:
     """Tile the inputs that are not tiled yet; the usable slides among them."""
     paths = slide_files.find_slides(inputs)
-    result = tiling.tile_on(workers, inputs, out / TILING, tile_options, report)
+    result = tile_on(workers, inputs, out / TILING, tile_options, report)
     units = []
     for row in result.slides:
         if row["slide_id"] not in paths:

@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.station import Block
-from pipeline.tasks import Task
-from stores import disk, features, files, manifest
+from pipeline.extract.tasks import Task
+from pipeline.inference.engine import Block
+from stores import disk
 from stores.errors import CorruptStore
+from stores.format import features, manifest
+from stores.io import files
 
 FOLDER = "parts"
 

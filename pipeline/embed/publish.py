@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.embed import formats, parts
-from pipeline.embed.formats import Unit
-from pipeline.progress import Reporter
-from pipeline.tasks import Tally
-from stores import files
+from pipeline.embed import parts
+from pipeline.embed.formats.registry import BY_NAME, FOLDER, Unit
+from pipeline.extract.tasks import Tally
+from pipeline.runtime.progress import Reporter
 from stores.errors import SlideError, StoreError
+from stores.io import files
 
 _DONE = "done"
 
@@ -34,7 +34,7 @@ class Publisher:
 
     def __init__(self, out: Path, name: str, summary: EmbedSummary) -> None:
         self.out = out
-        self._format, self._summary = formats.BY_NAME[name], summary
+        self._format, self._summary = BY_NAME[name], summary
         self._units: dict[str, Unit] = {}
         self._published: list[Unit] = []
         self.bad_reads: list[str] = []
@@ -82,7 +82,7 @@ class Publisher:
                     f"{unit.name}: no patch of it could be read, the first: {next(iter(bad.values()))}"
                 )
             tables = parts.read_parts(self.out, unit.name, unit.n_patches, unit.dim)
-            written = self._format.write(self.out / formats.FOLDER, unit, tables)
+            written = self._format.write(self.out / FOLDER, unit, tables)
         except SlideError:
             parts.remove_bad(self.out, unit.name, unit.n_patches)  # to be read again next time
             raise
@@ -99,7 +99,7 @@ class Publisher:
 
     def finish(self) -> None:
         """Write what lists all published units."""
-        self._format.finish(self.out / formats.FOLDER, sorted(self._published, key=lambda unit: unit.name))
+        self._format.finish(self.out / FOLDER, sorted(self._published, key=lambda unit: unit.name))
         with contextlib.suppress(OSError):
             (self.out / parts.FOLDER).rmdir()
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import PIL.Image
 
 from stores.errors import OptionError, ReadError
-from stores.files import first_line
+from stores.io.files import first_line
 
 KNOWN = ("path", "label", "site", "group", "split")
 """What a column may be; all others are carried along under their own names."""

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stores import features, manifest, recipe
 from stores.errors import EvaluationError, OptionError
-from stores.files import first_line
-from stores.location import StoreLike
+from stores.format import features, manifest, recipe
+from stores.io.files import first_line
+from stores.io.location import StoreLike
 
 _KEYS = (("slide_id", "x_px0", "y_px0"), ("path",), ("slide_id",))
 """What names a sample, the most exact first."""

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from pipeline.evaluate.checks import require_classes, require_features
 from pipeline.evaluate.linear import Fold
-from pipeline.evaluate.metrics import Classification
+from pipeline.metrics.checks import require_classes, require_features
+from pipeline.metrics.classification import Classification
 
 STEPS, BATCH, LR, RUNS = 12_500, 256, 3e-4, 5
 

@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.evaluate.checks import require_features
+from pipeline.metrics.checks import require_features
 from stores.errors import EvaluationError
 
 COMPONENTS = 256

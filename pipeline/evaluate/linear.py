@@ -17,8 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 
-from pipeline.evaluate.checks import require_classes, require_features
-from pipeline.evaluate.metrics import Classification
+from pipeline.metrics.checks import require_classes, require_features
+from pipeline.metrics.classification import Classification
 from stores.errors import EvaluationError
 
 CS = tuple(10.0**power for power in range(-4, 5))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.options import option, require
+from pipeline.runtime.options import option, require
 
 _GROUP = (
     "Column of what belongs together: slide, image or patient; group or slide_id where there is one, none."

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluate.checks import require_features, row_blocks
-from pipeline.evaluate.neighbours import nearest
+from pipeline.metrics.checks import require_features, row_blocks
+from pipeline.metrics.neighbours import nearest
 from stores.errors import EvaluationError
-from stores.files import first_line
+from stores.io.files import first_line
 
 KS = (1, 3, 5, 10)
 GROUPS = ("across scanners", "across stainings", "across both", "all")

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluate.bootstrap import Estimate
-from pipeline.options import to_json
+from pipeline.metrics.bootstrap import Estimate
+from pipeline.runtime.options import to_json
 
 
 @dataclass(frozen=True, slots=True)

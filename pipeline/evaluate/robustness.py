@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluate.bootstrap import REPLICATES, Estimate, bootstrap
-from pipeline.evaluate.checks import require_classes
-from pipeline.evaluate.neighbours import nearest
+from pipeline.metrics.bootstrap import REPLICATES, Estimate, bootstrap
+from pipeline.metrics.checks import require_classes
+from pipeline.metrics.neighbours import nearest
 from stores.errors import EvaluationError
 
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pipeline.evaluate.checks import require_classes, require_features
 from pipeline.evaluate.linear import CS, Fold, logistic_probe
+from pipeline.metrics.checks import require_classes, require_features
 from stores.errors import EvaluationError
 
 HIDDEN, ATTENTION = 256, 128

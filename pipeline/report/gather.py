@@ -16,23 +16,25 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 import torch
 
-from pipeline import devices, tissue, views
-from pipeline import slides as slide_files
-from pipeline.cluster import threads_of
-from pipeline.distill.data import find_sources
-from pipeline.distill.loader import BlockCache
+from pipeline.data.loader import BlockCache
+from pipeline.distill.inputs import find_sources
 from pipeline.distill.validate import embed
-from pipeline.encoders import Encoder
-from pipeline.evaluate.cka import linear_cka
-from pipeline.evaluate.neighbours import nearest
-from pipeline.patches import PatchPool, Source
-from pipeline.progress import Reporter
+from pipeline.encoders.load import Encoder
+from pipeline.metrics.cka import linear_cka
+from pipeline.metrics.neighbours import nearest
 from pipeline.report.options import ReportOptions
-from pipeline.rows import rebuild_row
-from pipeline.tiling import THUMBNAIL_MPP
-from stores import manifest, recipe
+from pipeline.runtime import devices
+from pipeline.runtime.progress import Reporter
+from pipeline.runtime.work import threads_of
+from pipeline.slides import slide as slide_files
+from pipeline.slides.pool import PatchPool, Source
+from pipeline.tile import tissue
+from pipeline.tile.tile import THUMBNAIL_MPP
+from pipeline.views.draw import Policy, ViewParams
+from pipeline.views.patch_views import rebuild_row
 from stores.errors import EvaluationError, OptionError, SlideError
-from stores.location import StoreLike
+from stores.format import manifest, recipe
+from stores.io.location import StoreLike
 
 NEIGHBOURS = 6
 _THUMBNAIL_PX, TILE_PX = 900, 112
@@ -120,7 +122,7 @@ def gather(
     stored = recipe.load(store)
     if stored.teacher is None or stored.policy is None:
         raise EvaluationError(f"{store}: no teacher's features in it yet; nothing to show")
-    policy = views.Policy.from_json(stored.policy)
+    policy = Policy.from_json(stored.policy)
     usable = [row for row in manifest.read_slides(store) if row["status"] == manifest.OK]
     result = Gathered(n_slides=len(usable))
     chosen = _spread(usable, options.max_slides)
@@ -167,7 +169,7 @@ class _Slide:
         store: StoreLike,
         row: Mapping[str, Any],
         source: Source,
-        policy: views.Policy,
+        policy: Policy,
         cache: BlockCache,
         pool: PatchPool,
         max_patches: int,
@@ -261,7 +263,7 @@ class _Slide:
         return shown
 
 
-def _in_words(params: views.ViewParams) -> str:
+def _in_words(params: ViewParams) -> str:
     """What a seed drew."""
     said = [f"crop at {params.crop_x_px},{params.crop_y_px}"]
     said += ["mirrored"] * params.hflip + ["upside down"] * params.vflip

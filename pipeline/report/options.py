@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.options import option, require
+from pipeline.runtime.options import option, require
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ def page(title: str, subtitle: str, sections: Sequence[tuple[str, str, str]]) ->
 
 
 def _asset(name: str) -> str:
-    return (importlib.resources.files("pipeline") / "assets" / name).read_text(encoding="utf-8")
+    return (importlib.resources.files("pipeline.report") / name).read_text(encoding="utf-8")
 
 
 def facts(pairs: Pairs) -> str:

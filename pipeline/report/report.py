@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.distill.log import read_metrics
-from pipeline.encoders import Encoder, load_encoder
-from pipeline.progress import Reporter
+from pipeline.distill.metrics_log import read_metrics
+from pipeline.encoders.load import Encoder, load_encoder
 from pipeline.report import page
 from pipeline.report.gather import Gathered, gather
 from pipeline.report.options import ReportOptions
-from stores import files, recipe
+from pipeline.runtime.progress import Reporter
 from stores.errors import EncoderError, OptionError
+from stores.format import recipe
 from stores.info import store_info
-from stores.text import human_bytes
+from stores.io import files
+from stores.io.text import human_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluate.cka import linear_cka, minibatch_cka
-from pipeline.evaluate.knn import knn_votes
 from pipeline.evaluate.robustness import robustness
+from pipeline.metrics.cka import linear_cka, minibatch_cka
+from pipeline.metrics.knn import knn_votes
 
 QUERIES, K, SLIDES = 10_000, 20, 1000
 

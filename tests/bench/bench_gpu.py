@@ -24,19 +24,21 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline import blocks, devices, synthetic
-from pipeline.cluster import threads_of
-from pipeline.distill.data import open_data
-from pipeline.distill.loader import LoaderOptions, ViewLoader
+from pipeline.data.loader import LoaderOptions, ViewLoader
+from pipeline.demo.synthetic_slides import write_slide
+from pipeline.distill.inputs import open_data
 from pipeline.distill.model import Targets
 from pipeline.distill.ranks import Ranks
 from pipeline.distill.trainer import Trainer, make_trainer
-from pipeline.encoders import load_encoder
-from pipeline.extract import extract
-from pipeline.on_device import OnDevice
-from pipeline.options import DistillOptions, ExtractOptions, TileOptions
-from pipeline.progress import Silent
-from pipeline.teacher import load_teacher
+from pipeline.encoders.load import load_encoder
+from pipeline.extract import block
+from pipeline.extract.extract import extract
+from pipeline.extract.teacher import load_teacher
+from pipeline.inference.loaded import OnDevice
+from pipeline.runtime import devices
+from pipeline.runtime.options import DistillOptions, ExtractOptions, TileOptions
+from pipeline.runtime.progress import Silent
+from pipeline.runtime.work import threads_of
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def utilisation(device: torch.device) -> Iterator[list[float]]:
 
 def write_slides(folder: Path, size: Size) -> None:
     """One painted slide, copied."""
-    synthetic.write_slide(folder / "s0.tiff", seed=5000, width_px=size.slide_px, height_px=size.slide_px)
+    write_slide(folder / "s0.tiff", seed=5000, width_px=size.slide_px, height_px=size.slide_px)
     for number in range(1, size.slides):
         shutil.copy(folder / "s0.tiff", folder / f"s{number}.tiff")
     rows = [f"s{i},p{i},{'val' if i == 0 and size.slides > 1 else 'train'}" for i in range(size.slides)]
@@ -199,12 +201,12 @@ def end_to_end(
     options = ExtractOptions(size.teacher, random_weights=0, seeds=size.seeds, batch_size=teacher.batch_size)
     tiling = TileOptions(slides_csv=folder / "slides.csv")
     pace = Pace()
-    load, blocks.load_teacher = blocks.load_teacher, lambda options: teacher
+    load, block.load_teacher = block.load_teacher, lambda options: teacher
     try:
         with utilisation(teacher.device) as samples:
             result = extract([folder], folder / "store", options, tiling, pace)
     finally:
-        blocks.load_teacher = load
+        block.load_teacher = load
     speed = result.views / result.seconds
     steady = pace.steady()
     say(

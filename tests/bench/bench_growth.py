@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pipeline import synthetic
+from pipeline.demo.synthetic_slides import write_slide
 from tests.bench.measure import Ratio, race, ratios, say, spread
 
 FEW, TIMES, ROUNDS = 6, 10, 3
@@ -48,7 +48,7 @@ def growth(folder: Path) -> list[Ratio]:
     """Ten times the slides against a few."""
     (folder / "few").mkdir()
     (folder / "many").mkdir()
-    synthetic.write_slide(folder / "few" / "s0.tiff", seed=5000, width_px=2048, height_px=2048)
+    write_slide(folder / "few" / "s0.tiff", seed=5000, width_px=2048, height_px=2048)
     for number in range(FEW * TIMES):
         shutil.copy(folder / "few" / "s0.tiff", folder / "many" / f"s{number}.tiff")
         if 0 < number < FEW:

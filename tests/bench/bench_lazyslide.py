@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import synthetic
-from pipeline.cluster import threads_of
+from pipeline.demo.synthetic_slides import paint_slide
+from pipeline.runtime.work import threads_of
 from tests.bench.bench_read import APERIO, pixels_of, tiled
 from tests.bench.measure import Ratio, ratios, say, spread
 
@@ -54,7 +54,7 @@ def main() -> list[Ratio]:
     theirs: dict[int, list[float]] = {0: [], threads: []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pixels = pixels_of(APERIO) if APERIO.exists() else synthetic.paint_slide(5, 2048, 2048)[0]
+        pixels = pixels_of(APERIO) if APERIO.exists() else paint_slide(5, 2048, 2048)[0]
         slide = tiled(folder / "slide.tiff", np.tile(pixels, (3, 3, 1)), 256, "jpeg")
         for number in range(ROUNDS):
             found = run(

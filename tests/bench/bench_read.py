@@ -16,10 +16,10 @@ import numpy as np
 import openslide
 import tifffile
 
-from pipeline import synthetic
-from pipeline.resampling import resample_area
-from pipeline.slides import PatchReader, ReadPlan, flatten
-from pipeline.tiling import morton_order
+from pipeline.demo.synthetic_slides import paint_slide
+from pipeline.slides.resample import resample_area
+from pipeline.slides.slide import PatchReader, ReadPlan, flatten
+from pipeline.tile.tile import morton_order
 from tests.bench.measure import Ratio, milliseconds, race, ratios, say
 
 SLIDES = Path(__file__).resolve().parents[3] / "shared" / "data" / "slides"
@@ -133,7 +133,7 @@ def main() -> list[Ratio]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         real = APERIO.exists()
-        pixels = pixels_of(APERIO) if real else synthetic.paint_slide(5, 2048, 2048)[0]
+        pixels = pixels_of(APERIO) if real else paint_slide(5, 2048, 2048)[0]
         say("pixels of CMU-1-Small-Region" if real else "painted pixels: the folder of real slides is absent")
         aligned = tiled(folder / "aligned.tiff", pixels, 256, "jpeg")
         apart = APERIO if real else tiled(folder / "apart.tiff", pixels, 240, "jpeg")

@@ -13,10 +13,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipeline import synthetic
-from pipeline.extract import extract
-from pipeline.options import ExtractOptions, TileOptions
-from pipeline.progress import Silent
+from pipeline.demo.synthetic_slides import write_cohort
+from pipeline.extract.extract import extract
+from pipeline.runtime.options import ExtractOptions, TileOptions
+from pipeline.runtime.progress import Silent
 from tests.bench.measure import Ratio
 from tests.s3_server import BUCKET, environment, s3_server
 
@@ -61,7 +61,7 @@ def main() -> list[Ratio]:
     url = f"s3://{BUCKET}/bench"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        synthetic.write_cohort(folder / "slides", SLIDES, 0)
+        write_cohort(folder / "slides", SLIDES, 0)
         store = folder / "store"
         tiling = TileOptions(slides_csv=folder / "slides" / "slides.csv")
         extract([folder / "slides"], store, ExtractOptions("demo-teacher", pixels=True), tiling, Silent())

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from stores import features, manifest, sampler
+from stores import sampler
+from stores.format import features, manifest
 from tests.bench.measure import Ratio
 
 SLIDES, SEEDS, BATCHES = 200, 4, 400

@@ -24,20 +24,22 @@ import cv2
 import numpy as np
 import torch
 
-from pipeline import blocks, synthetic, views
-from pipeline.cluster import threads_of
-from pipeline.distill.data import Data, open_data
-from pipeline.distill.loader import BlockCache, LoaderOptions, ViewLoader
+from pipeline.data.loader import BlockCache, LoaderOptions, ViewLoader
+from pipeline.demo.synthetic_slides import paint_slide
+from pipeline.distill.inputs import Data, open_data
 from pipeline.distill.model import Targets
 from pipeline.distill.ranks import Ranks
 from pipeline.distill.trainer import Trainer, make_trainer
-from pipeline.encoders import load_encoder
-from pipeline.extract import extract
-from pipeline.on_device import OnDevice, load_on_device
-from pipeline.options import DistillOptions, ExtractOptions, TileOptions
-from pipeline.patches import Reader, Source
-from pipeline.progress import Silent
-from pipeline.tiling import tile
+from pipeline.encoders.load import load_encoder
+from pipeline.extract import block
+from pipeline.extract.extract import extract
+from pipeline.inference.loaded import OnDevice, load_on_device
+from pipeline.runtime.options import DistillOptions, ExtractOptions, TileOptions
+from pipeline.runtime.progress import Silent
+from pipeline.runtime.work import threads_of
+from pipeline.slides.pool import Reader, Source
+from pipeline.tile.tile import tile
+from pipeline.views import draw
 from stores import sampler
 from tests.bench.bench_gpu import flop_per_view
 from tests.bench.bench_read import APERIO, pixels_of, tiled
@@ -53,7 +55,7 @@ def write_slides(folder: Path, repeat: int = 1) -> TileOptions:
     """The same slide a few times, one of them held out; its pixels are repeated in both directions."""
     folder.mkdir()
     real = APERIO.exists()
-    pixels = pixels_of(APERIO) if real else synthetic.paint_slide(5, 2048, 2048)[0]
+    pixels = pixels_of(APERIO) if real else paint_slide(5, 2048, 2048)[0]
     pixels = np.tile(pixels, (repeat, repeat, 1))
     tiled(folder / "s0.tiff", pixels, 256, "jpeg")
     for number in range(1, SLIDES):
@@ -110,15 +112,15 @@ class teacher_given:
         self.teacher = teacher
 
     def __enter__(self) -> None:
-        self.load, blocks.load_teacher = blocks.load_teacher, lambda options: self.teacher  # type: ignore[assignment]
+        self.load, block.load_teacher = block.load_teacher, lambda options: self.teacher  # type: ignore[assignment]
 
     def __exit__(self, *error: object) -> None:
-        blocks.load_teacher = self.load  # type: ignore[assignment]
+        block.load_teacher = self.load  # type: ignore[assignment]
 
 
 def calls_of(
     data: Data, window: int, n_views: int
-) -> list[tuple[Source, int, int, int, list[views.ViewParams]]]:
+) -> list[tuple[Source, int, int, int, list[draw.ViewParams]]]:
     """What the loader reads and renders for the first views of the stream, in its order."""
     stream = sampler.Stream(data.train, 0, window, 1)
     cache, found, count = BlockCache(data.store), [], 0
@@ -168,14 +170,14 @@ def bench_loader(folder: Path, store: Path, kept: bool) -> list[Ratio]:
 
     out = np.empty((224, 224, 3), np.uint8)
 
-    def some(part: Sequence[tuple[Source, int, int, int, list[views.ViewParams]]]) -> None:
+    def some(part: Sequence[tuple[Source, int, int, int, list[draw.ViewParams]]]) -> None:
         readers: dict[str, Reader] = {}
         for source, row, x, y, params in part:
             if source.key not in readers:
                 readers[source.key] = source.open()
             patch = readers[source.key].read(row, x, y)
             for drawn in params:
-                np.copyto(out, views.render(patch, drawn, data.policy))
+                np.copyto(out, draw.render(patch, drawn, data.policy))
         for reader in readers.values():
             reader.close()
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stores import features
-from stores.row_reader import RowReader
+from stores.format import features
+from stores.format.feature_rows import RowReader
 from tests.bench.measure import Ratio, milliseconds, race, ratios, say, spread
 
 SEEDS, DIM, READS, WRITES, SHUFFLED, HELD = 4, 1536, 9, 23, 8, 8

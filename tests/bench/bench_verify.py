@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from stores.verify import verify_structure
+from stores.verify.structure import verify_structure
 from tests import store_tools
 from tests.bench.measure import Ratio, race, ratios, spread
 

@@ -14,8 +14,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipeline.rendering import Image
-from pipeline.views import JITTER_ORDERS, POLICIES, Policy, ViewParams, draw, render, view_crc32
+from pipeline.views.draw import JITTER_ORDERS, POLICIES, Policy, ViewParams, draw, render, view_crc32
+from pipeline.views.operations import Image
 from tests.bench.measure import Ratio
 
 SLIDE = Path(__file__).resolve().parents[3] / "shared" / "data" / "slides" / "CMU-1-Small-Region.svs"
@@ -79,7 +79,7 @@ def _torchvision() -> Callable[[Any, ViewParams, Policy], Any]:
     """The same view by torchvision: uint8 (3, H, W) in and out."""
     import torch
 
-    from pipeline.torchvision_cpu import make_importable
+    from pipeline.encoders.torchvision_cpu import make_importable
 
     make_importable()
     from torchvision.transforms.v2 import functional as f

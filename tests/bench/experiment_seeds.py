@@ -18,21 +18,22 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from pipeline import synthetic
-from pipeline.demo import DISTILL, SEED, SLIDES
-from pipeline.distill.data import find_sources
-from pipeline.distill.loader import load_views
+from pipeline.data.loader import load_views
+from pipeline.demo.demo import DISTILL, SEED, SLIDES
+from pipeline.demo.synthetic_slides import write_cohort
+from pipeline.distill.inputs import find_sources
 from pipeline.distill.train import distill
 from pipeline.distill.validate import embed
-from pipeline.encoders import Encoder, load_encoder
-from pipeline.evaluate.cka import linear_cka
-from pipeline.extract import extract
-from pipeline.options import ExtractOptions, TileOptions
-from pipeline.progress import Silent
-from pipeline.views import load_policy
-from stores import recipe, sampler
-from stores.files import replacing
+from pipeline.encoders.load import Encoder, load_encoder
+from pipeline.extract.extract import extract
+from pipeline.metrics.cka import linear_cka
+from pipeline.runtime.options import ExtractOptions, TileOptions
+from pipeline.runtime.progress import Silent
+from pipeline.views.draw import load_policy
+from stores import sampler
+from stores.format import recipe
 from stores.info import store_info
+from stores.io.files import replacing
 
 SEEDS, STARTS = (1, 2, 4, 8), (0, 1)
 AUGMENTED = range(1, 4)
@@ -53,7 +54,7 @@ def agreement(store: Path, slides: Path, student: Encoder, seeds: Sequence[int])
 
 def measure(folder: Path, steps: int) -> dict[int, list[dict[str, float]]]:
     """Figures of every run, by number of seeds."""
-    synthetic.write_cohort(folder / "slides", SLIDES, SEED)
+    write_cohort(folder / "slides", SLIDES, SEED)
     tiling = TileOptions(slides_csv=folder / "slides" / "slides.csv")
     extract(
         [folder / "slides"],

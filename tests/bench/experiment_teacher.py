@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.torchvision_cpu import make_importable
+from pipeline.encoders.torchvision_cpu import make_importable
 
 SCALE = 2.0
 

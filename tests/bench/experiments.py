@@ -34,21 +34,23 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
-from pipeline import fit_prototypes, slides
-from pipeline.distill.data import find_sources
-from pipeline.distill.loader import Batch, load_views
+from pipeline.data.loader import Batch, load_views
+from pipeline.distill.inputs import find_sources
+from pipeline.distill.prototypes import fit
 from pipeline.distill.train import distill, load_student
 from pipeline.distill.validate import embed
 from pipeline.embed.tiles import read_tile
-from pipeline.encoders import Encoder, load_encoder
-from pipeline.evaluate.cka import linear_cka
-from pipeline.evaluate.knn import knn_votes, leave_out
-from pipeline.extract import extract
-from pipeline.options import DistillOptions, ExtractOptions, PrototypeOptions, TileOptions, to_json
-from pipeline.progress import Silent
-from pipeline.views import Policy
-from stores import recipe, sampler
-from stores.files import replacing, write_json, write_text
+from pipeline.encoders.load import Encoder, load_encoder
+from pipeline.extract.extract import extract
+from pipeline.metrics.cka import linear_cka
+from pipeline.metrics.knn import knn_votes, leave_out
+from pipeline.runtime.options import DistillOptions, ExtractOptions, PrototypeOptions, TileOptions, to_json
+from pipeline.runtime.progress import Silent
+from pipeline.slides.slide import find_slides
+from pipeline.views.draw import Policy
+from stores import sampler
+from stores.format import recipe
+from stores.io.files import replacing, write_json, write_text
 from tests.bench.fresh_views import distill_fresh
 
 FIGURES = {
@@ -82,7 +84,7 @@ class Setting:
 def cut(folder: Path, out: Path, strips: int, mpp: Mapping[str, float]) -> Path:
     """Cut every slide into strips, of which the second is held out; returns the CSV that says so."""
     rows = []
-    for slide_id, path in slides.find_slides([folder]).items():
+    for slide_id, path in find_slides([folder]).items():
         with openslide.OpenSlide(str(path)) as slide:
             width, height = slide.dimensions
             edges = np.linspace(0, height, strips + 1).round().astype(int)
@@ -138,7 +140,7 @@ def prototypes_of(setting: Setting, store: Path, arm: Arm) -> Path | None:
         return None
     asked = setting.section(arm, "prototypes")
     out = store.parent / f"{store.name}-prototypes-{asked['k']}"
-    fit_prototypes.fit(store, out, PrototypeOptions(**asked), Silent())
+    fit.fit(store, out, PrototypeOptions(**asked), Silent())
     return out
 
 

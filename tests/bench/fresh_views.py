@@ -6,21 +6,22 @@ This is how G2L and H0-mini train, with the teacher in memory. A baseline for ex
 import numpy as np
 import torch
 
-from pipeline.distill.data import open_data
-from pipeline.distill.loader import BlockCache
+from pipeline.data.loader import BlockCache
+from pipeline.distill.inputs import open_data
 from pipeline.distill.model import Targets
 from pipeline.distill.ranks import Ranks
 from pipeline.distill.schedule import cosine_annealing
 from pipeline.distill.train import load_student
 from pipeline.distill.trainer import make_trainer
-from pipeline.encoders import Encoder
-from pipeline.options import DistillOptions, ExtractOptions
-from pipeline.patches import Reader
-from pipeline.progress import Silent
-from pipeline.teacher import load_teacher
-from pipeline.views import draw, render
-from stores import manifest, sampler
-from stores.location import StoreLike
+from pipeline.encoders.load import Encoder
+from pipeline.extract.teacher import load_teacher
+from pipeline.runtime.options import DistillOptions, ExtractOptions
+from pipeline.runtime.progress import Silent
+from pipeline.slides.pool import Reader
+from pipeline.views.draw import draw, render
+from stores import sampler
+from stores.format import manifest
+from stores.io.location import StoreLike
 
 FIRST_SEED = 1_000_000
 """Far from any stored one; each occurrence of a patch takes the next."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
-from pipeline.torchvision_cpu import make_importable
+from pipeline.encoders.torchvision_cpu import make_importable
 
 make_importable()
 import timm  # noqa: E402

@@ -8,7 +8,7 @@ import numpy as np
 import openslide
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.views import JITTER_ORDERS, POLICIES, ViewParams, draw, render
+from pipeline.views.draw import JITTER_ORDERS, POLICIES, ViewParams, draw, render
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "concepts"
 CORNER = (900, 1550)

@@ -1,0 +1,135 @@
+"""The commands ``g2l evaluate ...``: parse, call one function, print. Heavy imports stand inside the commands."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.commands.click_options import JSON, PATH, build, options_of, print_result
+from pipeline.evaluate import options as opts
+
+_OUT = click.option("--out", type=PATH, help="Write the result as JSON into this file too.")
+_EMBEDDINGS = click.argument("embeddings", type=PATH)
+
+
+@click.group()
+def evaluate() -> None:
+    """Prove a student: protocols on the embeddings that `g2l embed` wrote, on stores and on h5 folders."""
+
+
+def _report(as_json: bool, out: Path | None, result: Any) -> None:
+    from stores.io.files import write_json
+
+    if out is not None:
+        write_json(out, result.to_json())
+    print_result(as_json, result.to_json(), result.lines)
+
+
+@evaluate.command()
+@_EMBEDDINGS
+@_OUT
+@options_of(opts.KnnOptions)
+def knn(embeddings: Path, out: Path | None, as_json: bool, **values: Any) -> None:
+    """Accuracy of a vote of the nearest neighbours; no training."""
+    from pipeline.evaluate.embeddings import load_embeddings
+    from pipeline.evaluate.protocols import run_knn
+
+    _report(as_json, out, run_knn(load_embeddings(embeddings), build(opts.KnnOptions, values)))
+
+
+@evaluate.command()
+@_EMBEDDINGS
+@_OUT
+@options_of(opts.LinearOptions)
+def linear(embeddings: Path, out: Path | None, as_json: bool, **values: Any) -> None:
+    """Linear probe: AUC, balanced accuracy and F1 of a logistic regression, or of eva's head."""
+    from pipeline.evaluate.embeddings import load_embeddings
+    from pipeline.evaluate.protocols import run_linear
+
+    _report(as_json, out, run_linear(load_embeddings(embeddings), build(opts.LinearOptions, values)))
+
+
+@evaluate.command()
+@_EMBEDDINGS
+@click.argument("other", type=PATH)
+@_OUT
+@options_of(opts.CkaOptions)
+def cka(embeddings: Path, other: Path, out: Path | None, as_json: bool, **values: Any) -> None:
+    """How alike two encoders see the same patches; OTHER may be the teacher's store."""
+    from pipeline.evaluate.embeddings import load_embeddings
+    from pipeline.evaluate.protocols import run_cka
+
+    found = run_cka(load_embeddings(embeddings), load_embeddings(other), build(opts.CkaOptions, values))
+    _report(as_json, out, found)
+
+
+@evaluate.command()
+@_EMBEDDINGS
+@_OUT
+@options_of(opts.RobustnessOptions)
+def robustness(embeddings: Path, out: Path | None, as_json: bool, **values: Any) -> None:
+    """Robustness index: do neighbours share the biology, or the centre?"""
+    from pipeline.evaluate.embeddings import load_embeddings
+    from pipeline.evaluate.protocols import run_robustness
+
+    _report(as_json, out, run_robustness(load_embeddings(embeddings), build(opts.RobustnessOptions, values)))
+
+
+@evaluate.command()
+@click.argument("folder", type=PATH)
+@_OUT
+@options_of(opts.PlismOptions)
+def plism(folder: Path, out: Path | None, as_json: bool, **values: Any) -> None:
+    """Robustness to scanners and stainings, of a folder as `embed --format plism` writes it."""
+    from pipeline.evaluate.protocols import run_plism
+    from pipeline.runtime.progress import reporter_for
+
+    inner = folder / "embeddings"
+    with reporter_for(sys.stderr) as report:
+        found = run_plism(inner if inner.is_dir() else folder, build(opts.PlismOptions, values), report)
+    _report(as_json, out, found)
+
+
+@evaluate.command()
+@_EMBEDDINGS
+@_OUT
+@options_of(opts.HestOptions)
+def hest(embeddings: Path, out: Path | None, as_json: bool, **values: Any) -> None:
+    """Gene expression from morphology: PCA, ridge regression, Pearson's correlation."""
+    from pipeline.evaluate.embeddings import load_embeddings
+    from pipeline.evaluate.protocols import run_hest
+
+    _report(as_json, out, run_hest(load_embeddings(embeddings), build(opts.HestOptions, values)))
+
+
+@evaluate.command()
+@_EMBEDDINGS
+@_OUT
+@options_of(opts.SlideOptions)
+def slides(embeddings: Path, out: Path | None, as_json: bool, **values: Any) -> None:
+    """A task of whole slides, such as TP53: mean pooling or gated attention, cross-validated by patient."""
+    from pipeline.evaluate.embeddings import load_embeddings
+    from pipeline.evaluate.protocols import run_slides
+
+    _report(as_json, out, run_slides(load_embeddings(embeddings), build(opts.SlideOptions, values)))
+
+
+@evaluate.command("all")
+@click.option("--config", required=True, type=PATH, help="YAML: encoders, data and tasks.")
+@click.option("--out", required=True, type=PATH, help="Folder for embeddings and tables.")
+@JSON
+def evaluate_all(config: Path, out: Path, as_json: bool) -> None:
+    """The paper's tables: embed data with several encoders, run all tasks, write CSV, Markdown and JSON."""
+    from pipeline.evaluate.tables import read_bench, run_bench
+    from pipeline.runtime.progress import reporter_for
+
+    bench = read_bench(config)
+    with reporter_for(sys.stderr) as report:
+        tables = run_bench(bench, out, report)
+    if as_json:
+        click.echo(json.dumps(tables.to_json(), indent=2, allow_nan=False))
+    else:
+        click.echo("\n".join([*tables.markdown(), "", *(f"written: {path}" for path in tables.written)]))
+    sys.exit(tables.exit_code)

@@ -1,0 +1,314 @@
+"""Batches of (view, target): rebuilds views as the teacher saw them and mixes them in a window.
+
+The stream of views is endless: epoch after epoch in the sampler's order, cut into batches that may straddle windows
+and epochs. So a position in it is one number, ``views consumed`` by all processes, and a resumed run goes on with the
+very next view, in as many processes as there are now. Threads fill the next window while the current one trains.
+"""
+
+import collections
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.data.memory import WindowMemory
+from pipeline.slides.pool import PatchPool, Source, run_length, started
+from pipeline.views.draw import Policy, ViewParams
+from pipeline.views.patch_views import StoredView, rebuild_row
+from stores import sampler
+from stores.errors import CorruptStore, ReadError
+from stores.format import manifest, recipe
+from stores.format.feature_rows import RowReader
+from stores.format.tokens import open_tokens, read_rows
+from stores.io.location import StoreLike
+
+CHECK_EVERY = 16  # of the views, under --check-views sample
+_CACHED_BLOCKS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Views and their targets, in the order of the stream."""
+
+    epoch: int
+    """The epoch of the first view, from 0."""
+    views: npt.NDArray[np.uint8]
+    """(B, crop_px, crop_px, 3)"""
+    targets: npt.NDArray[np.float16]
+    """(B, dim), raw as stored"""
+    tokens: npt.NDArray[np.float16]
+    """(B, t, width), patch tokens as stored; t is 0 when none are asked for."""
+    positions: npt.NDArray[np.int32]
+    """(B, t), where they are in the view's grid of patches."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderOptions:
+    """What decides the stream, how it is made, and which part of it."""
+
+    batch_size: int
+    """Of one process."""
+    window: int
+    """Views in memory, over all processes."""
+    views_per_read: int
+    seed: int
+    check_views: str
+    threads: int
+    rank: int = 0
+    world: int = 1
+    processes: bool = False
+    """Whether the workers that read are processes."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedBlock:
+    """The manifest rows of one commit record, by (seed, row)."""
+
+    columns: dict[str, npt.NDArray[Any]]
+    drawn: npt.NDArray[Any]
+    """The parameters, a record a view: taken out of twelve columns they cost ten times as much."""
+    index: dict[tuple[int, int], int]
+
+    def params(self, at: int) -> ViewParams:
+        """The drawn parameters of the view at a position."""
+        return ViewParams(*self.drawn[at].item())
+
+    def request(self, row: int, seeds: Mapping[int, bool]) -> tuple[int, int, list[StoredView]]:
+        """Place of a row, x_px0 and y_px0, and its views under `seeds`, with their checksums where that is true."""
+        wanted = []
+        for seed, check in seeds.items():
+            at = self.index[seed, row]
+            crc = int(self.columns["crc"][at]) if check else None
+            wanted.append(StoredView(seed, self.params(at), crc))
+        return int(self.columns["x_px0"][at]), int(self.columns["y_px0"][at]), wanted
+
+
+def read_commit(commit: manifest.Commit) -> CommittedBlock:
+    """Everything that rebuilding the block's views needs."""
+    names = ["row", "seed", "x_px0", "y_px0", "view_crc32", *manifest.DRAWN_SCHEMA.names]
+    table = commit.read(names)
+    crcs = table["view_crc32"].fill_null(0)
+    columns = {name: table[name].to_numpy() for name in names if name != "view_crc32"} | {
+        "crc": crcs.to_numpy()
+    }
+    keys = zip(columns["seed"].tolist(), columns["row"].tolist(), strict=True)
+    fields = [(name, columns[name].dtype) for name in manifest.DRAWN_SCHEMA.names]
+    drawn = np.empty(table.num_rows, fields)
+    for name, _ in fields:
+        drawn[name] = columns.pop(name)
+    return CommittedBlock(columns, drawn, {key: i for i, key in enumerate(keys)})
+
+
+class BlockCache:
+    """The last few commit records and chunks: runs of one block come back under other seeds.
+
+    Parameters
+    ----------
+    about
+        Which tokens the store has; None to read none.
+    """
+
+    def __init__(self, store: StoreLike, about: recipe.Tokens | None = None) -> None:
+        self._about = about
+        self.commit = functools.lru_cache(_CACHED_BLOCKS)(read_commit)
+        self._features = RowReader(store, _CACHED_BLOCKS)
+        self._open_tokens = functools.lru_cache(256)(functools.partial(open_tokens, store))
+        self._token_chunk = functools.lru_cache(_CACHED_BLOCKS)(self._read_tokens)
+        self._positions = functools.lru_cache(_CACHED_BLOCKS)(self._read_positions)
+
+    def _read_tokens(self, slide_id: str, seed: int, index: int) -> npt.NDArray[np.float16]:
+        return self._open_tokens(slide_id, self._about).read_chunk(seed, index)
+
+    def _read_positions(self, slide_id: str, seed: int, block: int) -> npt.NDArray[np.int32]:
+        return self._open_tokens(slide_id, self._about).read_positions(seed, block)
+
+    def targets(
+        self, commit: manifest.Commit, rows: npt.NDArray[np.int32], seed: int
+    ) -> npt.NDArray[np.float16]:
+        """Targets of some rows of a block under a seed, float16 (rows, dim); CorruptStore when one is not finite."""
+        return self._features.read(commit.slide_id, seed, commit.block, rows)
+
+    def tokens(
+        self, commit: manifest.Commit, rows: npt.NDArray[np.int32], seed: int
+    ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.int32]]:
+        """Tokens float16 (rows, t, width) and positions int32 (rows, t) of rows that `targets` took; t may be 0."""
+        if self._about is None:
+            return np.empty((len(rows), 0, 0), np.float16), np.empty((len(rows), 0), np.int32)
+        slide_id, block = commit.slide_id, commit.block
+        opened = self._open_tokens(slide_id, self._about)
+        read = functools.partial(self._token_chunk, slide_id)
+        positions = self._positions(slide_id, seed, block)
+        return read_rows(opened, read, positions, rows, seed, block)
+
+    def parts(self, plan: sampler.Window) -> Iterator[tuple[npt.NDArray[np.int64], list[npt.NDArray[Any]]]]:
+        """What the teacher made of a window: places in it, then targets, tokens and positions of the views there."""
+        for share in plan.shares:
+            for seed in np.unique(share.seeds).tolist():
+                chosen = share.seeds == seed
+                of = share.run.commit, share.rows[chosen], seed
+                yield share.places[chosen], [self.targets(*of), *self.tokens(*of)]
+
+
+class ViewLoader:
+    """An endless stream of batches over `units`; a context manager that stops its threads."""
+
+    def __init__(
+        self,
+        store: StoreLike,
+        units: Sequence[sampler.Run],
+        sources: Mapping[str, Source],
+        policy: Policy,
+        options: LoaderOptions,
+        start: int = 0,
+        tokens: recipe.Tokens | None = None,
+    ) -> None:
+        self._stream = sampler.Stream(units, options.seed, options.window, options.views_per_read)
+        self._sources, self._policy, self._options = sources, policy, options
+        self._start = start
+        self._cache = BlockCache(store, tokens)
+        self._pool = PatchPool(options.threads, options.processes)
+        self._memory = WindowMemory()
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="window")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.__exit__(*error)  # first: a window in the making then fails at once instead of finishing
+        self._ahead.shutdown(wait=True, cancel_futures=True)
+
+    def __iter__(self) -> Iterator[Batch]:
+        size = self._options.batch_size
+        held: Batch | None = None  # less than a batch, left over from the windows before
+        for window in self._windows():
+            at = 0
+            if held is not None:
+                at = size - len(held.views)
+                held = _joined(held, window, at)
+                if len(held.views) < size:
+                    continue
+                yield held
+            end = at + (len(window.views) - at) // size * size
+            for first in range(at, end, size):
+                yield _part(window, slice(first, first + size))
+            held = _part(window, slice(end, None), np.copy)
+
+    def _windows(self) -> Iterator[Batch]:
+        filled = self._filled()
+        coming: Future[Batch] = self._ahead.submit(next, filled)
+        while True:
+            current, coming = coming, self._ahead.submit(next, filled)
+            yield current.result()
+
+    def _filled(self) -> Iterator[Batch]:
+        """The views of each window with their targets, shuffled already; the next is begun before one is whole."""
+        begun: collections.deque[tuple[sampler.Window, npt.NDArray[np.uint8]]] = collections.deque()
+        places: collections.deque[list[int]] = collections.deque()
+        running = started(self._jobs(begun, places), 2 * self._options.threads)
+        while True:
+            plan, rendered = begun.popleft()
+            stored: list[npt.NDArray[Any]] = []  # targets, tokens, positions
+            for at, values in self._cache.parts(plan):
+                stored = stored or [np.empty((plan.n_views, *v.shape[1:]), v.dtype) for v in values]
+                for array, part in zip(stored, values, strict=True):
+                    array[at] = part
+            if not stored:
+                raise CorruptStore("a window without views")
+            missing = plan.n_views
+            while missing:
+                try:
+                    rows = next(running).result()
+                except ReadError as error:
+                    raise ReadError(f"{error}; stage one could read it: is this the same file?") from None
+                for row in rows:
+                    of_row = places.popleft()
+                    missing -= len(of_row)
+                    for place, view in zip(of_row, row, strict=False):  # threads have written theirs already
+                        rendered[place] = view
+            yield Batch(plan.epoch, rendered, *stored)
+
+    def _jobs(
+        self,
+        begun: collections.deque[tuple[sampler.Window, npt.NDArray[np.uint8]]],
+        places: collections.deque[list[int]],
+    ) -> Iterator[Future[Any]]:
+        """A job for rows that lie side by side, window after window.
+
+        Each window and the room for its views are put into `begun`, the places of each row's views into `places`.
+        """
+        crop, work = self._policy.crop_px, functools.partial(rebuild_row, self._policy)
+        for plan in self._stream.windows(self._start, self._options.rank, self._options.world):
+            rendered = self._memory.take((plan.n_views, crop, crop, 3))
+            begun.append((plan, rendered))
+            for share in plan.shares:
+                block, slide_id = self._cache.commit(share.run.commit), share.run.commit.slide_id
+                listed = zip(share.rows.tolist(), share.seeds.tolist(), share.places.tolist(), strict=True)
+                length = run_length(len(share.run.seeds))
+                for _, run in itertools.groupby(listed, key=functools.partial(_run_number, length)):
+                    calls: list[tuple[Any, ...]] = []
+                    for row, group in itertools.groupby(run, key=lambda view: view[0]):
+                        slots = {seed: place for _, seed, place in group}
+                        checked = {seed: self._is_checked(place) for seed, place in slots.items()}
+                        out = None if self._options.processes else [rendered[at] for at in slots.values()]
+                        calls.append((slide_id, row, *block.request(row, checked), out))
+                        places.append(list(slots.values()))
+                    yield self._pool.submit_run(self._sources[slide_id], work, calls)
+
+    def _is_checked(self, place: int) -> bool:
+        every = {"all": 1, "sample": CHECK_EVERY, "none": 0}[self._options.check_views]
+        return every > 0 and place % every == 0
+
+
+def _run_number(length: int, view: tuple[int, int, int]) -> int:
+    return view[0] // length
+
+
+_ARRAYS = ("views", "targets", "tokens", "positions")
+
+
+def _part(batch: Batch, which: slice, copied: Callable[[Any], Any] = lambda array: array) -> Batch:
+    return Batch(batch.epoch, *(copied(getattr(batch, name)[which]) for name in _ARRAYS))
+
+
+def _joined(held: Batch, window: Batch, take: int) -> Batch:
+    both = ((getattr(held, name), getattr(window, name)[:take]) for name in _ARRAYS)
+    return Batch(held.epoch if len(held.views) else window.epoch, *map(np.concatenate, both))
+
+
+def load_views(
+    store: StoreLike,
+    units: Sequence[sampler.Run],
+    sources: Mapping[str, Source],
+    policy: Policy,
+    seed: int,
+    n_views: int,
+    threads: int,
+    tokens: recipe.Tokens | None = None,
+) -> Batch:
+    """At most `n_views` views of one seed, evenly spread over `units`, all checked against the manifest."""
+    picked = [(unit, row) for unit in units if seed in unit.seeds for row in unit.rows.tolist()]
+    keep = np.unique(np.linspace(0, len(picked) - 1, min(n_views, len(picked))).round().astype(int))
+    cache = BlockCache(store, tokens)
+    out = np.empty((len(keep), policy.crop_px, policy.crop_px, 3), np.uint8)
+    stored: list[tuple[npt.NDArray[Any], ...]] = []
+    work = functools.partial(rebuild_row, policy)
+    with PatchPool(threads) as pool:
+        jobs = []
+        for number in keep.tolist():
+            unit, row = picked[number]
+            at = np.array([row], np.int32)
+            stored.append((cache.targets(unit.commit, at, seed), *cache.tokens(unit.commit, at, seed)))
+            slide_id = unit.commit.slide_id
+            place = cache.commit(unit.commit).request(row, {seed: True})
+            jobs.append(pool.submit(sources[slide_id], work, slide_id, row, *place))
+        for slot, job in enumerate(jobs):
+            out[slot] = job.result()[0]
+    if not stored:
+        none = np.empty((0, 0), np.float16)
+        return Batch(0, out, none, none[:, :, None], np.empty((0, 0), np.int32))
+    return Batch(0, out, *(np.concatenate(part) for part in zip(*stored, strict=True)))

@@ -1,0 +1,147 @@
+"""``demo``: both stages on small synthetic slides, and a table that says what distillation gained.
+
+Everything goes through the public functions that the commands call. Figures are on held-out patients.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline.data.loader import Batch, load_views
+from pipeline.demo.synthetic_slides import label_of_patch, write_cohort
+from pipeline.distill.inputs import find_sources
+from pipeline.distill.train import distill
+from pipeline.distill.validate import embed
+from pipeline.encoders.load import load_encoder
+from pipeline.extract.extract import extract
+from pipeline.metrics.knn import knn_predict
+from pipeline.report.options import ReportOptions
+from pipeline.report.report import write_report
+from pipeline.runtime.options import DistillOptions, ExtractOptions, TileOptions
+from pipeline.runtime.progress import Reporter
+from pipeline.views.draw import load_policy
+from stores import sampler
+from stores.format import manifest, recipe
+from stores.info import store_info
+from stores.io import files
+
+SLIDES, SEED, K = 9, 0, 10
+DISTILL = DistillOptions(
+    student="demo-student",
+    random_weights=0,
+    steps=240,
+    lr=2e-3,
+    warmup_steps=50,
+    val_every=100,
+    val_views=512,
+    check_views="sample",
+)
+
+REPORT = ReportOptions(max_slides=3, max_patches=100)
+
+
+def run_demo(out: Path, report: Reporter) -> dict[str, Any]:
+    """Write slides, tile, extract, distill and evaluate below `out`; returns what ``summary.json`` holds."""
+    folder, store, run = out / "slides", out / "store", out / "run"
+    cohort = write_cohort(folder, SLIDES, SEED)
+    tile_options = TileOptions(slides_csv=folder / "slides.csv")
+    extract([folder], store, ExtractOptions(teacher="demo-teacher"), tile_options, report)
+    options = DistillOptions(**{**asdict(DISTILL), "slides": (folder,)})
+    trained = distill(store, run, options, False, report)
+    labels = {slide.path.stem: slide.labels for slide in cohort}
+    info = store_info(store)
+    summary = {
+        "views": info["views"],
+        "bytes_per_view": info["bytes_per_view"],
+        **{name: trained[name] for name in ("steps", "loss_first", "loss_last")},
+        **{
+            f"{name}_{when}": trained[f"{name}_{when}"]
+            for name in ("cosine", "cka")
+            for when in ("before", "after")
+        },
+        **_knn_accuracies(store, run, folder, labels, options),
+        "pictures": [
+            *sorted(str(path) for path in (store / "pictures").glob("*.png")),
+            str(run / "curves.png"),
+        ],
+    }
+    files.write_json(out / "summary.json", summary)
+    write_report(run, out / "report.html", replace(REPORT, store=store, slides=(folder,)), report)
+    return summary
+
+
+def _knn_accuracies(
+    store: Path, run: Path, folder: Path, labels: Mapping[str, npt.NDArray[np.uint8]], options: DistillOptions
+) -> dict[str, Any]:
+    """Accuracy of the tissue type of held-out patches, voted by their neighbours among the training patches."""
+    stored = recipe.load(store)
+    names = {row["slide_id"] for row in manifest.read_slides(store)}
+    sources = find_sources(store, stored, names, [folder])
+    policy = load_policy("g2l")
+    parts: dict[str, tuple[Batch, npt.NDArray[np.int64]]] = {}
+    for split in ("train", "val"):
+        units = sampler.find_units(store, split, 1)
+        batch = load_views(store, units, sources, policy, 0, 1 << 30, torch.get_num_threads())
+        parts[split] = batch, _labels_of(store, units, labels)
+    students = {
+        "knn_untrained": load_encoder(options.student, random_weights=options.random_weights),
+        "knn_student": load_encoder(str(run / "student")),
+    }
+
+    def accuracy(train: npt.NDArray[Any], val: npt.NDArray[Any]) -> float:
+        known, asked = (parts[split][1] >= 0 for split in ("train", "val"))  # mixed patches have no type
+        voted = knn_predict(train[known], parts["train"][1][known], val[asked], K)
+        return float((voted == parts["val"][1][asked]).mean())
+
+    result: dict[str, Any] = {"knn_teacher": accuracy(parts["train"][0].targets, parts["val"][0].targets)}
+    for name, student in students.items():
+        both = [
+            embed(student, parts[s][0].views, 32, torch.device("cpu"), torch.float32).numpy() for s in parts
+        ]
+        result[name] = accuracy(*both)
+    types = parts["val"][1]
+    result["knn_chance"] = float(np.bincount(types[types >= 0]).max() / (types >= 0).sum())
+    return result
+
+
+def _labels_of(
+    store: Path, units: Sequence[sampler.Run], labels: Mapping[str, npt.NDArray[np.uint8]]
+) -> npt.NDArray[np.int64]:
+    """The tissue type of every patch of `units`, in the order in which `load_views` gives them; -1 when mixed."""
+    found = []
+    for unit in units:
+        patches = manifest.read_patches(store, unit.commit.slide_id)
+        for row in unit.rows.tolist():
+            place = int(patches.x_px0[row]), int(patches.y_px0[row])
+            found.append(label_of_patch(labels[unit.commit.slide_id], *place))
+    return np.array(found, np.int64)
+
+
+def lines(out: Path, summary: Mapping[str, Any]) -> list[str]:
+    """The table at the end of the demo."""
+    rows = [
+        ("views", f"{summary['views']}"),
+        ("bytes per view", f"{summary['bytes_per_view']:.0f}"),
+        ("steps", f"{summary['steps']}"),
+        ("loss", f"{summary['loss_first']:.3f} -> {summary['loss_last']:.3f}"),
+        ("cosine to the teacher", f"{summary['cosine_before']:.3f} -> {summary['cosine_after']:.3f}"),
+        ("CKA to the teacher", f"{summary['cka_before']:.3f} -> {summary['cka_after']:.3f}"),
+        ("kNN accuracy of tissue types", ""),
+        ("  always the commonest type", f"{summary['knn_chance']:.3f}"),
+        ("  untrained student", f"{summary['knn_untrained']:.3f}"),
+        ("  distilled student", f"{summary['knn_student']:.3f}"),
+        ("  teacher", f"{summary['knn_teacher']:.3f}"),
+    ]
+    table = [f"{name:<30} {value}".rstrip() for name, value in rows]
+    return [
+        *table,
+        "pictures:",
+        *(f"  {path}" for path in summary["pictures"]),
+        f"figures: {out / 'summary.json'}",
+        f"open in a browser: {out / 'report.html'}",
+    ]

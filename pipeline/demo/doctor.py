@@ -1,0 +1,156 @@
+"""``doctor``: what this machine has, and what would go wrong on it."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "zarr",
+    "numcodecs",
+    "openslide-python",
+    "openslide-bin",
+    "pyarrow",
+    "numpy",
+    "opencv-python-headless",
+    "click",
+)
+_FREE_WARNING = 20e9
+
+
+def examine(folder: Path) -> dict[str, Any]:
+    """Versions, devices, OpenSlide, free disk of `folder`, reach of published weights; ``problems`` in words."""
+    problems: list[str] = []
+    free = shutil.disk_usage(folder).free
+    result: dict[str, Any] = {
+        "g2l": _version("g2l"),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "devices": _devices(problems),
+        "openslide": _openslide(problems),
+        "free_bytes": free,
+        "folder": str(folder),
+        "weights": _weights(),
+        "problems": problems,
+    }
+    problems += [
+        f"package {name} is missing" for name, version in result["packages"].items() if version is None
+    ]
+    if free < _FREE_WARNING:
+        problems.append(f"{folder}: {free / 1e9:.1f} GB free; a million views take 3.1 GB")
+    return result
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _devices(problems: list[str]) -> list[dict[str, Any]]:
+    import torch
+
+    from pipeline.encoders.torchvision_cpu import make_importable
+    from pipeline.runtime.devices import choose_dtype, dtype_name
+
+    try:
+        make_importable()
+    except Exception as error:
+        problems.append(f"torchvision does not import beside torch {torch.__version__}: {error}")
+    names = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    found = []
+    for name in names + ["mps"] * torch.backends.mps.is_available():
+        dtype, reason = choose_dtype("auto", torch.device(name))
+        found.append({"device": name, "dtype": dtype_name(dtype), "reason": reason, "bytes": _memory(name)})
+    return found
+
+
+def _memory(device: str) -> int | None:
+    import torch
+
+    if device.startswith("cuda"):
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device == "cpu" and hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
+
+
+def _openslide(problems: list[str]) -> dict[str, Any]:
+    """Open and read a slide that is written on the spot, and name the formats of this version."""
+    import openslide
+
+    from pipeline.demo.synthetic_slides import write_slide
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = Path(folder) / "slide.tiff"
+            write_slide(path, seed=0, width_px=512, height_px=512)
+            with openslide.OpenSlide(path) as slide:
+                slide.read_region((0, 0), 0, (64, 64))
+                works = slide.properties[openslide.PROPERTY_NAME_VENDOR] == "generic-tiff"
+        except Exception as error:
+            works = False
+            problems.append(f"OpenSlide cannot read a plain tiled TIFF: {error}")
+    formats = [
+        "aperio",
+        "dicom",
+        "generic-tiff",
+        "hamamatsu",
+        "leica",
+        "mirax",
+        "philips",
+        "sakura",
+        "trestle",
+    ]
+    return {
+        "version": openslide.__library_version__,
+        "reads_tiff": works,
+        "formats": [*formats, "ventana", "zeiss"],
+    }
+
+
+def _weights() -> dict[str, str]:
+    """For each preset with published weights: shipped, downloaded, on the hub, or why they are out of reach."""
+    from pipeline.encoders.hub import find_cached, hub_problem
+    from pipeline.encoders.presets import PRESETS
+    from pipeline.encoders.weights import WEIGHT_FILES
+
+    problem = hub_problem()
+    states = {}
+    for name, preset in PRESETS.items():
+        if preset.asset is not None:
+            states[name] = "shipped"
+        elif preset.hub is not None and find_cached(preset.hub, WEIGHT_FILES):
+            states[name] = "downloaded"
+        elif preset.hub is not None:
+            access = ", access has to be requested there" if preset.gated else ""
+            states[name] = problem or f"on the hub as {preset.hub}{access}"
+        else:
+            states[name] = "no published weights: --weights PATH or --random-weights SEED"
+    return states
+
+
+def lines(result: Mapping[str, Any]) -> list[str]:
+    """``doctor`` for people."""
+    packages = ", ".join(f"{name} {version or 'MISSING'}" for name, version in result["packages"].items())
+    text = [f"g2l {result['g2l']}, Python {result['python']}", f"packages: {packages}"]
+    for device in result["devices"]:
+        size = f", {device['bytes'] / 1e9:.0f} GB" if device["bytes"] else ""
+        text.append(f"device {device['device']}{size}: {device['dtype']} ({device['reason']})")
+    slides = result["openslide"]
+    text.append(f"OpenSlide {slides['version']}: {', '.join(slides['formats'])}")
+    text.append(f"free disk at {result['folder']}: {result['free_bytes'] / 1e9:.1f} GB")
+    text += [f"weights of {name}: {state}" for name, state in result["weights"].items()]
+    return (
+        text
+        + [f"PROBLEM: {problem}" for problem in result["problems"]]
+        + ([] if result["problems"] else ["no problems found"])
+    )

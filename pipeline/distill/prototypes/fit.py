@@ -1,0 +1,329 @@
+"""``g2l prototypes``: spherical k-means on the teacher's features and tokens of the training split, from the store.
+
+The teacher's own DINO and iBOT heads are not published, so prototypes are fitted on what the store has. Vectors come in
+the order in which a training would see them, a window at a time; the state is written every few windows, so that a
+killed run goes on, and ends with the same bytes on a CPU.
+
+``options.json``, ``log.jsonl``, ``state.safetensors`` (until it is finished), ``prototypes.safetensors``,
+``prototypes.png``, ``prototypes.json`` (last: its presence says that the run is complete)
+"""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.data.loader import BlockCache
+from pipeline.distill.inputs import statistics
+from pipeline.distill.prototypes import files as prototype_files
+from pipeline.distill.prototypes.kmeans import Chunks, SphericalKMeans
+from pipeline.runtime import devices
+from pipeline.runtime.interrupt import Interrupted, stop_on_signal
+from pipeline.runtime.log import RunLog
+from pipeline.runtime.options import PrototypeOptions, to_json
+from pipeline.runtime.progress import Reporter
+from pipeline.runtime.resume import BEGUN, require_same_options
+from pipeline.runtime.work import threads_of
+from pipeline.tile.picture import draw_prototypes
+from stores import sampler
+from stores.errors import DistillError, OptionError, StoreError
+from stores.format import recipe
+from stores.io import files
+from stores.io.location import StoreLike
+
+STATE = "state.safetensors"
+_STATE_EVERY = 20
+_SAMPLE = 65_536
+"""Vectors that tell the tokens' statistics, the start, and the figures at the end."""
+TEMPERATURES = (0.02, 0.04, 0.07, 0.1)
+_FREE = frozenset(["device", "threads"])
+Vectors = dict[str, npt.NDArray[np.float16]]
+
+
+def fit(store: StoreLike, out: Path, options: PrototypeOptions, report: Reporter) -> dict[str, Any]:
+    """Fit prototypes; returns what also stands in ``prototypes.json``. Start it again when it was interrupted.
+
+    Raises
+    ------
+    OptionError
+        When `out` was begun with other options, or the store has fewer vectors than prototypes are asked for.
+    StoreError
+        When the store has no features, or none of the training split.
+    """
+    options.validate()
+    stored = recipe.load(store)
+    if not stored.complete:
+        raise StoreError(f"{store}: has no teacher features yet; run `g2l extract-teacher` first")
+    if (out / prototype_files.ABOUT).exists():
+        _begin(out, options, stored.digest())
+        report.note(f"{out} is complete; use another --out to fit again")
+        return files.read_json(out / prototype_files.ABOUT)
+    units = sampler.find_units(store, "train", options.seeds)
+    if not units:
+        raise StoreError(f"{store}: no committed views in the training split; see `g2l store info {store}`")
+    stream = sampler.Stream(units, options.seed, options.window)
+    if stream.epoch_views < options.k:
+        raise OptionError(
+            f"--k {options.k}: the training split has {stream.epoch_views} views under its seeds; ask for fewer"
+        )
+    _begin(out, options, stored.digest())
+    chunks = Chunks(threads_of(options.threads, None), devices.choose_device(options.device))
+    with files.only_writer(out), RunLog(report, out / "log.jsonl") as log, contextlib.closing(chunks):
+        files.sweep_partials(out)
+        work = _Fit(store, out, options, stored, stream, BlockCache(store, stored.tokens), chunks, log)
+        return work.run()
+
+
+def _begin(out: Path, options: PrototypeOptions, digest: str) -> None:
+    path = out / BEGUN
+    begun = {"options": to_json(options), "store_recipe": digest, "stream": sampler.STREAM}
+    if not path.exists():
+        if out.exists() and any(out.iterdir()):
+            raise OptionError(f"--out {out}: the folder is not empty and holds no prototypes; choose another")
+        files.write_json(path, begun)
+        return
+    old = files.read_json(path)
+    if old.get("store_recipe") != digest or old.get("stream") != sampler.STREAM:
+        raise OptionError(f"--out {out}: begun on another store, or by another version; use another --out")
+    require_same_options(out, options, _FREE)
+
+
+@dataclasses.dataclass(slots=True)
+class _Fit:
+    store: StoreLike
+    out: Path
+    options: PrototypeOptions
+    stored: recipe.Recipe
+    stream: sampler.Stream
+    cache: BlockCache
+    chunks: Chunks
+    report: Reporter
+    mean: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    std: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    models: dict[str, SphericalKMeans] = dataclasses.field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return self.chunks.device
+
+    def run(self) -> dict[str, Any]:
+        seen, seconds = self._restore()
+        sample = self._sample()
+        if not self.models:
+            self._start(sample)
+        total = self.options.epochs * self.stream.epoch_views
+        self.report.start("prototypes", total, seen)
+        began = time.monotonic()
+        with stop_on_signal() as stop, contextlib.closing(self._windows(seen)) as windows:
+            number = 0
+            while seen < total:
+                count, vectors = next(windows)
+                cosines = {}
+                for name, model in self.models.items():
+                    x = self._unit(name, vectors[name])
+                    cosines[name] = model.step(x)
+                    if (seen + count) % self.stream.epoch_views == 0 and seen + count < total:
+                        model.end_epoch(x)
+                seen, number = seen + count, number + 1
+                words = ", ".join(f"{name} {cosine:.3f}" for name, cosine in cosines.items())
+                self.report.advance(count, f"mean cosine: {words}")
+                if seen < total and (stop.requested or number % _STATE_EVERY == 0):
+                    self._save(seen, seconds + time.monotonic() - began)
+                if stop.requested and seen < total:
+                    raise Interrupted(f"stopped after {seen} of {total} views, state written")
+        return self._finish(sample, seconds + time.monotonic() - began)
+
+    # vectors
+
+    def _windows(self, start: int) -> Generator[tuple[int, Vectors]]:
+        """Number of views and vectors of each window; the next one is read while one is in use."""
+        plans = self.stream.windows(start)
+        with ThreadPoolExecutor(1, thread_name_prefix="window") as ahead:
+            coming: Future[tuple[int, Vectors]] = ahead.submit(self._read, next(plans))
+            for plan in plans:
+                current, coming = coming, ahead.submit(self._read, plan)
+                yield current.result()
+
+    def _read(self, plan: sampler.Window) -> tuple[int, Vectors]:
+        held: dict[str, npt.NDArray[np.float16]] = {}
+        for places, (targets, tokens, _) in self.cache.parts(plan):
+            parts = {"features": targets}
+            if self.stored.tokens is not None:
+                parts["tokens"] = self._taken(tokens, self.options.tokens_per_view)
+            for name, values in parts.items():
+                if name not in held:
+                    held[name] = np.empty((plan.n_views, *values.shape[1:]), np.float16)
+                held[name][places] = values
+        return plan.n_views, {name: array.reshape(-1, array.shape[-1]) for name, array in held.items()}
+
+    @staticmethod
+    def _taken(tokens: npt.NDArray[np.float16], most: int) -> npt.NDArray[np.float16]:
+        """At most so many tokens of each view, other places of the list from view to view: it is sorted by place."""
+        n_views, count = tokens.shape[:2]
+        take = min(count, most)
+        places = (np.arange(n_views)[:, None] + np.arange(take) * (count // take)) % count
+        return np.take_along_axis(tokens, places[:, :, None], axis=1)
+
+    def _sample(self) -> Vectors:
+        """The first vectors of the stream, enough to begin and to judge by."""
+        parts: dict[str, list[npt.NDArray[np.float16]]] = {}
+        count = views = 0
+        with contextlib.closing(self._windows(0)) as windows:
+            while views < self.stream.epoch_views and count < max(_SAMPLE, 4 * self.options.k):
+                n_views, vectors = next(windows)
+                views, count = views + n_views, count + len(vectors["features"])
+                for name, values in vectors.items():
+                    one = self._taken(values.reshape(n_views, -1, values.shape[-1]), 1)
+                    parts.setdefault(name, []).append(one[:, 0])
+        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+    def _unit(self, name: str, raw: npt.NDArray[np.float16]) -> Tensor:
+        """Vectors as they are clustered, float32 (N, D): standardised, of norm 1."""
+        mean, std = self.mean[name], self.std[name]
+
+        def of(part: Tensor) -> Tensor:
+            return functional.normalize((part.to(self.device).float() - mean) / std, dim=1)
+
+        return torch.cat(self.chunks.map(of, torch.from_numpy(raw)))
+
+    # state
+
+    def _start(self, sample: Vectors) -> None:
+        for name, raw in sample.items():
+            if name == "features":
+                mean, variance = statistics(self.store, self.stream.units)
+            else:
+                wide = raw.astype(np.float64)
+                mean, variance = wide.mean(axis=0), wide.var(axis=0)
+            self._normalise_by(name, mean, np.sqrt(variance))
+            order = sampler.permutation(len(raw), self.options.seed, "prototypes", name)
+            first = self._unit(name, raw[order[: self.options.k]])
+            self.models[name] = SphericalKMeans.begin(first.clone(), self.chunks)
+
+    def _normalise_by(self, name: str, mean: npt.NDArray[np.float64], std: npt.NDArray[np.float64]) -> None:
+        std = np.where(std > 1e-6, std, 1.0)  # a constant dimension says nothing
+        self.mean[name], self.std[name] = (torch.from_numpy(v).float().to(self.device) for v in (mean, std))
+
+    def _save(self, seen: int, seconds: float) -> None:
+        tensors = {
+            f"{name}.{part}": getattr(model, part).cpu()
+            for name, model in self.models.items()
+            for part in ("prototypes", "counts", "used")
+        }
+        for name in self.models:
+            tensors |= {f"{name}.mean": self.mean[name].cpu(), f"{name}.std": self.std[name].cpu()}
+        about = {"seen": str(seen), "seconds": str(seconds)}
+        with files.replacing(self.out / STATE) as partial:
+            safetensors.torch.save_file(tensors, partial, metadata=about)
+
+    def _restore(self) -> tuple[int, float]:
+        """Views seen and seconds spent by an earlier run."""
+        path = self.out / STATE
+        if not path.exists():
+            return 0, 0.0
+        try:
+            with safetensors.safe_open(path, "pt", device=str(self.device)) as file:
+                about = file.metadata() or {}
+                names = file.keys()  # it is no mapping
+                tensors = {name: file.get_tensor(name) for name in names}
+            for name in {key.partition(".")[0] for key in tensors}:
+                self.mean[name], self.std[name] = tensors[f"{name}.mean"], tensors[f"{name}.std"]
+                moved, counts, used = (tensors[f"{name}.{p}"] for p in ("prototypes", "counts", "used"))
+                self.models[name] = SphericalKMeans(moved, counts, used, self.chunks)
+            seen = int(about["seen"])
+            seconds = float(about["seconds"])
+        except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
+            raise DistillError(
+                f"{path}: damaged ({files.first_line(error)}); remove {self.out} and begin again"
+            ) from None
+        self.models = {name: self.models[name] for name in prototype_files.SPACES if name in self.models}
+        self.report.note(f"goes on after {seen} views")
+        return seen, seconds
+
+    # the end
+
+    def _finish(self, sample: Vectors, seconds: float) -> dict[str, Any]:
+        spaces: dict[str, prototype_files.Space] = {}
+        figures: dict[str, Any] = {}
+        shown: dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
+        for name, model in self.models.items():
+            x = self._unit(name, sample[name])
+            centre, perplexity = _judge(model, x, self.chunks)
+            index, cosine = model.nearest(x)
+            usage = torch.bincount(index, minlength=self.options.k).cpu().numpy()
+            parts = (self.mean[name], self.std[name], model.prototypes, centre)
+            spaces[name] = prototype_files.Space(*(part.cpu().numpy() for part in parts))
+            figures[name] = {
+                "vectors": len(x),
+                "mean_cosine": float(cosine.mean()),
+                "used": int((usage > 0).sum()),
+                "largest_share": float(usage.max() / usage.sum()),
+                "effective": _effective(usage),
+                "perplexity": perplexity,
+            }
+            shown[name] = usage, cosine.cpu().numpy()
+        prototype_files.save(self.out, spaces)
+        draw_prototypes(self.out / "prototypes.png", shown)
+        about = {
+            "k": self.options.k,
+            "store_recipe": self.stored.digest(),
+            "options": to_json(self.options),
+            "views": self.options.epochs * self.stream.epoch_views,
+            "seconds": seconds,
+            "figures": figures,
+        }
+        files.write_json(self.out / prototype_files.ABOUT, about)
+        (self.out / STATE).unlink(missing_ok=True)
+        return about
+
+
+def _judge(model: SphericalKMeans, x: Tensor, chunks: Chunks) -> tuple[Tensor, dict[str, float]]:
+    """Mean cosine to each prototype, (K,), and how many prototypes an assignment is spread over by temperature."""
+
+    def similarity(part: Tensor) -> Tensor:
+        return part @ model.prototypes.T
+
+    centre = torch.stack(chunks.map(lambda part: similarity(part).double().sum(dim=0), x)).sum(dim=0) / len(x)
+    centre = centre.float()
+
+    def entropies(part: Tensor) -> list[float]:
+        centred = similarity(part) - centre
+        found = []
+        for temperature in TEMPERATURES:
+            log_p = functional.log_softmax(centred / temperature, dim=1)
+            found.append(float(-(log_p.exp() * log_p).sum()))
+        return found
+
+    totals = [math.fsum(column) for column in zip(*chunks.map(entropies, x), strict=True)]
+    perplexity = {f"{t:g}": math.exp(total / len(x)) for t, total in zip(TEMPERATURES, totals, strict=True)}
+    return centre, perplexity
+
+
+def _effective(usage: npt.NDArray[np.int64]) -> float:
+    """How many equally used prototypes have the same entropy."""
+    share = usage[usage > 0] / usage.sum()
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def lines(out: Path, about: Mapping[str, Any]) -> list[str]:
+    """The outcome for people."""
+    said = []
+    for name, found in about["figures"].items():
+        spread = ", ".join(f"{n:.1f} at {t}" for t, n in found["perplexity"].items())
+        said += [
+            f"{name:<9} {found['used']} of {about['k']} prototypes used by {found['vectors']:,} vectors, as evenly as "
+            f"{found['effective']:.0f} equal ones; mean cosine {found['mean_cosine']:.3f}",
+            f"          prototypes that a teacher's assignment is spread over, by --teacher-temp: {spread}",
+        ]
+    return [*said, f"prototypes: {out}", f"picture: {out / 'prototypes.png'}"]

@@ -1,0 +1,233 @@
+"""Weights of encoders: checkpoint files, how they fill an architecture, their identity, and export.
+
+Nothing here unpickles objects: ``.safetensors``, or ``torch.load(weights_only=True)``. A file that does
+not fill an architecture exactly is refused by name; nothing is left at its random start.
+"""
+
+import argparse
+import importlib.resources
+import re
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from pipeline.encoders.hub import brief, fetch
+from pipeline.encoders.presets import Preset
+from pipeline.encoders.state_dict_layouts import to_native
+from stores.errors import WeightsError
+from stores.io.ranges import runs_of
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+# a training checkpoint wraps its tensors; of several, the averaged model is the one that is deployed
+_WRAPPERS = ("teacher", "state_dict_ema", "model_ema", "state_dict", "model", "encoder", "backbone", "module")
+_BLOCK = re.compile(r"(?:(.*?\.)(\d+)(?=\.))?(.*)", re.DOTALL)
+_LISTED = 20
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint, unwrapped, under the names that the file gives them.
+
+    Parameters
+    ----------
+    path
+        ``.safetensors``; ``.bin``, ``.pt``, ``.pth`` or ``.ckpt`` from ``torch.save``; or a folder that
+        holds ``model.safetensors`` or ``pytorch_model.bin``.
+
+    Returns
+    -------
+    dict
+        CPU tensors. They may be mapped from the file: copy them before the file goes away.
+
+    Raises
+    ------
+    WeightsError
+        There is no such file, it is damaged, it needs objects unpickled, or it holds no tensors.
+    """
+    file = _checkpoint_file(path)
+    with file.open("rb") as stream:
+        if stream.read(24).startswith(b"version https://git-lfs"):
+            raise WeightsError(
+                f"{file} is a git-lfs pointer, not the weights; run `git lfs pull` where it lies"
+            )
+    if file.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{file} is damaged or no safetensors file ({brief(error)})") from error
+    if file.suffix in _TORCH_SUFFIXES:
+        return _tensors(_torch_load(file), file)
+    allowed = ", ".join((".safetensors", *_TORCH_SUFFIXES))
+    raise WeightsError(f"{file} is no checkpoint that can be read; allowed: {allowed}, or a folder")
+
+
+def _checkpoint_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise WeightsError(f"weights {path} do not exist; give a checkpoint file or a folder that holds one")
+    for name in WEIGHT_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise WeightsError(
+        f"folder {path} holds neither {' nor '.join(WEIGHT_FILES)}; give the checkpoint file itself"
+    )
+
+
+def _torch_load(file: Path) -> object:
+    try:
+        # timm and DINO keep their command line in the checkpoint; a Namespace is inert
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # damage surfaces as any of a dozen types, from pickle, zipfile and torch
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused:
+            raise WeightsError(
+                f"{file} needs Python objects unpickled ({refused[1]}), which could run any code: refused; "
+                "save its state_dict as .safetensors"
+            ) from error
+        raise WeightsError(f"{file} is damaged or no torch checkpoint ({brief(error)})") from error
+
+
+def _tensors(loaded: object, file: Path) -> dict[str, Tensor]:
+    while isinstance(loaded, Mapping):
+        inner = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
+        if inner is None:
+            break
+        loaded = inner
+    tensors: dict[str, Tensor] = {}
+    if isinstance(loaded, Mapping):
+        tensors = {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise WeightsError(f"{file} holds no state dict (a mapping of names to tensors)")
+    return tensors
+
+
+def fit(state: Mapping[str, Tensor], backbone: nn.Module, source: str, arch: str) -> dict[str, Tensor]:
+    """Rename a checkpoint's tensors so that they fill `backbone` exactly.
+
+    Names of the transformers layout become native ones (`pipeline.layouts`). A common prefix (``module.``,
+    ``teacher.backbone.``, ...) goes, with everything outside of it (DINO heads); so does a classifier; then the
+    architecture's own timm filter converts the native layout and resamples position embeddings of another grid.
+
+    Parameters
+    ----------
+    backbone
+        May be on the meta device: only names and shapes are looked at.
+    source, arch
+        Names for the messages.
+
+    Raises
+    ------
+    WeightsError
+        A tensor is missing, left over, or has another shape.
+    """
+    expected = {name: tuple(value.shape) for name, value in backbone.state_dict().items()}
+    found = _strip_prefix(to_native(state), expected.keys(), source)
+    found = _drop_classifier(found, backbone, expected.keys())
+    patches = found.get("patch_embed.proj.weight")
+    other_shape = []
+    if patches is not None and patches.ndim == 4:  # timm would resample another patch size silently
+        other_shape += _shape_problem("patch_embed.proj.weight", patches, expected)
+    found = _timm_filter(found, backbone, source, arch)
+    for name in sorted(found.keys() & expected.keys() - {"patch_embed.proj.weight"}):
+        other_shape += _shape_problem(name, found[name], expected)
+    problems = [
+        _listed("missing", sorted(expected.keys() - found.keys())),
+        _listed("unexpected", sorted(found.keys() - expected.keys())),
+        _listed("of another shape", other_shape, limit=3),
+    ]
+    if any(problems):
+        raise WeightsError(f"{source} does not fit {arch}: {'; '.join(filter(None, problems))}")
+    return found
+
+
+def _strip_prefix(state: Mapping[str, Tensor], expected: Iterable[str], source: str) -> dict[str, Tensor]:
+    names = set(expected)
+    prefixes: Counter[str] = Counter()
+    for name in state:
+        parts = name.split(".")
+        prefixes.update(".".join([*parts[:i], ""]) for i in range(len(parts)) if ".".join(parts[i:]) in names)
+    if not prefixes:
+        return dict(state)
+    (best, count), *others = prefixes.most_common(2)
+    if others and others[0][1] == count:
+        raise WeightsError(
+            f"{source} holds two models, under {best!r} and {others[0][0]!r}; save the one you mean by itself"
+        )
+    return {name.removeprefix(best): value for name, value in state.items() if name.startswith(best)}
+
+
+def _drop_classifier(
+    state: dict[str, Tensor], backbone: nn.Module, expected: Iterable[str]
+) -> dict[str, Tensor]:
+    heads = (getattr(backbone, "pretrained_cfg", None) or {}).get("classifier") or ()
+    prefixes = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
+    names = set(expected)
+    return {name: value for name, value in state.items() if name in names or not name.startswith(prefixes)}
+
+
+def _timm_filter(state: dict[str, Tensor], backbone: nn.Module, source: str, arch: str) -> dict[str, Tensor]:
+    module = type(backbone).__module__
+    convert = (
+        getattr(sys.modules[module], "checkpoint_filter_fn", None) if module.startswith("timm.") else None
+    )
+    if convert is None:
+        return state
+    try:
+        return dict(convert(state, backbone))
+    except Exception as error:  # written for the layouts that timm knows; anything may happen on another
+        raise WeightsError(f"{source} does not fit {arch}: its layout is unknown ({brief(error)})") from error
+
+
+def _shape_problem(name: str, value: Tensor, expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+    shape = tuple(value.shape)
+    if name not in expected or shape == expected[name]:
+        return []
+    return [f"{name} {'x'.join(map(str, shape))} instead of {'x'.join(map(str, expected[name]))}"]
+
+
+def _listed(what: str, names: Sequence[str], limit: int = _LISTED) -> str:
+    """The names on one line; those that differ in a block's number alone as ``blocks.{0-23}.norm1.weight``."""
+    numbers: dict[tuple[str, str], list[int]] = {}
+    for name in names:
+        match = _BLOCK.fullmatch(name)
+        assert match is not None  # the last group takes anything
+        before, number, after = match.groups("")
+        numbers.setdefault((before, after), []).extend([int(number)] if number else [])
+    forms = [f"{before}{_braced(found)}{after}" for (before, after), found in numbers.items()]
+    more = f" and {len(forms) - limit} more forms" if len(forms) > limit else ""
+    return f"{len(names)} {what} ({', '.join(forms[:limit])}{more})" if names else ""
+
+
+def _braced(numbers: Sequence[int]) -> str:
+    if len(numbers) < 2:
+        return "".join(map(str, numbers))
+    runs = (f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs_of(numbers))
+    return f"{{{','.join(runs)}}}"
+
+
+def published(preset: Preset) -> tuple[dict[str, Tensor], str]:
+    """Tensors of the weights that `preset` names, and their source in words for a message.
+
+    Raises
+    ------
+    WeightsError
+        They cannot be reached, or there are none.
+    """
+    if preset.asset is not None:
+        resource = importlib.resources.files("pipeline.encoders") / preset.asset
+        with importlib.resources.as_file(resource) as file:
+            return read_checkpoint(file), f"shipped file {preset.asset}"
+    if preset.hub is not None:
+        return read_checkpoint(fetch(preset.hub, WEIGHT_FILES, gated=preset.gated)), preset.hub
+    raise WeightsError(
+        f"{preset.name} has no published weights on the hub; give --weights PATH or --random-weights SEED"
+    )

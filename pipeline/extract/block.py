@@ -1,0 +1,190 @@
+"""One block of stage one, from reading to its commit record. A process has one `Station` for all of its blocks."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import openslide
+import torch
+
+from pipeline.extract.tasks import Task
+from pipeline.extract.teacher import encode, load_teacher
+from pipeline.inference.engine import Block, Outcome, Station
+from pipeline.inference.loaded import OnDevice
+from pipeline.runtime import work
+from pipeline.runtime.options import ExtractOptions
+from pipeline.slides.resample import RESAMPLING
+from pipeline.tokens import token_grid
+from pipeline.views.draw import RENDERING, TOKEN_RULE, Policy
+from stores import disk
+from stores.errors import CorruptStore, OptionError
+from stores.format import features, manifest, pixels, recipe
+from stores.format.tokens import write_chunk, write_positions
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a worker needs to know beside its task."""
+
+    job: str
+    store: Path
+    """Absolute: workers may stand in another folder."""
+    options: ExtractOptions
+    processes: int | None
+    """That share a machine's CPUs, see `cluster.threads_of`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherFacts:
+    """What the process that plans has to know of the teacher, which it does not load itself."""
+
+    identity: recipe.Teacher
+    tokens: recipe.Tokens | None
+    dtype_reason: str
+    device: str
+    licence: str
+    compile_seconds: float | None
+    """What compiling it took; None where it is not compiled."""
+
+    def described(self) -> str:
+        """One line of what computes where."""
+        text = f"{self.identity.name} on {self.device}: {self.identity.dtype}, because {self.dtype_reason}"
+        if self.compile_seconds is None:
+            return text
+        return f"{text}; compiled in {self.compile_seconds:.0f} s"
+
+
+def reader_identity() -> recipe.Reader:
+    """The software in this process that decides pixels."""
+    return recipe.Reader(
+        openslide=openslide.__library_version__,
+        opencv=cv2.__version__,
+        resampling=RESAMPLING,
+        rendering=RENDERING,
+        colour="as stored",
+    )
+
+
+def describe_teacher(job: str, options: ExtractOptions) -> TeacherFacts:
+    """Load the teacher where the work will be, or find it loaded, and say what it is."""
+    teacher = _teacher(job, options)
+    return facts_of(teacher, token_recipe(teacher, options.tokens))
+
+
+def facts_of(encoder: OnDevice, tokens: recipe.Tokens | None = None) -> TeacherFacts:
+    """What there is to know of an encoder that is loaded."""
+    where = str(encoder.device)
+    licence, seconds = encoder.encoder.licence, encoder.compile_seconds
+    return TeacherFacts(encoder.identity, tokens, encoder.dtype_reason, where, licence, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    teacher: OnDevice
+
+    def close(self) -> None: ...
+
+
+def _teacher(job: str, options: ExtractOptions) -> OnDevice:
+    def load() -> _Loaded:
+        return _Loaded(load_teacher(work.with_number(options, torch.cuda.device_count())))
+
+    loaded: _Loaded = work.station(job, ("teacher", options), load)
+    return loaded.teacher
+
+
+def extract_block(setup: Setup, task: Task, advance: work.Advance) -> Outcome:
+    """Do a task from reading to its commit record; the work of `pipeline.extract`."""
+    station: Station = work.station(setup.job, ("extract", setup), functools.partial(_open_station, setup))
+    patches = manifest.read_patches(setup.store, task.source.slide_id)
+    if len(patches) != task.n_patches:
+        raise CorruptStore(
+            f"{manifest.patches_path(setup.store, task.source.slide_id)}: {len(patches)} patches, "
+            f"the slides table has {task.n_patches}"
+        )
+    write = functools.partial(write_block, setup.store, task)
+    return station.run(task, patches, write, advance, functools.partial(write_tokens, setup.store, task))
+
+
+def _open_station(setup: Setup) -> Station:
+    stored = recipe.load(setup.store)
+    teacher = _teacher(setup.job, setup.options)
+    assert stored.policy is not None  # the recipe is settled before any task is made
+    options = setup.options
+    tokens = token_recipe(teacher, options.tokens)
+    here = recipe.Recipe(stored.patch, teacher.identity, stored.policy, reader_identity(), tokens=tokens)
+    recipe.require_same(stored, here, str(setup.store))
+    policy = Policy.from_json(stored.policy)
+    threads = work.threads_of(options.threads, setup.processes)
+    return teacher_station(teacher, policy, options.pixels, threads, options.readers, tokens)
+
+
+def token_recipe(teacher: OnDevice, count: int | None) -> recipe.Tokens | None:
+    """What the recipe says of the tokens that ``--tokens`` asks for.
+
+    Raises
+    ------
+    EncoderError
+        When the teacher has no grid of patch tokens.
+    OptionError
+        When its views have fewer.
+    """
+    if count is None:
+        return None
+    grid, dim = token_grid(teacher.encoder)
+    if count > grid**2:
+        raise OptionError(
+            f"--tokens {count}: a view of {teacher.identity.name} has {grid}x{grid}; allowed is 1 to {grid**2}"
+        )
+    return recipe.Tokens(count, grid, dim, TOKEN_RULE)
+
+
+def teacher_station(
+    teacher: OnDevice,
+    policy: Policy,
+    keep: bool,
+    threads: int,
+    readers: str = "threads",
+    tokens: recipe.Tokens | None = None,
+) -> Station:
+    """A station whose features are what the store keeps of the teacher's."""
+    kept = functools.partial(encode, teacher)
+    return Station(teacher, kept, np.float16, policy, keep, threads, readers, tokens)
+
+
+def write_tokens(store: Path, task: Task, seed: int, index: int, values: npt.NDArray[np.float16]) -> None:
+    """Write a chunk of a task's tokens; `seed` counts from the task's first.
+
+    Raises
+    ------
+    DiskFull
+        When there is no room for it.
+    """
+    disk.require_free(store, values.nbytes, f"{task}")
+    write_chunk(store, task.source.slide_id, task.seeds[seed], index, values)
+
+
+def write_block(store: Path, task: Task, block: Block) -> None:
+    """Write chunks, flush them, then publish the commit record: in this order a kill loses nothing.
+
+    Chunks of tokens are there already: `write_tokens` wrote them as they became full.
+
+    Raises
+    ------
+    DiskFull
+        When there is no room for the block; what was committed before is kept.
+    """
+    slide_id = task.source.slide_id
+    size = block.features.nbytes + (0 if block.pixels is None else block.pixels.nbytes)
+    disk.require_free(store, size, f"{task}")
+    features.write_seeds(store, slide_id, task.seeds, task.block, block.features)
+    if block.positions is not None:
+        for seed, positions in zip(task.seeds, block.positions, strict=True):
+            write_positions(store, slide_id, seed, task.block, positions)
+    if block.pixels is not None:
+        start = features.block_range(task.n_patches, task.block).start
+        pixels.write_rows(store, slide_id, start, block.pixels)
+    manifest.write_commit(store, slide_id, task.block, task.seeds, block.views)

@@ -1,0 +1,134 @@
+"""Stage one, ``extract-teacher``: every view of every patch through the teacher, once, into the store.
+
+Work is cut into tasks of (slide, block of rows, seeds); `pipeline.blocks` does one, wherever `pipeline.cluster` sends
+it. A task is done when its commit record is written; whatever was interrupted is done again.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.extract.block import Setup, TeacherFacts, describe_teacher, extract_block, reader_identity
+from pipeline.extract.plan import MANIFEST_BYTES_PER_VIEW
+from pipeline.extract.tasks import Tally, Task, plan_tasks, prepared
+from pipeline.runtime.options import IN_PROCESS, ClusterOptions, ExtractOptions, TileOptions, to_json
+from pipeline.runtime.progress import Reporter
+from pipeline.runtime.work import open_cluster
+from pipeline.slides.slide import find_slides
+from pipeline.tile.tile import prepare_store, require_extendable, tile_on
+from pipeline.views.draw import Policy, load_policy
+from stores import disk
+from stores.errors import DiskFull, OptionError
+from stores.format import layout, manifest, recipe
+from stores.io import files
+from stores.io.text import human_bytes
+
+
+def extract(
+    inputs: Sequence[Path],
+    store: Path,
+    options: ExtractOptions,
+    tile_options: TileOptions,
+    report: Reporter,
+    where: ClusterOptions = IN_PROCESS,
+) -> Tally:
+    """Run stage one over `inputs`; tiles slides that the store does not know yet.
+
+    Raises
+    ------
+    RecipeMismatch
+        When the store was made with other options, weights or software.
+    DiskFull
+        When there is no room for what is to be written.
+    ClusterError
+        When the workers cannot be reached, or everything fails.
+    """
+    options.validate()
+    policy = load_policy(options.policy)
+    if policy.patch_px != tile_options.patch:
+        raise OptionError(
+            f"--policy {options.policy}: for patches of {policy.patch_px} px, not {tile_options.patch}"
+        )
+    paths = find_slides(inputs)
+    layout.require_unsealed(store)
+    require_extendable(store)
+    options = _absolute(options)
+    job = f"extract-teacher {store.absolute()}"
+    with files.only_writer(store), open_cluster(where, job, report) as workers:
+        # before hours of tiling: its name or weights may be wrong
+        teacher = workers.call(describe_teacher, workers.job, options)
+        if teacher.identity.image_px != policy.crop_px:
+            raise OptionError(
+                f"--policy {options.policy}: views of {policy.crop_px} px, "
+                f"but {teacher.identity.name} takes {teacher.identity.image_px} px"
+            )
+        known = {row["slide_id"] for row in manifest.read_slides(store)}
+        if set(paths) - known:
+            new = [paths[name] for name in sorted(set(paths) - known)]
+            tile_on(workers, new, store, tile_options, report)
+        else:
+            prepare_store(store, tile_options)
+        summary = Tally()
+        tasks = plan_tasks(store, paths, options, summary)
+        _require_room(store, tasks, teacher, policy.patch_px, options)
+        _settle_recipe(store, teacher, policy, options)
+        report.note(f"teacher {teacher.described()}")
+        swept = files.sweep_partials(store)
+        if swept:
+            report.note(f"removed {swept} unfinished files of an interrupted run")
+        n_views = summary.views_before + sum(task.n_views for task in tasks)
+        report.start("extract-teacher", n_views, summary.views_before)
+        began = time.monotonic()
+        setup = Setup(workers.job, store.absolute(), options, workers.processes)
+        ready = prepared(store, tasks, options)
+        for done in workers.run(functools.partial(extract_block, setup), ready, report):
+            summary.add(done.item, done.result, done.error)
+        summary.seconds = time.monotonic() - began
+    return summary
+
+
+def _absolute(options: ExtractOptions) -> ExtractOptions:
+    """Paths that are right wherever a worker stands."""
+    weights = None if options.weights is None else options.weights.absolute()
+    return dataclasses.replace(options, weights=weights)
+
+
+def _require_room(
+    store: Path,
+    tasks: Sequence[Task],
+    teacher: TeacherFacts,
+    patch_px: int,
+    options: ExtractOptions,
+) -> None:
+    """Raise DiskFull when what is left to do will not fit: hours before it would be noticed."""
+    n_views = sum(task.n_views for task in tasks)
+    size = n_views * (2 * teacher.identity.dim + MANIFEST_BYTES_PER_VIEW)
+    if teacher.tokens is not None:
+        size += n_views * teacher.tokens.count * (2 * teacher.tokens.dim + 4)
+    if options.pixels:
+        size += sum(len(task.rows) for task in tasks if task.seeds.start == 0) * 3 * patch_px**2
+    free = disk.free_bytes(store)
+    if free < size + disk.MARGIN_BYTES:
+        raise DiskFull(
+            f"--store {store}: {n_views:,} views need {human_bytes(size)} and {human_bytes(free)} are free: "
+            "make room, or take fewer --seeds or --limit first; `g2l plan` reckons"
+        )
+
+
+def _settle_recipe(store: Path, teacher: TeacherFacts, policy: Policy, options: ExtractOptions) -> None:
+    stored = recipe.load(store)
+    reader = reader_identity()
+    wanted = recipe.Recipe(stored.patch, teacher.identity, policy.to_json(), reader, tokens=teacher.tokens)
+    if stored.complete:
+        recipe.require_same(stored, wanted, str(store))
+        begun = files.read_options(store, "extract-teacher").get("pixels", options.pixels)
+        if begun != options.pixels:
+            raise OptionError(
+                f"--pixels {options.pixels}: {store} was begun with {begun}; use that, or another --store"
+            )
+    else:
+        path = store / "options" / "extract-teacher.json"
+        files.write_json(path, to_json(options) | {"teacher_licence": teacher.licence})
+        recipe.save(store, wanted)

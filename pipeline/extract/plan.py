@@ -1,0 +1,308 @@
+"""``plan``: what a store will hold and cost, before anything runs.
+
+Patches are counted by the very code of ``tile``, on thumbnails, and nothing is written. Sizes and numbers of files
+follow from the layout of a store; only what compression makes of manifest and pixels is an estimate, and is called one.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.encoders.presets import PRESETS
+from pipeline.runtime.options import ExtractOptions, PlanOptions, TileOptions
+from pipeline.runtime.progress import Reporter
+from pipeline.slides import slide as slide_files
+from pipeline.tile.tile import (
+    find_patches,
+    mpp_overrides,
+    patch_recipe,
+    patient_of,
+    read_slides_csv,
+    split_of,
+)
+from stores.errors import OptionError, SlideError
+from stores.format import features, manifest, tokens
+from stores.io.location import StoreLike
+from stores.io.text import human_bytes
+
+MANIFEST_BYTES_PER_VIEW = 44
+"""Commit records and patches of the demo's store, 968 patches under 4 seeds: 44.0 B a view."""
+PIXELS_SHARE = 0.87
+"""Of a patch's bytes zstd leaves 0.83 on CMU-1-Small-Region and 0.91 on a dense TCGA slide."""
+_CHECKSUM_BYTES = 4
+_GROUP_FILES = 1  # the zarr.json of features.zarr, or of pixels.zarr
+_SLIDE_FILES = 7  # zarr.json of group, features, coords, stats; the chunk of coords; patches; picture
+_TOKEN_FILES = 2  # zarr.json of tokens and positions
+_MEASURED_BATCHES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class SlidePlan:
+    """What is planned for one slide."""
+
+    slide_id: str
+    patches: int
+    split: str
+    patient_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPlan:
+    """Which patch tokens are planned."""
+
+    count: int
+    """Of a view."""
+    dim: int | None
+    """Length of a token; None when it cannot be known."""
+
+
+@dataclass(slots=True)
+class Plan:
+    """Everything that ``plan`` says."""
+
+    slides: list[SlidePlan]
+    unusable: dict[str, str]
+    seeds: int
+    dim: int | None
+    pixels_px: int | None
+    """Side of the patches that are kept; None when they are not."""
+    views_per_s: float | None
+    speed_source: str
+    tokens: TokenPlan | None = None
+    splits: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def patches(self) -> int:
+        return sum(slide.patches for slide in self.slides)
+
+    @property
+    def views(self) -> int:
+        return self.patches * self.seeds
+
+    def feature_bytes(self, dim: int) -> int:
+        """Bytes of the chunks of features, coords and statistics: exact."""
+        total = 0
+        for slide in self.slides:
+            blocks = features.n_blocks(slide.patches)
+            chunk = features.block_rows(slide.patches) * dim * 2 + _CHECKSUM_BYTES
+            stats = 2 * dim * 8 + _CHECKSUM_BYTES
+            total += self.seeds * blocks * (chunk + stats) + slide.patches * 8 + _CHECKSUM_BYTES
+        return total
+
+    def token_bytes(self, planned: TokenPlan) -> int:
+        """Bytes of the chunks of tokens and positions: exact, when their length is known."""
+        total, count, dim = 0, planned.count, planned.dim or 0
+        for slide in self.slides if dim else ():
+            rows = tokens.chunk_rows(slide.patches, count, dim)
+            chunks, blocks = -(-slide.patches // rows), features.n_blocks(slide.patches)
+            positions = features.block_rows(slide.patches) * count * 4 + _CHECKSUM_BYTES
+            total += chunks * (rows * count * dim * 2 + _CHECKSUM_BYTES) + blocks * positions
+        return total * self.seeds
+
+    @property
+    def files(self) -> int:
+        """Files of the finished store, less recipe, options and slides table: exact for one run of extract-teacher."""
+        total = _GROUP_FILES
+        for slide in self.slides:
+            blocks = features.n_blocks(slide.patches)
+            total += _SLIDE_FILES + blocks * (2 * self.seeds + 1)
+            if self.tokens is not None and self.tokens.dim:
+                rows = tokens.chunk_rows(slide.patches, self.tokens.count, self.tokens.dim)
+                total += _TOKEN_FILES + self.seeds * (blocks - (-slide.patches // rows))
+            if self.pixels_px is not None:
+                total += 1 + -(-slide.patches // features.ROW_QUANTUM)
+        return total + (_GROUP_FILES if self.pixels_px is not None else 0)
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of the kept patches: an estimate."""
+        side = self.pixels_px or 0
+        return int(self.patches * side * side * 3 * PIXELS_SHARE)
+
+    @property
+    def hours(self) -> float | None:
+        """Hours of the device that the speed belongs to."""
+        return self.views / self.views_per_s / 3600 if self.views_per_s else None
+
+
+def plan(
+    inputs: list[Path] | StoreLike,
+    options: PlanOptions,
+    tile_options: TileOptions,
+    report: Reporter,
+) -> Plan:
+    """Count patches by a quick tissue pass and reckon what follows.
+
+    Parameters
+    ----------
+    inputs
+        Slide files and folders; or a store that is tiled, whose patches are known.
+
+    Raises
+    ------
+    OptionError
+        When an option is not allowed, or the feature length of the teacher cannot be known.
+    """
+    options.validate()
+    tile_options.validate()
+    dim = _dim(options)
+    if isinstance(inputs, list):
+        slides, unusable = _count(inputs, tile_options, report)
+    else:
+        slides, unusable = _tiled(inputs)
+    speed, source = options.views_per_s, "as given"
+    if options.measure:
+        speed, dim, source = _measure(options)
+    kept = tile_options.patch if options.pixels else None
+    of_view = None if options.tokens is None else TokenPlan(options.tokens, _token_dim(options, dim))
+    result = Plan(slides, unusable, options.seeds, dim, kept, speed, source if speed else "", of_view)
+    for slide in slides:
+        result.splits[slide.split] = result.splits.get(slide.split, 0) + slide.patches
+    return result
+
+
+def _dim(options: PlanOptions) -> int | None:
+    if options.dim is not None or options.teacher is None:
+        return options.dim
+    if options.teacher in PRESETS:
+        return PRESETS[options.teacher].dim
+    if options.measure:
+        return None  # the loaded encoder will say
+    raise OptionError(
+        f"--teacher {options.teacher}: its feature length is not known without loading it; known are "
+        f"{', '.join(PRESETS)}; give --dim, or --measure"
+    )
+
+
+def _token_dim(options: PlanOptions, dim: int | None) -> int | None:
+    """A token is as long as the class token; a preset that joins two vectors says so."""
+    preset = PRESETS.get(options.teacher or "")
+    return dim // 2 if dim and preset is not None and preset.pooling == "cls+mean" else dim
+
+
+def _tiled(store: StoreLike) -> tuple[list[SlidePlan], dict[str, str]]:
+    """The slides of a store that is tiled already."""
+    rows = manifest.read_slides(store)
+    usable = [row for row in rows if row["status"] == manifest.OK]
+    slides = [SlidePlan(r["slide_id"], r["n_patches"], r["split"], r["patient_id"]) for r in usable]
+    return slides, {r["slide_id"]: r["reason"] for r in rows if r["status"] != manifest.OK}
+
+
+def _count(
+    inputs: Sequence[Path], options: TileOptions, report: Reporter
+) -> tuple[list[SlidePlan], dict[str, str]]:
+    table = read_slides_csv(options.slides_csv)
+    overrides = mpp_overrides(options.slide_mpp, table)
+    paths = slide_files.find_slides(inputs)
+    _, rule = patch_recipe(options)
+    found, unusable = [], {}
+    report.start("plan", len(paths))
+    for slide_id, path in paths.items():
+        own: Mapping[str, str] = table.get(slide_id, {})
+        patient_id = own.get("patient_id", patient_of(slide_id))
+        split = own.get("split", split_of(patient_id, options.val))
+        try:
+            info = slide_files.inspect(slide_id, path, *overrides.get(slide_id, (None, "")))
+            grid = find_patches(info, slide_files.plan_read(info, options.mpp, options.patch), rule, options)
+            if len(grid.patches):
+                found.append(SlidePlan(slide_id, len(grid.patches), split, patient_id))
+            else:
+                unusable[slide_id] = f"no patch of it has {options.min_tissue:.0%} tissue"
+        except SlideError as error:
+            unusable[slide_id] = str(error)
+        report.advance(detail=slide_id)
+    return found, unusable
+
+
+def _measure(options: PlanOptions) -> tuple[float, int, str]:
+    """Views per second of the teacher, its feature length, and where that was measured."""
+    from pipeline.extract.teacher import collect, load_teacher
+
+    names = ("weights", "random_weights", "batch_size", "device", "dtype")
+    teacher = load_teacher(
+        ExtractOptions(teacher=str(options.teacher), **{name: getattr(options, name) for name in names})
+    )
+    side = teacher.identity.image_px
+    views = np.random.default_rng(0).integers(0, 256, (teacher.batch_size, side, side, 3), dtype=np.uint8)
+    collect(teacher.launch(views))  # the first pass compiles and allocates
+    began = time.monotonic()
+    for _ in range(_MEASURED_BATCHES):
+        collect(teacher.launch(views))
+    speed = _MEASURED_BATCHES * teacher.batch_size / (time.monotonic() - began)
+    where = f"measured here: {teacher.device}, {teacher.identity.dtype}, batch {teacher.batch_size}"
+    return speed, teacher.identity.dim, where
+
+
+def to_json(result: Plan) -> dict[str, Any]:
+    """Plain JSON types."""
+    dim = result.dim
+    return {
+        "slides": len(result.slides),
+        "patients": len({slide.patient_id for slide in result.slides}),
+        "patches": result.patches,
+        "patches_by_slide": {slide.slide_id: slide.patches for slide in result.slides},
+        "patches_by_split": dict(sorted(result.splits.items())),
+        "seeds": result.seeds,
+        "views": result.views,
+        "dim": dim,
+        "feature_bytes": result.feature_bytes(dim) if dim else None,
+        "tokens": result.tokens.count if result.tokens else None,
+        "token_bytes": result.token_bytes(result.tokens) if result.tokens and result.tokens.dim else None,
+        "manifest_bytes_estimate": result.views * MANIFEST_BYTES_PER_VIEW,
+        "pixel_bytes_estimate": result.pixel_bytes,
+        "files": result.files,
+        "views_per_s": result.views_per_s,
+        "speed_source": result.speed_source,
+        "hours": result.hours,
+        "unusable": result.unusable,
+    }
+
+
+def lines(result: Plan) -> list[str]:
+    """The plan for people."""
+    most = sorted(result.slides, key=lambda slide: -slide.patches)[:10]
+    width = max([len(slide.slide_id) for slide in most] or [0])
+    said = [f"{slide.slide_id:<{width}} {slide.patches:>9,} patches  {slide.split}" for slide in most]
+    if len(result.slides) > len(most):
+        rest = result.patches - sum(slide.patches for slide in most)
+        said.append(f"{f'and {len(result.slides) - len(most)} more':<{width}} {rest:>9,}")
+    splits = ", ".join(f"{name} {count:,}" for name, count in sorted(result.splits.items())) or "none"
+    said += [
+        f"slides    {len(result.slides)} usable, {len(result.unusable)} not",
+        f"patches   {result.patches:,} ({splits})",
+        f"views     {result.views:,} under {result.seeds} seeds",
+    ]
+    if "val" not in result.splits:
+        said.append("          no validation split: raise --val, or give splits in --slides-csv")
+    if result.dim:
+        exact = result.feature_bytes(result.dim)
+        rows = human_bytes(result.views * MANIFEST_BYTES_PER_VIEW)
+        parts = [f"features {human_bytes(exact)}", f"manifest about {rows}"]
+        if result.tokens is not None:
+            of_tokens = result.token_bytes(result.tokens)
+            a_view = of_tokens / max(result.views, 1)
+            parts.append(f"tokens {human_bytes(of_tokens)} ({human_bytes(a_view)} a view)")
+        if result.pixels_px is not None:
+            parts.append(f"pixels about {human_bytes(result.pixel_bytes)}")
+        said.append(f"bytes     {', '.join(parts)}")
+        said.append(f"files     {result.files:,}")
+    else:
+        said.append("bytes     give --teacher or --dim")
+    if result.hours is not None:
+        said.append(
+            f"time      {result.hours:.2g} hours at {result.views_per_s:.1f} views/s ({result.speed_source})"
+        )
+    else:
+        said.append(
+            f"time      {result.views / 86400:.1f} views/s would take a day; give --views-per-s, or --measure"
+        )
+    if result.unusable:
+        said.append(f"{len(result.unusable)} slides could not be used:")
+        said += [
+            f"  {why if why.startswith(name) else f'{name}: {why}'}" for name, why in result.unusable.items()
+        ]
+    return said

@@ -1,0 +1,145 @@
+"""What stage one has to do: tasks of (slide, block, seeds), less what is committed already."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from pipeline.runtime.options import ExtractOptions
+from pipeline.slides import slide as slide_files
+from pipeline.slides.pool import SlideSource
+from stores.errors import SlideError
+from stores.format import features, manifest, pixels, recipe, tokens
+from stores.io.ranges import runs_of
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What one writer owns: the chunks of `seeds` of one block. Small, for it travels to the worker."""
+
+    source: SlideSource
+    fingerprint: str
+    split: str
+    n_patches: int
+    """Of the whole slide."""
+    block: int
+    seeds: range
+    rows: range
+    """The wanted rows of the block; fewer than the block has only under ``--limit``."""
+
+    @property
+    def n_views(self) -> int:
+        return len(self.rows) * len(self.seeds)
+
+    def __str__(self) -> str:
+        return f"{self.source.slide_id} block {self.block} seeds {self.seeds.start}-{self.seeds.stop - 1}"
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a run over blocks did; ``summary`` of the command line."""
+
+    views: int = 0
+    views_before: int = 0
+    bad_reads: list[str] = field(default_factory=list)
+    failed_slides: dict[str, str] = field(default_factory=dict)
+    failed_blocks: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    device_seconds: float = 0.0
+    """Time in which some block had the device, summed over processes."""
+    wait_seconds: float = 0.0
+    """Of that, time without a batch, waiting for patches."""
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, item: Task, outcome: Any, error: str) -> None:
+        """Count a block that is over: with its `station.Outcome`, or with the reason why it failed."""
+        if outcome is None:
+            self.failed_blocks[str(item)] = error
+            return
+        self.views += outcome.views
+        self.bad_reads += outcome.bad_reads
+        self.device_seconds += outcome.device_seconds
+        self.wait_seconds += outcome.wait_seconds
+        for name, value in outcome.figures.items():
+            self.figures[name] = max(value, self.figures.get(name, 0))
+
+
+def plan_tasks(store: Path, paths: Mapping[str, Path], options: ExtractOptions, summary: Tally) -> list[Task]:
+    """What is still to do, in order of slide, block and seeds; fills in what is done and what cannot be."""
+    tasks: list[Task] = []
+    wanted = recipe.load(store).patch
+    left = options.limit if options.limit is not None else 1 << 62
+    for row in manifest.read_slides(store):
+        slide_id = row["slide_id"]
+        if row["status"] != manifest.OK:
+            summary.failed_slides[slide_id] = row["reason"]
+            continue
+        take = min(left, row["n_patches"])
+        left -= take
+        if take == 0 or slide_id not in paths:
+            continue
+        try:
+            info = slide_files.inspect(slide_id, paths[slide_id], row["mpp"], row["mpp_source"])
+            if info.fingerprint != row["fingerprint"]:
+                raise SlideError(f"{slide_id}: another file than the one that was tiled; use another --store")
+        except SlideError as error:
+            summary.failed_slides[slide_id] = str(error)
+            continue
+        source = SlideSource(
+            slide_id, info.path.absolute(), slide_files.plan_read(info, wanted.mpp, wanted.size_px)
+        )
+        n_patches = row["n_patches"]
+        for block in range(features.n_blocks(n_patches)):
+            rows = features.block_range(n_patches, block)
+            rows = range(rows.start, min(rows.stop, take))
+            for seeds in _missing(store, slide_id, block, rows, options.seeds, summary):
+                tasks.append(Task(source, info.fingerprint, row["split"], n_patches, block, seeds, rows))
+    return tasks
+
+
+def prepared(store: Path, tasks: Sequence[Task], options: ExtractOptions) -> Iterator[Task]:
+    """The tasks, each after its slide's arrays are there: this process alone makes arrays and adds seeds to them."""
+    stored = recipe.load(store)
+    for slide_id, group in itertools.groupby(tasks, key=lambda task: task.source.slide_id):
+        of_slide = list(group)
+        n_seeds = max(options.seeds, *(task.seeds.stop for task in of_slide))
+        create_arrays(store, slide_id, n_seeds, stored, options.pixels)
+        yield from of_slide
+
+
+def create_arrays(store: Path, slide_id: str, n_seeds: int, stored: recipe.Recipe, with_pixels: bool) -> None:
+    """Make a slide's arrays as a complete recipe has them, or let them grow."""
+    assert stored.teacher is not None
+    patches = manifest.read_patches(store, slide_id)
+    coords = np.stack([patches.x_px0, patches.y_px0], axis=1)
+    if stored.tokens is not None:
+        tokens.create_slide(store, slide_id, len(patches), n_seeds, stored.tokens)
+    if with_pixels:
+        pixels.create_slide(store, slide_id, len(patches), stored.patch.size_px)
+    features.create_slide(store, slide_id, coords, n_seeds, stored.teacher.dim)
+
+
+def _missing(
+    store: Path, slide_id: str, block: int, rows: range, n_seeds: int, summary: Tally
+) -> list[range]:
+    """Ranges of seeds of a block that have no commit record, or one with fewer rows than wanted."""
+    if not rows:
+        return []
+    todo: list[range] = []
+    covered: set[int] = set()
+    for commit in manifest.commits(store, slide_id):
+        if commit.block != block:
+            continue
+        covered |= set(commit.seeds)
+        table = commit.read(["row", "seed", "status"])
+        if pc.max(table["row"]).as_py() < rows.stop - 1:
+            todo.append(commit.seeds)
+        else:
+            summary.views_before += len(rows) * len(commit.seeds)
+            bad = table.filter(pc.equal(table["status"], manifest.BAD_READ))
+            summary.bad_reads += [f"{slide_id} row {r}" for r in sorted(set(bad["row"].to_pylist()))]
+    return [*todo, *runs_of(seed for seed in range(n_seeds) if seed not in covered)]

@@ -1,0 +1,52 @@
+"""The teacher of stage one: an encoder whose features are stored. Nothing of stage two imports this module."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline.inference.engine import Encoded
+from pipeline.inference.loaded import OnDevice, compiled, load_on_device
+from pipeline.runtime.options import ExtractOptions
+from stores.errors import FeatureError
+from stores.format.features import FLOAT16_MAX
+
+
+def load_teacher(options: ExtractOptions) -> OnDevice:
+    """Load the encoder that ``--teacher`` names onto its device, compiled if that is asked for."""
+    loaded = load_on_device(
+        options.teacher,
+        weights=options.weights,
+        random_weights=options.random_weights,
+        device=options.device,
+        dtype=options.dtype,
+        batch_size=options.batch_size,
+    )
+    return compiled(loaded, options.tokens is not None) if options.compile else loaded
+
+
+def encode(
+    teacher: OnDevice, views: npt.NDArray[np.uint8], positions: npt.NDArray[np.int32] | None
+) -> Encoded:
+    """Features of views (B, crop_px, crop_px, 3) as they are stored, and tokens at `positions` (B, t) if given."""
+    if positions is None:
+        return Encoded(collect(teacher.launch(views)))
+    features, tokens = teacher.launch_tokens(views, positions)
+    return Encoded(collect(features), collect(tokens))
+
+
+def collect(features: torch.Tensor) -> npt.NDArray[np.float16]:
+    """Features or tokens as they are stored, float16, in their shape.
+
+    Raises
+    ------
+    FeatureError
+        When a value is not finite or beyond float16.
+    """
+    largest = float(features.abs().max())
+    if not largest <= FLOAT16_MAX:  # also true for NaN
+        raise FeatureError(
+            f"the teacher returned {largest:g}; features are stored as float16, at most {FLOAT16_MAX:g}: "
+            "try --dtype float32, or check the weights"
+        )
+    stored: npt.NDArray[np.float16] = features.half().cpu().numpy()
+    return stored

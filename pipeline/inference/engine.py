@@ -1,0 +1,313 @@
+"""A process's encoder with its threads: reads patches, renders views, encodes them. Stage one and ``embed`` run on it.
+
+Patches are read and rendered by threads, ahead of the device; while one block is on the device the next is read and the
+one before is written. Batches are cut inside a block and each is encoded by one thread alone, so that neither the
+number of threads nor where a block runs changes its bytes on a CPU.
+"""
+
+import collections
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from pipeline.extract.tasks import Task
+from pipeline.inference.loaded import OnDevice
+from pipeline.runtime import devices
+from pipeline.runtime.work import Advance, step_aside
+from pipeline.slides.pool import PatchPool, run_length, started
+from pipeline.views import draw
+from pipeline.views.patch_views import RowViews, draw_row
+from stores.errors import ClusterError, FeatureError
+from stores.format import features, manifest, recipe, tokens
+from stores.io.ranges import aligned
+
+_ENDED = "the run has ended; this block was left"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A batch of views as it is kept."""
+
+    features: npt.NDArray[Any]
+    """(B, dim)"""
+    tokens: npt.NDArray[Any] | None = None
+    """(B, t, width)"""
+
+
+Encode = Callable[[npt.NDArray[np.uint8], Any], Encoded]
+"""Of views and the positions of the tokens to keep, int32 (B, t) or None; FeatureError when a value cannot be kept."""
+WriteTokens = Callable[[int, int, npt.NDArray[np.float16]], None]
+"""What `stores.tokens.ChunkBuffer` calls with each chunk of a task."""
+
+
+@dataclass(slots=True)
+class Block:
+    """The results of a task, ready to be written."""
+
+    features: npt.NDArray[Any]
+    """(seeds, rows of the whole block, dim), in the type that is kept; NaN where there is none."""
+    views: pa.Table
+    pixels: npt.NDArray[np.uint8] | None
+    reasons: Mapping[int, str]
+    """Why rows could not be read."""
+    positions: npt.NDArray[np.int32] | None = None
+    """(seeds, rows of the whole block, t) of the tokens, which are written already; -1 where there are none."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a worker tells of a block; the block itself is in the store."""
+
+    views: int = 0
+    bad_reads: list[str] = field(default_factory=list)
+    device_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    figures: dict[str, int] = field(default_factory=dict)
+
+
+class Station:
+    """A process's encoder with its threads.
+
+    Parameters
+    ----------
+    encode
+        What `encoder` makes of a batch of views, as it is to be kept, in `dtype`.
+    keep : bool
+        Whether the patches' pixels are written too.
+    threads : int
+        That read and render; on a CPU as many encode.
+    readers : str
+        ``threads``, ``processes``, or ``auto``: processes unless the encoder is on the CPU.
+    tokens
+        Which patch tokens are kept too; None for none.
+    """
+
+    def __init__(
+        self,
+        encoder: OnDevice,
+        encode: Encode,
+        dtype: type[np.floating[Any]],
+        policy: draw.Policy,
+        keep: bool,
+        threads: int,
+        readers: str = "threads",
+        tokens: recipe.Tokens | None = None,
+    ) -> None:
+        self._encoder, self._policy, self._keep = encoder, policy, keep
+        self._encode, self._dtype, self._tokens = encode, dtype, tokens
+        on_cpu = encoder.device.type == "cpu"
+        self._readers = PatchPool(threads, readers == "processes" or (readers == "auto" and not on_cpu))
+        # two threads keep a GPU busy: one waits for its features while the other sends the next batch
+        self._encoders = threads if on_cpu else 2
+        self._torch_threads = torch.get_num_threads()
+        # how many threads torch takes is a setting of each thread
+        self._device = ThreadPoolExecutor(
+            self._encoders,
+            "encode",
+            initializer=torch.set_num_threads,
+            initargs=(1 if on_cpu else self._torch_threads,),
+        )
+        self._threads = threads
+        self._turn, self._writing = threading.Lock(), threading.Lock()
+        self._closed = False
+
+    def close(self) -> None:
+        """End blocks that are under way; when this has returned, none of them writes any more."""
+        self._closed = True
+        with self._writing:
+            pass
+        self._readers.close()
+        self._device.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(self._torch_threads)
+
+    def run(
+        self,
+        task: Task,
+        patches: manifest.Patches,
+        write: Callable[[Block], None],
+        advance: Advance,
+        write_tokens: WriteTokens | None = None,
+    ) -> Outcome:
+        """Read, encode and write a block; blocks take turns on the device, and read ahead while they wait.
+
+        Parameters
+        ----------
+        patches
+            Of the whole slide.
+        write
+            Called with the block when it is whole.
+        write_tokens
+            Called before that with each chunk of its tokens.
+        """
+        try:
+            return self._run(task, patches, write, advance, write_tokens)
+        except Exception as error:
+            if self._closed:  # threads were stopped under it
+                raise ClusterError(_ENDED) from error
+            raise
+
+    def _run(
+        self,
+        task: Task,
+        patches: manifest.Patches,
+        write: Callable[[Block], None],
+        advance: Advance,
+        write_tokens: WriteTokens | None,
+    ) -> Outcome:
+        outcome = Outcome()
+        rows = self.read(task, patches)
+        with self._turn:
+            step_aside()
+            began = time.monotonic()
+            block = self.encode(task, patches, rows, outcome, advance, write_tokens)
+            outcome.device_seconds = time.monotonic() - began
+        with self._writing:
+            self._require_open()
+            write(block)
+        outcome.figures = devices.peak_memory(self._encoder.device)
+        return outcome
+
+    def read(self, task: Task, patches: manifest.Patches) -> Iterator[RowViews]:
+        """The task's rows in order; the first ones are under way when this returns."""
+        place = functools.partial(
+            draw_row, self._policy, task.fingerprint, task.seeds, self._keep, self._tokens
+        )
+        length = run_length(len(task.seeds))
+        jobs = (
+            self._readers.submit_run(
+                task.source, place, [(row, int(patches.x_px0[row]), int(patches.y_px0[row])) for row in run]
+            )
+            for run in aligned(task.rows, length)
+        )
+        ahead = max(2 * self._threads, -(-4 * self._encoder.batch_size // (length * len(task.seeds))))
+        coming = started(jobs, ahead)
+        return (views for job in coming for views in job.result())
+
+    def encode(
+        self,
+        task: Task,
+        patches: manifest.Patches,
+        rows: Iterator[RowViews],
+        outcome: Outcome,
+        advance: Advance,
+        write_tokens: WriteTokens | None = None,
+    ) -> Block:
+        """Pull the task's rows through the encoder, a few batches in flight on the device."""
+        whole = features.block_range(task.n_patches, task.block)
+        shape = len(task.seeds), len(whole), self._encoder.identity.dim
+        result = np.full(shape, np.nan, self._dtype)
+        kept = None
+        if self._keep:
+            kept = np.zeros((len(whole), self._policy.patch_px, self._policy.patch_px, 3), np.uint8)
+        positions, buffer = self._room_for_tokens(task, write_tokens)
+        records: list[tuple[Any, ...]] = []
+        reasons: dict[int, str] = {}
+        batch: list[tuple[int, int, npt.NDArray[np.uint8]]] = []
+        flight: collections.deque[tuple[list[tuple[int, int]], Future[Any]]] = collections.deque()
+
+        def land() -> None:
+            places, job = flight.popleft()
+            try:
+                got = job.result()
+            except FeatureError as error:
+                seed, offset = places[0]
+                where = f"{task.source.slide_id} from row {whole.start + offset} seed {task.seeds[seed]}"
+                raise FeatureError(f"{where}: {error}") from None
+            for i, (seed, offset) in enumerate(places):
+                result[seed, offset] = got.features[i]
+                if buffer is not None and got.tokens is not None:
+                    buffer.put(seed, whole.start + offset, got.tokens[i])
+            advance(len(places))
+
+        def launch() -> None:
+            self._require_open()
+            stacked = np.stack([view for _, _, view in batch])
+            places = [(seed, offset) for seed, offset, _ in batch]
+            chosen = None
+            if positions is not None:
+                chosen = positions[tuple(np.transpose(places))]
+            flight.append((places, self._device.submit(self._encode, stacked, chosen)))
+            batch.clear()
+            if len(flight) > self._encoders:
+                land()
+
+        for row in task.rows:
+            began = time.monotonic()
+            got = next(rows)
+            outcome.wait_seconds += time.monotonic() - began
+            offset = row - whole.start
+            if got.error:
+                reasons[row] = got.error
+                outcome.bad_reads.append(f"{task.source.slide_id} row {row}: {got.error}")
+                advance(len(task.seeds))
+            if kept is not None and got.patch is not None:
+                kept[offset] = got.patch
+            if positions is not None and got.positions is not None:
+                positions[:, offset] = got.positions
+            for i, (seed, param) in enumerate(zip(task.seeds, got.params, strict=True)):
+                crc = None if got.error else got.crcs[i]
+                records.append((row, seed, crc, param))
+                if not got.error:
+                    batch.append((i, offset, got.views[i]))
+                    if len(batch) == self._encoder.batch_size:
+                        launch()
+        if batch:
+            launch()
+        while flight:
+            land()
+        if buffer is not None:
+            buffer.flush()
+        outcome.views = len(records)
+        return Block(result, _views_table(task, patches, records), kept, reasons, positions)
+
+    def _room_for_tokens(
+        self, task: Task, write: WriteTokens | None
+    ) -> tuple[npt.NDArray[np.int32] | None, tokens.ChunkBuffer | None]:
+        """Positions for the whole block, none yet, and where its tokens gather until a chunk is full."""
+        if self._tokens is None:
+            return None, None
+        whole = features.block_range(task.n_patches, task.block)
+        shape = len(task.seeds), len(whole), self._tokens.count
+
+        def write_open(seed: int, index: int, values: npt.NDArray[np.float16]) -> None:
+            with self._writing:
+                self._require_open()
+                if write is not None:
+                    write(seed, index, values)
+
+        positions = np.full(shape, tokens.NO_POSITION, np.int32)
+        return positions, tokens.ChunkBuffer(len(task.seeds), whole, task.n_patches, self._tokens, write_open)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ClusterError(_ENDED)
+
+
+def _views_table(task: Task, patches: manifest.Patches, records: list[tuple[Any, ...]]) -> pa.Table:
+    """The commit record's rows, ordered by seed, then row."""
+    ordered = sorted(records, key=lambda record: (record[1], record[0]))
+    rows = np.array([record[0] for record in ordered])
+    n = len(ordered)
+    columns: dict[str, Any] = {
+        "slide_id": [task.source.slide_id] * n,
+        "row": rows,
+        "x_px0": patches.x_px0[rows],
+        "y_px0": patches.y_px0[rows],
+        "seed": [record[1] for record in ordered],
+        "split": [task.split] * n,
+        "tissue": patches.tissue[rows],
+        "status": [manifest.BAD_READ if record[2] is None else manifest.OK for record in ordered],
+        "view_crc32": [record[2] for record in ordered],
+    }
+    for name in manifest.DRAWN_SCHEMA.names:
+        columns[name] = [getattr(record[3], name) for record in ordered]
+    return pa.table(columns, schema=manifest.VIEWS_SCHEMA)

@@ -1,0 +1,143 @@
+"""An encoder that is loaded for features only, on its device and in its arithmetic."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline.encoders.export import weights_sha256
+from pipeline.encoders.load import Encoder, load_encoder
+from pipeline.runtime import devices
+from pipeline.tokens import take_tokens
+from stores.errors import EncoderError
+from stores.format import recipe
+from stores.io.files import first_line
+
+_BATCH = {"cuda": 256, "mps": 64, "cpu": 16}
+
+
+@dataclass(frozen=True, slots=True)
+class OnDevice:
+    """An encoder on its device, in its arithmetic."""
+
+    encoder: Encoder
+    device: torch.device
+    dtype: torch.dtype
+    dtype_reason: str
+    batch_size: int
+    identity: recipe.Teacher
+    """What decides a feature's value; the recipe has it of a teacher."""
+    compile_seconds: float | None = None
+    """What `compiled` took; None where the encoder is not compiled."""
+
+    @torch.inference_mode()
+    def launch(self, views: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """Start a forward pass and return its features, (B, dim) float32 on the device.
+
+        On CUDA this returns before the device is done.
+
+        Parameters
+        ----------
+        views : uint8 (B, crop_px, crop_px, 3)
+        """
+        batch = self._sent(self._whole(views))
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.encoder(batch).float()[: len(views)]
+
+    @torch.inference_mode()
+    def launch_tokens(
+        self, views: npt.NDArray[np.uint8], positions: npt.NDArray[np.int32]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `launch`, with the patch tokens at `positions`, (B, t, width) float32 on the device.
+
+        Parameters
+        ----------
+        positions : int32 (B, t)
+            In the grid of patches, counted row by row.
+        """
+        batch, chosen = self._sent(self._whole(views)), self._sent(positions).long()
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            features, tokens = self.encoder.with_tokens(batch)
+        return features.float()[: len(views)], take_tokens(tokens[: len(views)], chosen).float()
+
+    def _whole(self, views: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """As many views as a compiled encoder was compiled for; the last one fills up a short batch."""
+        missing = self.batch_size - len(views)
+        if self.compile_seconds is None or missing <= 0:
+            return views
+        return np.concatenate([views, np.repeat(views[-1:], missing, axis=0)])
+
+    def _sent(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+
+def compiled(loaded: OnDevice, tokens: bool = False) -> OnDevice:
+    """The same encoder through ``torch.compile``, for batches of its size alone, and warmed up.
+
+    Parameters
+    ----------
+    tokens : bool
+        For `OnDevice.launch_tokens` instead of `OnDevice.launch`.
+
+    Raises
+    ------
+    EncoderError
+        When it cannot be compiled: there is no C++ compiler, or the model is beyond the compiler.
+    """
+    name = "with_tokens" if tokens else "forward"
+    encoder, side = loaded.encoder, loaded.identity.image_px
+    setattr(encoder, name, torch.compile(getattr(encoder, name), dynamic=False))
+    ready = dataclasses.replace(loaded, compile_seconds=0.0)
+    views = np.zeros((loaded.batch_size, side, side, 3), np.uint8)
+    positions = np.zeros((loaded.batch_size, 1), np.int32)
+    threads, on_cpu = torch.get_num_threads(), loaded.device.type == "cpu"
+    began = time.monotonic()
+    # code for a CPU is made for a number of threads: that of the threads which will run it
+    with ThreadPoolExecutor(1, "compile", torch.set_num_threads, (1 if on_cpu else threads,)) as pool:
+        work: Callable[..., Any] = ready.launch_tokens if tokens else ready.launch
+        try:
+            pool.submit(work, *((views, positions) if tokens else (views,))).result()
+        except Exception as error:  # the compiler's errors have no base class
+            raise EncoderError(
+                f"--compile: {encoder.name} cannot be compiled here ({first_line(error)}); leave --compile out"
+            ) from error
+        finally:
+            torch.set_num_threads(threads)
+    return dataclasses.replace(ready, compile_seconds=time.monotonic() - began)
+
+
+def load_on_device(
+    spec: str,
+    *,
+    weights: Path | None,
+    random_weights: int | None,
+    device: str,
+    dtype: str,
+    batch_size: int | None,
+    pooling: str | None = None,
+) -> OnDevice:
+    """Load the encoder that `spec` names onto a device; see `encoders.load_encoder` and `devices`."""
+    where = devices.choose_device(device)
+    arithmetic, reason = devices.choose_dtype(dtype, where)
+    encoder = load_encoder(spec, weights=weights, random_weights=random_weights, pooling=pooling)
+    identity = recipe.Teacher(
+        name=encoder.name,
+        weights_sha256=weights_sha256(encoder),
+        pooling=encoder.pooling,
+        mean=encoder.mean,
+        std=encoder.std,
+        image_px=encoder.image_px,
+        dim=encoder.dim,
+        dtype=devices.dtype_name(arithmetic),
+    )
+    return OnDevice(encoder.to(where), where, arithmetic, reason, batch_size or _BATCH[where.type], identity)

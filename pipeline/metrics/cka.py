@@ -1,0 +1,126 @@
+"""Linear centred kernel alignment (Kornblith et al., arXiv 1905.00414, equation 3 with a linear kernel).
+
+`linear_cka` is the figure itself, exact for any number of samples in memory that does not grow with it.
+`minibatch_cka` averages the unbiased estimator of HSIC over batches (Nguyen et al., arXiv 2010.15327, equations 3 and
+4; the estimator is Song et al., JMLR 13, equation 5): it does not grow when the samples are few and the features many.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.metrics.checks import require_features, row_blocks
+from stores.errors import EvaluationError
+
+_BATCH_MIN = 4
+_ROUNDING = 1e-26
+"""Share of the sum of squares that float64 leaves of a constant when its mean is taken away, and some more."""
+
+
+def linear_cka(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
+    """Similarity of two representations of the same n samples, 0 to 1, blind to rotation and scale.
+
+    ``||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F)`` with centred columns, in float64.
+
+    Parameters
+    ----------
+    x : (n, p)
+    y : (n, q)
+
+    Raises
+    ------
+    EvaluationError
+        When the samples do not match, a value is not finite, or a representation is constant.
+    """
+    _require_pair(x, y, 2)
+    mean_x, mean_y = _centre(x), _centre(y)
+    if len(x) < min(x.shape[1], y.shape[1]):  # the same figure from the (n, n) Gram matrices, smaller here
+        wide_x, wide_y = x.astype(np.float64) - mean_x, y.astype(np.float64) - mean_y
+        k, m = wide_x @ wide_x.T, wide_y @ wide_y.T
+        cross, own_x, own_y = (k * m).sum(), (k * k).sum(), (m * m).sum()
+    else:
+        p, q = x.shape[1], y.shape[1]
+        products = np.zeros((q, p)), np.zeros((p, p)), np.zeros((q, q))
+        for rows in row_blocks(len(x), 8 * (p + q)):
+            a, b = x[rows].astype(np.float64) - mean_x, y[rows].astype(np.float64) - mean_y
+            products[0][:] += b.T @ a
+            products[1][:] += a.T @ a
+            products[2][:] += b.T @ b
+        cross, own_x, own_y = (np.square(product).sum() for product in products)
+    return float(cross / np.sqrt(own_x * own_y))
+
+
+def minibatch_cka(x: npt.NDArray[Any], y: npt.NDArray[Any], batch: int, rng: np.random.Generator) -> float:
+    """CKA from unbiased estimates of HSIC, averaged over batches; with ``batch=n`` the unbiased CKA of all samples.
+
+    Parameters
+    ----------
+    x : (n, p)
+    y : (n, q)
+    batch : int, 4 or more
+        Samples are shuffled by `rng` and cut into batches of almost equal size, at most `batch`.
+
+    Returns
+    -------
+    float
+        At most about 1; below 0 where two representations have less in common than chance.
+    """
+    _require_pair(x, y, _BATCH_MIN)
+    if batch < _BATCH_MIN:
+        raise EvaluationError(f"CKA: batches of {batch}; at least {_BATCH_MIN} samples are needed")
+    order = rng.permutation(len(x))
+    n_batches = min(-(-len(x) // batch), len(x) // _BATCH_MIN)
+    mean_x, mean_y = _centre(x), _centre(y)  # changes nothing but the rounding: HSIC is blind to it
+    totals = np.zeros(3)
+    for part in np.array_split(order, n_batches):
+        rows = np.sort(part)
+        a, b = x[rows].astype(np.float64) - mean_x, y[rows].astype(np.float64) - mean_y
+        k, m = _hollow(a @ a.T), _hollow(b @ b.T)
+        totals += _hsic(k, m), _hsic(k, k), _hsic(m, m)
+    cross, own_x, own_y = totals
+    if own_x <= 0 or own_y <= 0:
+        raise EvaluationError(
+            f"CKA: the unbiased estimate over batches of {batch} is not positive: larger batches, or more samples"
+        )
+    return float(cross / np.sqrt(own_x * own_y))
+
+
+def _hollow(gram: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    np.fill_diagonal(gram, 0)
+    return gram
+
+
+def _hsic(k: npt.NDArray[np.float64], m: npt.NDArray[np.float64]) -> float:
+    """The unbiased estimator of HSIC from Gram matrices without their diagonals."""
+    n = len(k)
+    rows_k, rows_m = k.sum(axis=1), m.sum(axis=1)
+    total = (
+        (k * m).sum() + rows_k.sum() * rows_m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (rows_k @ rows_m)
+    )
+    return float(total / (n * (n - 3)))
+
+
+def _centre(x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """The mean of every column; EvaluationError when no column varies beyond rounding."""
+    total, square = np.zeros(x.shape[1]), 0.0
+    for rows in row_blocks(len(x), 8 * x.shape[1]):
+        wide = x[rows].astype(np.float64)
+        total += wide.sum(axis=0)
+        square += np.square(wide).sum()
+    mean = total / len(x)
+    varying = sum(
+        np.square(x[rows].astype(np.float64) - mean).sum() for rows in row_blocks(len(x), 8 * x.shape[1])
+    )
+    if varying <= _ROUNDING * square:
+        raise EvaluationError("CKA: a representation is constant over all samples")
+    return mean
+
+
+def _require_pair(x: npt.NDArray[Any], y: npt.NDArray[Any], n_min: int) -> None:
+    if len(x) != len(y) or len(x) < n_min:
+        raise EvaluationError(
+            f"CKA of {len(x)} and {len(y)} samples: needs the same samples, at least {n_min}"
+        )
+    require_features("CKA", x)
+    require_features("CKA", y)

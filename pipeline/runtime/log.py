@@ -1,0 +1,85 @@
+"""The log of a run: what was told and how far it came, as JSON lines for machines; people read the progress bar.
+
+``STORE/logs/COMMAND.jsonl`` and ``RUN/log.jsonl`` are appended to by every run of the command. Logs belong to whoever
+ran it: no copy, seal or upload of a store takes them along.
+"""
+
+import contextlib
+import datetime
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, Self
+
+from pipeline.runtime.progress import LINE_SECONDS, Reporter
+
+
+class RunLog:
+    """Passes everything on to another reporter and writes it down; a context manager.
+
+    The file is made when the work itself begins: a mistake in the options leaves no trace.
+
+    Parameters
+    ----------
+    path : Path
+        The JSON lines: ``time`` (UTC, ISO 8601), ``event`` (begin, start, progress, note, failed, end), and its fields.
+    """
+
+    def __init__(self, to: Reporter, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self._to, self._path, self._clock = to, path, clock
+        self._early: list[str] = []
+        self._file: IO[str] | None = None
+        self._what, self._total, self._done, self._last = "", 0, 0, 0.0
+        self._began = clock()
+
+    def __enter__(self) -> Self:
+        self._write("begin")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        said = None if kind is None else f"{kind.__name__}: {error}"
+        self._progress("")
+        self._write("end", seconds=round(self._clock() - self._began, 3), error=said)
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+
+    def note(self, text: str) -> None:
+        self._write("note", text=text)
+        self._to.note(text)
+
+    def start(self, what: str, total: int, done: int = 0) -> None:
+        self._progress("")
+        self._what, self._total, self._done, self._last = what, total, done, self._clock()
+        if self._file is None:
+            with contextlib.suppress(OSError):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._path.open("a", encoding="utf-8", buffering=1)
+                self._file.writelines(self._early)
+            self._early.clear()
+        self._write("start", what=what, total=total, done=done)
+        self._to.start(what, total, done)
+
+    def advance(self, by: int = 1, detail: str = "") -> None:
+        self._done += by
+        if self._clock() - self._last >= LINE_SECONDS:
+            self._progress(detail)
+        self._to.advance(by, detail)
+
+    def record(self, event: str, **fields: Any) -> None:
+        self._write(event, **fields)
+
+    def _progress(self, detail: str) -> None:
+        if self._what:
+            self._last = self._clock()
+            self._write("progress", what=self._what, done=self._done, total=self._total, detail=detail)
+
+    def _write(self, event: str, **fields: Any) -> None:
+        now = datetime.datetime.fromtimestamp(self._clock(), datetime.UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": now, "event": event, **fields}) + "\n"
+        if self._file is None:
+            self._early.append(line)
+        else:
+            with contextlib.suppress(OSError):  # a full disk is the work's to report
+                self._file.write(line)

@@ -1,0 +1,250 @@
+"""Where work runs: in this process, in local processes, or on any dask.distributed cluster.
+
+A piece of work is a function of an item; what it returns is small, since the data go to the store and not through
+the client. It may keep costly things (an encoder, pools of threads) in a `station`, one a process. Only a few items
+a worker are handed out at a time, so that memory does not grow with their number.
+
+A dead worker costs its current items, which run again on another. An item that fails is tried once more, on another
+worker where there is one, and then reported; an error of the whole run (a full disk, another recipe) ends it.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from pipeline.runtime.options import ClusterOptions
+from pipeline.runtime.progress import Reporter
+from stores.disk import is_full
+from stores.errors import ClusterError, DiskFull, FeatureError, G2LError, SlideError
+from stores.io.files import first_line
+
+ATTEMPTS = 2
+_SLOTS = 3
+"""Items at once in one process: one is read, one is on the device, one is written."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Advance = Callable[[int], None]
+
+
+class Work(Protocol):
+    """A function of an item that counts what it has done; a `functools.partial` of one at module level."""
+
+    def __call__(self, item: Any, advance: Advance) -> Any:
+        """Do the item."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[Item, Result]):
+    """An item that is over: with its result, or with the reason why it failed."""
+
+    item: Item
+    result: Result | None
+    error: str = ""
+
+
+class Station(Protocol):
+    """What a process keeps from item to item."""
+
+    def close(self) -> None:
+        """Stop what is running; nothing is written once this has returned."""
+
+
+class Cluster(Protocol):
+    """A place where work runs; a context manager."""
+
+    job: str
+    """Names command and store: when a run begins, the stations of one before it that was killed are closed."""
+    processes: int | None
+    """How many processes share this machine's CPUs; None where the cluster decides."""
+
+    def run(self, work: Work, items: Iterable[Item], report: Reporter) -> Iterator[Done[Item, Any]]:
+        """Do every item and yield each when it is over, in any order."""
+
+    def call(self, function: Callable[..., Result], *args: Any) -> Result:
+        """Run a function once, where the work will be, and return what it returns."""
+
+
+_stations: dict[str, dict[Hashable, Any]] = {}
+_stations_lock = threading.RLock()
+
+
+def station(job: str, key: Hashable, make: Callable[[], Any]) -> Any:
+    """The station of this process for a job under `key`, made when it is not there."""
+    with _stations_lock:
+        found = _stations.setdefault(job, {})
+        if key not in found:
+            found[key] = make()
+        return found[key]
+
+
+def close_stations(job: str) -> None:
+    """Close the stations that this process has for a job."""
+    with _stations_lock:
+        kept = list(_stations.pop(job, {}).values())
+    for found in reversed(kept):
+        found.close()
+
+
+def step_aside() -> None:
+    """Let the worker take up its next item while this one goes on; it is about to wait for the device."""
+    if _worker() is not None:
+        from distributed import secede
+
+        secede()
+
+
+def worker_number() -> int | None:
+    """The number of this local worker, from 0; None elsewhere. It chooses among several GPUs."""
+    name = getattr(_worker(), "name", None)
+    return name if isinstance(name, int) else None
+
+
+def _worker() -> Any:
+    """The dask worker that this thread belongs to, or None; dask is imported in workers alone."""
+    if "distributed" not in sys.modules:
+        return None
+    from distributed import get_worker
+
+    try:
+        return get_worker()
+    except ValueError:
+        return None
+
+
+def portable(error: Exception) -> Exception:
+    """The error as a class that every process knows."""
+    if isinstance(error, G2LError):
+        return type(error)(str(error))
+    if is_full(error):
+        return DiskFull(f"{first_line(error)}: the disk is full; all that was committed is kept")
+    return RuntimeError(f"{type(error).__name__}: {first_line(error)}")
+
+
+def ends_the_run(error: Exception) -> bool:
+    """Whether every other item would fail as well: so does all but trouble with one slide or its features."""
+    return isinstance(error, G2LError) and not isinstance(error, SlideError | FeatureError)
+
+
+@dataclass(slots=True)
+class Failures:
+    """Counts what failed: a run in which nothing ever succeeds ends early."""
+
+    report: Reporter
+    succeeded: bool = False
+    failed: int = 0
+
+    def ok(self) -> None:
+        self.succeeded = True
+
+    def over(self, item: Any, error: Exception, trace: str) -> Done[Any, Any]:
+        self.failed += 1
+        error = portable(error)
+        self.report.note(f"{item}: failed: {first_line(error)}")
+        if trace:
+            self.report.record("failed", item=str(item), trace=trace)
+        if not self.succeeded and self.failed >= 3:
+            raise ClusterError(
+                f"the first {self.failed} pieces of work all failed, the last: {item}: {first_line(error)}"
+            )
+        return Done(item, None, first_line(error))
+
+
+class InProcess:
+    """Threads of this process, a few items at a time."""
+
+    def __init__(self, job: str) -> None:
+        self.job = job
+        self.processes: int | None = 1
+
+    def run(self, work: Work, items: Iterable[Item], report: Reporter) -> Iterator[Done[Item, Any]]:
+        failures = Failures(report)
+        lock = threading.Lock()
+
+        def attempts(item: Any) -> Any:
+            def advance(count: int) -> None:
+                with lock:
+                    report.advance(count, str(item))
+
+            for number in range(1, ATTEMPTS + 1):
+                try:
+                    return work(item, advance)
+                except Exception as error:
+                    if number == ATTEMPTS or ends_the_run(portable(error)):
+                        raise
+
+        left = iter(items)
+        with ThreadPoolExecutor(_SLOTS, thread_name_prefix="work") as pool:
+            running: dict[Future[Any], Any] = {}
+            try:
+                while True:
+                    for item in itertools.islice(left, _SLOTS - len(running)):
+                        running[pool.submit(attempts, item)] = item
+                    if not running:
+                        return
+                    over, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for job in over:
+                        item = running.pop(job)
+                        error = job.exception()
+                        if error is None:
+                            failures.ok()
+                            yield Done(item, job.result())
+                        elif isinstance(error, Exception) and not ends_the_run(portable(error)):
+                            trace = "".join(traceback.format_exception(error))
+                            yield failures.over(item, error, trace)
+                        else:
+                            raise error
+            finally:
+                for job in running:
+                    job.cancel()
+                if running:
+                    close_stations(self.job)  # what is under way ends between two batches
+
+    def call(self, function: Callable[..., Result], *args: Any) -> Result:
+        return function(*args)
+
+
+@contextlib.contextmanager
+def open_cluster(options: ClusterOptions, job: str, report: Reporter) -> Iterator[Cluster]:
+    """The place that ``--workers`` or ``--scheduler`` names for a job; in process without either.
+
+    Raises
+    ------
+    ClusterError
+        When the scheduler cannot be reached or no worker comes.
+    """
+    options.validate()
+    if options.workers is not None or options.scheduler is not None:
+        from pipeline.runtime.dask_cluster import open_dask  # dask takes a second to import
+
+        with open_dask(options, job, report) as found:
+            yield found
+        return
+    try:
+        yield InProcess(job)
+    finally:
+        close_stations(job)
+
+
+def threads_of(threads: int | None, processes: int | None) -> int:
+    """Threads of one process when the CPUs of a machine are shared by several."""
+    if threads is not None:
+        return threads
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cpus // (processes or 1))
+
+
+def with_number(options: Any, devices: int) -> Any:
+    """Options whose ``--device auto`` or ``cuda`` is the GPU of this local worker, where there are several."""
+    number = worker_number()
+    if number is None or devices < 2 or options.device not in ("auto", "cuda"):
+        return options
+    return dataclasses.replace(options, device=f"cuda:{number % devices}")

@@ -1,0 +1,285 @@
+"""A pool of workers that read patches, from slide files or from the store's pixels: both stages read with it."""
+
+import collections
+import contextlib
+import itertools
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.slides.slide import PatchReader, ReadPlan
+from stores.errors import ClusterError, SlideError
+from stores.format import pixels
+from stores.io.location import StoreLike
+
+_RUN_ROWS = 32  # as many as a chunk of kept pixels has
+_RUN_VIEWS = 64
+_OPEN_PER_THREAD = 4
+_ATTEMPTS = 2
+
+
+def run_length(n_seeds: int) -> int:
+    """Rows that one worker reads in a run, a power of 2, so that few tiles and chunks are decoded by two workers.
+
+    Cut at multiples of it, runs are rectangles of the grid. What a worker makes of one before it hands it over stays
+    small, whatever the number of seeds.
+    """
+    most = max(1, min(_RUN_ROWS, _RUN_VIEWS // n_seeds))
+    return 1 << (most.bit_length() - 1)
+
+
+class Reader(Protocol):
+    """Reads patches of one slide; belongs to one thread."""
+
+    def read(self, row: int, x_px0: int, y_px0: int) -> npt.NDArray[np.uint8]:
+        """The patch, uint8 (size_px, size_px, 3); ReadError or CorruptStore when it cannot be read."""
+
+    def close(self) -> None:
+        """Release handles."""
+
+
+class Source(Protocol):
+    """Where the patches of one slide come from."""
+
+    @property
+    def slide_id(self) -> str:
+        """The slide."""
+
+    @property
+    def key(self) -> str:
+        """What a worker keeps one reader for."""
+
+    def open(self) -> Reader:
+        """A reader for one thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlideSource:
+    """Patches from the slide file."""
+
+    slide_id: str
+    path: Path
+    plan: ReadPlan
+
+    @property
+    def key(self) -> str:
+        return self.slide_id
+
+    def open(self) -> Reader:
+        return _FromSlide(PatchReader(self.path, self.plan))
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSource:
+    """Patches from the store's own pixels."""
+
+    slide_id: str
+    store: StoreLike
+
+    @property
+    def key(self) -> str:
+        return self.slide_id
+
+    def open(self) -> Reader:
+        return _FromStore(pixels.open_pixels(self.store, self.slide_id))
+
+
+@dataclass(frozen=True, slots=True)
+class _FromSlide:
+    reader: PatchReader
+
+    def read(self, row: int, x_px0: int, y_px0: int) -> npt.NDArray[np.uint8]:
+        return self.reader.read(x_px0, y_px0)
+
+    def close(self) -> None:
+        self.reader.close()
+
+
+class _FromStore:
+    """Keeps the last chunk: rows come in runs of neighbours."""
+
+    def __init__(self, array: pixels.SlidePixels) -> None:
+        self._array = array
+        self._index = -1
+        self._chunk: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def read(self, row: int, x_px0: int, y_px0: int) -> npt.NDArray[np.uint8]:
+        index, offset = divmod(row, self._array.chunk_rows)
+        if index != self._index:
+            self._chunk, self._index = self._array.read_chunk(index), index
+        return np.asarray(self._chunk[offset])
+
+    def close(self) -> None: ...
+
+
+class _Readers:
+    """The last few readers that a thread or process has open."""
+
+    def __init__(self) -> None:
+        self._open: collections.OrderedDict[str, Reader] = collections.OrderedDict()
+
+    def do(self, source: Source, work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        return work(self._of(source), *args)
+
+    def _of(self, source: Source) -> Reader:
+        if source.key not in self._open:
+            self._open[source.key] = source.open()
+            if len(self._open) > _OPEN_PER_THREAD:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(source.key)
+        return self._open[source.key]
+
+    def close(self) -> None:
+        for reader in self._open.values():
+            reader.close()
+
+
+class PatchPool:
+    """Threads or processes, each with its own few open readers; a context manager that closes them.
+
+    Threads share memory and start at once, but Python lets one of them run at a time: beside a GPU, whose kernels are
+    launched from Python too, sixteen of them held an H200 at half of its speed. Processes do not.
+
+    Parameters
+    ----------
+    workers : int
+        How many.
+    processes : bool
+        Processes; then `work`, its arguments and results are pickled.
+    """
+
+    def __init__(self, workers: int, processes: bool = False) -> None:
+        if processes and multiprocessing.current_process().daemon:
+            raise ClusterError(
+                "this worker may not start processes, which read patches beside a GPU: start it with --no-nanny or "
+                "DASK_DISTRIBUTED__WORKER__DAEMON=False, or give --readers threads"
+            )
+        cv2.setNumThreads(1)  # the pool is the parallelism; OpenCV's own threads would fight it
+        self._processes = processes
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="patches")
+        self._local = threading.local()
+        self._hands: list[_Readers | _Process] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the workers and close what they have open."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for hand in self._hands:
+            hand.close()
+
+    def submit(self, source: Source, work: Callable[..., Any], *args: Any) -> Future[Any]:
+        """Run ``work(reader, *args)`` in a worker, with that worker's reader of `source`.
+
+        A process that dies is replaced and its work done again; when that dies too, the result is a SlideError.
+        """
+        return self._pool.submit(self._do, source, work, args)
+
+    def submit_run(
+        self, source: Source, work: Callable[..., Any], calls: Sequence[tuple[Any, ...]]
+    ) -> Future[Any]:
+        """As `submit`, for several calls of `work` in turn; the future's result is the list of theirs.
+
+        Rows of a run lie side by side in the slide: one worker decodes what they share once.
+        """
+        return self.submit(source, _each, work, calls)
+
+    def _do(self, source: Source, work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        if not hasattr(self._local, "hand"):
+            self._local.hand = _Process() if self._processes else _Readers()
+            self._hands.append(self._local.hand)
+        hand: _Readers | _Process = self._local.hand
+        return hand.do(source, work, args)
+
+
+def _each(reader: Reader, work: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    return [work(reader, *args) for args in calls]
+
+
+class _Process:
+    """A process that reads, and this thread's line to it.
+
+    Nobody else holds the ends of the line, so that the death of either side is an end of file for the other. (The
+    standard library's pool has one line for all: a process that is killed while it sends leaves the others waiting.)
+    """
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
+        self._line, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def do(self, source: Source, work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        for _ in range(_ATTEMPTS):
+            try:
+                self._line.send((source, work, args))
+                done, value = self._line.recv()
+            except (EOFError, OSError):
+                self.close()
+                self._begin()
+                continue
+            if done:
+                return value
+            raise value
+        raise SlideError(
+            f"{source.slide_id}: the process that reads it died {_ATTEMPTS} times, of memory perhaps; fewer --threads"
+        )
+
+    def close(self) -> None:
+        self._line.close()
+        self._process.join(timeout=5)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        # dead; but another thread that starts a process may have collected it, and then it never counts as dead
+        with contextlib.suppress(ValueError):
+            self._process.close()
+
+
+def _serve(line: Any) -> None:
+    """Read for the other end of the line until it is closed; Ctrl-C is the parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    readers = _Readers()
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            source, work, args = line.recv()
+            try:
+                answer = (True, readers.do(source, work, args))
+            except Exception as error:
+                answer = (False, error)
+            line.send(answer)
+
+
+def started(jobs: Iterable[Future[Any]], ahead: int) -> Iterator[Future[Any]]:
+    """The jobs in order; starts the first `ahead` now, and each further one when one is taken."""
+    left = iter(jobs)
+    waiting = collections.deque(itertools.islice(left, ahead))
+
+    def rest() -> Iterator[Future[Any]]:
+        try:
+            while waiting:
+                yield waiting.popleft()
+                waiting.extend(itertools.islice(left, 1))
+        finally:
+            for job in waiting:
+                job.cancel()
+
+    return rest()

@@ -1,0 +1,117 @@
+"""Pictures that people look at instead of reading: the grid on a slide, the course of a training run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.slides.slide import ReadPlan, SlideInfo
+from stores.format.manifest import Patches
+from stores.io.files import replacing
+
+_LONG_SIDE_PX = 1600
+_CONTOUR, _GRID, _TEXT = (0, 140, 0), (40, 90, 220), (20, 20, 20)
+
+
+def draw_slide(
+    path: Path,
+    info: SlideInfo,
+    plan: ReadPlan,
+    thumbnail: npt.NDArray[np.uint8],
+    mask: npt.NDArray[np.bool_],
+    patches: Patches,
+) -> None:
+    """Write a PNG of the slide with the tissue contour (green) and every kept patch (blue).
+
+    Parameters
+    ----------
+    thumbnail : uint8 (h, w, 3)
+    mask : bool (h, w)
+    """
+    scale = _LONG_SIDE_PX / max(thumbnail.shape[:2])
+    size = (max(1, round(thumbnail.shape[1] * scale)), max(1, round(thumbnail.shape[0] * scale)))
+    canvas = cv2.resize(thumbnail, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    per_px0 = size[0] / info.width_px0
+    for x, y in zip(patches.x_px0.tolist(), patches.y_px0.tolist(), strict=True):
+        corner = (round(x * per_px0), round(y * per_px0))
+        opposite = (round((x + plan.patch_px0) * per_px0) - 1, round((y + plan.patch_px0) * per_px0) - 1)
+        cv2.rectangle(canvas, corner, opposite, _GRID, 1)
+    contours, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(canvas, contours, -1, _CONTOUR, 2)
+    caption = np.full((56, canvas.shape[1], 3), 255, np.uint8)
+    lines = (
+        f"{info.slide_id}: {len(patches)} patches of {plan.size_px} px at {plan.mpp:.4g} mpp",
+        f"{info.width_px0} x {info.height_px0} px at {info.mpp:.4g} mpp ({info.mpp_source}), {mask.mean():.0%} tissue",
+    )
+    for i, text in enumerate(lines):
+        cv2.putText(caption, text, (8, 22 + 24 * i), cv2.FONT_HERSHEY_SIMPLEX, 0.6, _TEXT, 1, cv2.LINE_AA)
+    write_png(path, np.vstack([caption, canvas]))
+
+
+def write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:
+    """Write an RGB picture, uint8 (h, w, 3), atomically."""
+    encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
+    with replacing(path) as partial:
+        partial.write_bytes(encoded.tobytes())
+
+
+def draw_prototypes(
+    path: Path, shown: Mapping[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]
+) -> None:
+    """Write a PNG of prototypes: how evenly they are used, and how near the vectors are.
+
+    Parameters
+    ----------
+    shown
+        By space: vectors of each prototype, int64 (K,), and the cosine of each vector to its own, float32 (N,).
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    use, near = figure.subplots(1, 2)
+    for i, (name, (usage, cosine)) in enumerate(shown.items()):
+        colour = f"C{i}"
+        use.plot(np.sort(usage)[::-1] / max(usage.sum(), 1), color=colour, label=name)
+        near.hist(
+            cosine, bins=60, range=(min(0.0, float(cosine.min())), 1.0), color=colour, alpha=0.6, label=name
+        )
+    use.axhline(1 / len(usage), color="0.6", lw=0.8, label="evenly used")
+    use.set(title="share of the vectors", xlabel="prototype, largest first", yscale="log")
+    near.set(title="cosine to the nearest prototype", ylabel="vectors")
+    for axes in (use, near):
+        axes.legend(frameon=False, fontsize=8)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
+
+
+def draw_curves(
+    path: Path, steps: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write a PNG of a training run: loss, learning rate and the validation figures over steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    loss, schedule, agreement = figure.subplots(1, 3)
+    x = [record["step"] for record in steps]
+    loss.plot(x, [record["loss"] for record in steps], lw=0.7, color="0.6", label="training, each step")
+    if validations:
+        at = [record["step"] for record in validations]
+        loss.plot(at, [record["loss"] for record in validations], "o-", ms=3, color="C3", label="held out")
+        for name, colour in (("cka", "C0"), ("cosine", "C1"), ("cka_ema", "C4")):
+            if all(name in record for record in validations):
+                agreement.plot(at, [r[name] for r in validations], "o-", ms=3, color=colour, label=name)
+    schedule.plot(x, [record["lr"] for record in steps], color="C2")
+    for axes, title in (
+        (loss, "loss"),
+        (schedule, "learning rate"),
+        (agreement, "agreement with the teacher"),
+    ):
+        axes.set(title=title, xlabel="step")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)

@@ -1,0 +1,399 @@
+"""What ``store verify`` makes again of one slide: views from its pixels, features from its views, and compares."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.data.loader import BlockCache, CommittedBlock, read_commit
+from pipeline.runtime import work
+from pipeline.runtime.options import ExtractOptions, VerifyOptions
+from pipeline.slides import slide as slide_files
+from pipeline.slides.pool import PatchPool, Reader, SlideSource, Source, StoreSource
+from pipeline.views import draw
+from stores import sampler
+from stores.errors import G2LError, RecipeMismatch, SlideError, StoreError
+from stores.export.pseudonyms import is_keyed
+from stores.format import features, manifest, pixels, recipe
+from stores.io import files
+from stores.io.location import StoreLike
+from stores.verify.findings import Finding
+from stores.verify.structure import Structure
+
+_OTHER_PIXELS = "the stored pixels are not the slide's"
+
+
+@dataclass(slots=True)
+class Verified:
+    """What ``store verify`` did and found."""
+
+    structure: Structure
+    views_checked: int = 0
+    features_checked: int = 0
+    cosine_min: float | None = None
+    error_max: float | None = None
+    """Largest absolute difference of a recomputed feature's value."""
+    notes: list[str] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)
+
+    @property
+    def findings(self) -> list[Finding]:
+        return self.structure.findings
+
+    def take_in(self, part: "Verified") -> None:
+        """Add what was found on one slide."""
+        self.findings.extend(part.findings)
+        self.notes += part.notes
+        self.views_checked += part.views_checked
+        self.features_checked += part.features_checked
+        if part.cosine_min is not None:
+            self.cosine_min = min(part.cosine_min, 1.0 if self.cosine_min is None else self.cosine_min)
+            self.error_max = max(part.error_max or 0.0, self.error_max or 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a worker needs to know beside the slide."""
+
+    job: str
+    store: StoreLike
+    options: VerifyOptions
+    processes: int | None
+    """That share a machine's CPUs, see `cluster.threads_of`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlideToLook:
+    """A slide whose views and features are made again."""
+
+    row: dict[str, Any]
+    path: Path | None
+    broken: list[Finding]
+    """Of its commit records."""
+
+    def __str__(self) -> str:
+        return str(self.row["slide_id"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Station:
+    """A process's teacher and reading threads."""
+
+    stored: recipe.Recipe
+    policy: draw.Policy
+    teacher: Any
+    pool: PatchPool
+
+    def close(self) -> None:
+        self.pool.close()
+
+
+def open_station(setup: Setup) -> bool:
+    """Make the station of this process, or raise what is wrong with the teacher that was given."""
+    _station(setup)
+    return True
+
+
+def _station(setup: Setup) -> _Station:
+    def make() -> _Station:
+        stored = recipe.load(setup.store)
+        assert stored.policy is not None  # looked at before any slide
+        teacher = load_given_teacher(setup.options, stored) if setup.options.teacher else None
+        threads = work.threads_of(setup.options.threads, setup.processes)
+        return _Station(stored, draw.Policy.from_json(stored.policy), teacher, PatchPool(threads))
+
+    station: _Station = work.station(setup.job, ("verify", setup.options), make)
+    return station
+
+
+def look_at_slide(setup: Setup, slide: SlideToLook, advance: work.Advance) -> Verified:
+    """Render views of one slide again and compare, and with a teacher their features."""
+    station, result, slide_id = _station(setup), Verified(Structure()), str(slide)
+    try:
+        source = find_source(setup.store, station.stored, slide.row, slide.path)
+    except SlideError as error:
+        assert slide.path is not None
+        result.findings.append(Finding(str(slide.path.name), str(error), "view", slide_id))
+        source = None
+    if source is None:
+        result.notes.append(f"slide {slide_id}: views not looked at, neither slide nor pixels are there")
+    else:
+        check = _SlideViews(
+            setup.store, slide, source, station.policy, setup.options, result, station.stored.tokens
+        )
+        check.run(station.pool, station.teacher)
+    advance(1)
+    return result
+
+
+def load_given_teacher(options: VerifyOptions, stored: recipe.Recipe) -> Any:
+    """The teacher that the user names, on its device; RecipeMismatch when it is not the one of the store."""
+    from pipeline.extract.teacher import load_teacher
+
+    assert options.teacher is not None
+    assert stored.teacher is not None
+    names = ("weights", "random_weights", "batch_size", "device", "dtype", "threads")
+    given = ExtractOptions(teacher=options.teacher, **{name: getattr(options, name) for name in names})
+    teacher = load_teacher(given)
+    for name in ("weights_sha256", "pooling", "mean", "std", "image_px", "dim"):
+        old, new = getattr(stored.teacher, name), getattr(teacher.identity, name)
+        if old != new:
+            raise RecipeMismatch(
+                f"--teacher {options.teacher}: its {name} is {new!r}, the store was made with {old!r}; "
+                "give the same encoder and weights"
+            )
+    return teacher
+
+
+def find_source(
+    store: StoreLike, stored: recipe.Recipe, row: Mapping[str, Any], path: Path | None
+) -> Source | None:
+    """The slide file when it was given, else the store's pixels, else None; SlideError when it is another file."""
+    slide_id = row["slide_id"]
+    if path is None:
+        return StoreSource(slide_id, store) if pixels.has_pixels(store, slide_id) else None
+    info = slide_files.inspect(slide_id, path.absolute(), row["mpp"], row["mpp_source"])
+    if info.fingerprint != row["fingerprint"]:
+        raise SlideError(f"{slide_id}: another file than the one that the teacher saw (fingerprint differs)")
+    return SlideSource(
+        slide_id, info.path, slide_files.plan_read(info, stored.patch.mpp, stored.patch.size_px)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """The views of one row, made again."""
+
+    views: npt.NDArray[np.uint8]
+    crcs: list[int]
+    patch: npt.NDArray[np.uint8] | None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _SlideViews:
+    """The comparison of one slide's views and features with new ones."""
+
+    store: StoreLike
+    slide: SlideToLook
+    source: Source
+    policy: draw.Policy
+    options: VerifyOptions
+    result: Verified
+    tokens: recipe.Tokens | None
+
+    @property
+    def slide_id(self) -> str:
+        return str(self.slide.row["slide_id"])
+
+    def run(self, pool: PatchPool, teacher: Any | None) -> None:
+        drawn = not is_keyed(
+            self.slide.row["fingerprint"]
+        )  # draws need the fingerprint, which is a pseudonym there
+        kept = _kept_pixels(self.store, self.slide_id) if isinstance(self.source, SlideSource) else None
+        try:
+            records = list(manifest.commits(self.store, self.slide_id))
+        except StoreError:
+            return
+        broken = {finding.file for finding in self.slide.broken}
+        for commit in records:
+            if f"manifest/views/{self.slide_id}/{commit.path.name}" in broken:
+                continue
+            try:
+                block = read_commit(commit)
+                ok = manifest.ok_rows(commit.read(["row", "seed", "status"]), commit.seeds.start)
+            except StoreError:
+                continue  # structure has named it
+            chosen = np.sort(ok)
+            if not self.options.every:
+                share = max(1, round(self.options.sample * len(ok) / max(self.slide.row["n_patches"], 1)))
+                order = sampler.permutation(len(ok), "verify", self.slide_id, commit.block)
+                chosen = np.sort(ok[order[:share]])
+            self._commit(pool, commit, block, chosen.tolist(), drawn, kept, teacher)
+
+    def _commit(
+        self,
+        pool: PatchPool,
+        commit: manifest.Commit,
+        block: CommittedBlock,
+        rows: list[int],
+        drawn: bool,
+        kept: Any,
+        teacher: Any | None,
+    ) -> None:
+        wrong: dict[tuple[int, str], list[int]] = {}
+        cache = BlockCache(self.store, self.tokens)
+        made: list[tuple[int, int, npt.NDArray[np.uint8]]] = []
+        jobs: list[tuple[int, Future[_Rendered]]] = [
+            (row, pool.submit(self.source, render_stored, block, commit.seeds, row, self.policy))
+            for row in rows
+        ]
+        for row, job in jobs:
+            try:
+                got = job.result()
+            except G2LError as error:  # the slide or the array could not be opened
+                wrong.setdefault((commit.seeds.start, files.first_line(error)), []).append(row)
+                continue
+            if got.error:
+                wrong.setdefault((commit.seeds.start, got.error), []).append(row)
+                continue
+            if (
+                kept is not None
+                and got.patch is not None
+                and not np.array_equal(kept.read(row, 0, 0), got.patch)
+            ):
+                wrong.setdefault((commit.seeds.start, _OTHER_PIXELS), []).append(row)
+            for i, seed in enumerate(commit.seeds):
+                at = block.index[seed, row]
+                self.result.views_checked += 1
+                place = int(block.columns["x_px0"][at]), int(block.columns["y_px0"][at])
+                key = self.policy, self.slide.row["fingerprint"], *place, seed
+                if drawn and block.params(at) != draw.draw(*key):
+                    problem = "the parameters are not those that the seed draws"
+                elif got.crcs[i] != int(block.columns["crc"][at]):
+                    problem = "another view than the teacher saw (crc32 differs)"
+                elif drawn and self._other_places(cache, commit, row, key):
+                    problem = "the places of its tokens are not those that the seed draws"
+                else:
+                    problem = ""
+                if problem:
+                    wrong.setdefault((seed, problem), []).append(row)
+                made.append((seed, row, got.views[i]))
+        file = f"manifest/views/{self.slide_id}/{commit.path.name}"
+        for (seed, problem), at_rows in sorted(wrong.items()):
+            kind = "pixels" if problem == _OTHER_PIXELS else "view"
+            text = f"{len(at_rows)} of {len(rows)} views: {problem}"
+            self._add(file, text, kind, commit.block, seed, at_rows)
+        self._statistics(commit)
+        if teacher is not None and made:
+            self._features(commit, made, teacher, cache)
+
+    def _other_places(
+        self,
+        cache: BlockCache,
+        commit: manifest.Commit,
+        row: int,
+        key: tuple[draw.Policy, str, int, int, int],
+    ) -> bool:
+        """Whether a view's tokens are from other places than its seed draws."""
+        if self.tokens is None:
+            return False
+        try:
+            _, found = cache.tokens(commit, np.array([row], np.int32), key[-1])
+        except StoreError:
+            return False  # structure has named it
+        wanted = draw.draw_tokens(*key, self.tokens.count, self.tokens.grid**2)
+        return not np.array_equal(found[0], wanted)
+
+    def _add(self, file: str, problem: str, kind: str, block: int, seed: int, rows: list[int]) -> None:
+        span = range(min(rows), max(rows) + 1)
+        self.result.findings.append(
+            Finding(file, problem, kind, self.slide_id, block, range(seed, seed + 1), span)
+        )
+
+    def _statistics(self, commit: manifest.Commit) -> None:
+        """Compare a block's statistics with its features; a compact copy keeps those of the original."""
+        for seed in commit.seeds:
+            try:
+                opened = features.open_features(self.store, self.slide_id)
+                if opened.scales is not None:
+                    return
+                values = opened.read_block(seed, commit.block)
+                stored = features.read_stats(self.store, self.slide_id)[seed, commit.block]
+            except (StoreError, IndexError):
+                continue  # structure has named it
+            if not np.allclose(stored, features.mean_and_variance(values), rtol=1e-9, atol=0, equal_nan=True):
+                rows = list(features.block_range(opened.n_rows, commit.block))
+                file = features.array_name(self.slide_id, "stats")
+                self._add(
+                    file, "are not the mean and variance of the features", "stats", commit.block, seed, rows
+                )
+
+    def _features(
+        self,
+        commit: manifest.Commit,
+        made: list[tuple[int, int, npt.NDArray[np.uint8]]],
+        teacher: Any,
+        cache: BlockCache,
+    ) -> None:
+        far: dict[tuple[str, int], list[tuple[int, float]]] = {}
+        for batch in _batches(made, teacher.batch_size):
+            stored: list[tuple[npt.NDArray[np.float16], npt.NDArray[np.float16], npt.NDArray[np.int32]]] = []
+            kept: list[tuple[int, int, npt.NDArray[np.uint8]]] = []
+            for seed, row, view in batch:
+                with contextlib.suppress(StoreError):  # what cannot be read, structure has named
+                    at = np.array([row], np.int32)
+                    stored.append((cache.targets(commit, at, seed), *cache.tokens(commit, at, seed)))
+                    kept.append((seed, row, view))
+            if not kept:
+                continue
+            stacked = np.stack([view for _, _, view in kept])
+            positions = np.concatenate([positions for *_, positions in stored])
+            if positions.shape[1]:
+                both = teacher.launch_tokens(stacked, positions)
+                fresh, fresh_tokens = (values.cpu().numpy() for values in both)
+            else:
+                fresh, fresh_tokens = teacher.launch(stacked).cpu().numpy(), None
+            for i, (seed, row, _) in enumerate(kept):
+                self.result.features_checked += 1
+                self._compare("features", stored[i][0], fresh[i : i + 1], seed, row, far)
+                if fresh_tokens is not None:
+                    self._compare("tokens", stored[i][1][0], fresh_tokens[i], seed, row, far)
+        for (leaf, seed), pairs in sorted(far.items()):
+            lowest = min(cosine for _, cosine in pairs)
+            what = "features" if leaf == "features" else "views have tokens that"
+            problem = f"{len(pairs)} {what} are not the teacher's: cosine down to {lowest:.6f}"
+            file = features.array_name(self.slide_id, leaf)
+            self._add(file, problem, "teacher", commit.block, seed, [row for row, _ in pairs])
+
+    def _compare(
+        self,
+        leaf: str,
+        stored: npt.NDArray[np.float16],
+        fresh: npt.NDArray[np.float32],
+        seed: int,
+        row: int,
+        far: dict[tuple[str, int], list[tuple[int, float]]],
+    ) -> None:
+        """Vectors (n, dim) of one view; the least similar pair counts."""
+        old, new = stored.astype(np.float64), fresh.astype(np.float64)
+        norms = np.linalg.norm(old, axis=1) * np.linalg.norm(new, axis=1)
+        cosine = float(((old * new).sum(axis=1) / np.maximum(norms, 1e-12)).min())
+        self.result.cosine_min = min(
+            cosine, 1.0 if self.result.cosine_min is None else self.result.cosine_min
+        )
+        self.result.error_max = max(float(np.abs(old - new).max()), self.result.error_max or 0.0)
+        if not cosine >= self.options.min_cosine:
+            far.setdefault((leaf, seed), []).append((row, cosine))
+
+
+def _kept_pixels(store: StoreLike, slide_id: str) -> Reader | None:
+    try:
+        return StoreSource(slide_id, store).open() if pixels.has_pixels(store, slide_id) else None
+    except StoreError:
+        return None  # structure has named it
+
+
+def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def render_stored(
+    reader: Reader, block: CommittedBlock, seeds: range, row: int, policy: draw.Policy
+) -> _Rendered:
+    """Read a patch and render it with the stored parameters of each seed."""
+    out = np.empty((len(seeds), policy.crop_px, policy.crop_px, 3), np.uint8)
+    first = block.index[seeds.start, row]
+    try:
+        patch = reader.read(row, int(block.columns["x_px0"][first]), int(block.columns["y_px0"][first]))
+        for i, seed in enumerate(seeds):
+            out[i] = draw.render(patch, block.params(block.index[seed, row]), policy)
+    except (G2LError, ValueError) as error:
+        return _Rendered(out, [], None, files.first_line(error))
+    return _Rendered(out, [draw.view_crc32(view) for view in out], patch)

@@ -1,0 +1,151 @@
+"""``store verify``: structure, then views and features made again and compared with what is stored.
+
+Structure needs the store alone. Views are rendered from the slides (or the store's own pixels) with the stored
+parameters and compared by checksum; features are recomputed with a teacher that the user names, never the recipe.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.runtime.options import IN_PROCESS, ClusterOptions, VerifyOptions
+from pipeline.runtime.progress import Reporter, Silent
+from pipeline.runtime.work import Advance, Cluster, open_cluster
+from pipeline.slides.slide import find_slides
+from pipeline.verify.slide_views import Setup, SlideToLook, Verified, look_at_slide, open_station
+from pipeline.views.draw import RENDERING
+from stores.errors import ClusterError, OptionError, StoreError
+from stores.format import layout, manifest, recipe
+from stores.io.location import StoreLike
+from stores.verify.findings import Finding
+from stores.verify.seal import seal
+from stores.verify.structure import Structure, verify_structure
+
+_ROUNDS = 3  # behind broken metadata or a broken record more may come to light
+
+
+def verify(
+    store: StoreLike, options: VerifyOptions, report: Reporter, where: ClusterOptions = IN_PROCESS
+) -> Verified:
+    """Look at a store as deep as asked; with ``repair``, mend what was found and look again.
+
+    Raises
+    ------
+    StoreError
+        When it is no store.
+    RecipeMismatch
+        When the teacher that was given is not the store's.
+    """
+    options.validate()
+    if not isinstance(store, Path) and where != IN_PROCESS:
+        raise OptionError(f"{store}: a remote store is verified in this process; pull it to use several")
+    if isinstance(store, Path):
+        store = store.absolute()
+    with open_cluster(where, f"verify {store}", report) as workers:
+        result = _look(workers, store, options, report)
+    repaired: list[str] = []
+    for _ in range(_ROUNDS if options.repair else 0):
+        if not isinstance(store, Path):
+            raise StoreError(f"{store}: a remote store cannot be repaired; pull it, repair it, push it")
+        from pipeline.verify.repair import (
+            repair,  # torch and timm, which a look at the structure does not need
+        )
+
+        done = repair(store, result.findings, options, report) if result.findings else []
+        if not done:
+            break
+        repaired += done
+        with open_cluster(where, f"verify {store}", report) as workers:
+            result = _look(workers, store, options, report)
+    result.repaired = repaired
+    return result
+
+
+def _look(workers: Cluster, store: StoreLike, options: VerifyOptions, report: Reporter) -> Verified:
+    total = sum(store.list_files().values()) if not isinstance(store, Path) else _bytes_below(store)
+    report.start("verify structure", total)
+
+    def each(check: Any, slides: Iterable[Any]) -> Iterator[Any]:
+        for done in workers.run(functools.partial(_plainly, check), slides, Silent()):
+            if done.result is None:
+                raise ClusterError(f"slide {done.item}: could not be looked at: {done.error}")
+            yield done.result
+
+    result = Verified(verify_structure(store, options.partial, report.advance, each))
+    if options.slides or options.views or options.teacher:
+        _recompute(workers, store, options, result, report)
+    return result
+
+
+def _plainly(function: Callable[[Any], Any], item: Any, advance: Advance) -> Any:
+    return function(item)
+
+
+def _bytes_below(store: Path) -> int:
+    return sum(path.stat().st_size for path in store.rglob("*") if path.is_file()) if store.is_dir() else 0
+
+
+def _recompute(
+    workers: Cluster, store: StoreLike, options: VerifyOptions, result: Verified, report: Reporter
+) -> None:
+    try:
+        stored = recipe.load(store)
+        slides = [row for row in manifest.read_slides(store) if row["status"] == manifest.OK]
+    except StoreError:
+        return result.notes.append(
+            "views and features were not looked at: recipe or slides table is unreadable"
+        )
+    if stored.policy is None or stored.reader is None or stored.teacher is None:
+        return result.notes.append("views and features were not looked at: there are none yet")
+    if stored.reader.rendering != RENDERING:
+        return result.notes.append(
+            f"views were not looked at: made by {stored.reader.rendering}, this version has {RENDERING}"
+        )
+    paths = find_slides(options.slides) if options.slides else {}
+    weights = None if options.weights is None else options.weights.absolute()
+    options = dataclasses.replace(options, slides=(), weights=weights)
+    setup = Setup(workers.job, store, options, workers.processes)
+    if options.teacher:
+        workers.call(open_station, setup)  # a wrong teacher before any slide
+    records = [f for f in result.findings if f.kind == "commit"]
+    items = [
+        SlideToLook(row, paths.get(row["slide_id"]), [f for f in records if f.slide_id == row["slide_id"]])
+        for row in slides
+    ]
+    report.start("verify views", len(slides))
+    parts: dict[str, Verified] = {}
+    for done in workers.run(functools.partial(look_at_slide, setup), items, report):
+        slide_id = done.item.row["slide_id"]
+        if done.result is None:
+            parts[slide_id] = Verified(Structure())
+            parts[slide_id].findings.append(
+                Finding("", f"could not be looked at: {done.error}", "view", slide_id)
+            )
+        else:
+            parts[slide_id] = done.result
+    for slide_id in sorted(parts):
+        result.take_in(parts[slide_id])
+
+
+def seal_store(store: Path, as_it_is: bool, report: Reporter) -> tuple[str, int]:
+    """Verify the structure and seal; returns the digest to publish and the number of sealed files.
+
+    Raises
+    ------
+    StoreError
+        When something is wrong with the store and `as_it_is` is not set.
+    """
+    total = _bytes_below(store)
+    if not as_it_is:
+        report.start("verify structure", total)
+        found = [f for f in verify_structure(store, False, report.advance).findings if f.kind != "seal"]
+        if found:
+            raise StoreError(
+                f"{store}: not sealed, {len(found)} things are wrong: {found[0]}; see `g2l store verify`, "
+                "or seal it all the same with --as-it-is"
+            )
+    report.start("seal", total)
+    digest = seal(store, report.advance)
+    return digest, len(layout.list_files(store)) - 2

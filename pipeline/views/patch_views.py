@@ -1,0 +1,107 @@
+"""One patch under several seeds: drawn for stage one, rebuilt for stage two. Runs in the workers of a `PatchPool`.
+
+Imports nothing heavy: a process that reads patches starts in a second and has no torch in its memory.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.slides.pool import Reader
+from pipeline.views import draw
+from pipeline.views.draw import ViewParams
+from stores.errors import ReadError, ViewMismatch
+from stores.format.recipe import Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class RowViews:
+    """A patch rendered under every seed of a task, or the reason why it could not be read."""
+
+    views: list[npt.NDArray[np.uint8]]
+    """(crop_px, crop_px, 3) for each seed; empty when it could not be read."""
+    params: list[ViewParams]
+    crcs: list[int]
+    patch: npt.NDArray[np.uint8] | None
+    positions: npt.NDArray[np.int32] | None = None
+    """(seeds, t): which patch tokens of each view are kept; None for none."""
+    error: str = ""
+
+
+def draw_row(
+    policy: draw.Policy,
+    fingerprint: str,
+    seeds: range,
+    keep: bool,
+    tokens: Tokens | None,
+    reader: Reader,
+    row: int,
+    x_px0: int,
+    y_px0: int,
+) -> RowViews:
+    """Read a patch once and render it as each seed draws it."""
+    params = [draw.draw(policy, fingerprint, x_px0, y_px0, seed) for seed in seeds]
+    try:
+        patch = reader.read(row, x_px0, y_px0)
+    except ReadError as error:
+        return RowViews([], params, [], None, error=str(error))
+    rendered = [draw.render(patch, param, policy) for param in params]
+    crcs = [draw.view_crc32(view) for view in rendered]
+    positions = None
+    if tokens is not None:
+        count, total = tokens.count, tokens.grid**2
+        drawn = [draw.draw_tokens(policy, fingerprint, x_px0, y_px0, seed, count, total) for seed in seeds]
+        positions = np.stack(drawn)
+    return RowViews(rendered, params, crcs, patch if keep else None, positions)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredView:
+    """What the manifest says of a view."""
+
+    seed: int
+    params: ViewParams
+    crc32: int | None
+    """To compare with; None leaves it unchecked."""
+
+
+def rebuild_row(
+    policy: draw.Policy,
+    reader: Reader,
+    slide_id: str,
+    row: int,
+    x_px0: int,
+    y_px0: int,
+    wanted: Sequence[StoredView],
+    out: Sequence[npt.NDArray[np.uint8]] | None = None,
+) -> list[npt.NDArray[np.uint8]]:
+    """Read a patch once and render it as the manifest says, uint8 (crop_px, crop_px, 3) for each one wanted.
+
+    Parameters
+    ----------
+    out
+        Where the views are to be written; nothing is returned then.
+
+    Raises
+    ------
+    ViewMismatch
+        When a rendered view is not the one that the teacher saw.
+    """
+    patch = reader.read(row, x_px0, y_px0)
+    made = []
+    for i, stored in enumerate(wanted):
+        view = draw.render(patch, stored.params, policy)
+        if out is None:
+            made.append(view)
+        else:
+            np.copyto(out[i], view)
+        found = None if stored.crc32 is None else draw.view_crc32(view)
+        if found != stored.crc32:
+            raise ViewMismatch(
+                f"slide {slide_id} row {row} ({x_px0},{y_px0}) seed {stored.seed}: the rebuilt view has crc32 "
+                f"{found:08x}, the teacher saw {stored.crc32:08x}: another slide file, decoder version or code; "
+                "use the store's own pixels, the same versions (see recipe.json), or extract again"
+            )
+    return made

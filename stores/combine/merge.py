@@ -1,0 +1,142 @@
+"""``store merge``: the union of stores by slide.
+
+A slide's arrays and its manifest rows are self-contained, so files are copied; the slides table is written anew. What
+several stores have of one slide is compared first (`stores.union`), before anything is written.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stores.combine.copy_slide import Choice, Shared, Source, copy_slide
+from stores.combine.reconcile import choose
+from stores.errors import OptionError, RecipeMismatch, StoreError
+from stores.format import layout, manifest, recipe
+from stores.io import files
+from stores.io.location import StoreLike
+from stores.io.staging import staged
+from stores.verify.findings import Progress
+
+_MADE_BY = ("options/tile.json", "options/extract-teacher.json")
+
+
+def merge(
+    stores: Sequence[StoreLike],
+    out: Path,
+    allow_duplicates: bool,
+    start: Callable[[int], None],
+    progress: Progress,
+) -> Shared:
+    """The union of stores by slide. Start it again after an interruption: it goes on.
+
+    A slide of several stores is taken once. Seeds, blocks, pixels and own columns that one store alone has are added
+    when all that they both have is equal; a slide that failed in one and is usable in another is usable.
+
+    Parameters
+    ----------
+    allow_duplicates : bool
+        Accept one slide file under two ids.
+    start, progress
+        Told the number of slides, then after each slide.
+
+    Raises
+    ------
+    RecipeMismatch
+        When the recipes differ: names the stores, the field and both values.
+    StoreError
+        When the stores contradict each other: names the slide, what differs, and both values.
+    OptionError
+        When there are fewer than two stores, or `out` exists.
+    """
+    if len(stores) < 2:
+        raise OptionError("merge: give two stores or more")
+    sources = [Source(store) for store in stores]
+    for other in sources[1:]:
+        _require_same_recipe(sources[0], other)
+    start(len({name for source in sources for name in source.rows}))
+    choices = {name: choose(name, sources) for name in sorted({n for s in sources for n in s.rows})}
+    _require_one_split(choices, sources)
+    if not allow_duplicates:
+        _require_distinct(choices, sources)
+    request = {"command": "merge", "stores": [[str(s), s.identity()] for s in sources]}
+    result = begin(sources)
+    with staged(out, request) as stage:
+        for slide_id, choice in choices.items():
+            copy_slide(slide_id, choice, None, stage, result)
+            progress(1, slide_id)
+        for name in _MADE_BY:
+            having = [source for source in sources if name in source.listed]
+            for source in having[:1]:
+                source.copy([name], stage, result)
+        files.write_json(stage / "options" / "merge.json", {"sources": result.sources})
+        finish(stage, sources[0].recipe, [choice.row for choice in choices.values()], result)
+    return result
+
+
+def begin(sources: Sequence[Source]) -> Shared:
+    """The result before anything is copied: where from, and what stays behind."""
+    result = Shared(sources=[source.about() for source in sources])
+    for source in sources:
+        result.left_out += [f"{source}/{name}" for name in source.unknown]
+        if layout.CHECKSUMS in source.listed:
+            result.notes.append(f"{source} is sealed, its copy is not: `g2l store seal` seals it")
+        cards = [name for name in ("README.md", "croissant.json") if name in source.listed]
+        if cards:
+            result.notes.append(f"{source}: {' and '.join(cards)} not copied, they describe the whole store")
+    return result
+
+
+def finish(stage: Path, stored: recipe.Recipe, rows: Sequence[Mapping[str, Any]], result: Shared) -> None:
+    """Write slides table and recipe of a new store."""
+    manifest.write_slides(stage, rows)
+    recipe.save(stage, stored)
+    result.slides = len(rows)
+    result.patches = sum(row["n_patches"] for row in rows)
+
+
+def _require_same_recipe(first: Source, other: Source) -> None:
+    found = recipe.differences(first.recipe, other.recipe)
+    if found:
+        name, a, b = found[0]
+        more = f" (and {len(found) - 1} more: {', '.join(n for n, _, _ in found[1:])})" if found[1:] else ""
+        raise RecipeMismatch(
+            f"recipe.{name}: {first} has {a!r:.200}, {other} has {b!r:.200}{more}; only stores of one recipe can be "
+            f"merged, these are {first.recipe.digest()[:12]} and {other.recipe.digest()[:12]}"
+        )
+
+
+def _usable(choices: Mapping[str, Choice]) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, c.row) for name, c in choices.items() if c.row["status"] == manifest.OK]
+
+
+def _together(a: str, b: str, sources: Sequence[Source]) -> bool:
+    """Whether two slides already stand side by side, usable, in one of the stores: then a merge is not the cause."""
+    return any(
+        all(name in s.rows and s.rows[name]["status"] == manifest.OK for name in (a, b)) for s in sources
+    )
+
+
+def _require_one_split(choices: Mapping[str, Choice], sources: Sequence[Source]) -> None:
+    """Two stores may each have put a patient into another split, which leaks from training into validation."""
+    seen: dict[str, dict[str, str]] = {}
+    for slide_id, row in _usable(choices):
+        of_patient = seen.setdefault(row["patient_id"], {})
+        for split, other in of_patient.items():
+            if split != row["split"] and not _together(slide_id, other, sources):
+                raise StoreError(
+                    f"patient {row['patient_id']}: slide {other} is in {split}, slide {slide_id} in {row['split']}; a "
+                    "patient in two splits leaks into validation: tile one store again with the other's splits, or "
+                    "leave one of the slides out with `g2l store subset`"
+                )
+        of_patient.setdefault(row["split"], slide_id)
+
+
+def _require_distinct(choices: Mapping[str, Choice], sources: Sequence[Source]) -> None:
+    seen: dict[str, str] = {}
+    for slide_id, row in _usable(choices):
+        other = seen.setdefault(row["fingerprint"] or f"slide {slide_id}", slide_id)
+        if other != slide_id and not _together(slide_id, other, sources):
+            raise StoreError(
+                f"slides {other} and {slide_id}: one file under two names (fingerprint {row['fingerprint']:.16}); "
+                "leave one out with `g2l store subset`, or take both with --allow-duplicates"
+            )

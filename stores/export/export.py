@@ -1,0 +1,318 @@
+"""A copy of a store for others: under pseudonyms, smaller for a slow line, or both.
+
+Under pseudonyms leave: features, pixels if wanted, coordinates, drawn parameters, splits, vendor, sizes and mpp, with
+keyed hashes for slide, patient, file and fingerprint. Left out are slides that could not be used (their reasons hold
+paths), the user's own columns, pictures (a thumbnail may show a label), README and checksums, and all options that are
+not known to be free of names. A self-check reads everything again before the export is published.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from stores import forms
+from stores.errors import OptionError, StoreError
+from stores.export import recode
+from stores.export.deidentify import (
+    copy_metadata,
+    own_columns,
+    public_options,
+    renamed,
+    without_path,
+    write_manifest,
+)
+from stores.export.leak_check import Originals, check_columns, check_export, check_texts
+from stores.export.pseudonyms import Pseudonyms, check_mapping, write_mapping
+from stores.format import layout, manifest, recipe
+from stores.format.int8 import INT8, KINDS, Cost
+from stores.io import files
+from stores.io.location import StoreLike
+from stores.io.staging import REQUEST, copy_file, staged
+from stores.verify.findings import Progress
+
+_RECODED = re.compile(r"features\.zarr/[^/]+/(?:(?:features|tokens)/.*|zarr\.json)")
+_TOKENS = re.compile(r"features\.zarr/[^/]+/(?:tokens|positions)/.*")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What is asked for."""
+
+    compact: str | None = None
+    """``lossless``, ``int8`` or None."""
+    pseudonyms: Pseudonyms | None = None
+    keep_columns: tuple[str, ...] = ()
+    """Columns of the user's own that may leave under pseudonyms."""
+    pixels: bool = True
+    tokens: bool = True
+    mapping: Path | None = None
+    """CSV of originals and pseudonyms to write for the lab itself."""
+
+
+@dataclass(slots=True)
+class Exported:
+    """What an export made."""
+
+    slides: int = 0
+    patches: int = 0
+    files: int = 0
+    bytes: int = 0
+    left_out: list[str] = field(default_factory=list)
+    """Files of the source that no store has."""
+    compact: dict[str, Any] | None = None
+    """The measured error of an int8 copy."""
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A request that was checked against its store."""
+
+    store: StoreLike
+    out: Path
+    options: ExportOptions
+    recipe: recipe.Recipe
+    rows: list[dict[str, Any]]
+    """Slides of the export, under their original names."""
+    listing: Mapping[str, int]
+    names: Pseudonyms | None
+    originals: Originals
+
+    @property
+    def total(self) -> int:
+        """How often `write` advances by one: a slide written, a slide checked."""
+        return len(self.rows) * (1 if self.names is None else 2)
+
+
+def export(
+    store: StoreLike, out: Path, options: ExportOptions, start: Callable[[int], None], progress: Progress
+) -> Exported:
+    """Write an export; one that was interrupted goes on where it was.
+
+    Parameters
+    ----------
+    start
+        Told how often `progress` will advance by one: a slide written, a slide checked.
+
+    Raises
+    ------
+    OptionError
+        When options contradict each other, the store, or what an export may hold.
+    CorruptStore
+        When a committed row of the source is not finite, or a file is not what it should be.
+    StoreError
+        When the self-check finds an original name; nothing is published then.
+    """
+    plan = _plan(store, out, options)
+    start(plan.total)
+    return _write(plan, progress)
+
+
+def _plan(store: StoreLike, out: Path, options: ExportOptions) -> _Plan:
+    stored = recipe.load(store)
+    _check_options(store, stored, out, options)
+    every = manifest.read_slides(store)
+    if not every:
+        raise StoreError(f"{store}: has no slides yet; run `g2l tile` first")
+    originals = Originals(every)
+    rows, names = every, None
+    if options.pseudonyms is not None:
+        rows = [row for row in every if row["status"] == manifest.OK]
+        names = options.pseudonyms.fresh()
+        names.rows(rows)  # finds collisions now
+        stored = without_path(stored)
+        check_columns(rows, options.keep_columns, originals)
+        check_texts(store, stored, rows, originals)
+        if options.mapping is not None:
+            check_mapping(options.mapping, names.mapping(), store, out)
+    if not options.tokens:
+        stored = replace(stored, tokens=None)
+    return _Plan(store, out, options, stored, rows, layout.list_files(store), names, originals)
+
+
+def _check_options(store: StoreLike, stored: recipe.Recipe, out: Path, options: ExportOptions) -> None:
+    if options.pseudonyms is None and options.compact is None:
+        raise OptionError("export: give --pseudonymise KEYFILE, --compact lossless or int8, or both")
+    if options.compact not in (None, *KINDS):
+        raise OptionError(f"--compact {options.compact}: allowed is {' or '.join(KINDS)}")
+    if options.pseudonyms is None:
+        for flag, given in (("--keep-column", options.keep_columns), ("--mapping", options.mapping)):
+            if given:
+                raise OptionError(f"{flag}: only with --pseudonymise; without it every column and name stays")
+    if isinstance(store, Path) and out.resolve().is_relative_to(store.resolve()):
+        raise OptionError(f"--out {out}: inside the store {store}; choose a place beside it")
+    if options.compact is not None and not stored.complete:
+        raise StoreError(f"{store}: has no teacher features yet; run `g2l extract-teacher` first")
+    if options.compact == INT8 and stored.tokens is not None and options.tokens:
+        raise OptionError(
+            f"--compact int8: keeps no tokens, and {store} has {stored.tokens.count} a view; add --no-tokens, or use "
+            "--compact lossless"
+        )
+    if options.compact is not None and stored.compact is not None:
+        raise OptionError(
+            f"--compact {options.compact}: {store} is a compact copy already ({stored.compact.get('kind')}); "
+            "compact the store that it was made from"
+        )
+
+
+def _write(export: _Plan, advance: Progress) -> Exported:
+    with staged(export.out, _request(export)) as stage:
+        cost = None
+        if export.options.compact == INT8:
+            cost = Cost(_rows_of_seed_0(export))
+        of_slide = layout.by_slide(export.listing)
+        for row in export.rows:
+            _write_slide(export, row["slide_id"], of_slide.get(row["slide_id"], []), stage, cost)
+            advance(1, row["slide_id"])
+        written = export.recipe if cost is None else replace(export.recipe, compact=cost.to_json())
+        _write_rest(export, written, stage)
+        size = {name: n for name, n in layout.list_files(stage).items() if name != REQUEST}
+        if export.names is not None:
+            _check(export, stage, list(size), advance)
+            if export.options.mapping is not None:
+                write_mapping(export.options.mapping, export.names.mapping())
+    return Exported(
+        slides=len(export.rows),
+        patches=sum(row["n_patches"] for row in export.rows),
+        files=len(size),
+        bytes=sum(size.values()),
+        left_out=[f"{export.store}/{name}" for name in export.listing if layout.classify(name) is None],
+        compact=None if cost is None else cost.to_json(),
+        notes=_notes(export),
+    )
+
+
+def _request(export: _Plan) -> dict[str, Any]:
+    """All that decides the bytes; the listing stands for the source, which may have grown or been repaired since."""
+    local = export.store if isinstance(export.store, Path) else None
+    times = {name: (local / name).stat().st_mtime_ns for name in export.listing} if local else {}
+    listing = json.dumps([(name, n, times.get(name)) for name, n in sorted(export.listing.items())]).encode()
+    return {
+        "command": "export",
+        "store": str(export.store),
+        "listing": hashlib.sha256(listing).hexdigest(),
+        "recipe": export.recipe.digest(),
+        "key_id": export.names and export.names.key_id,
+        "compact": export.options.compact,
+        "pixels": export.options.pixels,
+        "tokens": export.options.tokens,
+        "keep_columns": sorted(export.options.keep_columns),
+    }
+
+
+def _rows_of_seed_0(export: _Plan) -> int:
+    blocks = (b for row in export.rows for b in recode.committed_blocks(export.store, row["slide_id"]))
+    return sum(len(block.rows) for block in blocks if block.seed == 0)
+
+
+def _write_slide(export: _Plan, slide_id: str, names: Sequence[str], stage: Path, cost: Cost | None) -> None:
+    new_id = slide_id if export.names is None else export.names.of("slide", slide_id)
+    kinds = {"patches", "commit", "features"} | ({"pixels"} if export.options.pixels else set())
+    if export.names is None:
+        kinds.add("picture")
+    recoding = export.options.compact is not None
+    blocks = recode.committed_blocks(export.store, slide_id) if recoding else []
+    if recoding and not blocks:
+        kinds.discard("features")
+    for name in names:
+        known = layout.classify(name)
+        if known is None or known.kind not in kinds or (recoding and _RECODED.fullmatch(name)):
+            continue
+        if not export.options.tokens and _TOKENS.fullmatch(name):
+            continue
+        if export.names is None:
+            copy_file(export.store, name, export.listing[name], stage)
+        elif name.endswith("zarr.json"):
+            copy_metadata(export.store, name, stage / renamed(name, new_id))
+        elif known.kind in ("features", "pixels"):
+            copy_file(export.store, name, export.listing[name], stage, renamed(name, new_id))
+    if export.names is not None:
+        write_manifest(export.store, slide_id, stage, new_id)
+    if blocks:
+        recode.write_groups(stage, new_id)
+        if cost is not None:
+            recode.write_int8(export.store, slide_id, blocks, stage, new_id, cost)
+        else:
+            recode.write_lossless(export.store, slide_id, blocks, stage, new_id)
+            if export.recipe.tokens is not None:
+                recode.write_lossless_tokens(
+                    export.store, slide_id, blocks, stage, new_id, export.recipe.tokens
+                )
+
+
+def _write_rest(export: _Plan, written: recipe.Recipe, stage: Path) -> None:
+    """What is of no slide: groups, slides table, options; the recipe last."""
+    for root in ("features.zarr", "pixels.zarr"):
+        if (stage / root).is_dir():
+            files.write_json(stage / root / "zarr.json", forms.GROUP)
+    before = files.read_options(export.store, "export")
+    about = {
+        "pseudonymised": export.names is not None or before.get("pseudonymised") is True,
+        "key_id": export.names.key_id if export.names is not None else before.get("key_id"),
+        "compact": export.options.compact or before.get("compact"),
+        "pixels": export.options.pixels,
+        "keep_columns": sorted(export.options.keep_columns),
+    }
+    files.write_json(stage / "options" / "export.json", about)
+    if export.names is None:
+        name = "manifest/slides.parquet"
+        copy_file(export.store, name, export.listing[name], stage)
+    else:
+        hidden = _hidden(export)
+        rows = [{k: v for k, v in row.items() if k not in hidden} for row in export.rows]
+        manifest.write_slides(stage, [row | {"reason": ""} for row in export.names.rows(rows)])
+    for name in sorted(export.listing):
+        known = layout.classify(name)
+        command = Path(name).stem
+        if known is None or known.kind != "options" or command == "export":
+            continue
+        options = files.read_options(export.store, command)
+        if "pixels" in options:
+            options["pixels"] = options["pixels"] is True and export.options.pixels
+        if "tokens" in options and not export.options.tokens:
+            options["tokens"] = None
+        shown = options if export.names is None else public_options(command, options)
+        if shown is not None:
+            files.write_json(stage / name, shown)
+    recipe.save(stage, written)
+
+
+def _hidden(export: _Plan) -> list[str]:
+    if export.names is None:
+        return []
+    return [column for column in own_columns(export.rows) if column not in export.options.keep_columns]
+
+
+def _check(export: _Plan, stage: Path, names: Sequence[str], advance: Progress) -> None:
+    assert export.names is not None
+    open_slides = {export.names.of("slide", row["slide_id"]) for row in export.rows}
+
+    def checked(name: str) -> None:
+        known = layout.classify(name)
+        if known is not None and known.slide_id in open_slides:
+            open_slides.discard(known.slide_id)
+            advance(1, f"self-check: {known.slide_id}")
+
+    issued = export.names.given()
+    check_export(stage, names, issued, export.originals, export.options.keep_columns, checked)
+
+
+def _notes(export: _Plan) -> list[str]:
+    if export.names is None:
+        return []
+    notes = [f"under pseudonyms of key {export.names.key_id}; searched for every original name, none found"]
+    unusable = len(manifest.read_slides(export.store)) - len(export.rows)
+    if unusable:
+        notes.append(f"{unusable} unusable slides are left out, with their reasons")
+    if hidden := _hidden(export):
+        notes.append(f"columns left out: {', '.join(hidden)}; --keep-column keeps one")
+    before, now = recipe.load(export.store).teacher, export.recipe.teacher
+    if before is not None and now is not None and before.name != now.name:
+        notes.append(
+            f"the teacher was named by a path; it leaves as {now.name}, which makes it another recipe"
+        )
+    return notes

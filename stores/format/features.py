@@ -1,0 +1,328 @@
+"""Teacher features of a store: one Zarr group per slide, each chunk written whole, once, by one writer.
+
+``features.zarr/<slide_id>/features``  float16 (seed, row, dim), chunk (1, block_rows, dim)
+``features.zarr/<slide_id>/coords``    int32 (row, 2): x and y of the patch in level-0 pixels
+``features.zarr/<slide_id>/stats``     float64 (seed, block, 2, dim): mean and variance of the ok rows
+
+A compact copy has int8 features and beside them ``scales`` and ``standard`` (see `stores.compact`); it reads the same.
+
+Every codec chain ends in crc32c and the fill value is NaN: a flipped bit and a missing chunk are both errors
+here, where plain Zarr would return wrong numbers in silence.
+"""
+
+import math
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from stores.errors import CorruptStore, StoreError
+from stores.format.arrays import (
+    ArraySpec,
+    create_array,
+    flush_chunk,
+    open_checked,
+    open_for_writing,
+    read_chunk,
+    read_selection,
+    read_spec,
+    read_whole,
+    write_chunk,
+)
+from stores.format.int8 import dequantise
+from stores.format.manifest import MAX_BLOCK_ROWS, MAX_SEEDS, check_slide_id
+from stores.io.location import StoreLike
+
+ROW_QUANTUM = 32
+FLOAT16_MAX = 65504.0
+ROOT = "features.zarr"
+_COLUMNS = 512
+_UNIT = 2.0 ** (127 - 15)
+
+
+def block_rows(n_rows: int) -> int:
+    """Rows of a block: the slide cut into equal blocks of at most 1024, a multiple of 32.
+
+    A plain 1024 would store a slide of 1,025 patches as two full chunks, twice its size.
+
+    >>> block_rows(1025), block_rows(10_000), block_rows(70), block_rows(5)
+    (544, 1024, 96, 5)
+    """
+    if n_rows <= ROW_QUANTUM:
+        return max(n_rows, 1)
+    blocks = math.ceil(n_rows / MAX_BLOCK_ROWS)
+    return math.ceil(n_rows / blocks / ROW_QUANTUM) * ROW_QUANTUM
+
+
+def n_blocks(n_rows: int) -> int:
+    """How many blocks a slide of `n_rows` patches has."""
+    return math.ceil(n_rows / block_rows(n_rows))
+
+
+def block_range(n_rows: int, block: int) -> range:
+    """The rows of a block."""
+    size = block_rows(n_rows)
+    return range(block * size, min((block + 1) * size, n_rows))
+
+
+def array_name(slide_id: str, leaf: str) -> str:
+    """The name of one of a slide's arrays below the store; `slide_id` is checked."""
+    return f"{ROOT}/{check_slide_id(slide_id)}/{leaf}"
+
+
+def create_slide(store: Path, slide_id: str, coords: npt.NDArray[np.int32], n_seeds: int, dim: int) -> None:
+    """Make a slide's arrays, or add seeds to them; shapes are fixed before the first write.
+
+    Parameters
+    ----------
+    coords : int32 (row, 2)
+        Level-0 x and y of each patch.
+
+    Raises
+    ------
+    CorruptStore
+        When arrays exist that belong to other patches or another feature length.
+    """
+    rows = len(coords)
+    name = {leaf: array_name(slide_id, leaf) for leaf in ("features", "coords", "stats")}
+    if not (store / name["features"] / "zarr.json").is_file():
+        array = create_array(store, name["coords"], coords.shape, coords.shape, "int32", 0)
+        array[:] = coords
+        flush_chunk(store, name["coords"], (0, 0))
+        size = block_rows(rows)
+        stats_shape = (n_seeds, n_blocks(rows), 2, dim)
+        create_array(store, name["stats"], stats_shape, (1, 1, 2, dim), "float64", math.nan)
+        create_array(store, name["features"], (n_seeds, rows, dim), (1, size, dim), "float16", math.nan)
+        return
+    if not np.array_equal(read_coords(store, slide_id), coords):
+        raise CorruptStore(f"{store / name['coords']}: other patches than the manifest lists")
+    for leaf, ndim, dtype in (("stats", 4, "float64"), ("features", 3, "float16")):
+        array = open_for_writing(store, name[leaf], ndim, dtype)
+        if array.shape[-1] != dim:
+            raise CorruptStore(f"{store / name[leaf]}: features of length {array.shape[-1]}, expected {dim}")
+        if array.shape[0] < n_seeds:
+            array.resize((n_seeds, *array.shape[1:]))
+
+
+def write_block(store: Path, slide_id: str, seed: int, block: int, features: npt.NDArray[np.float16]) -> None:
+    """As `write_seeds`, for one seed: float16 (rows of the block, dim)."""
+    write_seeds(store, slide_id, range(seed, seed + 1), block, features[None])
+
+
+def write_seeds(
+    store: Path, slide_id: str, seeds: range, block: int, features: npt.NDArray[np.float16]
+) -> None:
+    """Write a block's chunks and their statistics, one of each a seed, and flush all to the disk.
+
+    Parameters
+    ----------
+    features : float16 (seeds, rows of the block, dim)
+        NaN in the rows that could not be read; everything else finite.
+    """
+    names = [array_name(slide_id, leaf) for leaf in ("features", "stats")]
+    spec, stats_spec = read_spec(store, names[0], 3, "float16"), read_spec(store, names[1], 4, "float64")
+    expected = (len(seeds), len(block_range(spec.shape[1], block)), spec.shape[2])
+    if seeds.start < 0 or seeds.stop > spec.shape[0]:
+        raise StoreError(
+            f"{slide_id} block {block}: seeds {seeds.start} to {seeds.stop - 1}, the store has {spec.shape[0]}"
+        )
+    if features.shape != expected or features.dtype != np.float16:
+        raise StoreError(
+            f"{slide_id} block {block}: got {features.dtype} {features.shape}, expected float16 {expected}"
+        )
+    with ThreadPoolExecutor(2) as disk:  # they wait for the disk while statistics are reckoned
+        jobs = []
+        for seed, values in zip(seeds, features, strict=True):
+            at = seed, block, 0
+            jobs.append(disk.submit(write_chunk, store, names[0], spec, at, values[None], math.nan))
+            found = mean_and_variance(values)[None, None]
+            of = store, names[1], stats_spec, (*at, 0), found, math.nan
+            if seed != seeds[-1]:
+                jobs.append(disk.submit(write_chunk, *of))
+            else:  # nothing is left to reckon meanwhile
+                write_chunk(*of)
+        for job in jobs:
+            job.result()
+
+
+def write_stats(store: Path, slide_id: str, seed: int, block: int, features: npt.NDArray[np.float16]) -> None:
+    """Write mean and variance of one (seed, block), and flush them."""
+    name = array_name(slide_id, "stats")
+    spec = read_spec(store, name, 4, "float64")
+    write_chunk(store, name, spec, (seed, block, 0, 0), mean_and_variance(features)[None, None], math.nan)
+
+
+def mean_and_variance(features: npt.NDArray[np.float16]) -> npt.NDArray[np.float64]:
+    """Per-dimension mean and variance over the rows that are not NaN, (2, dim)."""
+    if len(features) and _all_finite(features):
+        return _mean_and_variance(features)
+    wide = features.astype(np.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a block without one readable row: NaN
+        return np.stack([np.nanmean(wide, axis=0), np.nanvar(wide, axis=0)])
+
+
+def _mean_and_variance(features: npt.NDArray[np.float16]) -> npt.NDArray[np.float64]:
+    """Of finite rows, to the bit what NumPy makes of them, a few columns at a time: those stay in the cache."""
+    rows, dim = features.shape
+    out = np.empty((2, dim))
+    bits, wide = np.empty((rows, _COLUMNS), np.int32), np.empty((rows, _COLUMNS))
+    for start in range(0, dim, _COLUMNS):
+        part, (mean, variance) = features[:, start : start + _COLUMNS], out[:, start : start + _COLUMNS]
+        width = part.shape[1]
+        values = _widen(part, bits[:, :width], wide[:, :width])
+        np.divide(values.sum(axis=0), rows, out=mean)
+        np.subtract(values, mean, out=values)
+        np.multiply(values, values, out=values)
+        np.divide(values.sum(axis=0), rows, out=variance)
+    out[0] *= _UNIT
+    out[1] *= _UNIT**2
+    return out
+
+
+def _widen(
+    values: npt.NDArray[np.float16], bits: npt.NDArray[np.int32], out: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Finite values in float64, exactly, in units of `_UNIT`; twice as fast as by ``astype``.
+
+    Sign, exponent and fraction are moved to where float32 has them (`bits` holds them). Its exponent counts from 127,
+    that of float16 from 15.
+    """
+    np.copyto(bits, values.view(np.int16))  # extends the sign
+    np.left_shift(bits, 13, out=bits)
+    np.bitwise_and(bits, np.int32(-0x70002000), out=bits)
+    np.copyto(out, bits.view(np.float32))
+    return out
+
+
+def read_coords(store: StoreLike, slide_id: str) -> npt.NDArray[np.int32]:
+    """Level-0 x and y of each patch of a slide, int32 (row, 2)."""
+    name = array_name(slide_id, "coords")
+    array = open_checked(store, name, 2, "int32")
+    if array.shape[1] != 2:
+        raise CorruptStore(f"{store}/{name}: shape {array.shape}, expected (rows, 2)")
+    return read_whole(array, f"{slide_id} coords")
+
+
+@dataclass(frozen=True, slots=True)
+class SlideFeatures:
+    """A slide's features, open for reading by whole blocks."""
+
+    slide_id: str
+    store: StoreLike
+    spec: ArraySpec
+    scales: zarr.Array[Any] | None = None
+    """float32 (seed, row) of a compact copy."""
+    standard: npt.NDArray[np.float32] | None = None
+    """float32 (2, dim) of a compact copy."""
+
+    @property
+    def n_seeds(self) -> int:
+        return self.spec.shape[0]
+
+    @property
+    def n_rows(self) -> int:
+        return self.spec.shape[1]
+
+    @property
+    def dim(self) -> int:
+        return self.spec.shape[2]
+
+    def read_block(
+        self, seed: int, block: int, memory: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.float16]:
+        """float16 (rows of the block, dim), read-only. Rows that were never committed are NaN; see `require_finite`.
+
+        `memory` as in `stores.arrays.read_chunk`.
+        """
+        rows = block_range(self.n_rows, block)
+        if not 0 <= seed < self.n_seeds or not rows:
+            raise StoreError(
+                f"{self.slide_id}: no seed {seed} block {block}; the store has {self.n_seeds} seeds "
+                f"of {n_blocks(self.n_rows)} blocks"
+            )
+        what = f"{self.slide_id} seed {seed} rows {rows.start}-{rows.stop - 1}"
+        name = array_name(self.slide_id, "features")
+        try:
+            chunk = read_chunk(self.store, name, self.spec, (seed, block, 0), memory)
+        except StoreError as error:
+            raise type(error)(f"{what}: damaged chunk ({error})") from None
+        if chunk is None:
+            return np.full((len(rows), self.dim), np.nan, np.float16)
+        values = chunk[0, : len(rows)]
+        if self.scales is None or self.standard is None:
+            return values
+        scales = read_selection(self.scales, (seed, slice(rows.start, rows.stop)), f"{what} scales")
+        return dequantise(values, scales, self.standard)
+
+
+def open_features(store: StoreLike, slide_id: str) -> SlideFeatures:
+    """Open a slide's features for reading, those of a compact copy too."""
+    name = array_name(slide_id, "features")
+    spec = read_spec(store, name, 3, ("float16", "int8"))
+    n_seeds, n_rows, dim = spec.shape
+    if n_seeds > MAX_SEEDS:
+        raise CorruptStore(f"{store}/{name}: {n_seeds} seeds, at most {MAX_SEEDS}")
+    if spec.chunks != (1, block_rows(n_rows), dim):
+        raise CorruptStore(f"{store}/{name}: chunks {spec.chunks}, expected (1, {block_rows(n_rows)}, {dim})")
+    if spec.dtype == np.float16:
+        return SlideFeatures(slide_id, store, spec)
+    scales = open_checked(store, array_name(slide_id, "scales"), 2, "float32")
+    standard = open_checked(store, array_name(slide_id, "standard"), 2, "float32")
+    for leaf, found, expected in (("scales", scales, (n_seeds, n_rows)), ("standard", standard, (2, dim))):
+        if found.shape != expected:
+            raise CorruptStore(
+                f"{store}/{array_name(slide_id, leaf)}: shape {found.shape}, expected {expected}"
+            )
+    return SlideFeatures(slide_id, store, spec, scales, read_whole(standard, f"{slide_id} standard"))
+
+
+def require_finite(features: npt.NDArray[np.float16], what: str) -> npt.NDArray[np.float16]:
+    """Return `features`; committed rows that hold NaN mean a lost chunk, hence CorruptStore."""
+    if not _all_finite(features):
+        bad = int((~np.isfinite(features).all(axis=-1)).sum())
+        raise CorruptStore(
+            f"{what}: {bad} committed rows have no finite features; a chunk is missing or damaged"
+        )
+    return features
+
+
+def _all_finite(values: npt.NDArray[np.float16]) -> bool:
+    """As ``np.isfinite(values).all()``, five times as fast: by the bits of the exponent, piece by piece."""
+    flat = values.reshape(-1)
+    pieces = (flat[at : at + (1 << 19)].view(np.uint16) for at in range(0, len(flat), 1 << 19))
+    return all(int(np.left_shift(bits, 1).max()) < 0x7C00 << 1 for bits in pieces)
+
+
+def read_stats(store: StoreLike, slide_id: str) -> npt.NDArray[np.float64]:
+    """Mean and variance per (seed, block), float64 (seed, block, 2, dim); NaN where not committed."""
+    return read_whole(open_checked(store, array_name(slide_id, "stats"), 4, "float64"), f"{slide_id} stats")
+
+
+@dataclass(slots=True)
+class RunningStats:
+    """Per-dimension mean and variance, combined block by block (Chan, Golub & LeVeque 1979)."""
+
+    count: int = 0
+    mean: Any = 0.0
+    squares: Any = 0.0  # sum of squared deviations
+
+    def add(self, count: int, mean: npt.NDArray[np.float64], variance: npt.NDArray[np.float64]) -> None:
+        """Take in a block of `count` rows with its own mean and variance, (dim,) each."""
+        if count == 0:
+            return
+        total = self.count + count
+        delta = mean - self.mean
+        self.squares = self.squares + variance * count + delta**2 * (self.count * count / total)
+        self.mean = self.mean + delta * (count / total)
+        self.count = total
+
+    @property
+    def variance(self) -> npt.NDArray[np.float64]:
+        """Population variance, (dim,)."""
+        return np.asarray(self.squares / max(self.count, 1))

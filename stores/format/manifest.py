@@ -1,0 +1,316 @@
+"""The Parquet manifest: slides, patches and views of a store.
+
+``manifest/slides.parquet``             a row per slide, usable or not
+``manifest/patches/<slide_id>.parquet`` a row per patch, in row order (Morton)
+``manifest/views/<slide_id>/<block>-<seeds>.parquet``  a row per view, and the commit record: the
+file is written after the block's chunks are on disk, so only what it lists exists.
+
+Each file carries a CRC-32 of itself in its Parquet metadata: page checksums leave the footer uncovered.
+"""
+
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from stores.errors import CorruptStore, StoreError
+from stores.io.files import first_line, replacing
+from stores.io.location import StoreLike
+
+OK = "ok"
+BAD_READ = "bad_read"
+SPLITS = ("train", "val", "test")
+
+SLIDES_SCHEMA = pa.schema(
+    [
+        ("slide_id", pa.string()),
+        ("file_name", pa.string()),
+        ("fingerprint", pa.string()),
+        ("vendor", pa.string()),
+        ("width_px0", pa.int32()),
+        ("height_px0", pa.int32()),
+        ("mpp", pa.float64()),  # of level 0
+        ("mpp_source", pa.string()),  # slide, option or csv
+        ("patch_px0", pa.int32()),  # side of a patch in level-0 pixels
+        ("patch_mpp", pa.float64()),  # the mpp that a patch really has
+        ("patient_id", pa.string()),
+        ("split", pa.string()),
+        ("status", pa.string()),  # ok, failed or no_tissue
+        ("reason", pa.string()),
+        ("n_patches", pa.int32()),
+    ]
+)
+PATCHES_SCHEMA = pa.schema([("x_px0", pa.int32()), ("y_px0", pa.int32()), ("tissue", pa.float32())])
+DRAWN_SCHEMA = pa.schema(
+    [
+        ("crop_x_px", pa.int16()),
+        ("crop_y_px", pa.int16()),
+        ("hflip", pa.bool_()),
+        ("vflip", pa.bool_()),
+        ("jitter", pa.bool_()),
+        ("brightness", pa.float32()),
+        ("contrast", pa.float32()),
+        ("saturation", pa.float32()),
+        ("hue", pa.float32()),
+        ("order", pa.int8()),
+        ("blur", pa.bool_()),
+        ("sigma", pa.float32()),
+        ("stain", pa.bool_()),
+        ("stain_h", pa.float32()),
+        ("stain_e", pa.float32()),
+        ("stain_d", pa.float32()),
+    ]
+)
+VIEWS_SCHEMA = pa.schema(
+    [
+        ("slide_id", pa.string()),
+        ("row", pa.int32()),
+        ("x_px0", pa.int32()),
+        ("y_px0", pa.int32()),
+        ("seed", pa.int16()),
+        ("split", pa.string()),
+        ("tissue", pa.float32()),
+        ("status", pa.string()),
+        ("view_crc32", pa.uint32()),  # null where status is bad_read
+        *DRAWN_SCHEMA,
+    ]
+)
+
+MAX_SEEDS = 1000
+MAX_BLOCK_ROWS = 1024
+CHECKSUM_KEY = b"g2l_crc32"
+_MAX_FILE_BYTES = 1 << 30
+_MAX_ROWS = 1 << 24
+_NULLABLE = frozenset(("view_crc32", *SLIDES_SCHEMA.names)) - {
+    "slide_id",
+    "patient_id",
+    "split",
+    "status",
+    "n_patches",
+}
+_SLIDE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_COMMIT_NAME = re.compile(r"(\d{5})-s(\d{4})-(\d{4})\.parquet")
+
+
+def is_slide_id(text: str) -> bool:
+    """Whether `text` may name a slide: it becomes a folder, so ``..`` or ``zarr.json`` may not."""
+    return _SLIDE_ID.fullmatch(text) is not None and text != "zarr.json"
+
+
+def check_slide_id(text: str) -> str:
+    """Return `text`, or raise CorruptStore: an id that comes from a file of another lab is untrusted."""
+    if not is_slide_id(text):
+        raise CorruptStore(f"slide id {text!r:.120}: allowed are letters, digits, '.', '_', '-', at most 200")
+    return text
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    with replacing(path) as partial:
+        with pq.ParquetWriter(partial, table.schema, compression="zstd", write_page_checksum=True) as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata({CHECKSUM_KEY: b"0" * 8})
+        raw = partial.read_bytes()
+        start = _checksum_at(raw)
+        partial.write_bytes(raw[:start] + f"{zlib.crc32(raw):08x}".encode() + raw[start + 8 :])
+
+
+def _checksum_at(raw: bytes) -> int:
+    """Where the eight hex digits stand: in the footer's Thrift the key is followed by a field header and a length."""
+    found = raw.rfind(CHECKSUM_KEY)
+    return found + len(CHECKSUM_KEY) + 2 if found >= 0 else -1
+
+
+def checksum_matches(raw: bytes) -> bool | None:
+    """Whether a Parquet file is as it was written: its CRC-32 with the digits of the checksum as zeros.
+
+    None when it carries none: another program wrote it, or an older version.
+    """
+    start = _checksum_at(raw)
+    if start < 0:
+        return None
+    digits = raw[start : start + 8]
+    return digits == f"{zlib.crc32(raw[:start] + b'0' * 8 + raw[start + 8 :]):08x}".encode()
+
+
+def _read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a file of unknown origin: sizes and types before memory, checksums before values."""
+    try:
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise CorruptStore(f"{path}: larger than {_MAX_FILE_BYTES} bytes, which no file of a manifest is")
+        raw = path.read_bytes()
+        if checksum_matches(raw) is False:
+            raise CorruptStore(f"{path}: its checksum differs: damaged, or edited by another program")
+        with pq.ParquetFile(pa.BufferReader(raw), page_checksum_verification=True) as file:
+            _check_form(path, file, schema)
+            table = file.read(columns=columns).replace_schema_metadata(None)
+            table.validate(full=True)
+    except FileNotFoundError:
+        raise StoreError(f"{path}: no such file; is the store complete?") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise CorruptStore(f"{path}: not a readable Parquet file ({first_line(error)})") from None
+    for name in table.column_names:
+        if name in schema.names and name not in _NULLABLE and table[name].null_count:
+            raise CorruptStore(f"{path}: column {name} has {table[name].null_count} empty values")
+    return table
+
+
+def _check_form(path: Path, file: pq.ParquetFile, schema: pa.Schema) -> None:
+    found = file.schema_arrow
+    for field in schema:
+        if found.names.count(field.name) != 1 or found.field(field.name).type != field.type:
+            raise CorruptStore(f"{path}: column {field.name} ({field.type}) is missing or of another type")
+    about = file.metadata
+    size = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+    if about.num_rows > _MAX_ROWS or not 0 <= size <= _MAX_FILE_BYTES:
+        raise CorruptStore(
+            f"{path}: {about.num_rows} rows of {size} bytes; at most {_MAX_ROWS} rows and {_MAX_FILE_BYTES} bytes"
+        )
+
+
+def add_checksum(path: Path, schema: pa.Schema) -> None:
+    """Write a table of an older version or another program again, all columns as they are, with a checksum."""
+    _write(path, _read(path, schema))
+
+
+def slides_path(store: StoreLike) -> Path:
+    """Where the slides table is."""
+    return store / "manifest" / "slides.parquet"
+
+
+def write_slides(store: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the slides table, sorted by slide id. Columns beyond the schema are the user's own, as text."""
+    known = set(SLIDES_SCHEMA.names)
+    own = sorted({name for row in rows for name in row} - known)
+    schema = pa.schema([*SLIDES_SCHEMA, *((name, pa.string()) for name in own)])
+    ordered = sorted(rows, key=lambda row: row["slide_id"])
+    complete = [
+        {name: row.get(name) for name in SLIDES_SCHEMA.names}
+        | {name: None if row.get(name) is None else str(row[name]) for name in own}
+        for row in ordered
+    ]
+    _write(slides_path(store), pa.Table.from_pylist(complete, schema=schema))
+
+
+def read_slides(store: StoreLike) -> list[dict[str, Any]]:
+    """All slides, sorted by id; an empty list when nothing is tiled yet."""
+    if not slides_path(store).is_file():
+        return []
+    rows: list[dict[str, Any]] = _read(slides_path(store), SLIDES_SCHEMA).to_pylist()
+    seen: set[str] = set()
+    for row in rows:
+        if check_slide_id(row["slide_id"]) in seen:
+            raise CorruptStore(f"{slides_path(store)}: slide {row['slide_id']} stands there twice")
+        seen.add(row["slide_id"])
+        if not 0 <= row["n_patches"] < _MAX_ROWS:
+            raise CorruptStore(
+                f"{slides_path(store)}: slide {row['slide_id']} with {row['n_patches']} patches"
+            )
+    return rows
+
+
+def patches_path(store: StoreLike, slide_id: str) -> Path:
+    """Where a slide's patches are listed."""
+    return store / "manifest" / "patches" / f"{check_slide_id(slide_id)}.parquet"
+
+
+def write_patches(
+    store: Path,
+    slide_id: str,
+    x_px0: npt.NDArray[np.int32],
+    y_px0: npt.NDArray[np.int32],
+    tissue: npt.NDArray[np.float32],
+) -> None:
+    """Write a slide's patches, (n,) each, in row order."""
+    table = pa.table([x_px0, y_px0, tissue], schema=PATCHES_SCHEMA)
+    _write(patches_path(store, slide_id), table)
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """A slide's patches in row order, (n,) each."""
+
+    x_px0: npt.NDArray[np.int32]
+    y_px0: npt.NDArray[np.int32]
+    tissue: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.x_px0)
+
+
+def read_patches(store: StoreLike, slide_id: str) -> Patches:
+    """The patches of a slide."""
+    table = _read(patches_path(store, slide_id), PATCHES_SCHEMA)
+    return Patches(*(table[name].to_numpy() for name in PATCHES_SCHEMA.names))
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One commit record: the views of `seeds` of one block of one slide."""
+
+    slide_id: str
+    block: int
+    seeds: range
+    path: Path
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of the record, ordered by seed, then row."""
+        table = _read(self.path, VIEWS_SCHEMA, columns)
+        if table.num_rows > len(self.seeds) * MAX_BLOCK_ROWS:
+            raise CorruptStore(f"{self.path}: {table.num_rows} rows, more than its seeds and block can have")
+        return table
+
+
+def commit_path(store: StoreLike, slide_id: str, block: int, seeds: range) -> Path:
+    """Where the commit record of a block is; only contiguous seeds are written together."""
+    name = f"{block:05d}-s{seeds.start:04d}-{seeds.stop - 1:04d}.parquet"
+    return store / "manifest" / "views" / check_slide_id(slide_id) / name
+
+
+def write_commit(store: Path, slide_id: str, block: int, seeds: range, views: pa.Table) -> None:
+    """Publish the views of a block. Call it last, when chunks are flushed to disk."""
+    _write(commit_path(store, slide_id, block, seeds), views.cast(VIEWS_SCHEMA))
+
+
+def commits(store: StoreLike, slide_id: str | None = None, replaced: bool = False) -> Iterator[Commit]:
+    """All commit records, sorted by slide, block and seeds. Names that are none are not ours: skipped.
+
+    So is a record whose seeds lie within those of another of its block, unless `replaced` is set: `stores.joining`
+    joined it into that one, and was killed before it removed it.
+    """
+    root = store / "manifest" / "views"
+    slide_ids = [slide_id] if slide_id is not None else sorted(path.name for path in root.glob("*"))
+    for name in slide_ids:
+        found: list[Commit] = []
+        for path in (root / check_slide_id(name)).glob("*.parquet"):
+            match = _COMMIT_NAME.fullmatch(path.name)
+            if match and int(match[2]) <= int(match[3]) < MAX_SEEDS:
+                block, first, last = map(int, match.groups())
+                found.append(Commit(name, block, range(first, last + 1), path))
+        reached = (-1, 0)  # block, seeds up to here
+        for commit in sorted(found, key=lambda c: (c.block, c.seeds.start, -c.seeds.stop)):
+            if replaced or (commit.block, commit.seeds.stop) > reached:
+                reached = (commit.block, commit.seeds.stop)
+                yield commit
+
+
+def count_views(store: StoreLike) -> pa.Table:
+    """Views per (slide_id, split, seed, status): columns of these names and ``views``."""
+    columns = ["slide_id", "split", "seed", "status"]
+    parts = [commit.read(columns).select(columns) for commit in commits(store)]
+    empty = pa.schema([VIEWS_SCHEMA.field(name) for name in columns]).empty_table()
+    table = pa.concat_tables([empty, *parts])
+    return table.group_by(columns).aggregate([([], "count_all")]).rename_columns([*columns, "views"])
+
+
+def ok_rows(views: pa.Table, seed: int) -> npt.NDArray[np.int32]:
+    """The rows of `seed` that have a feature."""
+    chosen = pc.and_(pc.equal(views["seed"], seed), pc.equal(views["status"], OK))
+    return views["row"].filter(chosen).to_numpy()

@@ -1,0 +1,99 @@
+"""What an array's metadata say, judged before Zarr sees them: they may come from another lab."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stores.errors import CorruptStore
+from stores.io.files import first_line
+
+MAX_READ_BYTES = 256 << 20
+"""The most memory that one chunk, or one array that is read whole, may ask for."""
+_MAX_SIDE = 1 << 31
+_COMPRESSORS = ("zstd", "blosc")
+_CODECS = ("bytes", *_COMPRESSORS, "crc32c")
+_METADATA_KEYS = {
+    "attributes",
+    "chunk_grid",
+    "chunk_key_encoding",
+    "codecs",
+    "data_type",
+    "fill_value",
+    "node_type",
+    "shape",
+    "storage_transformers",
+    "zarr_format",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """What the metadata of an array say, once they are known to be plain."""
+
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    dtype: np.dtype[Any]
+    compressor: str | None
+    """``zstd``, ``blosc`` or None."""
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Size of a decoded chunk."""
+        return math.prod(self.chunks) * self.dtype.itemsize
+
+
+def parse_metadata(raw: bytes, where: str) -> ArraySpec:
+    """Judge the ``zarr.json`` of an array by the few forms that the format has.
+
+    Raises
+    ------
+    CorruptStore
+        When it is anything else: other keys, a codec that is not allowed, no crc32c at the end, chunks beyond
+        `MAX_READ_BYTES`.
+    """
+    try:
+        found = json.loads(raw)
+        grid, encoding = found["chunk_grid"], found["chunk_key_encoding"]
+        shape, chunks = found["shape"], grid["configuration"]["chunk_shape"]
+        names = [codec["name"] for codec in found["codecs"]]
+        dtype = str(found["data_type"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptStore(f"{where}: unreadable array metadata ({first_line(error)})") from None
+    plain = (
+        set(found) <= _METADATA_KEYS
+        and found["zarr_format"] == 3
+        and found["node_type"] == "array"
+        and not found.get("storage_transformers")
+        and grid.get("name") == "regular"
+        and encoding in ({"name": "default", "configuration": {"separator": "/"}}, {"name": "default"})
+    )
+    if not plain:
+        raise CorruptStore(f"{where}: array metadata of a form that no store has: {found!r:.200}")
+    foreign = [name for name in names if name not in _CODECS]
+    if foreign:
+        raise CorruptStore(f"{where}: codec {foreign[0]!r:.80}; allowed: {', '.join(_CODECS)}")
+    if (
+        [n for n in names if n not in _COMPRESSORS] != ["bytes", "crc32c"]
+        or names[-1] != "crc32c"
+        or len(names) > 3
+    ):
+        raise CorruptStore(
+            f"{where}: codecs {', '.join(names)}; expected bytes, at most one compressor, crc32c last"
+        )
+    if dtype not in ("float16", "float32", "float64", "int8", "int32", "uint8"):
+        raise CorruptStore(f"{where}: data type {dtype!r:.80}, which no array of a store has")
+    sides = [*shape, *chunks]
+    if (
+        len(shape) != len(chunks)
+        or not all(type(n) is int and 0 <= n < _MAX_SIDE for n in sides)
+        or 0 in chunks
+    ):
+        raise CorruptStore(f"{where}: shape {shape!r:.80} in chunks {chunks!r:.80}")
+    compressor = names[1] if len(names) == 3 else None
+    spec = ArraySpec(tuple(shape), tuple(chunks), np.dtype(dtype), compressor)
+    if spec.chunk_bytes > MAX_READ_BYTES:
+        raise CorruptStore(f"{where}: chunks of {spec.chunks} exceed {MAX_READ_BYTES >> 20} MiB")
+    return spec

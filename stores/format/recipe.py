@@ -1,0 +1,242 @@
+"""The recipe: everything that decides the value of a stored feature, and nothing else.
+
+A store has one recipe. ``tile`` writes its `Patch` part, ``extract-teacher`` the rest. Batch size,
+workers, devices and hosts are left out on purpose: two labs that used other machines made the same store.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from stores.errors import CorruptStore, RecipeMismatch, StoreError
+from stores.io import files
+from stores.io.location import StoreLike
+
+SCHEMA_VERSION = 1
+MAX_DEPTH = 16
+"""Of objects and lists in a recipe: copying and comparing them recurse."""
+MAX_GRID = 64
+"""Side of the grid of patch tokens of a view."""
+FILE_NAME = "recipe.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """The encoder whose features are stored."""
+
+    name: str
+    """The preset or specification that it was loaded by."""
+    weights_sha256: str
+    """Identity of the parameters, whatever file they came in (`pipeline.weights.weights_sha256`)."""
+    pooling: str
+    """``cls``, ``cls+mean`` or ``forward``."""
+    mean: tuple[float, float, float]
+    """Normalize: subtracted from RGB in [0, 1]."""
+    std: tuple[float, float, float]
+    """Normalize: divided by."""
+    image_px: int
+    """Side of the view that the encoder takes, in pixels."""
+    dim: int
+    """Length of a feature."""
+    dtype: str
+    """Arithmetic of the forward pass: ``float32``, ``bfloat16`` or ``float16``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """What a patch is."""
+
+    mpp: float
+    """Target resolution in micrometres per pixel."""
+    size_px: int
+    """Side of the patch in pixels at that resolution."""
+    grid: str
+    """Where patches lie: ``non-overlapping`` is a grid that starts at the level-0 origin."""
+    min_tissue: float
+    """Smallest share of tissue in a patch."""
+    tissue: Mapping[str, Any]
+    """The tissue rule and its thresholds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """The software whose version can change a pixel."""
+
+    openslide: str
+    """Version of the OpenSlide C library: it decodes."""
+    opencv: str
+    """Version of OpenCV: it blurs."""
+    resampling: str
+    """Name and version of the rule that brings a patch to the target resolution."""
+    rendering: str
+    """Name and version of the rule that renders a view."""
+    colour: str
+    """``as stored``: embedded ICC profiles are not applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Which of the teacher's patch tokens are stored beside its features."""
+
+    count: int
+    """Tokens of a view."""
+    grid: int
+    """Side of the view's grid of patches: there are grid * grid tokens to choose from."""
+    dim: int
+    """Length of a token."""
+    rule: str
+    """Name and version of the rule that draws their positions (`pipeline.views.draw_tokens`)."""
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.grid <= MAX_GRID and 1 <= self.count <= self.grid**2 and 1 <= self.dim < 1 << 16):
+            raise StoreError(
+                f"recipe.tokens: {self.count} tokens of length {self.dim} of a grid of side {self.grid}; "
+                f"a grid has a side of 1 to {MAX_GRID}, and no view more tokens than its grid"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All of the above; `teacher`, `policy` and `reader` are None while only tiles exist."""
+
+    patch: Patch
+    teacher: Teacher | None = None
+    policy: Mapping[str, Any] | None = None
+    reader: Reader | None = None
+    compact: Mapping[str, Any] | None = None
+    """How a compact copy keeps its features, and the error that this was measured to cost; None when as extracted."""
+    tokens: Tokens | None = None
+    """None when features alone are stored."""
+    schema: int = SCHEMA_VERSION
+
+    @property
+    def complete(self) -> bool:
+        """Whether features can exist: only a complete recipe has a digest that names a store."""
+        return None not in (self.teacher, self.policy, self.reader)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types. Fields that came after the first version are left out while they are None."""
+        value = json.loads(json.dumps(asdict(self)))
+        for name in ("compact", "tokens"):
+            if value[name] is None:
+                del value[name]
+        return value
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical JSON: sorted keys, no spaces, shortest round-trip floats."""
+        return hashlib.sha256(_canonical(self.to_json())).hexdigest()
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def from_json(value: Any, source: str) -> Recipe:
+    """Build a recipe from parsed JSON of unknown origin.
+
+    Raises
+    ------
+    StoreError
+        When the schema is newer than this code, or a field is missing, unknown or of another type.
+    """
+    if not isinstance(value, dict):
+        raise StoreError(f"{source}: a recipe is a JSON object, this is {type(value).__name__}")
+    if _deeper_than(value, MAX_DEPTH):
+        raise StoreError(f"{source}: nested more than {MAX_DEPTH} deep, which no recipe is")
+    schema = value.get("schema")
+    if type(schema) is not int or not 1 <= schema <= SCHEMA_VERSION:
+        raise StoreError(
+            f"{source}: schema {schema!r:.80}, this version reads 1 to {SCHEMA_VERSION}; update g2l"
+        )
+    parts: dict[str, Any] = {"schema": schema}
+    for name in ("policy", "compact"):
+        parts[name] = value.get(name)
+        if parts[name] is not None and not isinstance(parts[name], dict):
+            raise StoreError(f"{source}: {name}: expected an object, found {parts[name]!r:.200}")
+    for name, kind in (("patch", Patch), ("teacher", Teacher), ("reader", Reader), ("tokens", Tokens)):
+        parts[name] = _part(kind, value.get(name), f"{source}: {name}", optional=name != "patch")
+    digest = value.get("digest")
+    unknown = sorted(set(value) - set(parts) - {"digest"})
+    if unknown:
+        raise StoreError(f"{source}: unknown field {unknown[0]!r}; allowed: {', '.join(sorted(parts))}")
+    if digest is not None:
+        bare = {key: item for key, item in value.items() if key != "digest"}
+        if digest != hashlib.sha256(_canonical(bare)).hexdigest():
+            raise CorruptStore(f"{source}: its digest differs from what it says: damaged, or edited by hand")
+    return Recipe(**parts)
+
+
+def _deeper_than(value: Any, depth: int) -> bool:
+    """Whether objects and lists are nested deeper; looks no further, however deep they are."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(_deeper_than(item, depth - 1) for item in inner)
+
+
+_JSON_TYPES: dict[Any, tuple[type, ...]] = {str: (str,), int: (int,), float: (int, float)}
+
+
+def _part(kind: type, value: Any, source: str, optional: bool) -> Any:
+    if value is None and optional:
+        return None
+    names = [field.name for field in fields(kind)]
+    if not isinstance(value, dict) or set(value) != set(names):
+        raise StoreError(f"{source}: expected the fields {', '.join(names)}; found {value!r:.200}")
+    return kind(**{f.name: _field(f.type, value[f.name], f"{source}.{f.name}") for f in fields(kind)})
+
+
+def _field(kind: Any, item: Any, source: str) -> Any:
+    if kind in _JSON_TYPES:
+        if not isinstance(item, _JSON_TYPES[kind]) or isinstance(item, bool):
+            raise StoreError(f"{source}: expected {kind.__name__}, found {item!r:.80}")
+        return kind(item)
+    if isinstance(item, list) and len(item) == 3 and all(type(x) in (int, float) for x in item):
+        return tuple(float(x) for x in item)
+    if isinstance(item, dict) and kind != tuple[float, float, float]:
+        return item
+    raise StoreError(f"{source}: expected {kind}, found {item!r:.80}")
+
+
+def load(store: StoreLike) -> Recipe:
+    """Read ``recipe.json`` of a store."""
+    path = store / FILE_NAME
+    if not path.is_file():
+        raise StoreError(f"{store}: no {FILE_NAME}, so this is not a store; make one with `g2l tile`")
+    return from_json(files.read_json(path, finite=True), f"{store}/{FILE_NAME}")
+
+
+def save(store: Path, recipe: Recipe) -> None:
+    """Write ``recipe.json`` atomically, with its own digest."""
+    files.write_json(store / FILE_NAME, recipe.to_json() | {"digest": recipe.digest()})
+
+
+def differences(stored: Recipe, wanted: Recipe) -> list[tuple[str, Any, Any]]:
+    """Every field in which two recipes differ: (dotted name, stored value, wanted value)."""
+    return value_differences(stored.to_json(), wanted.to_json())
+
+
+def value_differences(stored: Any, wanted: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Every leaf in which two JSON values differ: (dotted name, stored value, wanted value)."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        found = []
+        for key in sorted(set(stored) | set(wanted)):
+            name = f"{prefix}.{key}" if prefix else key
+            found += value_differences(stored.get(key), wanted.get(key), name)
+        return found
+    return [] if stored == wanted else [(prefix, stored, wanted)]
+
+
+def require_same(stored: Recipe, wanted: Recipe, where: str) -> None:
+    """Raise RecipeMismatch that names the first differing field and both values."""
+    found = differences(stored, wanted)
+    if found:
+        name, old, new = found[0]
+        more = f" (and {len(found) - 1} more: {', '.join(n for n, _, _ in found[1:])})" if found[1:] else ""
+        raise RecipeMismatch(
+            f"recipe.{name}: {where} has {old!r}, this run has {new!r}{more}; "
+            "a store has one recipe: use the same options or another --store"
+        )

@@ -1,0 +1,255 @@
+"""Patch tokens of the teacher, a few of each view: optional, in the rows and seeds of the features.
+
+``features.zarr/<slide_id>/tokens``     float16 (seed, row, t, dim), chunk (1, chunk_rows, t, dim)
+``features.zarr/<slide_id>/positions``  int32 (seed, row, t), chunk (1, block_rows, t): where in the view's grid of
+                                        patches the tokens are, counted row by row from 0; ascending
+
+The recipe says how many there are and how positions are drawn; they are stored all the same, since the draw needs the
+slide's fingerprint, which an export under pseudonyms does not have.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from stores.errors import CorruptStore, StoreError
+from stores.format import arrays, features, recipe
+from stores.format.arrays import (
+    create_array,
+    open_checked,
+    open_for_writing,
+    read_file,
+    read_selection,
+    read_spec,
+)
+from stores.format.features import array_name, block_range, block_rows, require_finite
+from stores.io.location import StoreLike
+
+LEAVES = ("positions", "tokens")
+"""The tokens come last: their metadata say that both are there."""
+CHUNK_BYTES = 8 << 20
+NO_POSITION = -1
+
+
+def chunk_rows(n_rows: int, count: int, dim: int) -> int:
+    """Rows of a chunk: the largest divisor of the block's rows whose tokens take at most 8 MB; at least one.
+
+    >>> chunk_rows(10_000, 16, 1536), chunk_rows(10_000, 256, 1536), chunk_rows(1025, 16, 1536), chunk_rows(5, 4, 24)
+    (128, 8, 136, 5)
+    """
+    size, most = block_rows(n_rows), CHUNK_BYTES // (2 * count * dim)
+    return max((n for n in range(1, min(size, most) + 1) if size % n == 0), default=1)
+
+
+def has_tokens(store: StoreLike, slide_id: str) -> bool:
+    """Whether the store keeps tokens of a slide."""
+    return read_file(store, f"{array_name(slide_id, 'tokens')}/zarr.json", 1 << 20) is not None
+
+
+def create_slide(store: Path, slide_id: str, n_rows: int, n_seeds: int, about: recipe.Tokens) -> None:
+    """Make a slide's arrays of tokens, or add seeds to them.
+
+    Raises
+    ------
+    CorruptStore
+        When there are arrays of another shape.
+    """
+    name = {leaf: array_name(slide_id, leaf) for leaf in LEAVES}
+    count, dim = about.count, about.dim
+    if not has_tokens(store, slide_id):
+        shape, rows = (n_seeds, n_rows, count), chunk_rows(n_rows, count, dim)
+        create_array(store, name["positions"], shape, (1, block_rows(n_rows), count), "int32", NO_POSITION)
+        create_array(store, name["tokens"], (*shape, dim), (1, rows, count, dim), "float16", math.nan)
+        return
+    for leaf, dtype, sides in (("positions", "int32", (count,)), ("tokens", "float16", (count, dim))):
+        array = open_for_writing(store, name[leaf], 2 + len(sides), dtype)
+        if array.shape[1:] != (n_rows, *sides):
+            raise CorruptStore(
+                f"{store / name[leaf]}: shape {array.shape}, expected {(n_seeds, n_rows, *sides)}"
+            )
+        if array.shape[0] < n_seeds:
+            array.resize((n_seeds, *array.shape[1:]))
+
+
+def write_positions(
+    store: Path, slide_id: str, seed: int, block: int, positions: npt.NDArray[np.int32]
+) -> None:
+    """Write the positions of one (seed, block), int32 (rows of the block, t), and flush them."""
+    name = array_name(slide_id, "positions")
+    spec = read_spec(store, name, 3, "int32")
+    rows = block_range(spec.shape[1], block)
+    if positions.shape != (len(rows), spec.shape[2]) or positions.dtype != np.int32:
+        raise StoreError(f"{slide_id} block {block}: positions {positions.dtype} {positions.shape}")
+    arrays.write_chunk(store, name, spec, (seed, block, 0), positions[None], NO_POSITION)
+
+
+def write_chunk(store: Path, slide_id: str, seed: int, index: int, values: npt.NDArray[np.float16]) -> None:
+    """Write the tokens of one (seed, chunk of rows), float16 (rows of the chunk, t, dim), and flush them."""
+    name = array_name(slide_id, "tokens")
+    spec = read_spec(store, name, 4, "float16")
+    start = index * spec.chunks[1]
+    stop = min(start + spec.chunks[1], spec.shape[1])
+    if values.shape != (stop - start, *spec.shape[2:]) or values.dtype != np.float16:
+        raise StoreError(f"{slide_id} rows {start}-{stop - 1}: tokens {values.dtype} {values.shape}")
+    arrays.write_chunk(store, name, spec, (seed, index, 0, 0), values[None], math.nan)
+
+
+class ChunkBuffer:
+    """Gathers the tokens of a block in the order of its rows and hands them on chunk by chunk.
+
+    A block of 1,024 rows under 4 seeds with all 256 tokens is 3.2 GB; this holds one chunk a seed.
+
+    Parameters
+    ----------
+    n_seeds : int
+        Of the block's task.
+    rows : range
+        Of the whole block.
+    n_rows : int
+        Of the whole slide.
+    write
+        Called with the place of a seed among those of the task, the chunk's index in the slide and float16 (rows of the
+        chunk, t, dim); rows that were never put in are NaN.
+    """
+
+    def __init__(
+        self,
+        n_seeds: int,
+        rows: range,
+        n_rows: int,
+        about: recipe.Tokens,
+        write: Callable[[int, int, npt.NDArray[np.float16]], None],
+    ) -> None:
+        self._rows, self._size = rows, chunk_rows(n_rows, about.count, about.dim)
+        self._shape = n_seeds, self._size, about.count, about.dim
+        self._write = write
+        self._index = -1
+        self._held: npt.NDArray[np.float16] = np.empty(0, np.float16)
+
+    def put(self, seed: int, row: int, values: npt.NDArray[np.float16]) -> None:
+        """Take in a view's tokens, (t, dim); chunks of earlier rows are complete then."""
+        index, offset = divmod(row, self._size)
+        if index != self._index:
+            self.flush()
+            self._index, self._held = index, np.full(self._shape, np.nan, np.float16)
+        self._held[seed, offset] = values
+
+    def flush(self) -> None:
+        """Hand on what is held."""
+        if self._index >= 0:
+            left = min(self._size, self._rows.stop - self._index * self._size)
+            for seed, values in enumerate(self._held):
+                self._write(seed, self._index, values[:left])
+        self._index = -1
+
+
+@dataclass(frozen=True, slots=True)
+class SlideTokens:
+    """A slide's tokens, open for reading by whole chunks."""
+
+    slide_id: str
+    tokens: zarr.Array[Any]
+    positions: zarr.Array[Any]
+    about: recipe.Tokens
+
+    @property
+    def n_rows(self) -> int:
+        return int(self.tokens.shape[1])
+
+    @property
+    def chunk_rows(self) -> int:
+        return int(self.tokens.chunks[1])
+
+    def read_chunk(self, seed: int, index: int) -> npt.NDArray[np.float16]:
+        """float16 (rows of the chunk, t, dim). Rows that were never committed are NaN."""
+        start = index * self.chunk_rows
+        what = f"{self.slide_id} seed {seed} tokens of rows {start}-{start + self.chunk_rows - 1}"
+        return read_selection(self.tokens, (seed, slice(start, start + self.chunk_rows)), what)
+
+    def read_positions(self, seed: int, block: int) -> npt.NDArray[np.int32]:
+        """int32 (rows of the block, t)."""
+        rows = block_range(self.n_rows, block)
+        what = f"{self.slide_id} seed {seed} positions of rows {rows.start}-{rows.stop - 1}"
+        return read_selection(self.positions, (seed, slice(rows.start, rows.stop)), what)
+
+    def chunks_of(self, block: int) -> range:
+        """The chunks that make up a block."""
+        rows = block_range(self.n_rows, block)
+        return range(rows.start // self.chunk_rows, math.ceil(rows.stop / self.chunk_rows))
+
+
+def open_tokens(store: StoreLike, slide_id: str, about: recipe.Tokens) -> SlideTokens:
+    """Open a slide's tokens for reading.
+
+    Raises
+    ------
+    StoreError
+        When there are none.
+    CorruptStore
+        When they are not what recipe and features say.
+    """
+    names = {leaf: array_name(slide_id, leaf) for leaf in LEAVES}
+    tokens = open_checked(store, names["tokens"], 4, "float16")
+    positions = open_checked(store, names["positions"], 3, "int32")
+    n_seeds, n_rows = features.open_features(store, slide_id).spec.shape[:2]
+    count, dim = about.count, about.dim
+    if tokens.shape != (n_seeds, n_rows, count, dim) or positions.shape != (n_seeds, n_rows, count):
+        raise CorruptStore(
+            f"{store}/{names['tokens']}: shapes {tokens.shape} and {positions.shape} (positions), expected "
+            f"{(n_seeds, n_rows, count, dim)}"
+        )
+    expected = (1, chunk_rows(n_rows, count, dim), count, dim)
+    if tokens.chunks != expected or positions.chunks != (1, block_rows(n_rows), count):
+        raise CorruptStore(f"{store}/{names['tokens']}: chunks {tokens.chunks}, expected {expected}")
+    return SlideTokens(slide_id, tokens, positions, about)
+
+
+def require_positions(positions: npt.NDArray[np.int32], about: recipe.Tokens, what: str) -> None:
+    """Raise CorruptStore unless each row's positions are ascending and inside of the grid."""
+    inside = (positions >= 0) & (positions < about.grid**2)
+    if not inside.all() or (np.diff(positions, axis=-1) <= 0).any():
+        raise CorruptStore(
+            f"{what}: token positions that are not ascending numbers from 0 to {about.grid**2 - 1}"
+        )
+
+
+def read_rows(
+    opened: SlideTokens,
+    chunk: Callable[[int, int], npt.NDArray[np.float16]],
+    positions: npt.NDArray[np.int32],
+    rows: npt.NDArray[np.int32],
+    seed: int,
+    block: int,
+) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.int32]]:
+    """Tokens float16 (rows, t, dim) and positions int32 (rows, t) of some committed rows of a block.
+
+    Parameters
+    ----------
+    chunk
+        `SlideTokens.read_chunk`, or the same with a cache.
+    positions
+        Those of the whole block.
+
+    Raises
+    ------
+    CorruptStore
+        When a token is not finite, or a position is none.
+    """
+    what = f"{opened.slide_id} seed {seed} block {block}"
+    out = np.empty((len(rows), *opened.tokens.shape[2:]), np.float16)
+    for index, places in _by_chunk(rows, opened.chunk_rows):
+        out[places] = chunk(seed, index)[rows[places] - index * opened.chunk_rows]
+    chosen = positions[rows - block_range(opened.n_rows, block).start]
+    require_positions(chosen, opened.about, what)
+    return require_finite(out, f"tokens of {what}"), chosen
+
+
+def _by_chunk(rows: npt.NDArray[np.int32], size: int) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
+    for index in np.unique(rows // size).tolist():
+        yield index, rows // size == index

@@ -1,0 +1,361 @@
+"""The card of a store: ``README.md`` as data-set hubs expect it, and ``croissant.json`` for machines.
+
+All that comes out of the store is text by somebody else and is escaped. Nothing here decides what a licence means: the
+card passes on what is known, says on whose word, and whom it binds.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stores.errors import OptionError, StoreError
+from stores.format import layout, manifest, recipe
+from stores.format.pixels import ROOT as PIXELS
+from stores.info import store_info
+from stores.io import files
+from stores.io.text import markdown, one_line
+from stores.publish import croissant
+from stores.publish.licences import SPDX, consequences, licence_key
+
+README = "README.md"
+MAX_GROUPS = 50
+"""Rows of a cohort table: a column with more values is hardly one that counts groups."""
+_SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
+
+
+@dataclass(frozen=True, slots=True)
+class CardOptions:
+    """What a card says that the store does not know."""
+
+    name: str
+    """Short name, as for a folder."""
+    date: str
+    """Day of publication, ISO 8601."""
+    title: str | None = None
+    """Heading; the name unless given."""
+    creator: str | None = None
+    licence: str | None = None
+    """Of the features; the teacher's as recorded unless given."""
+    url: str | None = None
+    """Where the store is published."""
+    cohort_column: tuple[str, ...] = ()
+    """The user's own columns that the cohort table counts. None by default: they may say too much."""
+
+
+def write_card(store: Path, options: CardOptions) -> list[Path]:
+    """Write README.md and croissant.json into a local store; same store and options, same bytes.
+
+    Raises
+    ------
+    OptionError
+        When the store is sealed, has no column of a name that was given, or the URL is none.
+    StoreError
+        When it has no features yet.
+    """
+    layout.require_unsealed(store)
+    if options.url is not None and not re.fullmatch(r"https?://[^\s<>\"|`]{1,200}", options.url):
+        raise OptionError(f"--url {options.url!r}: expected http:// or https://, at most 200 characters")
+    stored = recipe.load(store)
+    about = store_info(store)
+    if stored.teacher is None or stored.policy is None or not about["views"]:
+        raise StoreError(f"{store}: has no teacher features yet; run `g2l extract-teacher` first")
+    rows = manifest.read_slides(store)
+    if not rows:
+        raise StoreError(f"{store}: has views but no {manifest.slides_path(Path())}; is it complete?")
+    own = sorted({name for row in rows for name in row} - set(manifest.SLIDES_SCHEMA.names))
+    unknown = sorted(set(options.cohort_column) - set(own))
+    if unknown:
+        raise OptionError(
+            f"--cohort-column {unknown[0]}: no such column; there are {', '.join(own) or 'none'}"
+        )
+    recorded = one_line(files.read_options(store, "extract-teacher").get("teacher_licence") or "unknown")
+    views: Counter[str] = Counter()
+    for count in manifest.count_views(store).to_pylist():
+        views[count["slide_id"]] += count["views"] if count["status"] == manifest.OK else 0
+    card = _Card(about, stored, rows, views, options, recorded)
+    readme = card.readme()
+    described = croissant.croissant(store, card.properties(), own)
+    files.write_text(store / README, readme)
+    files.write_json(store / croissant.FILE_NAME, described)
+    return [store / README, store / croissant.FILE_NAME]
+
+
+def size_category(n_views: int) -> str:
+    """A number of rows as the Hugging Face hub writes it."""
+    over = sum(n_views >= 10 ** (3 + i) for i in range(len(_SIZES)))
+    if over == 0:
+        return f"n<{_SIZES[0]}"
+    return f"{_SIZES[over - 1]}<n<{_SIZES[over]}" if over < len(_SIZES) else f"n>{_SIZES[-1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Card:
+    """All that both files are written from."""
+
+    about: Mapping[str, Any]
+    stored: recipe.Recipe
+    rows: Sequence[Mapping[str, Any]]
+    views: Mapping[str, int]
+    """Views by slide."""
+    options: CardOptions
+    recorded: str
+    """The teacher's licence by the word of whoever made the store."""
+
+    @property
+    def licence(self) -> str:
+        return one_line(self.options.licence or self.recorded)
+
+    @property
+    def title(self) -> str:
+        return one_line(self.options.title or self.options.name)
+
+    def properties(self) -> dict[str, Any]:
+        """What Croissant wants to know of the data set as a whole."""
+        teacher, key = self.stored.teacher, licence_key(self.licence)
+        assert teacher is not None
+        found: dict[str, Any] = {
+            "name": one_line(self.options.name),
+            "alternateName": self.title,
+            "description": f"Features of {one_line(teacher.name)} for {self.about['views']} augmented views of "
+            f"{self.about['patches']} histopathology patches, to train a student encoder against.",
+            "license": f"https://spdx.org/licenses/{SPDX[key]}" if key in SPDX else self.licence,
+            "version": "1.0.0",
+            "datePublished": self.options.date,
+            "citeAs": self._citation(),
+        }
+        if self.options.creator:
+            found["creator"] = {"@type": "sc:Organization", "name": one_line(self.options.creator)}
+        return found | ({"url": self.options.url} if self.options.url else {})
+
+    def readme(self) -> str:
+        teacher, about = self.stored.teacher, self.about
+        assert teacher is not None
+        compact = _compact_lines(self.stored.to_json())
+        url, cite = self.options.url, markdown(self._citation(), 1000)
+        cite = cite.replace(markdown(url, 1000), f"<{url}>") if url else cite
+        sections = [
+            f"---\n{yaml.safe_dump(self._front_matter(), sort_keys=False, allow_unicode=True)}---",
+            f"# {markdown(self.title)}",
+            f"Features of the pathology encoder **{markdown(teacher.name)}** ({teacher.dim} numbers a view) for "
+            f"{about['views']:,} augmented views of {about['patches']:,} patches from {about['patients']:,} patients. "
+            "A student encoder is trained against them without the teacher in memory.",
+            f"## May I use it?\n\n{self._licence()}",
+            f"## What is in it?\n\n{self._contents()}",
+            f"## Who is in it?\n\n{self._cohort()}",
+            *([f"## What did the compact copy lose?\n\n{compact}"] if compact else []),
+            f"## What do the features look like?\n\n{_statistics(self.about['statistics'])}",
+            f"## How do I load it?\n\n{self._loading()}",
+            f"## How do I check my copy?\n\n{_CHECKING}",
+            f"## How do I cite it?\n\n{cite}\n\nCite the paper of the teacher as well.",
+        ]
+        return "\n\n".join(sections) + "\n"
+
+    def _front_matter(self) -> dict[str, Any]:
+        key = licence_key(self.licence) or "unknown"
+        front = (
+            {"license": key} if key in (*SPDX, "unknown") else {"license": "other", "license_name": key[:100]}
+        )
+        return front | {
+            "pretty_name": self.title,
+            "tags": ["histopathology", "knowledge-distillation", "teacher-features", "zarr"],
+            "task_categories": ["image-feature-extraction"],
+            "size_categories": [size_category(self.about["views"])],
+            "configs": [
+                {"config_name": "slides", "data_files": "manifest/slides.parquet"},
+                {"config_name": "views", "data_files": "manifest/views/*/*.parquet"},
+            ],
+        }
+
+    def _licence(self) -> str:
+        parts = [
+            f"Licence of the teacher, as recorded by the maker of this store: **{markdown(self.recorded)}**. "
+            "Features are outputs of the teacher, so whoever trains on them is bound by the teacher's terms, as was "
+            "the maker."
+        ]
+        if licence_key(self.licence) != licence_key(self.recorded):
+            parts.append(
+                f"Licence of the features, as stated for this card: **{markdown(self.licence)}**. "
+                f"{consequences(self.licence)}"
+            )
+            parts.append("It cannot permit what the teacher's terms do not. Of the recorded licence:")
+        parts.append(f"> {consequences(self.recorded)}")
+        parts.append(
+            "Read the licence itself: this card may be wrong, and it is not legal advice. The slides have terms of "
+            "their own. Research data, not for clinical use."
+        )
+        return "\n\n".join(parts)
+
+    def _contents(self) -> str:
+        teacher, patch, policy, reader = (
+            self.stored.teacher,
+            self.stored.patch,
+            self.stored.policy,
+            self.stored.reader,
+        )
+        assert teacher is not None
+        assert policy is not None
+        assert reader is not None
+        drawn = ", ".join(f"{name} {value}" for name, value in policy.items() if name != "name")
+        seeds, about = self.about["seeds"], self.about
+        facts = [
+            ("recipe", f"`{self.stored.digest()}`"),
+            ("teacher", markdown(teacher.name)),
+            ("weights, SHA-256", markdown(teacher.weights_sha256)),
+            ("feature", f"{teacher.dim} numbers, pooling {markdown(teacher.pooling)}"),
+            *(
+                [
+                    (
+                        "tokens",
+                        f"{kept.count} of {kept.grid}x{kept.grid} patch tokens a view, {kept.dim} numbers each",
+                    )
+                ]
+                if (kept := self.stored.tokens) is not None
+                else []
+            ),
+            (
+                "arithmetic",
+                f"{markdown(teacher.dtype)}, stored in {'int8' if self.stored.compact else 'float16'}",
+            ),
+            ("teacher's Normalize", f"mean {list(teacher.mean)}, std {list(teacher.std)}"),
+            ("teacher's view", f"{teacher.image_px} px"),
+            ("patch", f"{patch.size_px} px at {patch.mpp:g} mpp, {markdown(patch.grid)} grid"),
+            ("tissue", f"at least {patch.min_tissue:g} of a patch"),
+            ("policy", f"{markdown(policy.get('name', 'own'))}: {markdown(drawn, 600)}"),
+            ("seeds", f"{len(seeds)}: {_listed(seeds)}" + (" (0 is the centre crop)" if 0 in seeds else "")),
+            ("reader", f"OpenSlide {markdown(reader.openslide)}, OpenCV {markdown(reader.opencv)}"),
+            (
+                "rules",
+                f"{markdown(reader.resampling)}, {markdown(reader.rendering)}, {markdown(reader.colour)}",
+            ),
+            ("complete", f"{about['complete']:.1%} of patches times seeds; {about['bad_reads']:,} bad reads"),
+            ("pixels", "kept" if about["bytes"][PIXELS] else "not kept: training needs the slides"),
+            *((name, f"{size:,} bytes") for name, size in about["bytes"].items() if size),
+        ]
+        if self.options.url:
+            facts.append(("published at", f"<{self.options.url}>"))
+        return _table(("", ""), facts)
+
+    def _cohort(self) -> str:
+        usable = [row for row in self.rows if row["status"] == manifest.OK]
+        parts = []
+        for column in ("split", "vendor", "mpp", *self.options.cohort_column):
+            groups: dict[str, list[Mapping[str, Any]]] = {}
+            for row in usable:
+                groups.setdefault(_group(row[column]), []).append(row)
+            lines = [(name, *self._counts(groups[name])) for name in sorted(groups)[:MAX_GROUPS]]
+            if len(groups) > MAX_GROUPS:
+                rest = [row for name in sorted(groups)[MAX_GROUPS:] for row in groups[name]]
+                lines.append((f"{len(groups) - MAX_GROUPS} more values", *self._counts(rest)))
+            parts.append(
+                _table(
+                    (markdown(column), "slides", "patients", "patches", "views"),
+                    [*lines, ("all", *self._counts(usable))],
+                )
+            )
+        by_status = Counter(one_line(row["status"]) for row in self.rows if row["status"] != manifest.OK)
+        if by_status:
+            listed = ", ".join(f"{markdown(name)} {count:,}" for name, count in sorted(by_status.items()))
+            parts.append(f"Not in these tables: slides that could not be used ({listed}).")
+        return "\n\n".join(parts)
+
+    def _counts(self, rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+        patients = len({row["patient_id"] for row in rows})
+        patches = sum(row["n_patches"] for row in rows)
+        return tuple(
+            f"{n:,}" for n in (len(rows), patients, patches, sum(self.views[r["slide_id"]] for r in rows))
+        )
+
+    def _loading(self) -> str:
+        slides = "" if self.about["bytes"][PIXELS] else " --slides SLIDES"
+        rebuild = _FROM_INT8 if self.stored.compact else '    targets = slide["features"][seed][rows]\n'
+        return _LOADING.format(slides=slides, seed=self.about["seeds"][0], rebuild=rebuild)
+
+    def _citation(self) -> str:
+        parts = [
+            self.options.creator or "Unknown maker",
+            f"{self.title} ({self.options.date[:4]})",
+            self.options.url,
+        ]
+        return ". ".join(one_line(part) for part in parts if part) + f". Store recipe {self.stored.digest()}."
+
+
+def _compact_lines(recipe_json: Mapping[str, Any]) -> str:
+    """What a compact copy says of its error, as a table; empty where the features are as extracted."""
+    found = recipe_json.get("compact")
+    if not isinstance(found, Mapping):
+        return ""
+    figures = [
+        (markdown(k), markdown(v)) for k, v in sorted(found.items()) if isinstance(v, str | int | float)
+    ]
+    return (
+        "The features are stored in fewer bytes than they were extracted in. Measured when the copy was made:\n\n"
+        + (_table(("figure", "value"), figures))
+    )
+
+
+def _statistics(found: Mapping[str, Any]) -> str:
+    named = [
+        (name.replace("_", " "), f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
+        for name, value in found.items()
+    ]
+    return (
+        "Mean and standard deviation (std) of each dimension over all views; a constant dimension has a std below 1e-6."
+        " Tissue: the share of a patch, 5th, 50th and 95th percentile.\n\n"
+        + (_table(("figure", "value"), named))
+    )
+
+
+def _group(value: object) -> str:
+    if value is None or value == "":
+        return "not known"
+    return f"{value:.3g}" if isinstance(value, float) else markdown(value)
+
+
+def _table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    whole = len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1
+    return f"{seeds[0]} to {seeds[-1]}" if whole else ", ".join(map(str, seeds))
+
+
+_FROM_INT8 = """    mean, std = slide["standard"][:]  # int8 of a compact copy: standardised, then scaled by row
+    std[std <= 0] = 1
+    targets = mean + std * slide["scales"][seed][rows, None] * slide["features"][seed][rows]
+"""
+_LOADING = """In this folder:
+
+```
+g2l distill --store . --student hibou-l --out run{slides}
+```
+
+or without g2l, with `zarr` and `pyarrow`:
+
+```python
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import zarr
+
+seed = {seed}
+group = zarr.open_group("features.zarr", mode="r")
+views = pq.read_table("manifest/views", columns=["slide_id", "row", "seed", "split", "status"])
+views = views.filter((pc.field("status") == "ok") & (pc.field("seed") == seed))
+for slide_id in views["slide_id"].unique().to_pylist():
+    rows = views.filter(pc.field("slide_id") == slide_id)["row"].to_numpy()
+    slide = group[slide_id]  # read whole seeds or chunks, never single rows
+{rebuild}    print(slide_id, targets.shape)  # (patch, dimension)
+```
+
+Only views that a table in `manifest/views` lists with status `ok` exist. `croissant.json` describes the tables to
+[mlcroissant](https://github.com/mlcommons/croissant)."""
+_CHECKING = """```
+g2l store verify .             # structure, and every checksum
+sha256sum -c checksums.sha256  # without g2l, where the store is sealed
+```"""

@@ -1,0 +1,193 @@
+"""Copies of a store to and from a URL: resumable, and every file is proved to have arrived.
+
+``recipe.json`` goes last: an upload that was cut off is no store yet. What is there already is left alone when its
+MD5 is right, or where the service tells none, when its bytes are.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stores.errors import CorruptStore, OptionError, StoreError
+from stores.format import layout, recipe
+from stores.format.arrays import read_file
+from stores.io import files
+from stores.io.staging import staged
+from stores.remote.store import THREADS, Object, Objects
+from stores.verify.findings import Progress
+from stores.verify.seal import read_checksums
+
+_LAST = (layout.CHECKSUMS, layout.DIGEST, recipe.FILE_NAME)
+_MAX_FILE_BYTES = 1 << 32
+
+
+@dataclass(slots=True)
+class Transferred:
+    """What a push or a pull did."""
+
+    files: int = 0
+    bytes: int = 0
+    there_before: int = 0
+    """Files that an earlier run had brought."""
+    left_out: list[str] = field(default_factory=list)
+    """Names that no store has; they stay where they are."""
+    proof: str = ""
+    """How arrival was proved."""
+
+
+def _each(names: Iterable[str], work: Callable[[str], tuple[int, bool]], result: Transferred) -> None:
+    """Work on all names with threads, each returning (bytes, was there before); the first error stops the rest."""
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="transfer") as pool:
+        jobs = [pool.submit(work, name) for name in names]
+        try:
+            wait(jobs, return_when=FIRST_EXCEPTION)
+            for job in jobs:
+                if job.done():
+                    _count(result, *job.result())
+        finally:
+            for job in jobs:
+                job.cancel()
+
+
+def _count(result: Transferred, size: int, before: bool) -> None:
+    result.files += 1
+    result.bytes += size
+    result.there_before += before
+
+
+def _known(names: Iterable[str], result: Transferred) -> list[str]:
+    known = [name for name in sorted(names) if layout.classify(name) is not None]
+    result.left_out = sorted(set(names) - set(known))
+    return known
+
+
+def push(store: Path, objects: Objects, start: Callable[[int], None], progress: Progress) -> Transferred:
+    """Upload a store. Start it again after an interruption: it goes on.
+
+    Parameters
+    ----------
+    start
+        Told the number of bytes, before the first is sent.
+
+    Raises
+    ------
+    OptionError
+        When another store is at the URL.
+    StoreError
+        When a file did not arrive as it was sent.
+    """
+    recipe.load(store)
+    result = Transferred(proof="MD5 or bytes of each file, as the service has it")
+    sizes = layout.list_files(store)
+    names = _known(sizes, result)
+    there = objects.list()
+    stored = objects.get(recipe.FILE_NAME, 16 << 20)
+    if stored is not None and stored != (store / recipe.FILE_NAME).read_bytes():
+        raise OptionError(
+            f"{objects.url}: another store is there (its recipe.json differs); choose another URL"
+        )
+    start(sum(sizes[name] for name in names))
+
+    def send(name: str) -> tuple[int, bool]:
+        data = (store / name).read_bytes()
+        before = _same(objects, name, there.get(name), data)
+        if not before:
+            objects.put(name, data)
+            if not _same(objects, name, objects.about(name), data):
+                raise StoreError(
+                    f"{objects.url}/{name}: arrived other than it was sent; start the push again"
+                )
+        progress(len(data), name)
+        return len(data), before
+
+    _each([name for name in names if name not in _LAST], send, result)
+    for name in _LAST:
+        if name in names:
+            _count(result, *send(name))
+    return result
+
+
+def _same(objects: Objects, name: str, there: Object | None, data: bytes) -> bool:
+    if there is None or there.size != len(data):
+        return False
+    if there.md5 is not None:
+        return there.md5 == hashlib.md5(data, usedforsecurity=False).hexdigest()
+    return objects.get(name, len(data)) == data
+
+
+def pull(objects: Objects, out: Path, start: Callable[[int], None], progress: Progress) -> Transferred:
+    """Download a store; `out` appears when all of it is there and proved.
+
+    Raises
+    ------
+    OptionError
+        When `out` exists.
+    StoreError
+        When there is no store, or a file is not what the seal or the service says.
+    """
+    listed = objects.list()
+    if recipe.FILE_NAME not in listed:
+        raise StoreError(
+            f"{objects.url}: no {recipe.FILE_NAME}, so there is no store, or its upload is unfinished"
+        )
+    result = Transferred()
+    names = _known(listed, result)
+    identity = hashlib.sha256(objects.get(recipe.FILE_NAME, 16 << 20) or b"").hexdigest()
+    with staged(out, {"command": "pull", "url": objects.url, "recipe": identity}) as stage:
+        for name in (layout.CHECKSUMS, layout.DIGEST):
+            if name in listed:
+                _count(result, *_fetch(objects, name, listed[name], stage, None))
+        sealed = read_checksums(stage)
+        result.proof = _proof(sealed, [listed[name] for name in names])
+        missing = sorted(set(sealed or ()) - set(listed))
+        if missing:
+            raise StoreError(f"{objects.url}/{missing[0]}: is missing, the seal lists it")
+        rest = [name for name in names if name not in (layout.CHECKSUMS, layout.DIGEST)]
+        start(sum(listed[name].size for name in rest))
+
+        def fetch(name: str) -> tuple[int, bool]:
+            fetched = _fetch(objects, name, listed[name], stage, sealed)
+            progress(listed[name].size, name)
+            return fetched
+
+        _each(rest, fetch, result)
+    return result
+
+
+def _proof(sealed: Mapping[str, str] | None, objects: Iterable[Object]) -> str:
+    if sealed is not None:
+        return "SHA-256 of the seal"
+    if all(about.md5 is not None for about in objects):
+        return "MD5 that the service tells; not sealed: run `g2l store verify`"
+    return "sizes only, the service tells no MD5 and the store is not sealed: run `g2l store verify`"
+
+
+def _fetch(
+    objects: Objects, name: str, listed: Object, stage: Path, sealed: Mapping[str, str] | None
+) -> tuple[int, bool]:
+    before = read_file(stage, name, _MAX_FILE_BYTES)
+    if before is not None and _wrong(name, before, listed, sealed) is None:
+        return len(before), True
+    data = objects.get(name, min(listed.size, _MAX_FILE_BYTES))
+    if data is None:
+        raise StoreError(f"{objects.url}/{name}: was listed and is gone; start the pull again")
+    wrong = _wrong(name, data, listed, sealed)
+    if wrong is not None:
+        raise CorruptStore(f"{objects.url}/{name}: {wrong}")
+    with files.replacing(stage / name) as partial:
+        partial.write_bytes(data)
+    return len(data), False
+
+
+def _wrong(name: str, data: bytes, listed: Object, sealed: Mapping[str, str] | None) -> str | None:
+    if len(data) != listed.size:
+        return f"{len(data)} bytes, the listing says {listed.size}"
+    if sealed is not None and name not in (layout.CHECKSUMS, layout.DIGEST):
+        if name not in sealed:
+            return "is not in the seal: added afterwards"
+        return None if hashlib.sha256(data).hexdigest() == sealed[name] else "is not what was sealed"
+    if listed.md5 is not None and listed.md5 != hashlib.md5(data, usedforsecurity=False).hexdigest():
+        return "has another MD5 than the service tells"
+    return None

@@ -1,0 +1,265 @@
+"""``store reindex``: brings in line what follows from other things, without slides or teacher.
+
+Checksums that older versions or other programs did not write, commit records that were written seed by seed, block
+statistics. What nobody lists is named, and removed only when asked. Nothing that is committed is ever removed: a commit
+record goes only when all of its rows stand in another. Nobody may write to the store, or read it, at the same time.
+"""
+
+import contextlib
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from stores.errors import CorruptStore, StoreError
+from stores.format import arrays, features, layout, manifest, pixels, recipe
+from stores.io import files
+from stores.verify import join_commits
+from stores.verify.findings import Progress
+
+_CHUNK = re.compile(r"(.+/([^/]+))/c/(\d+(?:/\d+)*)")  # a slide may be called c
+
+
+@dataclass(slots=True)
+class Reindexed:
+    """What a run did, or would do."""
+
+    done: list[str] = field(default_factory=list)
+    leftovers: list[str] = field(default_factory=list)
+    """Chunks that no commit record lists."""
+    pruned: bool = False
+    """Whether they were removed."""
+    strays: list[str] = field(default_factory=list)
+    """Files that no store has; they are left alone."""
+    problems: list[str] = field(default_factory=list)
+    """What contradicts itself and cannot be derived from anything else."""
+
+
+def reindex(
+    store: Path, dry_run: bool, prune: bool, start: Callable[[int], None], progress: Progress
+) -> Reindexed:
+    """Do what is needed, or with `dry_run` only say it. A killed run is started again.
+
+    Parameters
+    ----------
+    prune : bool
+        Remove leftovers: chunks that an interrupted extraction wrote and never committed.
+    start, progress
+        Told the number of usable slides, then after each.
+
+    Raises
+    ------
+    OptionError
+        When the store is sealed.
+    """
+    stored = recipe.load(store)
+    layout.require_unsealed(store)
+    listed = layout.list_files(store)
+    result = Reindexed(pruned=prune and not dry_run)
+    run = _Run(store, dry_run, result, listed)
+    run.whole_store(stored)
+    rows = manifest.read_slides(store)
+    usable = [row for row in rows if row["status"] == manifest.OK]
+    start(len(usable))
+    mine = layout.by_slide(listed)
+    for row in usable:
+        slide = _Slide(run, row["slide_id"], mine.get(row["slide_id"], []))
+        slide.check_rows(row["n_patches"])
+        slide.join_records()
+        if stored.compact is None:  # a compact copy keeps the statistics of what it was made from
+            slide.statistics()
+        slide.find_leftovers()
+        progress(1, row["slide_id"])
+    for slide_id in sorted(set(mine) - {row["slide_id"] for row in rows}):
+        result.problems.append(f"slide {slide_id}: {len(mine[slide_id])} files, but not in the slides table")
+    for name in result.leftovers if result.pruned else ():
+        (store / name).unlink()
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    store: Path
+    dry_run: bool
+    result: Reindexed
+    listed: dict[str, int]
+
+    def does(self, what: str) -> bool:
+        """Note a piece of work; whether to do it."""
+        self.result.done.append(what)
+        return not self.dry_run
+
+    def whole_store(self, stored: recipe.Recipe) -> None:
+        partials = [path for path in self.store.rglob(f"*{files.PARTIAL}") if path.is_file()]
+        if partials and self.does(f"{len(partials)} unfinished files removed"):
+            files.sweep_partials(self.store)
+        if "digest" not in files.read_json(self.store / recipe.FILE_NAME) and self.does(
+            f"{recipe.FILE_NAME}: digest added"
+        ):
+            recipe.save(self.store, stored)
+        for name in self.listed:
+            known = layout.classify(name)
+            if known is None:
+                self.result.strays.append(name)
+            elif name.endswith(".parquet"):
+                self._checksum(name, known.kind)
+
+    def _checksum(self, name: str, kind: str) -> None:
+        schemas = {"patches": manifest.PATCHES_SCHEMA, "commit": manifest.VIEWS_SCHEMA}
+        path = self.store / name
+        if manifest.checksum_matches(path.read_bytes()) is None and self.does(f"{name}: checksum added"):
+            with self.problem():
+                manifest.add_checksum(path, schemas.get(kind, manifest.SLIDES_SCHEMA))
+
+    @contextlib.contextmanager
+    def problem(self) -> Iterator[None]:
+        """What is damaged is named; the rest is still brought in line."""
+        try:
+            yield
+        except StoreError as error:
+            text = str(error).replace(f"{self.store}/", "")
+            if text not in self.result.problems:
+                self.result.problems.append(text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Slide:
+    run: _Run
+    slide_id: str
+    files: Sequence[str]
+
+    def check_rows(self, n_patches: int) -> None:
+        """Number of patches, in the slides table and in the arrays."""
+        store, problems = self.run.store, self.run.result.problems
+        with self.run.problem():
+            patches = manifest.read_patches(store, self.slide_id)
+            if len(patches) != n_patches:
+                problems.append(
+                    f"slide {self.slide_id}: {len(patches)} patches, the slides table says {n_patches}"
+                )
+            if self._has(features.array_name(self.slide_id, "coords")):
+                coords = np.stack([patches.x_px0, patches.y_px0], axis=1)
+                if not np.array_equal(features.read_coords(store, self.slide_id), coords):
+                    problems.append(f"slide {self.slide_id}: coords of the features are not its patches")
+
+    def _has(self, array: str) -> bool:
+        return f"{array}/zarr.json" in self.run.listed
+
+    def join_records(self) -> None:
+        """Join commit records of a block; see `stores.joining` for why the order is safe."""
+        store = self.run.store
+        with self.run.problem():
+            for parts in join_commits.joinable(list(manifest.commits(store, self.slide_id))):
+                seeds = range(parts[0].seeds.start, parts[-1].seeds.stop)
+                what = f"{len(parts)} commit records joined to seeds {seeds[0]}-{seeds[-1]}"
+                if self.run.does(f"slide {self.slide_id} block {parts[0].block}: {what}"):
+                    join_commits.join(store, parts)
+            for part, wider in join_commits.replaced(store, self.slide_id):
+                names = f"{part.path.name}", f"{wider.path.name}"
+                if not join_commits.has_all(wider, part):
+                    self.run.result.problems.append(
+                        f"slide {self.slide_id}: {names[0]} does not count beside {names[1]}, but says otherwise"
+                    )
+                elif self.run.does(f"slide {self.slide_id}: {names[0]} removed, {names[1]} has its views"):
+                    part.path.unlink()
+
+    def statistics(self) -> None:
+        """Mean and variance of every committed block, from the features."""
+        name = features.array_name(self.slide_id, "stats")
+        with self.run.problem():
+            commits = list(manifest.commits(self.run.store, self.slide_id))
+            if not commits:
+                return
+            opened = features.open_features(self.run.store, self.slide_id)
+            shape = (opened.n_seeds, features.n_blocks(opened.n_rows), 2, opened.dim)
+            spec = self._stats_spec(name, shape)
+            for commit in commits:
+                table = commit.read(["seed", "row", "status"])
+                for seed in commit.seeds:
+                    with self.run.problem():
+                        values = _committed(opened, table, seed, commit.block)
+                        if not self._stats_are(name, spec, values, seed, commit.block) and self.run.does(
+                            f"slide {self.slide_id} block {commit.block} seed {seed}: statistics computed again"
+                        ):
+                            features.write_stats(self.run.store, self.slide_id, seed, commit.block, values)
+
+    def _stats_spec(self, name: str, shape: tuple[int, ...]) -> arrays.ArraySpec | None:
+        """The array's metadata; an array that is absent, or not what the format says, is made anew."""
+        with contextlib.suppress(StoreError):
+            spec = arrays.read_metadata(self.run.store, name)
+            if spec.shape == shape and spec.chunks == (1, 1, *shape[2:]) and spec.dtype == np.float64:
+                return spec
+        if self.run.does(f"slide {self.slide_id}: array of statistics made anew"):
+            shutil.rmtree(self.run.store / name, ignore_errors=True)
+            arrays.create_array(self.run.store, name, shape, (1, 1, *shape[2:]), "float64", np.nan)
+        return None
+
+    def _stats_are(
+        self,
+        name: str,
+        spec: arrays.ArraySpec | None,
+        values: npt.NDArray[np.float16],
+        seed: int,
+        block: int,
+    ) -> bool:
+        if spec is None:
+            return False
+        try:
+            found = arrays.read_chunk(self.run.store, name, spec, (seed, block, 0, 0))
+        except StoreError:
+            return False
+        # another processor adds in another order, which is no reason to write
+        expected = features.mean_and_variance(values)
+        return found is not None and np.allclose(found[0, 0], expected, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+    def find_leftovers(self) -> None:
+        """Chunks of blocks that no commit record lists."""
+        committed: set[tuple[int, int]] = set()
+        with self.run.problem():
+            committed = {
+                (seed, c.block) for c in manifest.commits(self.run.store, self.slide_id) for seed in c.seeds
+            }
+            blocks = {block for _, block in committed}
+            per_block = self._chunks_per_block(pixels.array_name(self.slide_id), 0)
+            per_token_block = self._chunks_per_block(features.array_name(self.slide_id, "tokens"), 1)
+            for name in self.files:
+                chunk = _CHUNK.fullmatch(name)
+                if chunk is None:
+                    continue
+                array, leaf, at = chunk[1], chunk[2], [int(part) for part in chunk[3].split("/")]
+                if array == pixels.array_name(self.slide_id):
+                    listed = per_block == 0 or at[0] // per_block in blocks
+                elif leaf == "tokens":
+                    listed = per_token_block == 0 or (at[0], at[1] // per_token_block) in committed
+                else:
+                    listed = leaf not in ("features", "stats", "positions") or tuple(at[:2]) in committed
+                if not listed:
+                    self.run.result.leftovers.append(name)
+
+    def _chunks_per_block(self, name: str, axis: int) -> int:
+        """Of an array whose rows are along `axis`; 0 when there is none."""
+        if not self._has(name):
+            return 0
+        spec = arrays.read_metadata(self.run.store, name)
+        if axis >= len(spec.shape):
+            raise CorruptStore(f"{name}: {len(spec.shape)} dimensions")
+        return max(features.block_rows(spec.shape[axis]) // spec.chunks[axis], 1)
+
+
+def _committed(
+    opened: features.SlideFeatures, table: pa.Table, seed: int, block: int
+) -> npt.NDArray[np.float16]:
+    """The features of a block, NaN in rows that are not committed; CorruptStore when a committed one is lost."""
+    span = features.block_range(opened.n_rows, block)
+    rows = manifest.ok_rows(table, seed)
+    inside = rows[(rows >= span.start) & (rows < span.stop)] - span.start
+    values = opened.read_block(seed, block)
+    features.require_finite(values[inside], f"slide {opened.slide_id} seed {seed} block {block}")
+    kept = np.full_like(values, np.nan)
+    kept[inside] = values[inside]
+    return kept

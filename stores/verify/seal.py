@@ -1,0 +1,143 @@
+"""Sealing: a SHA-256 of every file in the format of ``sha256sum -c``, and one digest of that to publish.
+
+Whoever got the digest some other way than the store knows that nothing was changed, added or lost since.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from stores.errors import StoreError
+from stores.format.arrays import read_file
+from stores.format.layout import CHECKSUMS, DIGEST, classify, list_files
+from stores.io import files
+from stores.io.location import StoreLike
+from stores.verify.findings import Finding, Progress
+
+_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
+_MAX_CHECKSUMS_BYTES = 4 << 30
+_MAX_FILE_BYTES = 1 << 40
+_PLAIN = re.compile(r"[^\x00-\x1f\x7f\\]+")
+
+
+def sha256_of(store: StoreLike, name: str) -> str:
+    """SHA-256 (hex) of a file of a store, read in pieces where it is local."""
+    if isinstance(store, Path):
+        with (store / name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    data = read_file(store, name, _MAX_FILE_BYTES)
+    if data is None:
+        raise StoreError(f"{store}/{name}: no such file")
+    return hashlib.sha256(data).hexdigest()
+
+
+def _hashes(
+    store: StoreLike, names: Iterable[tuple[str, int]], progress: Progress
+) -> Iterator[tuple[str, str | StoreError]]:
+    def hashed(name: str) -> str | StoreError:
+        try:
+            return sha256_of(store, name)
+        except StoreError as error:
+            return error
+        except OSError as error:
+            return StoreError(files.first_line(error))
+
+    sized = list(names)
+    with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="sha256") as pool:
+        for (name, size), found in zip(sized, pool.map(hashed, [name for name, _ in sized]), strict=True):
+            progress(size, name)
+            yield name, found
+
+
+def seal(store: Path, progress: Progress) -> str:
+    """Write ``checksums.sha256`` and the digest of it; returns the digest.
+
+    Raises
+    ------
+    StoreError
+        When a file has a name that a checksum file cannot hold on one line, or cannot be read.
+    CorruptStore
+        When something in the store is neither file nor folder.
+    """
+    listed = {name: size for name, size in list_files(store).items() if name not in (CHECKSUMS, DIGEST)}
+    for name in listed:
+        if not _PLAIN.fullmatch(name):
+            raise StoreError(
+                f"{store}: file {name!r}: a name with control characters or \\; rename or remove it"
+            )
+    lines = []
+    for name, found in _hashes(store, listed.items(), progress):
+        if isinstance(found, StoreError):
+            raise found
+        lines.append(f"{found}  {name}\n")
+    text = "".join(lines)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    (store / DIGEST).unlink(missing_ok=True)  # a kill in between leaves no digest rather than a wrong one
+    files.write_text(store / CHECKSUMS, text)
+    files.write_text(store / DIGEST, f"{digest}  {CHECKSUMS}\n")
+    return digest
+
+
+def read_checksums(store: StoreLike) -> dict[str, str] | None:
+    """SHA-256 by file name, as sealed; None when the store is not sealed.
+
+    Raises
+    ------
+    StoreError
+        When the file is not in the format of ``sha256sum``, or does not fit its own digest.
+    """
+    raw = read_file(store, CHECKSUMS, _MAX_CHECKSUMS_BYTES)
+    stated = read_file(store, DIGEST, 1024)
+    if raw is None:
+        if stated is not None:
+            raise StoreError(f"{CHECKSUMS} is missing, although {DIGEST} is there")
+        return None
+    if stated is None:
+        raise StoreError(f"{DIGEST} is missing, although {CHECKSUMS} is there")
+    if stated.split(b" ")[0] != hashlib.sha256(raw).hexdigest().encode():
+        raise StoreError(f"{CHECKSUMS} does not fit {DIGEST}: one of them was changed")
+    found: dict[str, str] = {}
+    for number, line in enumerate(raw.decode("utf-8", "replace").splitlines(), start=1):
+        match = _LINE.fullmatch(line)
+        if match is None or match[2] in found:
+            raise StoreError(
+                f"{CHECKSUMS} line {number}: {line[:80]!r} is not a checksum and a name of its own"
+            )
+        found[match[2]] = match[1]
+    return found
+
+
+def check_seal(store: StoreLike, listed: dict[str, int], progress: Progress) -> list[Finding]:
+    """Whatever was changed, added or removed since a store was sealed; nothing when it is not sealed.
+
+    Parameters
+    ----------
+    listed
+        Files that there are, name to bytes.
+    """
+    try:
+        sealed = read_checksums(store)
+    except StoreError as error:
+        return [Finding(CHECKSUMS, str(error), "seal")]
+    if sealed is None:
+        return []
+    here = {name: size for name, size in listed.items() if name not in (CHECKSUMS, DIGEST)}
+    found = [
+        _finding(name, "is not in the seal: added afterwards") for name in sorted(set(here) - set(sealed))
+    ]
+    found += [_finding(name, "is missing, the seal lists it") for name in sorted(set(sealed) - set(here))]
+    common = [(name, here[name]) for name in sorted(set(here) & set(sealed))]
+    for name, digest in _hashes(store, common, progress):
+        if isinstance(digest, StoreError):
+            found.append(_finding(name, f"cannot be read ({digest})"))
+        elif digest != sealed[name]:
+            found.append(_finding(name, "was changed after sealing: another SHA-256"))
+    return found
+
+
+def _finding(name: str, problem: str) -> Finding:
+    known = classify(name)
+    return Finding(name, problem, "seal", known.slide_id if known else None)

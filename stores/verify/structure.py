@@ -1,0 +1,193 @@
+"""``store verify``, structure: is a store whole, does every part agree with every other, are all checksums right.
+
+Works on what another lab sent: nothing here raises for what is wrong in a store, it becomes a `Finding`.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stores import forms
+from stores.errors import StoreError
+from stores.format import arrays, features, manifest, recipe
+from stores.format.layout import by_slide, classify, walk
+from stores.io import files
+from stores.io.location import StoreLike
+from stores.verify.checks import SlideFiles, SlideFindings, StoreCheck, check_slide
+from stores.verify.findings import Finding, Progress
+from stores.verify.seal import check_seal
+
+_MAX_MANIFEST_BYTES = 1 << 30
+
+
+@dataclass(slots=True)
+class Structure:
+    """What a look at every byte of a store brought to light."""
+
+    findings: list[Finding] = field(default_factory=list)
+    slides: int = 0
+    views: int = 0
+    bytes: int = 0
+    sealed: bool = False
+
+
+Each = Callable[[Callable[[SlideFiles], SlideFindings], Iterable[SlideFiles]], Iterable[SlideFindings]]
+
+
+def verify_structure(store: StoreLike, partial: bool, progress: Progress, each: Each = map) -> Structure:
+    """Read every byte of a store once (twice when it is sealed) and report what is wrong.
+
+    Parameters
+    ----------
+    partial : bool
+        Views that were never extracted are no finding: the store is known to be unfinished.
+    each
+        Calls a function for every slide, as `map` does, in any order.
+
+    Raises
+    ------
+    StoreError
+        When `store` is no store at all.
+    """
+    odd: list[Finding] = []
+    listed = _list(store, odd)
+    if not any(name.split("/")[0] in ("recipe.json", "manifest", "features.zarr") for name in listed):
+        raise StoreError(f"{store}: no recipe.json, no manifest, no features.zarr: this is not a store")
+    state = StoreCheck(store, listed, {}, None, partial, found=odd)
+    _check_recipe(state)
+    _check_slides_table(state)
+    _check_names(state)
+    _check_groups(state)
+    result = Structure(bytes=sum(listed.values()))
+    mine = by_slide(listed)
+    state.n_seeds = _count_seeds(store, mine)
+    slides = [
+        SlideFiles(
+            slide_id,
+            state.slides.get(slide_id),
+            {name: listed[name] for name in mine.get(slide_id, ())},
+            state.stored,
+            partial,
+            state.n_seeds,
+        )
+        for slide_id in sorted({*state.slides, *mine})
+    ]
+    done: dict[str, SlideFindings] = {}
+    for found in each(functools.partial(check_slide, store), slides):
+        done[found.slide_id] = found
+        progress(sum(listed[name] for name in mine.get(found.slide_id, ())), found.slide_id)
+    for slide_id in sorted(done):
+        state.found += done[slide_id].findings
+        result.views += done[slide_id].views
+    result.slides = sum(row["status"] == manifest.OK for row in state.slides.values())
+    result.sealed = "checksums.sha256" in listed
+    state.found += check_seal(store, listed, lambda n, name: progress(0, name))
+    result.findings = state.found
+    return result
+
+
+def _count_seeds(store: StoreLike, slide_ids: Iterable[str]) -> int:
+    """Seeds that the store has according to its readable commit records."""
+    n_seeds = 0
+    for slide_id in slide_ids:
+        for commit in manifest.commits(store, slide_id):
+            if commit.seeds.stop > n_seeds:
+                with contextlib.suppress(StoreError):  # a finding later on
+                    commit.read(["row"])
+                    n_seeds = commit.seeds.stop
+    return n_seeds
+
+
+def _list(store: StoreLike, odd: list[Finding]) -> dict[str, int]:
+    if not isinstance(store, Path):
+        return store.list_files()
+    if not store.is_dir():
+        raise StoreError(f"{store}: no such folder")
+
+    def note(name: str, what: str) -> None:
+        odd.append(Finding(name, f"is {what}; a store consists of plain files and folders", "stray"))
+
+    return dict(walk(store, note))
+
+
+def _check_recipe(state: StoreCheck) -> None:
+    name = recipe.FILE_NAME
+    raw = arrays.read_file(state.store, name, 16 << 20)
+    if raw is None:
+        return state.add(name, "is missing", "file")
+    try:
+        value = files.parse_json(raw.decode("utf-8"))
+        state.stored = recipe.from_json(value, name)
+    except (ValueError, RecursionError) as error:
+        return state.add(name, f"is not readable JSON ({files.first_line(error)})", "file")
+    except StoreError as error:
+        return state.add(name, error, "file")
+    if "digest" not in value:
+        state.add(name, "carries no digest; `g2l store reindex` adds it", "file")
+    elif raw.decode() != files.json_text(value):
+        state.add(name, "is not written as a recipe is: edited by hand", "file")
+    if not state.stored.complete:
+        state.add(name, "is incomplete: there are no teacher features yet", "missing")
+
+
+def _check_slides_table(state: StoreCheck) -> None:
+    name = "manifest/slides.parquet"
+    if name not in state.listed:
+        return state.add(name, "is missing", "file")
+    try:
+        state.slides = {row["slide_id"]: row for row in manifest.read_slides(state.store)}
+    except StoreError as error:
+        return state.add(name, error, "file")
+    for slide_id, row in state.slides.items():
+        if row["status"] not in (manifest.OK, "failed", "no_tissue") or row["split"] not in manifest.SPLITS:
+            state.add(name, f"status {row['status']!r:.40}, split {row['split']!r:.40}", "file", slide_id)
+
+
+def _check_names(state: StoreCheck) -> None:
+    """Files that no store has, files of slides that are not listed, Parquet files without a checksum of their own."""
+    known = bool(state.slides)
+    strangers: dict[str, int] = {}
+    for name in state.listed:
+        what = classify(name)
+        if what is None:
+            state.add(name, "is a stray file: no store has one of this name", "stray")
+        elif known and what.slide_id is not None:
+            row = state.slides.get(what.slide_id)
+            if row is None or (row["status"] != manifest.OK and what.kind != "picture"):
+                strangers[what.slide_id] = strangers.get(what.slide_id, 0) + 1
+        if name.endswith(".parquet") and what is not None:
+            raw = arrays.read_file(state.store, name, _MAX_MANIFEST_BYTES)
+            if raw and manifest.checksum_matches(raw) is None:
+                state.add(name, "carries no checksum; `g2l store reindex` adds it", "file", what.slide_id)
+    for slide_id, count in strangers.items():
+        state.add(
+            "manifest/slides.parquet",
+            f"does not list this slide as usable, but it has {count} files",
+            "stray",
+            slide_id,
+        )
+
+
+def _check_groups(state: StoreCheck) -> None:
+    """The ``zarr.json`` of groups, and whether the options are JSON; both are small."""
+    expected = {
+        f"{name.split('/')[0]}/zarr.json" for name in state.listed if name.split("/")[0].endswith(".zarr")
+    }
+    for slide_id, row in state.slides.items():
+        folder = f"{features.ROOT}/{slide_id}"
+        if row["status"] == manifest.OK and f"{folder}/features/zarr.json" in state.listed:
+            expected.add(f"{folder}/zarr.json")
+    for name in sorted(expected | {name for name in state.listed if name.startswith("options/")}):
+        raw = arrays.read_file(state.store, name, 16 << 20)
+        try:
+            value = None if raw is None else files.parse_json(raw.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            value = files.first_line(error)
+        known = classify(name)
+        if name in expected and value != forms.GROUP:
+            problem = "is missing" if raw is None else "is not that of a group"
+            state.add(name, problem, "metadata", known.slide_id if known else None)
+        elif not isinstance(value, dict):
+            state.add(name, f"is not readable JSON ({value!r:.80})", "file")
