@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from stores.errors import CorruptStore
 from stores.format import features, layout, manifest, recipe
+from stores.format.statistics import RunningStats
 from stores.io.location import StoreLike
 
 CONSTANT = 1e-6
@@ -68,7 +69,7 @@ def statistics(store: StoreLike) -> dict[str, float] | None:
     CorruptStore
         When statistics of a committed block are missing or damaged, or are none that float16 features can have.
     """
-    running = features.RunningStats()
+    running = RunningStats()
     tissue: list[npt.NDArray[np.float32]] = []
     stats: dict[str, npt.NDArray[np.float64]] = {}
     for commit in manifest.commits(store):
@@ -103,7 +104,7 @@ def statistics(store: StoreLike) -> dict[str, float] | None:
 
 
 def _of_block(
-    stats: npt.NDArray[np.float64], seed: int, commit: manifest.Commit, running: features.RunningStats
+    stats: npt.NDArray[np.float64], seed: int, commit: manifest.Commit, running: RunningStats
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Mean and variance of a committed block, judged: the arrays may come from another lab."""
     where = f"{commit.slide_id} seed {seed} block {commit.block}: its statistics"

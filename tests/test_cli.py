@@ -11,11 +11,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 import cli
-from pipeline.runtime.options import DistillOptions, ExtractOptions, TileOptions, from_json, to_json
+from pipeline.distill.options import DistillOptions
+from pipeline.extract.options import ExtractOptions
+from pipeline.runtime.options import from_json, to_json
+from pipeline.tile.options import TileOptions
 from stores.errors import OptionError
 
 ROOT = Path(__file__).resolve().parents[1]
-TEACHER = ["--teacher", "tests.tiny:teacher", "--random-weights", "0", "--threads", "1"]
+TEACHER = ["--teacher", "tests.tools.tiny:teacher", "--random-weights", "0", "--threads", "1"]
 
 
 def g2l(*arguments: object) -> Result:
@@ -57,10 +60,10 @@ def test_tile_extract_info_distill(slides: Path, tmp_path: Path) -> None:
     assert summary["complete"] == 1.0
     assert "float32, because CPU" in extracted.stderr
     info = g2l("store", "info", store)
-    assert "tests.tiny:teacher, 24-d, float32" in info.stdout
+    assert "tests.tools.tiny:teacher, 24-d, float32" in info.stdout
     assert "100.0% complete" in info.stdout
     assert json.loads(g2l("store", "info", store, "--json").stdout)["views"] == summary["views"]
-    student = ["--student", "tests.tiny:student", "--random-weights", 1, "--threads", 1]
+    student = ["--student", "tests.tools.tiny:student", "--random-weights", 1, "--threads", 1]
     trained = g2l("distill", "--store", store, "--out", run, *student, "--steps", 3, "--batch-size", 4)
     assert trained.exit_code == 0, trained.output
     assert "held out: cosine" in trained.stdout

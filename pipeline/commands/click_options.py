@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
-from pipeline.runtime.options import TileOptions, from_json
-from stores.disk import is_full
+from pipeline.runtime.options import from_json
+from pipeline.tile.options import TileOptions
 from stores.errors import G2LError
+from stores.io.files import is_full
 from stores.io.location import StoreLike
 
 
@@ -150,7 +151,7 @@ def build(kind: type, values: Mapping[str, Any]) -> Any:
 
 def tile_options(store: Path, values: Mapping[str, Any]) -> TileOptions:
     """What was given explicitly; the rest as the store was tiled, or the defaults."""
-    from stores.io.files import read_options
+    from stores.format.layout import read_options
 
     ctx = click.get_current_context()
     unset = (click.core.ParameterSource.DEFAULT,)

@@ -18,7 +18,8 @@ from pipeline.commands.click_options import (
     print_result,
     remote_options,
 )
-from pipeline.runtime.options import ClusterOptions, VerifyOptions
+from pipeline.runtime.options import ClusterOptions
+from pipeline.verify.options import VerifyOptions
 
 
 @click.group()
@@ -79,15 +80,15 @@ def seal(path: Path, as_it_is: bool, as_json: bool) -> None:
 @JSON
 def merge(stores: tuple[str, ...], out: Path, allow_duplicates: bool, as_json: bool) -> None:
     """The union of stores by slide: one recipe, and what they both have has to be equal."""
-    from pipeline import share_summaries
+    from pipeline.commands.summaries import copy_json, copy_lines
     from pipeline.runtime.progress import reporter_for
     from stores.combine import merge as share
 
     with reporter_for(sys.stderr) as report:
         found = [opened(path) for path in stores]
         result = share.merge(found, out, allow_duplicates, lambda n: report.start("merge", n), report.advance)
-    summary = share_summaries.copy_json(out, result)
-    print_result(as_json, summary, lambda: share_summaries.copy_lines(summary))
+    summary = copy_json(out, result)
+    print_result(as_json, summary, lambda: copy_lines(summary))
 
 
 @store.command()
@@ -110,7 +111,7 @@ def subset(
     **values: Any,
 ) -> None:
     """A store of some slides and seeds of another; all conditions that are given have to hold."""
-    from pipeline import share_summaries
+    from pipeline.commands.summaries import copy_json, copy_lines
     from pipeline.runtime.progress import reporter_for
     from stores.combine import subset as subsets
 
@@ -120,8 +121,8 @@ def subset(
     with reporter_for(sys.stderr) as report:
         found = opened(path)
         result = subsets.subset(found, out, chosen, lambda n: report.start("subset", n), report.advance)
-    summary = share_summaries.copy_json(out, result)
-    print_result(as_json, summary, lambda: share_summaries.copy_lines(summary))
+    summary = copy_json(out, result)
+    print_result(as_json, summary, lambda: copy_lines(summary))
 
 
 @store.command()
@@ -186,14 +187,14 @@ def card(path: Path, name: str | None, date: datetime.datetime | None, as_json: 
 @JSON
 def reindex(path: Path, dry_run: bool, prune: bool, as_json: bool) -> None:
     """Bring in line what follows from other things. Exit code 1: something contradicts itself."""
-    from pipeline import share_summaries
+    from pipeline.commands.summaries import reindex_json, reindex_lines
     from pipeline.runtime.progress import reporter_for
     from stores.verify.reindex import reindex as bring_in_line
 
     with reporter_for(sys.stderr) as report:
         result = bring_in_line(path, dry_run, prune, lambda n: report.start("reindex", n), report.advance)
-    summary = share_summaries.reindex_json(path, dry_run, result)
-    print_result(as_json, summary, lambda: share_summaries.reindex_lines(summary))
+    summary = reindex_json(path, dry_run, result)
+    print_result(as_json, summary, lambda: reindex_lines(summary))
     sys.exit(bool(result.problems))
 
 
@@ -206,7 +207,7 @@ def push(path: Path, url: str, as_json: bool) -> None:
     from pipeline.commands import summaries
     from pipeline.runtime.progress import reporter_for
     from stores.remote import transfer
-    from stores.remote.store import Objects
+    from stores.remote.objects import Objects
 
     with reporter_for(sys.stderr) as report:
         objects = Objects(url)
@@ -223,7 +224,7 @@ def pull(url: str, out: Path, as_json: bool) -> None:
     from pipeline.commands import summaries
     from pipeline.runtime.progress import reporter_for
     from stores.remote import transfer
-    from stores.remote.store import Objects
+    from stores.remote.objects import Objects
 
     with reporter_for(sys.stderr) as report:
         objects = Objects(url)

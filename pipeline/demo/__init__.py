@@ -1,1 +1,1 @@
-"""pipeline/demo."""
+"""``demo`` and ``doctor``: both stages on painted slides, and a check of the machine."""

@@ -13,18 +13,20 @@ import numpy.typing as npt
 import torch
 
 from pipeline.data.loader import Batch, load_views
+from pipeline.data.sources import find_sources
 from pipeline.demo.synthetic_slides import label_of_patch, write_cohort
-from pipeline.distill.inputs import find_sources
+from pipeline.distill.options import DistillOptions
 from pipeline.distill.train import distill
-from pipeline.distill.validate import embed
+from pipeline.encoders.apply import embed
 from pipeline.encoders.load import load_encoder
 from pipeline.extract.extract import extract
+from pipeline.extract.options import ExtractOptions
 from pipeline.metrics.knn import knn_predict
 from pipeline.report.options import ReportOptions
 from pipeline.report.report import write_report
-from pipeline.runtime.options import DistillOptions, ExtractOptions, TileOptions
 from pipeline.runtime.progress import Reporter
-from pipeline.views.draw import load_policy
+from pipeline.tile.options import TileOptions
+from pipeline.views.policy import load_policy
 from stores import sampler
 from stores.format import manifest, recipe
 from stores.info import store_info

@@ -23,7 +23,9 @@ from pipeline.demo.synthetic_slides import TISSUE_TYPES, label_of_patch, paint_s
 from pipeline.encoders.presets import PRESETS, Preset
 from pipeline.encoders.timm_models import create
 from pipeline.metrics.knn import knn_predict
-from pipeline.views.draw import POLICIES, draw, render
+from pipeline.views.draw import draw
+from pipeline.views.policy import POLICIES
+from pipeline.views.render import render
 from stores.io.files import replacing
 
 PRESET = PRESETS["demo-teacher"]

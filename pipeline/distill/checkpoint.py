@@ -11,9 +11,8 @@ import torch
 
 from pipeline.distill.schedule import EarlyStop
 from pipeline.distill.trainer import Trainer
-from stores import disk
 from stores.errors import DistillError
-from stores.io.files import first_line, replacing
+from stores.io.files import first_line, replacing, require_free
 
 _NAME = re.compile(r"step-(\d{8})\.pt")
 KEPT = 2
@@ -46,7 +45,7 @@ def save(run: Path, step: int, trainer: Trainer, stop: EarlyStop, facts: dict[st
     }
     if trainer.ema is not None:
         state["ema"] = trainer.ema.state_dict()
-    disk.require_free(run, size(trainer), f"checkpoint of step {step}")
+    require_free(run, size(trainer), f"checkpoint of step {step}")
     with replacing(run / "checkpoints" / f"step-{step:08d}.pt") as partial:
         torch.save(state, partial)
     for old in saved(run)[:-KEPT]:

@@ -1,29 +1,25 @@
 """What a run trains on: the store's views, where their pixels come from, held-out views, the targets' statistics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from pipeline.data.loader import Batch, load_views
+from pipeline.data.sources import find_sources
+from pipeline.data.statistics import statistics
 from pipeline.distill import loss_spec
 from pipeline.distill.model import Teaching
+from pipeline.distill.options import DistillOptions
 from pipeline.distill.prototypes import files as prototype_files
 from pipeline.distill.prototypes.files import Space
-from pipeline.runtime.options import DistillOptions
 from pipeline.runtime.progress import Reporter
-from pipeline.slides import slide as slide_files
-from pipeline.slides.pool import SlideSource, Source, StoreSource
-from pipeline.views.draw import RENDERING, Policy
+from pipeline.slides.sources import Source
+from pipeline.views.draw import RENDERING
+from pipeline.views.policy import Policy
 from stores import sampler
-from stores.errors import OptionError, SlideError, StoreError, ViewMismatch
-from stores.export import pseudonyms
-from stores.format import features, manifest, pixels, recipe
+from stores.errors import StoreError, ViewMismatch
+from stores.format import recipe
+from stores.format.layout import read_options
 from stores.format.recipe import Teacher
-from stores.io import files
 from stores.io.location import StoreLike
 
 CHECKED_BEFORE = 64
@@ -86,7 +82,7 @@ def open_data(store: StoreLike, options: DistillOptions, threads: int, report: R
             "tile with a larger --val, or give the splits in --slides-csv"
         )
     mean, variance = statistics(store, train)
-    licence = files.read_options(store, "extract-teacher").get("teacher_licence", "")
+    licence = read_options(store, "extract-teacher").get("teacher_licence", "")
     teaching = Teaching(stored.teacher.dim, mean, variance, tokens, spaces)
     return Data(store, stored, policy, train, held_out, sources, teaching, str(licence))
 
@@ -112,57 +108,3 @@ def _wanted(
         return tokens, {}
     assert options.prototypes is not None  # `validate` insists
     return tokens, prototype_files.load(options.prototypes, stored.digest(), wanted)
-
-
-def find_sources(
-    store: StoreLike, stored: recipe.Recipe, slide_ids: set[str], given: Sequence[Path]
-) -> dict[str, Source]:
-    """Where the patches of each slide come from: the store's pixels, otherwise the slide file.
-
-    Raises
-    ------
-    OptionError
-        When a slide is in neither.
-    SlideError
-        When a slide file is not the one that the teacher saw.
-    """
-    paths = slide_files.find_slides(given) if given else {}
-    rows: dict[str, dict[str, Any]] = {row["slide_id"]: row for row in manifest.read_slides(store)}
-    sources: dict[str, Source] = {}
-    for slide_id in sorted(slide_ids):
-        if pixels.has_pixels(store, slide_id):
-            sources[slide_id] = StoreSource(slide_id, store)
-            continue
-        if slide_id in rows and pseudonyms.is_keyed(rows[slide_id]["fingerprint"]):
-            raise OptionError(
-                f"slide {slide_id}: under a pseudonym, so that no slide file can be matched to it, and without pixels; "
-                "ask for an export with pixels"
-            )
-        if slide_id not in paths:
-            where = f"not found in {', '.join(map(str, given))}" if given else "give the slides with --slides"
-            raise OptionError(f"slide {slide_id}: the store keeps no pixels of it; {where}")
-        row = rows[slide_id]
-        info = slide_files.inspect(slide_id, paths[slide_id], row["mpp"], row["mpp_source"])
-        if info.fingerprint != row["fingerprint"]:
-            raise SlideError(f"{paths[slide_id]}: not the file that the teacher saw (fingerprint differs)")
-        plan = slide_files.plan_read(info, stored.patch.mpp, stored.patch.size_px)
-        sources[slide_id] = SlideSource(slide_id, info.path, plan)
-    return sources
-
-
-def statistics(
-    store: StoreLike, units: Sequence[sampler.Run]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Per-dimension mean and variance of the targets of `units`, (dim,) each, from the store's block statistics."""
-    running = features.RunningStats()
-    by_slide: dict[str, npt.NDArray[np.float64]] = {}
-    for unit in units:
-        slide_id, block = unit.commit.slide_id, unit.commit.block
-        if slide_id not in by_slide:
-            by_slide = {slide_id: features.read_stats(store, slide_id)}  # units of a slide follow each other
-        for seed in unit.seeds:
-            mean, variance = by_slide[slide_id][seed, block]
-            running.add(len(unit.rows), mean, variance)
-    if not np.isfinite(running.mean).all():
-        raise StoreError(f"{store}: the statistics beside the features are incomplete; extract again")
-    return running.mean, running.variance

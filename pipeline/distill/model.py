@@ -12,10 +12,9 @@ from pipeline.data.loader import Batch
 from pipeline.distill import loss_spec
 from pipeline.distill.heads import Assigner, DinoHead, Projector, PrototypeHead, TargetNorm, standardise
 from pipeline.distill.losses import assignment, cosine, feature_loss, koleo
+from pipeline.distill.options import DistillOptions
 from pipeline.distill.prototypes.files import Space
-from pipeline.encoders.load import Encoder
-from pipeline.runtime.options import DistillOptions
-from pipeline.tokens import take_tokens, token_grid
+from pipeline.encoders.encoder import Encoder, take_tokens, token_grid
 from stores.errors import OptionError
 from stores.format.recipe import Tokens
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.encoders.load import Encoder
+from pipeline.encoders.encoder import Encoder
 from stores.format.recipe import Recipe
 
 _FIGURES = (

@@ -25,27 +25,30 @@ from safetensors.torch import save_file
 from pipeline.data.loader import Batch, LoaderOptions, ViewLoader
 from pipeline.distill import checkpoint
 from pipeline.distill import ranks as ranks_of
+from pipeline.distill.curves import draw_curves
 from pipeline.distill.inputs import Data, open_data
 from pipeline.distill.metrics_log import MetricsLog, read_metrics
 from pipeline.distill.model import Targets
 from pipeline.distill.model_card import model_card
+from pipeline.distill.options import DistillOptions
 from pipeline.distill.ranks import Ranks
 from pipeline.distill.schedule import EarlyStop, cosine_annealing
 from pipeline.distill.trainer import Trainer, make_trainer
 from pipeline.distill.validate import validate
+from pipeline.encoders.encoder import Encoder
 from pipeline.encoders.export import export_encoder
-from pipeline.encoders.load import Encoder, load_encoder
+from pipeline.encoders.load import load_encoder
 from pipeline.runtime import devices
 from pipeline.runtime.interrupt import Interrupted, Stop, stop_on_signal
 from pipeline.runtime.log import RunLog
-from pipeline.runtime.options import DistillOptions, to_json
+from pipeline.runtime.options import to_json
 from pipeline.runtime.progress import Reporter, Silent
 from pipeline.runtime.resume import BEGUN, require_same_options
 from pipeline.runtime.work import threads_of
-from pipeline.tile.picture import draw_curves
-from stores import disk, sampler
+from stores import sampler
 from stores.errors import OptionError
 from stores.io import files
+from stores.io.files import require_free
 from stores.io.location import StoreLike
 
 # these change nothing in the student; all other options must be the same when a run goes on
@@ -152,7 +155,7 @@ def _require_room(run: Path, trainer: Trainer) -> None:
     """Raise DiskFull unless the checkpoints that are kept, one more in the making, and the student will fit."""
     size = checkpoint.size(trainer)
     kept = sum(path.stat().st_size for path in checkpoint.saved(run))
-    disk.require_free(
+    require_free(
         run, (checkpoint.KEPT + 1) * size + size // 3 - kept, f"--out {run}: checkpoints and student"
     )
 

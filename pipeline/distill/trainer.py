@@ -11,11 +11,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.distill.inputs import Data
 from pipeline.distill.model import Distiller, Targets, build
+from pipeline.distill.options import DistillOptions
 from pipeline.distill.ranks import Gather, Ranks
-from pipeline.encoders.load import Encoder
+from pipeline.encoders.encoder import Encoder
 from pipeline.encoders.torchvision_cpu import make_importable
 from pipeline.runtime import devices
-from pipeline.runtime.options import DistillOptions
 from stores.errors import DistillError, OptionError
 
 

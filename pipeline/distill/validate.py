@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pipeline.data.loader import Batch
 from pipeline.distill.heads import standardise
 from pipeline.distill.model import Distiller, Embedded, Targets
-from pipeline.encoders.load import Encoder
+from pipeline.encoders.apply import embed
+from pipeline.encoders.encoder import Encoder
 from pipeline.metrics.cka import linear_cka
 
 
@@ -27,22 +27,6 @@ class Validation:
     """Linear CKA between the student's embedding (before the projector) and the raw teacher features."""
     cka_ema: float | None = None
     """The same of the moving average of the student, where there is one."""
-
-
-@torch.inference_mode()
-def embed(
-    student: Encoder, views: npt.NDArray[np.uint8], batch_size: int, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """The student's embeddings of views (N, H, W, 3), float32 (N, d_s) on the CPU."""
-    training = student.training
-    student.eval()
-    parts = []
-    for start in range(0, len(views), batch_size):
-        batch = torch.from_numpy(views[start : start + batch_size]).to(device)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            parts.append(student(batch).float().cpu())
-    student.train(training)
-    return torch.cat(parts)
 
 
 @torch.inference_mode()

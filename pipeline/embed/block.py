@@ -9,13 +9,13 @@ import numpy.typing as npt
 import torch
 
 from pipeline.embed import parts
-from pipeline.extract.block import TeacherFacts, facts_of
-from pipeline.extract.tasks import Task
+from pipeline.embed.options import EmbedOptions
 from pipeline.inference.engine import Encoded, Outcome, Station
+from pipeline.inference.facts import TeacherFacts, facts_of
 from pipeline.inference.loaded import OnDevice, compiled, load_on_device
+from pipeline.inference.task import Task
 from pipeline.runtime import work
-from pipeline.runtime.options import EmbedOptions
-from pipeline.views.draw import Policy
+from pipeline.views.policy import Policy
 from stores.errors import FeatureError
 from stores.format import manifest
 

@@ -15,21 +15,27 @@ from typing import Any
 
 from pipeline.embed import parts
 from pipeline.embed.block import TILING, Setup, describe_encoder, embed_block
-from pipeline.embed.formats.registry import BY_NAME, TILES, Unit
+from pipeline.embed.formats.base import TILES, Unit
+from pipeline.embed.formats.registry import BY_NAME
+from pipeline.embed.options import EmbedOptions
 from pipeline.embed.publish import EmbedSummary, Publisher
 from pipeline.embed.tiles import RESAMPLING, TilesSource, TileTable, read_tiles
-from pipeline.extract.block import TeacherFacts, reader_identity
-from pipeline.extract.tasks import Task
-from pipeline.runtime.options import IN_PROCESS, ClusterOptions, EmbedOptions, TileOptions
+from pipeline.inference.facts import TeacherFacts, reader_identity
+from pipeline.inference.task import Task
+from pipeline.runtime.cluster import open_cluster
+from pipeline.runtime.options import IN_PROCESS, ClusterOptions
 from pipeline.runtime.progress import Reporter
-from pipeline.runtime.work import Cluster, open_cluster
+from pipeline.runtime.work import Cluster
 from pipeline.slides import slide as slide_files
-from pipeline.slides.pool import SlideSource
-from pipeline.tile.tile import patch_recipe, read_slides_csv, tile_on
-from stores import disk
+from pipeline.slides.sources import SlideSource
+from pipeline.tile.grid import patch_recipe
+from pipeline.tile.options import TileOptions
+from pipeline.tile.slides_csv import read_slides_csv
+from pipeline.tile.tile import tile_on
 from stores.errors import DiskFull, OptionError, RecipeMismatch, SlideError
 from stores.format import features, manifest, recipe
 from stores.io import files
+from stores.io.files import MARGIN_BYTES, free_bytes
 from stores.io.text import human_bytes
 
 IDENTITY = "embed.json"
@@ -237,8 +243,8 @@ def _require_room(out: Path, tasks: Sequence[Task], units: Sequence[Unit], dim: 
     """Raise DiskFull when the parts and the largest file made of them, twice for PLISM, will not fit."""
     todo = sum(task.n_views for task in tasks)
     size = 4 * dim * (todo + 2 * max((unit.n_patches for unit in units), default=0))
-    free = disk.free_bytes(out)
-    if free < size + disk.MARGIN_BYTES:
+    free = free_bytes(out)
+    if free < size + MARGIN_BYTES:
         raise DiskFull(
             f"--out {out}: {todo:,} embeddings need {human_bytes(size)} and {human_bytes(free)} are free: make room"
         )

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.extract.tasks import Task
 from pipeline.inference.engine import Block
-from stores import disk
+from pipeline.inference.task import Task
 from stores.errors import CorruptStore
 from stores.format import features, manifest
 from stores.io import files
+from stores.io.files import require_free
 
 FOLDER = "parts"
 
@@ -45,7 +45,7 @@ def part_path(out: Path, unit: str, block: int) -> Path:
 def write_part(out: Path, task: Task, block: Block) -> None:
     """Write the block of a task, of which only seed 0 is there."""
     values = block.features[0]
-    disk.require_free(out, values.nbytes, str(task))
+    require_free(out, values.nbytes, str(task))
     start = features.block_range(task.n_patches, task.block).start
     table = block.views.select(["row", "x_px0", "y_px0", "tissue", "status"])
     rows = table["row"].to_numpy() - start

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.embed import parts
-from pipeline.embed.formats.registry import BY_NAME, FOLDER, Unit
-from pipeline.extract.tasks import Tally
+from pipeline.embed.formats.base import FOLDER, Unit
+from pipeline.embed.formats.registry import BY_NAME
+from pipeline.inference.task import Tally
 from pipeline.runtime.progress import Reporter
 from stores.errors import SlideError, StoreError
 from stores.io import files

@@ -1,1 +1,1 @@
-"""pipeline/encoders."""
+"""Encoders by name: presets, architectures, weights in every published layout, export."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from pipeline.encoders.load import Encoder
+from pipeline.encoders.encoder import Encoder
 from stores.io.files import replacing, write_text
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.encoders.encoder import Encoder, by_sides, token_grid
 from pipeline.encoders.presets import PRESETS, Preset
 from pipeline.encoders.timm_models import (
     KINDS,
@@ -32,143 +33,7 @@ from pipeline.encoders.timm_models import (
     unknown,
 )
 from pipeline.encoders.weights import fit, published, read_checkpoint
-from pipeline.tokens import token_grid
 from stores.errors import EncoderError, OptionError
-
-
-class Encoder(nn.Module):
-    """A backbone with the Normalize and the pooling that belong to it.
-
-    ``mean``, ``std``, ``image_px``, ``mpp``, ``pooling``, ``dim`` and ``licence`` are those of `preset`. The constants
-    of Normalize stay float32 when the encoder is cast, and are in no state dict.
-
-    Parameters
-    ----------
-    preset
-        What the backbone is.
-    backbone
-        Maps normalised float images (B, 3, H, W) to tokens (``forward_features``, for the poolings that begin
-        with ``cls``) or to features (``forward``).
-
-    Raises
-    ------
-    EncoderError
-        The pooling needs a class token, and `backbone` has none.
-    """
-
-    _normalize: Tensor
-
-    def __init__(self, preset: Preset, backbone: nn.Module) -> None:
-        super().__init__()
-        if min(preset.std) <= 0:
-            raise EncoderError(f"std of {preset.name} is {preset.std}; positive numbers are expected")
-        if preset.pooling != "forward" and getattr(backbone, "cls_token", None) is None:
-            raise EncoderError(
-                f"{preset.name} has no class token, which pooling {preset.pooling!r} needs; use 'forward'"
-            )
-        self.preset = preset
-        self.name = preset.name
-        self.mean, self.std = preset.mean, preset.std
-        self.image_px, self.mpp = preset.image_px, preset.mpp
-        self.pooling, self.dim = preset.pooling, preset.dim
-        self.licence = preset.licence
-        self.backbone = backbone
-        self.register_buffer("_normalize", _constants(preset), persistent=False)
-
-    def forward(self, views: Tensor) -> Tensor:
-        """Features of views.
-
-        Parameters
-        ----------
-        views : uint8 (B, H, W, 3), RGB
-            H = W = ``image_px``, unless the backbone takes any size.
-
-        Returns
-        -------
-        Tensor
-            (B, dim), in the dtype that the backbone computes in.
-
-        Raises
-        ------
-        EncoderError
-            The views have another size, type or shape, or a user's backbone returns another shape than it declared.
-        """
-        self._check(views)
-        images = self._normalized(views)
-        if self.pooling == "forward":
-            return self._checked(self.backbone(images), len(views))
-        return self._pooled(self.backbone.forward_features(images))  # type: ignore[operator]
-
-    def with_tokens(self, views: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of views and their patch tokens, from one pass.
-
-        Returns
-        -------
-        tuple
-            What `forward` returns, and (B, grid * grid, width): one token a patch of the grid, row by row; class token
-            and registers left out. See `token_grid`.
-
-        Raises
-        ------
-        EncoderError
-            As `forward`; or the backbone has no square grid of patch tokens.
-        """
-        grid, _ = token_grid(self)
-        self._check(views)
-        tokens = self.backbone.forward_features(self._normalized(views))  # type: ignore[operator]
-        patches = tokens[:, self.backbone.num_prefix_tokens :]
-        if patches.ndim != 3 or patches.shape[1] != grid**2:
-            raise EncoderError(
-                f"{self.name} returned {_by(patches.shape)} as patch tokens; {len(views)}x{grid**2}x(length) expected"
-            )
-        return self._pooled(tokens), patches
-
-    def _pooled(self, tokens: Tensor) -> Tensor:
-        if self.pooling == "forward":
-            return self._checked(self.backbone.forward_head(tokens), len(tokens))  # type: ignore[operator]
-        features = tokens[:, 0]
-        if self.pooling == "cls+mean":
-            patches = tokens[:, self.backbone.num_prefix_tokens :]  # registers stay out
-            features = torch.cat([features, patches.mean(1)], dim=-1)
-        return self._checked(features, len(tokens))
-
-    def _checked(self, features: Tensor, count: int) -> Tensor:
-        if features.shape != (count, self.dim):
-            raise EncoderError(
-                f"{self.name} returned {_by(features.shape)} for {count} views; {count}x{self.dim} expected"
-            )
-        return features
-
-    def _normalized(self, views: Tensor) -> Tensor:
-        mean, std = self._normalize.view(2, 1, 3, 1, 1)
-        # torchvision's ToTensor and Normalize, as on the model cards, to the last bit
-        images = views.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        images = images.div_(255).sub_(mean).div_(std)
-        parameter = next(self.backbone.parameters(), images)
-        return images.to(parameter.dtype)
-
-    def _check(self, views: Tensor) -> None:
-        if views.dtype != torch.uint8 or views.ndim != 4 or views.shape[-1] != 3:
-            dtype = str(views.dtype).removeprefix("torch.")
-            raise EncoderError(f"views are {dtype} {_by(views.shape)}; uint8 (B, H, W, 3) expected")
-        height, width = views.shape[1:3]
-        if _takes_any_size(self.backbone):
-            patch = _patch_px(self.backbone)
-            if height % patch or width % patch:
-                raise EncoderError(
-                    f"views are {width}x{height} px, {self.name} takes multiples of {patch} px; choose another crop"
-                )
-        elif (height, width) != (self.image_px, self.image_px):
-            raise EncoderError(
-                f"views are {width}x{height} px, {self.name} takes {self.image_px}x{self.image_px} px; choose a "
-                f"policy that crops to {self.image_px}, or another encoder"
-            )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Encoder":
-        super()._apply(fn, recurse)
-        # .to(bfloat16) would round the mean to three digits
-        self._normalize = _constants(self.preset).to(self._normalize.device)
-        return self
 
 
 def load_encoder(
@@ -360,26 +225,6 @@ def _measured_dim(backbone: nn.Module, image_px: int, spec: str) -> int:
     parameter = next(backbone.parameters(), torch.empty(0))
     features = backbone.eval()(torch.zeros(1, 3, image_px, image_px).to(parameter))
     if not isinstance(features, Tensor) or features.ndim != 2:
-        shape = _by(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        shape = by_sides(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise EncoderError(f"{spec} maps one image to {shape}; a tensor (B, dim) is expected")
     return int(features.shape[1])
-
-
-def _constants(preset: Preset) -> Tensor:
-    return torch.tensor([preset.mean, preset.std], dtype=torch.float32)
-
-
-def _takes_any_size(backbone: nn.Module) -> bool:
-    known = getattr(backbone, "pretrained_cfg", None) or {}
-    return bool(getattr(backbone, "dynamic_img_size", False)) or not known.get("fixed_input_size", True)
-
-
-def _patch_px(backbone: nn.Module) -> int:
-    if not getattr(backbone, "dynamic_img_size", False):
-        return 1
-    patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", (1,))
-    return int(patch[0])
-
-
-def _by(shape: torch.Size) -> str:
-    return "x".join(map(str, shape))

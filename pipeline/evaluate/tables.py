@@ -17,12 +17,14 @@ from typing import Any
 import yaml
 
 from pipeline.embed.embed import embed
+from pipeline.embed.options import EmbedOptions
 from pipeline.evaluate import options as opts
 from pipeline.evaluate.embeddings import Embeddings, load_embeddings
 from pipeline.evaluate.protocols import PROTOCOLS, run_cka
 from pipeline.evaluate.result import Result, Row, text_of
-from pipeline.runtime.options import EmbedOptions, TileOptions, from_json
+from pipeline.runtime.options import from_json
 from pipeline.runtime.progress import Reporter
+from pipeline.tile.options import TileOptions
 from stores.errors import SOME_SLIDES_FAILED, EvaluationError, G2LError, OptionError
 from stores.io.files import first_line, write_json, write_text
 

@@ -1,1 +1,1 @@
-"""pipeline/extract."""
+"""Stage one, ``extract-teacher``: the teacher over every view of every patch, once; and ``plan``."""

@@ -4,25 +4,24 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
-import openslide
 import torch
 
-from pipeline.extract.tasks import Task
+from pipeline.encoders.encoder import token_grid
+from pipeline.extract.options import ExtractOptions
 from pipeline.extract.teacher import encode, load_teacher
 from pipeline.inference.engine import Block, Outcome, Station
+from pipeline.inference.facts import TeacherFacts, _Loaded, facts_of, reader_identity
 from pipeline.inference.loaded import OnDevice
+from pipeline.inference.task import Task
 from pipeline.runtime import work
-from pipeline.runtime.options import ExtractOptions
-from pipeline.slides.resample import RESAMPLING
-from pipeline.tokens import token_grid
-from pipeline.views.draw import RENDERING, TOKEN_RULE, Policy
-from stores import disk
+from pipeline.views.draw import TOKEN_RULE
+from pipeline.views.policy import Policy
 from stores.errors import CorruptStore, OptionError
 from stores.format import features, manifest, pixels, recipe
 from stores.format.tokens import write_chunk, write_positions
+from stores.io.files import require_free
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,55 +36,10 @@ class Setup:
     """That share a machine's CPUs, see `cluster.threads_of`."""
 
 
-@dataclass(frozen=True, slots=True)
-class TeacherFacts:
-    """What the process that plans has to know of the teacher, which it does not load itself."""
-
-    identity: recipe.Teacher
-    tokens: recipe.Tokens | None
-    dtype_reason: str
-    device: str
-    licence: str
-    compile_seconds: float | None
-    """What compiling it took; None where it is not compiled."""
-
-    def described(self) -> str:
-        """One line of what computes where."""
-        text = f"{self.identity.name} on {self.device}: {self.identity.dtype}, because {self.dtype_reason}"
-        if self.compile_seconds is None:
-            return text
-        return f"{text}; compiled in {self.compile_seconds:.0f} s"
-
-
-def reader_identity() -> recipe.Reader:
-    """The software in this process that decides pixels."""
-    return recipe.Reader(
-        openslide=openslide.__library_version__,
-        opencv=cv2.__version__,
-        resampling=RESAMPLING,
-        rendering=RENDERING,
-        colour="as stored",
-    )
-
-
 def describe_teacher(job: str, options: ExtractOptions) -> TeacherFacts:
     """Load the teacher where the work will be, or find it loaded, and say what it is."""
     teacher = _teacher(job, options)
     return facts_of(teacher, token_recipe(teacher, options.tokens))
-
-
-def facts_of(encoder: OnDevice, tokens: recipe.Tokens | None = None) -> TeacherFacts:
-    """What there is to know of an encoder that is loaded."""
-    where = str(encoder.device)
-    licence, seconds = encoder.encoder.licence, encoder.compile_seconds
-    return TeacherFacts(encoder.identity, tokens, encoder.dtype_reason, where, licence, seconds)
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    teacher: OnDevice
-
-    def close(self) -> None: ...
 
 
 def _teacher(job: str, options: ExtractOptions) -> OnDevice:
@@ -163,7 +117,7 @@ def write_tokens(store: Path, task: Task, seed: int, index: int, values: npt.NDA
     DiskFull
         When there is no room for it.
     """
-    disk.require_free(store, values.nbytes, f"{task}")
+    require_free(store, values.nbytes, f"{task}")
     write_chunk(store, task.source.slide_id, task.seeds[seed], index, values)
 
 
@@ -179,7 +133,7 @@ def write_block(store: Path, task: Task, block: Block) -> None:
     """
     slide_id = task.source.slide_id
     size = block.features.nbytes + (0 if block.pixels is None else block.pixels.nbytes)
-    disk.require_free(store, size, f"{task}")
+    require_free(store, size, f"{task}")
     features.write_seeds(store, slide_id, task.seeds, task.block, block.features)
     if block.positions is not None:
         for seed, positions in zip(task.seeds, block.positions, strict=True):

@@ -10,19 +10,24 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.extract.block import Setup, TeacherFacts, describe_teacher, extract_block, reader_identity
+from pipeline.extract.block import Setup, describe_teacher, extract_block
+from pipeline.extract.options import ExtractOptions
 from pipeline.extract.plan import MANIFEST_BYTES_PER_VIEW
-from pipeline.extract.tasks import Tally, Task, plan_tasks, prepared
-from pipeline.runtime.options import IN_PROCESS, ClusterOptions, ExtractOptions, TileOptions, to_json
+from pipeline.extract.tasks import plan_tasks, prepared
+from pipeline.inference.facts import TeacherFacts, reader_identity
+from pipeline.inference.task import Tally, Task
+from pipeline.runtime.cluster import open_cluster
+from pipeline.runtime.options import IN_PROCESS, ClusterOptions, to_json
 from pipeline.runtime.progress import Reporter
-from pipeline.runtime.work import open_cluster
 from pipeline.slides.slide import find_slides
+from pipeline.tile.options import TileOptions
 from pipeline.tile.tile import prepare_store, require_extendable, tile_on
-from pipeline.views.draw import Policy, load_policy
-from stores import disk
+from pipeline.views.policy import Policy, load_policy
 from stores.errors import DiskFull, OptionError
 from stores.format import layout, manifest, recipe
+from stores.format.layout import read_options
 from stores.io import files
+from stores.io.files import MARGIN_BYTES, free_bytes
 from stores.io.text import human_bytes
 
 
@@ -109,8 +114,8 @@ def _require_room(
         size += n_views * teacher.tokens.count * (2 * teacher.tokens.dim + 4)
     if options.pixels:
         size += sum(len(task.rows) for task in tasks if task.seeds.start == 0) * 3 * patch_px**2
-    free = disk.free_bytes(store)
-    if free < size + disk.MARGIN_BYTES:
+    free = free_bytes(store)
+    if free < size + MARGIN_BYTES:
         raise DiskFull(
             f"--store {store}: {n_views:,} views need {human_bytes(size)} and {human_bytes(free)} are free: "
             "make room, or take fewer --seeds or --limit first; `g2l plan` reckons"
@@ -123,7 +128,7 @@ def _settle_recipe(store: Path, teacher: TeacherFacts, policy: Policy, options: 
     wanted = recipe.Recipe(stored.patch, teacher.identity, policy.to_json(), reader, tokens=teacher.tokens)
     if stored.complete:
         recipe.require_same(stored, wanted, str(store))
-        begun = files.read_options(store, "extract-teacher").get("pixels", options.pixels)
+        begun = read_options(store, "extract-teacher").get("pixels", options.pixels)
         if begun != options.pixels:
             raise OptionError(
                 f"--pixels {options.pixels}: {store} was begun with {begun}; use that, or another --store"

@@ -13,17 +13,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.encoders.presets import PRESETS
-from pipeline.runtime.options import ExtractOptions, PlanOptions, TileOptions
+from pipeline.extract.options import ExtractOptions, PlanOptions
 from pipeline.runtime.progress import Reporter
 from pipeline.slides import slide as slide_files
-from pipeline.tile.tile import (
-    find_patches,
-    mpp_overrides,
-    patch_recipe,
-    patient_of,
-    read_slides_csv,
-    split_of,
-)
+from pipeline.tile.grid import find_patches, patch_recipe
+from pipeline.tile.options import TileOptions
+from pipeline.tile.slides_csv import mpp_overrides, patient_of, read_slides_csv, split_of
 from stores.errors import OptionError, SlideError
 from stores.format import features, manifest, tokens
 from stores.io.location import StoreLike

@@ -4,9 +4,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.extract.options import ExtractOptions
 from pipeline.inference.engine import Encoded
 from pipeline.inference.loaded import OnDevice, compiled, load_on_device
-from pipeline.runtime.options import ExtractOptions
 from stores.errors import FeatureError
 from stores.format.features import FLOAT16_MAX
 

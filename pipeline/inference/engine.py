@@ -19,13 +19,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from pipeline.extract.tasks import Task
 from pipeline.inference.loaded import OnDevice
+from pipeline.inference.task import Task
 from pipeline.runtime import devices
 from pipeline.runtime.work import Advance, step_aside
 from pipeline.slides.pool import PatchPool, run_length, started
-from pipeline.views import draw
 from pipeline.views.patch_views import RowViews, draw_row
+from pipeline.views.policy import Policy
 from stores.errors import ClusterError, FeatureError
 from stores.format import features, manifest, recipe, tokens
 from stores.io.ranges import aligned
@@ -96,7 +96,7 @@ class Station:
         encoder: OnDevice,
         encode: Encode,
         dtype: type[np.floating[Any]],
-        policy: draw.Policy,
+        policy: Policy,
         keep: bool,
         threads: int,
         readers: str = "threads",

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.encoders.encoder import Encoder, take_tokens
 from pipeline.encoders.export import weights_sha256
-from pipeline.encoders.load import Encoder, load_encoder
+from pipeline.encoders.load import load_encoder
 from pipeline.runtime import devices
-from pipeline.tokens import take_tokens
 from stores.errors import EncoderError
 from stores.format import recipe
 from stores.io.files import first_line

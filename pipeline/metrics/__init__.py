@@ -1,1 +1,1 @@
-"""pipeline/metrics."""
+"""Figures on arrays: CKA, nearest neighbours, classification, bootstrap. Knows no files and no encoders."""

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 import torch
 
-from pipeline.data.loader import BlockCache
-from pipeline.distill.inputs import find_sources
-from pipeline.distill.validate import embed
-from pipeline.encoders.load import Encoder
+from pipeline.data.committed import BlockCache
+from pipeline.data.sources import find_sources
+from pipeline.encoders.apply import embed
+from pipeline.encoders.encoder import Encoder
 from pipeline.metrics.cka import linear_cka
 from pipeline.metrics.neighbours import nearest
 from pipeline.report.options import ReportOptions
@@ -27,11 +27,14 @@ from pipeline.runtime import devices
 from pipeline.runtime.progress import Reporter
 from pipeline.runtime.work import threads_of
 from pipeline.slides import slide as slide_files
-from pipeline.slides.pool import PatchPool, Source
+from pipeline.slides.pool import PatchPool
+from pipeline.slides.reader import read_thumbnail
+from pipeline.slides.sources import Source
 from pipeline.tile import tissue
-from pipeline.tile.tile import THUMBNAIL_MPP
-from pipeline.views.draw import Policy, ViewParams
+from pipeline.tile.grid import THUMBNAIL_MPP
+from pipeline.views.draw import ViewParams
 from pipeline.views.patch_views import rebuild_row
+from pipeline.views.policy import Policy
 from stores.errors import EvaluationError, OptionError, SlideError
 from stores.format import manifest, recipe
 from stores.io.location import StoreLike
@@ -230,7 +233,7 @@ class _Slide:
         row = self._row
         try:
             info = slide_files.inspect(row["slide_id"], path, row["mpp"], row["mpp_source"])
-            thumbnail = slide_files.read_thumbnail(info, THUMBNAIL_MPP)
+            thumbnail = read_thumbnail(info, THUMBNAIL_MPP)
         except SlideError as error:
             result.notes.append(str(error))
             return None, []

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.distill.metrics_log import read_metrics
-from pipeline.encoders.load import Encoder, load_encoder
+from pipeline.encoders.encoder import Encoder
+from pipeline.encoders.load import load_encoder
 from pipeline.report import page
 from pipeline.report.gather import Gathered, gather
 from pipeline.report.options import ReportOptions
 from pipeline.runtime.progress import Reporter
 from stores.errors import EncoderError, OptionError
 from stores.format import recipe
+from stores.format.layout import read_options
 from stores.info import store_info
 from stores.io import files
 from stores.io.text import human_bytes
@@ -194,7 +196,7 @@ def _store_facts(path: Path) -> str:
             "features",
             f"{teacher.dim} numbers, {teacher.pooling}, computed in {teacher.dtype}" if teacher else "",
         ),
-        ("licence of the teacher", files.read_options(path, "extract-teacher").get("teacher_licence")),
+        ("licence of the teacher", read_options(path, "extract-teacher").get("teacher_licence")),
         ("patches", f"{patch.size_px} px at {patch.mpp:g} micrometres a pixel, {patch.grid}"),
         ("policy", stored.policy["name"] if stored.policy else ""),
         ("slides", info["slides"]),

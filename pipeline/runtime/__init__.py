@@ -1,1 +1,1 @@
-"""pipeline/runtime."""
+"""What every command needs around its work: options, progress, logs, interrupts, devices, workers."""

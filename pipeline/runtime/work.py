@@ -8,27 +8,19 @@ A dead worker costs its current items, which run again on another. An item that 
 worker where there is one, and then reported; an error of the whole run (a full disk, another recipe) ends it.
 """
 
-import contextlib
 import dataclasses
-import itertools
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from pipeline.runtime.options import ClusterOptions
 from pipeline.runtime.progress import Reporter
-from stores.disk import is_full
 from stores.errors import ClusterError, DiskFull, FeatureError, G2LError, SlideError
-from stores.io.files import first_line
+from stores.io.files import first_line, is_full
 
 ATTEMPTS = 2
-_SLOTS = 3
-"""Items at once in one process: one is read, one is on the device, one is written."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -156,82 +148,6 @@ class Failures:
                 f"the first {self.failed} pieces of work all failed, the last: {item}: {first_line(error)}"
             )
         return Done(item, None, first_line(error))
-
-
-class InProcess:
-    """Threads of this process, a few items at a time."""
-
-    def __init__(self, job: str) -> None:
-        self.job = job
-        self.processes: int | None = 1
-
-    def run(self, work: Work, items: Iterable[Item], report: Reporter) -> Iterator[Done[Item, Any]]:
-        failures = Failures(report)
-        lock = threading.Lock()
-
-        def attempts(item: Any) -> Any:
-            def advance(count: int) -> None:
-                with lock:
-                    report.advance(count, str(item))
-
-            for number in range(1, ATTEMPTS + 1):
-                try:
-                    return work(item, advance)
-                except Exception as error:
-                    if number == ATTEMPTS or ends_the_run(portable(error)):
-                        raise
-
-        left = iter(items)
-        with ThreadPoolExecutor(_SLOTS, thread_name_prefix="work") as pool:
-            running: dict[Future[Any], Any] = {}
-            try:
-                while True:
-                    for item in itertools.islice(left, _SLOTS - len(running)):
-                        running[pool.submit(attempts, item)] = item
-                    if not running:
-                        return
-                    over, _ = wait(running, return_when=FIRST_COMPLETED)
-                    for job in over:
-                        item = running.pop(job)
-                        error = job.exception()
-                        if error is None:
-                            failures.ok()
-                            yield Done(item, job.result())
-                        elif isinstance(error, Exception) and not ends_the_run(portable(error)):
-                            trace = "".join(traceback.format_exception(error))
-                            yield failures.over(item, error, trace)
-                        else:
-                            raise error
-            finally:
-                for job in running:
-                    job.cancel()
-                if running:
-                    close_stations(self.job)  # what is under way ends between two batches
-
-    def call(self, function: Callable[..., Result], *args: Any) -> Result:
-        return function(*args)
-
-
-@contextlib.contextmanager
-def open_cluster(options: ClusterOptions, job: str, report: Reporter) -> Iterator[Cluster]:
-    """The place that ``--workers`` or ``--scheduler`` names for a job; in process without either.
-
-    Raises
-    ------
-    ClusterError
-        When the scheduler cannot be reached or no worker comes.
-    """
-    options.validate()
-    if options.workers is not None or options.scheduler is not None:
-        from pipeline.runtime.dask_cluster import open_dask  # dask takes a second to import
-
-        with open_dask(options, job, report) as found:
-            yield found
-        return
-    try:
-        yield InProcess(job)
-    finally:
-        close_stations(job)
 
 
 def threads_of(threads: int | None, processes: int | None) -> int:

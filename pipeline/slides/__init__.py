@@ -1,1 +1,1 @@
-"""pipeline/slides."""
+"""Slide files: opening, resolution, patches read by OpenSlide or by a faster reader that proves itself."""

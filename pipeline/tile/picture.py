@@ -1,8 +1,6 @@
 """Pictures that people look at instead of reading: the grid on a slide, the course of a training run."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -57,61 +55,3 @@ def write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:
     encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
     with replacing(path) as partial:
         partial.write_bytes(encoded.tobytes())
-
-
-def draw_prototypes(
-    path: Path, shown: Mapping[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]
-) -> None:
-    """Write a PNG of prototypes: how evenly they are used, and how near the vectors are.
-
-    Parameters
-    ----------
-    shown
-        By space: vectors of each prototype, int64 (K,), and the cosine of each vector to its own, float32 (N,).
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    use, near = figure.subplots(1, 2)
-    for i, (name, (usage, cosine)) in enumerate(shown.items()):
-        colour = f"C{i}"
-        use.plot(np.sort(usage)[::-1] / max(usage.sum(), 1), color=colour, label=name)
-        near.hist(
-            cosine, bins=60, range=(min(0.0, float(cosine.min())), 1.0), color=colour, alpha=0.6, label=name
-        )
-    use.axhline(1 / len(usage), color="0.6", lw=0.8, label="evenly used")
-    use.set(title="share of the vectors", xlabel="prototype, largest first", yscale="log")
-    near.set(title="cosine to the nearest prototype", ylabel="vectors")
-    for axes in (use, near):
-        axes.legend(frameon=False, fontsize=8)
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
-
-
-def draw_curves(
-    path: Path, steps: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str, Any]]
-) -> None:
-    """Write a PNG of a training run: loss, learning rate and the validation figures over steps."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    loss, schedule, agreement = figure.subplots(1, 3)
-    x = [record["step"] for record in steps]
-    loss.plot(x, [record["loss"] for record in steps], lw=0.7, color="0.6", label="training, each step")
-    if validations:
-        at = [record["step"] for record in validations]
-        loss.plot(at, [record["loss"] for record in validations], "o-", ms=3, color="C3", label="held out")
-        for name, colour in (("cka", "C0"), ("cosine", "C1"), ("cka_ema", "C4")):
-            if all(name in record for record in validations):
-                agreement.plot(at, [r[name] for r in validations], "o-", ms=3, color=colour, label=name)
-    schedule.plot(x, [record["lr"] for record in steps], color="C2")
-    for axes, title in (
-        (loss, "loss"),
-        (schedule, "learning rate"),
-        (agreement, "agreement with the teacher"),
-    ):
-        axes.set(title=title, xlabel="step")
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=8)
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)

@@ -5,33 +5,28 @@ order, so that consecutive rows are neighbours on the slide. Running it again ad
 again; slides that are done stay as they are.
 """
 
-import csv
 import dataclasses
 import functools
-import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from pipeline.runtime.options import IN_PROCESS, ClusterOptions, TileOptions, to_json
+from pipeline.runtime.cluster import open_cluster
+from pipeline.runtime.options import IN_PROCESS, ClusterOptions, to_json
 from pipeline.runtime.progress import Reporter
-from pipeline.runtime.work import Advance, Cluster, open_cluster
+from pipeline.runtime.work import Advance, Cluster
 from pipeline.slides import slide as slide_files
 from pipeline.tile import tissue
+from pipeline.tile.grid import Grid, find_patches, patch_recipe
+from pipeline.tile.options import TileOptions
 from pipeline.tile.picture import draw_slide
-from stores.errors import OptionError, RecipeMismatch, SlideError, TissueError
+from pipeline.tile.slides_csv import mpp_overrides, patient_of, read_slides_csv, split_of
+from stores.errors import OptionError, RecipeMismatch, SlideError
 from stores.export import pseudonyms
 from stores.format import layout, manifest, recipe
+from stores.format.layout import read_options
 from stores.io import files
-
-THUMBNAIL_MPP = 8.0
-GRID = "non-overlapping"
-_TCGA_PATIENT = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,148 +44,6 @@ class TileSummary:
     @property
     def n_patches(self) -> int:
         return sum(row["n_patches"] for row in self.slides)
-
-
-def read_slides_csv(path: Path | None) -> dict[str, dict[str, str]]:
-    """Rows of ``--slides-csv`` by slide id; empty cells are left out.
-
-    Raises
-    ------
-    OptionError
-        When the file is absent, has no column slide_id, or a value in it is not allowed.
-    """
-    if path is None:
-        return {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            names = reader.fieldnames or []
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise OptionError(f"--slides-csv {path}: cannot be read ({files.first_line(error)})") from None
-    if "slide_id" not in names:
-        raise OptionError(f"--slides-csv {path}: no column slide_id; found {', '.join(names) or 'nothing'}")
-    reserved = sorted(
-        set(names) & set(manifest.SLIDES_SCHEMA.names) - {"slide_id", "mpp", "patient_id", "split"}
-    )
-    if reserved:
-        raise OptionError(f"--slides-csv {path}: column {reserved[0]!r} is measured by g2l; rename it")
-    result: dict[str, dict[str, str]] = {}
-    for number, row in enumerate(rows, start=2):
-        slide_id = row["slide_id"]
-        if slide_id in result:
-            raise OptionError(f"--slides-csv {path} line {number}: slide_id {slide_id!r} stands there twice")
-        result[slide_id] = {key: value for key, value in row.items() if key and value not in (None, "")}
-        split = result[slide_id].get("split", "train")
-        if split not in manifest.SPLITS:
-            allowed = ", ".join(manifest.SPLITS)
-            raise OptionError(f"--slides-csv {path} line {number}: split {split!r}; allowed: {allowed}")
-    return result
-
-
-def mpp_overrides(
-    given: Sequence[str], table: Mapping[str, Mapping[str, str]]
-) -> dict[str, tuple[float, str]]:
-    """Level-0 mpp by slide id with its source; the option ``ID=MPP`` wins over the CSV."""
-    pairs = [(slide_id, row["mpp"], "csv") for slide_id, row in table.items() if "mpp" in row]
-    for text in given:
-        slide_id, equals, value = text.rpartition("=")
-        if not equals:
-            raise OptionError(f"--slide-mpp {text}: expected ID=MPP, for example {text}=0.25")
-        pairs.append((slide_id, value, "option"))
-    result = {}
-    for slide_id, value, source in pairs:
-        try:
-            result[slide_id] = (float(value), source)
-        except ValueError:
-            raise OptionError(f"mpp of {slide_id}: {value!r} is not a number") from None
-    return result
-
-
-def split_of(patient_id: str, val: float) -> str:
-    """The split of a patient: a hash of the id against the share, so that adding slides moves nobody.
-
-    >>> split_of("patient-1", 0.0), split_of("patient-1", 0.999999)
-    ('train', 'val')
-    """
-    digest = hashlib.blake2b(patient_id.encode(), digest_size=8, person=b"g2l-split").digest()
-    return "val" if int.from_bytes(digest, "big") < val * 2**64 else "train"
-
-
-def patient_of(slide_id: str) -> str:
-    """The patient a slide is of, when no CSV says it: the TCGA barcode's patient, otherwise the slide itself."""
-    match = _TCGA_PATIENT.match(slide_id)
-    return match.group() if match else slide_id
-
-
-def morton_order(col: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The order in which grid cells follow a Morton (Z) curve."""
-    code = np.zeros(len(col), np.int64)
-    for bit in range(21):
-        code |= ((col >> bit) & 1) << (2 * bit) | ((row >> bit) & 1) << (2 * bit + 1)
-    return np.argsort(code, kind="stable")
-
-
-def sample_of(
-    fingerprint: str, x_px0: npt.NDArray[np.int32], y_px0: npt.NDArray[np.int32], keep: int
-) -> npt.NDArray[np.bool_]:
-    """Which `keep` patches stay: those with the smallest hash of slide and position, whatever the others are."""
-    keys = [
-        hashlib.blake2b(f"{fingerprint} {x} {y}".encode(), digest_size=8).digest()
-        for x, y in zip(x_px0.tolist(), y_px0.tolist(), strict=True)
-    ]
-    chosen = np.zeros(len(keys), bool)
-    chosen[sorted(range(len(keys)), key=keys.__getitem__)[:keep]] = True
-    return chosen
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """The patches of a slide, and what they were chosen by."""
-
-    patches: manifest.Patches
-    thumbnail: npt.NDArray[np.uint8]
-    mask: npt.NDArray[np.bool_]
-
-
-def find_patches(
-    info: slide_files.SlideInfo,
-    plan: slide_files.ReadPlan,
-    rule: tissue.TissueRule,
-    options: TileOptions,
-) -> Grid:
-    """Tissue mask of a slide and the patches with enough of it, in row order."""
-    thumbnail = slide_files.read_thumbnail(info, THUMBNAIL_MPP)
-    size_px0 = (info.width_px0, info.height_px0)
-    if options.masks is None:
-        mask = tissue.tissue_mask(
-            thumbnail, rule, thumbnail_mpp=info.width_px0 * info.mpp / thumbnail.shape[1]
-        )
-    else:
-        found = tissue.load_user_mask(options.masks, info.slide_id, size_px0, thumbnail.shape[:2])
-        if found is None:
-            raise TissueError(
-                f"{info.slide_id}: no mask {info.slide_id}.png, .tif or .geojson in {options.masks}"
-            )
-        mask = found
-    side = plan.patch_px0
-    row, col = np.divmod(
-        np.arange((size_px0[1] // side) * (size_px0[0] // side)), max(size_px0[0] // side, 1)
-    )
-    x_px0, y_px0 = (col * side).astype(np.int32), (row * side).astype(np.int32)
-    share = tissue.patch_tissue_fraction(mask, x_px0, y_px0, side, size_px0)
-    keep = share >= options.min_tissue
-    if options.max_patches is not None and keep.sum() > options.max_patches:
-        keep[keep] = sample_of(info.fingerprint, x_px0[keep], y_px0[keep], options.max_patches)
-    order = np.flatnonzero(keep)[morton_order(col[keep], row[keep])]
-    return Grid(manifest.Patches(x_px0[order], y_px0[order], share[order]), thumbnail, mask)
-
-
-def patch_recipe(options: TileOptions) -> tuple[recipe.Patch, tissue.TissueRule]:
-    """The recipe's part that tiling decides, and the tissue rule in it."""
-    rule = tissue.USER_MASK if options.masks is not None else tissue.CLASSICAL
-    part = recipe.Patch(options.mpp, options.patch, GRID, options.min_tissue, rule.to_json())
-    return part, rule
 
 
 def require_extendable(store: Path) -> None:
@@ -224,7 +77,7 @@ def prepare_store(store: Path, options: TileOptions) -> tissue.TissueRule:
     if (store / recipe.FILE_NAME).exists():
         stored = recipe.load(store)
         recipe.require_same(stored, dataclasses.replace(stored, patch=part), str(store))
-        old = files.read_options(store, "tile")
+        old = read_options(store, "tile")
         for name in ("max_patches", "val"):
             if name in old and old[name] != getattr(options, name):
                 flag = name.replace("_", "-")

@@ -1,1 +1,1 @@
-"""pipeline/verify."""
+"""``store verify`` beyond the structure: views rendered again, features computed again, repair."""

@@ -18,16 +18,18 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from pipeline.extract.block import reader_identity, teacher_station, write_block, write_tokens
-from pipeline.extract.tasks import Task, create_arrays
+from pipeline.extract.block import teacher_station, write_block, write_tokens
+from pipeline.extract.tasks import create_arrays
 from pipeline.inference.engine import Outcome
-from pipeline.runtime.options import VerifyOptions
+from pipeline.inference.facts import reader_identity
+from pipeline.inference.task import Task
 from pipeline.runtime.progress import Reporter
 from pipeline.runtime.work import threads_of
-from pipeline.slides.pool import SlideSource
 from pipeline.slides.slide import find_slides
+from pipeline.slides.sources import SlideSource
+from pipeline.verify.options import VerifyOptions
 from pipeline.verify.slide_views import find_source, load_given_teacher
-from pipeline.views.draw import Policy
+from pipeline.views.policy import Policy
 from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError, ViewMismatch
 from stores.format import features, manifest, pixels, recipe, tokens
 from stores.io import files

@@ -10,16 +10,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.loader import BlockCache, CommittedBlock, read_commit
+from pipeline.data.committed import BlockCache, CommittedBlock, read_commit
+from pipeline.extract.options import ExtractOptions
 from pipeline.runtime import work
-from pipeline.runtime.options import ExtractOptions, VerifyOptions
 from pipeline.slides import slide as slide_files
-from pipeline.slides.pool import PatchPool, Reader, SlideSource, Source, StoreSource
+from pipeline.slides.pool import PatchPool
+from pipeline.slides.sources import Reader, SlideSource, Source, StoreSource
+from pipeline.verify.options import VerifyOptions
 from pipeline.views import draw
+from pipeline.views.policy import Policy
+from pipeline.views.render import render, view_crc32
 from stores import sampler
 from stores.errors import G2LError, RecipeMismatch, SlideError, StoreError
 from stores.export.pseudonyms import is_keyed
 from stores.format import features, manifest, pixels, recipe
+from stores.format.statistics import mean_and_variance
 from stores.io import files
 from stores.io.location import StoreLike
 from stores.verify.findings import Finding
@@ -85,7 +90,7 @@ class _Station:
     """A process's teacher and reading threads."""
 
     stored: recipe.Recipe
-    policy: draw.Policy
+    policy: Policy
     teacher: Any
     pool: PatchPool
 
@@ -105,7 +110,7 @@ def _station(setup: Setup) -> _Station:
         assert stored.policy is not None  # looked at before any slide
         teacher = load_given_teacher(setup.options, stored) if setup.options.teacher else None
         threads = work.threads_of(setup.options.threads, setup.processes)
-        return _Station(stored, draw.Policy.from_json(stored.policy), teacher, PatchPool(threads))
+        return _Station(stored, Policy.from_json(stored.policy), teacher, PatchPool(threads))
 
     station: _Station = work.station(setup.job, ("verify", setup.options), make)
     return station
@@ -182,7 +187,7 @@ class _SlideViews:
     store: StoreLike
     slide: SlideToLook
     source: Source
-    policy: draw.Policy
+    policy: Policy
     options: VerifyOptions
     result: Verified
     tokens: recipe.Tokens | None
@@ -278,7 +283,7 @@ class _SlideViews:
         cache: BlockCache,
         commit: manifest.Commit,
         row: int,
-        key: tuple[draw.Policy, str, int, int, int],
+        key: tuple[Policy, str, int, int, int],
     ) -> bool:
         """Whether a view's tokens are from other places than its seed draws."""
         if self.tokens is None:
@@ -307,7 +312,7 @@ class _SlideViews:
                 stored = features.read_stats(self.store, self.slide_id)[seed, commit.block]
             except (StoreError, IndexError):
                 continue  # structure has named it
-            if not np.allclose(stored, features.mean_and_variance(values), rtol=1e-9, atol=0, equal_nan=True):
+            if not np.allclose(stored, mean_and_variance(values), rtol=1e-9, atol=0, equal_nan=True):
                 rows = list(features.block_range(opened.n_rows, commit.block))
                 file = features.array_name(self.slide_id, "stats")
                 self._add(
@@ -384,16 +389,14 @@ def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
         yield items[start : start + size]
 
 
-def render_stored(
-    reader: Reader, block: CommittedBlock, seeds: range, row: int, policy: draw.Policy
-) -> _Rendered:
+def render_stored(reader: Reader, block: CommittedBlock, seeds: range, row: int, policy: Policy) -> _Rendered:
     """Read a patch and render it with the stored parameters of each seed."""
     out = np.empty((len(seeds), policy.crop_px, policy.crop_px, 3), np.uint8)
     first = block.index[seeds.start, row]
     try:
         patch = reader.read(row, int(block.columns["x_px0"][first]), int(block.columns["y_px0"][first]))
         for i, seed in enumerate(seeds):
-            out[i] = draw.render(patch, block.params(block.index[seed, row]), policy)
+            out[i] = render(patch, block.params(block.index[seed, row]), policy)
     except (G2LError, ValueError) as error:
         return _Rendered(out, [], None, files.first_line(error))
-    return _Rendered(out, [draw.view_crc32(view) for view in out], patch)
+    return _Rendered(out, [view_crc32(view) for view in out], patch)

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime.options import IN_PROCESS, ClusterOptions, VerifyOptions
+from pipeline.runtime.cluster import open_cluster
+from pipeline.runtime.options import IN_PROCESS, ClusterOptions
 from pipeline.runtime.progress import Reporter, Silent
-from pipeline.runtime.work import Advance, Cluster, open_cluster
+from pipeline.runtime.work import Advance, Cluster
 from pipeline.slides.slide import find_slides
+from pipeline.verify.options import VerifyOptions
 from pipeline.verify.slide_views import Setup, SlideToLook, Verified, look_at_slide, open_station
 from pipeline.views.draw import RENDERING
 from stores.errors import ClusterError, OptionError, StoreError

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.slides.pool import Reader
+from pipeline.slides.sources import Reader
 from pipeline.views import draw
 from pipeline.views.draw import ViewParams
+from pipeline.views.policy import Policy
+from pipeline.views.render import render, view_crc32
 from stores.errors import ReadError, ViewMismatch
 from stores.format.recipe import Tokens
 
@@ -31,7 +33,7 @@ class RowViews:
 
 
 def draw_row(
-    policy: draw.Policy,
+    policy: Policy,
     fingerprint: str,
     seeds: range,
     keep: bool,
@@ -47,8 +49,8 @@ def draw_row(
         patch = reader.read(row, x_px0, y_px0)
     except ReadError as error:
         return RowViews([], params, [], None, error=str(error))
-    rendered = [draw.render(patch, param, policy) for param in params]
-    crcs = [draw.view_crc32(view) for view in rendered]
+    rendered = [render(patch, param, policy) for param in params]
+    crcs = [view_crc32(view) for view in rendered]
     positions = None
     if tokens is not None:
         count, total = tokens.count, tokens.grid**2
@@ -68,7 +70,7 @@ class StoredView:
 
 
 def rebuild_row(
-    policy: draw.Policy,
+    policy: Policy,
     reader: Reader,
     slide_id: str,
     row: int,
@@ -92,12 +94,12 @@ def rebuild_row(
     patch = reader.read(row, x_px0, y_px0)
     made = []
     for i, stored in enumerate(wanted):
-        view = draw.render(patch, stored.params, policy)
+        view = render(patch, stored.params, policy)
         if out is None:
             made.append(view)
         else:
             np.copyto(out[i], view)
-        found = None if stored.crc32 is None else draw.view_crc32(view)
+        found = None if stored.crc32 is None else view_crc32(view)
         if found != stored.crc32:
             raise ViewMismatch(
                 f"slide {slide_id} row {row} ({x_px0},{y_px0}) seed {stored.seed}: the rebuilt view has crc32 "

@@ -1,1 +1,1 @@
-"""stores/combine."""
+"""New stores from old ones: merge and subset."""

@@ -16,11 +16,11 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from stores import forms
 from stores.errors import CorruptStore
 from stores.format import arrays, features, layout, manifest, pixels, recipe, tokens
+from stores.format.metadata import GROUP
 from stores.io import files
-from stores.io.location import StoreLike
+from stores.io.location import StoreLike, read_file
 from stores.io.ranges import runs_of
 from stores.io.staging import copy_file
 
@@ -114,7 +114,7 @@ class Source:
                 raise CorruptStore(f"{self}/{array}: {len(spec.shape)} dimensions, expected {_NDIM[leaf]}")
             if len(self._metadata) > 100:  # those of a few slides: there may be thousands
                 self._metadata.clear()
-            raw = arrays.read_file(self.store, f"{array}/zarr.json", _MAX_METADATA_BYTES)
+            raw = read_file(self.store, f"{array}/zarr.json", _MAX_METADATA_BYTES)
             self._metadata[array] = json.loads(raw or b"")
         return self._metadata[array]
 
@@ -255,7 +255,7 @@ def _write_group(stage: Path, name: str) -> None:
     """A group's metadata anew: a foreign one may carry a consolidated listing of what is not copied."""
     path = stage / name / "zarr.json"
     if not path.exists():
-        files.write_text(path, json.dumps(forms.GROUP, indent=2))
+        files.write_text(path, json.dumps(GROUP, indent=2))
 
 
 def _copy_commits(slide_id: str, choice: Choice, stage: Path, result: Shared) -> None:

@@ -14,8 +14,8 @@ from stores.errors import OptionError, RecipeMismatch, StoreError
 from stores.format import layout, manifest, recipe
 from stores.io import files
 from stores.io.location import StoreLike
+from stores.io.progress import Progress
 from stores.io.staging import staged
-from stores.verify.findings import Progress
 
 _MADE_BY = ("options/tile.json", "options/extract-teacher.json")
 

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 from stores.combine.copy_slide import SEED_AXIS, Choice, Key, Source, from_one
 from stores.errors import StoreError
 from stores.format import features, manifest, pixels, recipe, tokens
-from stores.format.arrays import read_file
 from stores.format.metadata import MAX_READ_BYTES
+from stores.io.location import read_file
 
 _RANK = {manifest.OK: 0, "no_tissue": 1, "failed": 2}
 _OF_PEOPLE = ("patient_id", "split")

@@ -1,1 +1,1 @@
-"""stores/export."""
+"""Copies of a store that leave something out: names, pixels, precision."""

@@ -6,13 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stores import forms
 from stores.errors import CorruptStore
 from stores.format import manifest, recipe
-from stores.format.arrays import read_file
-from stores.format.metadata import parse_metadata
+from stores.format.metadata import GROUP, parse_metadata
 from stores.io import files
-from stores.io.location import StoreLike
+from stores.io.location import StoreLike, read_file
 
 _OPTIONS = {
     "tile": ("mpp", "patch", "min_tissue", "max_patches", "val"),
@@ -41,7 +39,7 @@ def copy_metadata(store: StoreLike, name: str, target: Path) -> None:
         raise CorruptStore(f"{store}/{name}: unreadable metadata ({files.first_line(error)})") from None
     if not group:
         parse_metadata(raw, f"{store}/{name}")
-    files.write_json(target, forms.GROUP if group else {**found, "attributes": {}})
+    files.write_json(target, GROUP if group else {**found, "attributes": {}})
 
 
 def write_manifest(store: StoreLike, slide_id: str, stage: Path, new_id: str) -> None:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from stores import forms
 from stores.errors import OptionError, StoreError
 from stores.export import recode
 from stores.export.deidentify import (
@@ -29,10 +28,12 @@ from stores.export.leak_check import Originals, check_columns, check_export, che
 from stores.export.pseudonyms import Pseudonyms, check_mapping, write_mapping
 from stores.format import layout, manifest, recipe
 from stores.format.int8 import INT8, KINDS, Cost
+from stores.format.layout import read_options
+from stores.format.metadata import GROUP
 from stores.io import files
 from stores.io.location import StoreLike
+from stores.io.progress import Progress
 from stores.io.staging import REQUEST, copy_file, staged
-from stores.verify.findings import Progress
 
 _RECODED = re.compile(r"features\.zarr/[^/]+/(?:(?:features|tokens)/.*|zarr\.json)")
 _TOKENS = re.compile(r"features\.zarr/[^/]+/(?:tokens|positions)/.*")
@@ -248,8 +249,8 @@ def _write_rest(export: _Plan, written: recipe.Recipe, stage: Path) -> None:
     """What is of no slide: groups, slides table, options; the recipe last."""
     for root in ("features.zarr", "pixels.zarr"):
         if (stage / root).is_dir():
-            files.write_json(stage / root / "zarr.json", forms.GROUP)
-    before = files.read_options(export.store, "export")
+            files.write_json(stage / root / "zarr.json", GROUP)
+    before = read_options(export.store, "export")
     about = {
         "pseudonymised": export.names is not None or before.get("pseudonymised") is True,
         "key_id": export.names.key_id if export.names is not None else before.get("key_id"),
@@ -270,7 +271,7 @@ def _write_rest(export: _Plan, written: recipe.Recipe, stage: Path) -> None:
         command = Path(name).stem
         if known is None or known.kind != "options" or command == "export":
             continue
-        options = files.read_options(export.store, command)
+        options = read_options(export.store, command)
         if "pixels" in options:
             options["pixels"] = options["pixels"] is True and export.options.pixels
         if "tokens" in options and not export.options.tokens:

@@ -16,9 +16,10 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from stores import forms
 from stores.errors import CorruptStore
 from stores.format import features, int8, manifest, recipe, tokens
+from stores.format.metadata import GROUP
+from stores.format.statistics import RunningStats
 from stores.io import files
 from stores.io.location import StoreLike
 
@@ -108,7 +109,7 @@ class ArrayWriter:
 def write_groups(stage: Path, slide_id: str) -> None:
     """The metadata of the groups that a slide's arrays are in: bare, attributes of a source may tell anything."""
     for folder in (stage / features.ROOT, stage / features.ROOT / slide_id):
-        files.write_json(folder / "zarr.json", forms.GROUP)
+        files.write_json(folder / "zarr.json", GROUP)
 
 
 def _blocks_of(
@@ -201,7 +202,7 @@ def write_int8(
 
 def _standard(slide: features.SlideFeatures, blocks: list[Block]) -> npt.NDArray[np.float32]:
     """Mean and standard deviation of each dimension over all committed rows of all seeds, float32 (2, dim)."""
-    running = features.RunningStats()
+    running = RunningStats()
     for _, values, offsets in _blocks_of(slide, blocks):
         if len(offsets):
             wide = values[offsets].astype(np.float64)

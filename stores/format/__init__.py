@@ -1,1 +1,1 @@
-"""stores/format."""
+"""The store format: recipe, manifest, arrays of features, tokens and pixels, and where each file is."""

@@ -6,13 +6,10 @@ that a local folder and a remote store are read through one function, ``name -> 
 
 import asyncio
 import math
-import stat
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import google_crc32c
-import numcodecs
 import numpy as np
 import numpy.typing as npt
 import zarr
@@ -21,15 +18,12 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from stores.errors import CorruptStore, StoreError
+from stores.format.chunks import _EVERY_CHUNK, chunk_limit, require_decoded_size
 from stores.format.metadata import MAX_READ_BYTES, ArraySpec, parse_metadata
-from stores.io.files import first_line, fsync_path, write_bytes
-from stores.io.location import StoreLike
+from stores.io.files import first_line
+from stores.io.location import StoreLike, read_file
 
-_EVERY_CHUNK: Any = {
-    "write_empty_chunks": True
-}  # one that equals the fill value is a chunk too, not a lost one
 _MAX_METADATA_BYTES = 64 << 10
-_T = TypeVar("_T")
 
 
 def read_metadata(store: StoreLike, name: str) -> ArraySpec:
@@ -44,57 +38,6 @@ def read_metadata(store: StoreLike, name: str) -> ArraySpec:
     if raw is None:
         raise StoreError(f"{store}/{name}: no such array; is the store complete?")
     return parse_metadata(raw, f"{store}/{name}")
-
-
-def read_file(store: StoreLike, name: str, limit_bytes: int) -> bytes | None:
-    """A file of the store, None when it is absent; CorruptStore when it is no regular file, or too large."""
-    if not isinstance(store, Path):
-        return store.read(name, limit_bytes)
-    return _read_local(store / name, limit_bytes, lambda path, _: path.read_bytes())
-
-
-def _read_local(path: Path, limit_bytes: int, read: Callable[[Path, int], _T]) -> _T | None:
-    """What `read` makes of a file and its size, as `read_file`."""
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > limit_bytes:
-            what = "larger than" if stat.S_ISREG(status.st_mode) else "not a file; expected one of at most"
-            raise CorruptStore(f"{path}: {what} {limit_bytes} bytes")
-        return read(path, status.st_size)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise CorruptStore(f"{path}: cannot be read ({first_line(error)})") from None
-
-
-def decoded_size(raw: bytes | memoryview, compressor: str) -> int | None:
-    """The size that a compressed chunk says it decodes to; None when it does not say.
-
-    Sources: RFC 8878, section 3.1.1 (Zstandard frame header); the Blosc 1 header.
-    """
-    if compressor == "blosc":
-        return int.from_bytes(raw[4:8], "little") if len(raw) >= 16 else None
-    if len(raw) < 6 or raw[:4] != b"\x28\xb5\x2f\xfd":
-        return None
-    size_flag, single_segment, dictionary_flag = raw[4] >> 6, raw[4] >> 5 & 1, raw[4] & 3
-    if size_flag == 0 and not single_segment:
-        return None
-    start = 5 + (not single_segment) + (0, 1, 2, 4)[dictionary_flag]
-    length = (1, 2, 4, 8)[size_flag]
-    return int.from_bytes(raw[start : start + length], "little") + (256 if length == 2 else 0)
-
-
-def require_decoded_size(raw: bytes | memoryview, spec: ArraySpec, where: str) -> None:
-    """Raise CorruptStore unless a compressed chunk decodes to the size that its array says."""
-    if spec.compressor is not None:
-        size = decoded_size(raw, spec.compressor)
-        if size != spec.chunk_bytes:
-            raise CorruptStore(f"{where}: decodes to {size} bytes, expected {spec.chunk_bytes}")
-
-
-def chunk_limit(spec: ArraySpec) -> int:
-    """The most bytes that the file of a chunk may have."""
-    return spec.chunk_bytes * 9 // 8 + 1024  # what cannot be compressed grows by a header per block
 
 
 class ReadOnlyStore(Store):
@@ -230,64 +173,6 @@ def read_selection(array: zarr.Array[Any], selection: tuple[Any, ...], what: str
         raise CorruptStore(f"{what}: damaged chunk ({first_line(error)})") from error
 
 
-def read_chunk(
-    store: StoreLike,
-    name: str,
-    spec: ArraySpec,
-    index: tuple[int, ...],
-    memory: npt.NDArray[np.uint8] | None = None,
-) -> npt.NDArray[Any] | None:
-    """A whole chunk, padding included and read-only, or None when there is none.
-
-    Decodes without Zarr, whose way through an event loop costs more than reading, checksum and decoding together.
-
-    Parameters
-    ----------
-    memory : uint8 (at least chunk_limit(spec),)
-        To hold the chunk, until it is used for another one. Fresh memory costs more than reading into it.
-
-    Raises
-    ------
-    CorruptStore
-        When the chunk is damaged.
-    """
-    file = f"{name}/c/{'/'.join(map(str, index))}"
-    raw = _read_chunk_file(store, file, chunk_limit(spec), memory)
-    if raw is None:
-        return None
-    body = raw[:-4]
-    # an array, for the library takes no view of bytes
-    if len(raw) < 4 or google_crc32c.value(np.frombuffer(body, np.uint8)) != int.from_bytes(
-        raw[-4:], "little"
-    ):
-        raise CorruptStore(f"{store}/{file}: its crc32c differs")
-    if spec.compressor is not None:
-        require_decoded_size(raw, spec, f"{store}/{file}")
-        codec = numcodecs.Zstd() if spec.compressor == "zstd" else numcodecs.Blosc()
-        try:
-            body = memoryview(codec.decode(body))
-        except Exception as error:  # numcodecs raises RuntimeError and ValueError
-            raise CorruptStore(f"{store}/{file}: cannot be decoded ({first_line(error)})") from None
-    if len(body) != spec.chunk_bytes:
-        raise CorruptStore(f"{store}/{file}: {len(body)} bytes, expected {spec.chunk_bytes}")
-    return np.frombuffer(body, spec.dtype).reshape(spec.chunks)
-
-
-def _read_chunk_file(
-    store: StoreLike, file: str, limit_bytes: int, memory: npt.NDArray[np.uint8] | None
-) -> memoryview | None:
-    if memory is None or not isinstance(store, Path):
-        raw = read_file(store, file, limit_bytes)
-        return None if raw is None else memoryview(raw)
-    room = memory.data
-
-    def into_room(path: Path, size: int) -> memoryview:
-        with path.open("rb") as opened:
-            return room[: opened.readinto(room[:size])].toreadonly()
-
-    return _read_local(store / file, limit_bytes, into_room)
-
-
 def read_whole(array: zarr.Array[Any], what: str) -> npt.NDArray[Any]:
     """Read an array that is small by its nature; CorruptStore when its shape asks for more memory than that."""
     size = math.prod(array.shape) * array.dtype.itemsize
@@ -296,46 +181,6 @@ def read_whole(array: zarr.Array[Any], what: str) -> npt.NDArray[Any]:
             f"{what}: shape {array.shape} asks for {size} bytes, more than {MAX_READ_BYTES >> 20} MiB"
         )
     return read_selection(array, (slice(None),), what)
-
-
-def chunk_file(store: Path, name: str, index: tuple[int, ...]) -> Path:
-    """The file that holds a chunk of an array of a local store."""
-    return store / name / "c" / "/".join(map(str, index))
-
-
-def write_chunk(
-    store: Path, name: str, spec: ArraySpec, index: tuple[int, ...], values: npt.NDArray[Any], fill: float
-) -> None:
-    """Write a chunk and flush it to the disk; what is left of the chunk is `fill`.
-
-    The bytes are those that Zarr writes, whose way takes twice as long and renames before it flushes; it is left to
-    Zarr where chunks are compressed, as they are in a copy.
-
-    Parameters
-    ----------
-    values
-        With the chunk's number of axes; shorter than the chunk where that reaches over the end of the array.
-    """
-    if spec.compressor is not None:
-        array = zarr.open_array(store / name, mode="r+", zarr_format=3).with_config(_EVERY_CHUNK)
-        starts = [number * side for number, side in zip(index, spec.chunks, strict=True)]
-        array[tuple(slice(at, at + n) for at, n in zip(starts, values.shape, strict=True))] = values
-        flush_chunk(store, name, index)
-        return
-    if values.shape != spec.chunks:
-        whole = np.full(spec.chunks, fill, spec.dtype)
-        whole[tuple(slice(0, n) for n in values.shape)] = values
-        values = whole
-    body = np.ascontiguousarray(values, spec.dtype.newbyteorder("<"))
-    checksum = google_crc32c.value(body.reshape(-1).view(np.uint8))
-    write_bytes(chunk_file(store, name, index), body.data, checksum.to_bytes(4, "little"))
-
-
-def flush_chunk(store: Path, name: str, index: tuple[int, ...]) -> None:
-    """Force a written chunk to the disk: Zarr renames it into place but does not fsync."""
-    path = chunk_file(store, name, index)
-    fsync_path(path)
-    fsync_path(path.parent)
 
 
 def create_array(

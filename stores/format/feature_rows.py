@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stores.errors import CorruptStore
-from stores.format import arrays, features
+from stores.format import features
+from stores.format.chunks import chunk_limit
 from stores.io.location import StoreLike
 
 _OPEN_SLIDES = 256
@@ -65,8 +66,8 @@ class RowReader:
             memory = np.empty(0, np.uint8)
             if len(self._held) == self._blocks:
                 _, (_, memory) = self._held.popitem(last=False)
-            if len(memory) < arrays.chunk_limit(opened.spec):
-                memory = np.empty(arrays.chunk_limit(opened.spec), np.uint8)
+            if len(memory) < chunk_limit(opened.spec):
+                memory = np.empty(chunk_limit(opened.spec), np.uint8)
             self._held[key] = opened.read_block(seed, block, memory), memory
         self._held.move_to_end(key)
         return self._held[key][0]

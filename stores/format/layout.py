@@ -1,20 +1,17 @@
 """Which files a store may have, by name: what a copy takes along, and what ``verify`` calls a stray file."""
 
-import os
 import re
-import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from stores.errors import CorruptStore, OptionError
+from stores.errors import CorruptStore, OptionError, StoreError
 from stores.format.manifest import is_slide_id
-from stores.io.files import PARTIAL
-from stores.io.location import StoreLike
+from stores.io.files import read_json
+from stores.io.location import StoreLike, walk
 
 CHECKSUMS = "checksums.sha256"
-LOGS = "logs"
-"""Folder of what happened when a store was made: it belongs to whoever made it and is no part of the store."""
 DIGEST = "checksums.sha256.digest"
 """One line: the SHA-256 of the checksums file, to publish."""
 _ROOT_FILES = {
@@ -91,22 +88,6 @@ def list_files(store: StoreLike, only_plain: bool = True) -> dict[str, int]:
     return dict(walk(store, refuse))
 
 
-def walk(folder: Path, odd: Callable[[str, str], None], prefix: str = "") -> Iterator[tuple[str, int]]:
-    """(name, size) of every file below a folder, sorted; ``odd(name, what)`` hears of what is no file or folder."""
-    with os.scandir(folder) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
-    for entry in ordered:
-        if entry.name == LOGS and not prefix:
-            continue
-        status = entry.stat(follow_symlinks=False)
-        if stat.S_ISDIR(status.st_mode):
-            yield from walk(folder / entry.name, odd, f"{prefix}{entry.name}/")
-        elif not stat.S_ISREG(status.st_mode):
-            odd(prefix + entry.name, "a symbolic link" if entry.is_symlink() else "a device, pipe or socket")
-        elif not entry.name.endswith(PARTIAL):
-            yield prefix + entry.name, status.st_size
-
-
 def is_sealed(store: Path) -> bool:
     """Whether ``store seal`` was run on a local store."""
     return (store / CHECKSUMS).exists()
@@ -128,3 +109,12 @@ def by_slide(names: Iterable[str]) -> dict[str, list[str]]:
         if known is not None and known.slide_id is not None:
             found.setdefault(known.slide_id, []).append(name)
     return found
+
+
+def read_options(store: StoreLike, command: str) -> dict[str, Any]:
+    """The options that a command made a store with; empty when they are not there: they only inform."""
+    path = store / "options" / f"{command}.json"
+    value = read_json(path) if path.is_file() else {}
+    if not isinstance(value, dict):
+        raise StoreError(f"{path}: expected an object, found {value!r:.80}")
+    return value

@@ -15,17 +15,11 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from stores.errors import CorruptStore, StoreError
-from stores.format.arrays import (
-    create_array,
-    flush_chunk,
-    open_checked,
-    open_for_writing,
-    read_file,
-    read_selection,
-)
+from stores.format.arrays import create_array, open_checked, open_for_writing, read_selection
+from stores.format.chunks import flush_chunk
 from stores.format.features import ROW_QUANTUM
 from stores.format.manifest import check_slide_id
-from stores.io.location import StoreLike
+from stores.io.location import StoreLike, read_file
 
 ROOT = "pixels.zarr"
 

@@ -19,17 +19,10 @@ import numpy.typing as npt
 import zarr
 
 from stores.errors import CorruptStore, StoreError
-from stores.format import arrays, features, recipe
-from stores.format.arrays import (
-    create_array,
-    open_checked,
-    open_for_writing,
-    read_file,
-    read_selection,
-    read_spec,
-)
+from stores.format import chunks, features, recipe
+from stores.format.arrays import create_array, open_checked, open_for_writing, read_selection, read_spec
 from stores.format.features import array_name, block_range, block_rows, require_finite
-from stores.io.location import StoreLike
+from stores.io.location import StoreLike, read_file
 
 LEAVES = ("positions", "tokens")
 """The tokens come last: their metadata say that both are there."""
@@ -86,7 +79,7 @@ def write_positions(
     rows = block_range(spec.shape[1], block)
     if positions.shape != (len(rows), spec.shape[2]) or positions.dtype != np.int32:
         raise StoreError(f"{slide_id} block {block}: positions {positions.dtype} {positions.shape}")
-    arrays.write_chunk(store, name, spec, (seed, block, 0), positions[None], NO_POSITION)
+    chunks.write_chunk(store, name, spec, (seed, block, 0), positions[None], NO_POSITION)
 
 
 def write_chunk(store: Path, slide_id: str, seed: int, index: int, values: npt.NDArray[np.float16]) -> None:
@@ -97,7 +90,7 @@ def write_chunk(store: Path, slide_id: str, seed: int, index: int, values: npt.N
     stop = min(start + spec.chunks[1], spec.shape[1])
     if values.shape != (stop - start, *spec.shape[2:]) or values.dtype != np.float16:
         raise StoreError(f"{slide_id} rows {start}-{stop - 1}: tokens {values.dtype} {values.shape}")
-    arrays.write_chunk(store, name, spec, (seed, index, 0, 0), values[None], math.nan)
+    chunks.write_chunk(store, name, spec, (seed, index, 0, 0), values[None], math.nan)
 
 
 class ChunkBuffer:

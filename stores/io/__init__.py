@@ -1,1 +1,1 @@
-"""stores/io."""
+"""Files: atomic writing, locations, staging, text. Knows nothing of the format."""

@@ -1,20 +1,23 @@
 """Writing files so that a kill or a power cut leaves the old file or the new one, never half of one."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stores.disk import free_bytes, is_full
 from stores.errors import DiskFull, G2LError, OptionError, StoreError
-from stores.io.location import StoreLike
+from stores.io.text import human_bytes
 
 PARTIAL = ".partial"
 _FULL_BYTES = 64 << 10
+MARGIN_BYTES = 16 << 20
+"""Left free, for the small files around a large one."""
 
 
 def first_line(error: BaseException) -> str:
@@ -133,15 +136,6 @@ def read_json(path: Path, limit_bytes: int = 16 << 20, finite: bool = False) -> 
         raise StoreError(f"{path}: not a readable JSON file ({error})") from None
 
 
-def read_options(store: StoreLike, command: str) -> dict[str, Any]:
-    """The options that a command made a store with; empty when they are not there: they only inform."""
-    path = store / "options" / f"{command}.json"
-    value = read_json(path) if path.is_file() else {}
-    if not isinstance(value, dict):
-        raise StoreError(f"{path}: expected an object, found {value!r:.80}")
-    return value
-
-
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Hold a lock on a folder while a command writes into it; it ends with the process, however that ends.
@@ -175,3 +169,31 @@ def sweep_partials(root: Path) -> int:
     for path in found:
         path.unlink(missing_ok=True)
     return len(found)
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes of the file system that `folder` is on or will be on. A quota may allow less."""
+    found = folder.absolute()
+    while not found.exists():
+        found = found.parent
+    return shutil.disk_usage(found).free
+
+
+def require_free(folder: Path, size: int, what: str) -> None:
+    """Raise DiskFull unless `size` bytes and a margin are free where `folder` is."""
+    free = free_bytes(folder)
+    if free < size + MARGIN_BYTES:
+        raise DiskFull(
+            f"{what}: needs {human_bytes(size)}, {folder} has {human_bytes(free)} free; "
+            "all that was committed is kept: make room and start the same command again"
+        )
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error, or what it came from, says that a disk or quota is full."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False

@@ -1,7 +1,17 @@
 """Where a store is: a local folder, or a remote one behind the same few operations."""
 
+import os
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+from stores.errors import CorruptStore
+from stores.io.files import PARTIAL, first_line
+
+_T = TypeVar("_T")
+LOGS = "logs"
+"""Folder of what happened when a store was made: it belongs to whoever made it and is no part of the store."""
 
 
 class RemoteFiles(Protocol):
@@ -18,3 +28,40 @@ class RemoteFiles(Protocol):
 
 
 StoreLike = Path | RemoteFiles
+
+
+def read_file(store: StoreLike, name: str, limit_bytes: int) -> bytes | None:
+    """A file of the store, None when it is absent; CorruptStore when it is no regular file, or too large."""
+    if not isinstance(store, Path):
+        return store.read(name, limit_bytes)
+    return read_local(store / name, limit_bytes, lambda path, _: path.read_bytes())
+
+
+def read_local(path: Path, limit_bytes: int, read: Callable[[Path, int], _T]) -> _T | None:
+    """What `read` makes of a file and its size, as `read_file`."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > limit_bytes:
+            what = "larger than" if stat.S_ISREG(status.st_mode) else "not a file; expected one of at most"
+            raise CorruptStore(f"{path}: {what} {limit_bytes} bytes")
+        return read(path, status.st_size)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise CorruptStore(f"{path}: cannot be read ({first_line(error)})") from None
+
+
+def walk(folder: Path, odd: Callable[[str, str], None], prefix: str = "") -> Iterator[tuple[str, int]]:
+    """(name, size) of every file below a folder, sorted; ``odd(name, what)`` hears of what is no file or folder."""
+    with os.scandir(folder) as entries:
+        ordered = sorted(entries, key=lambda entry: entry.name)
+    for entry in ordered:
+        if entry.name == LOGS and not prefix:
+            continue
+        status = entry.stat(follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode):
+            yield from walk(folder / entry.name, odd, f"{prefix}{entry.name}/")
+        elif not stat.S_ISREG(status.st_mode):
+            odd(prefix + entry.name, "a symbolic link" if entry.is_symlink() else "a device, pipe or socket")
+        elif not entry.name.endswith(PARTIAL):
+            yield prefix + entry.name, status.st_size

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from stores.errors import CorruptStore, OptionError
-from stores.format.arrays import read_file
 from stores.io import files
-from stores.io.location import StoreLike
+from stores.io.location import StoreLike, read_file
 
 REQUEST = ".request.json"
 

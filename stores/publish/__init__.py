@@ -1,1 +1,1 @@
-"""stores/publish."""
+"""Publishing a store: the data set card, Croissant metadata, licences."""

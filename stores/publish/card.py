@@ -15,6 +15,7 @@ import yaml
 
 from stores.errors import OptionError, StoreError
 from stores.format import layout, manifest, recipe
+from stores.format.layout import read_options
 from stores.format.pixels import ROOT as PIXELS
 from stores.info import store_info
 from stores.io import files
@@ -73,7 +74,7 @@ def write_card(store: Path, options: CardOptions) -> list[Path]:
         raise OptionError(
             f"--cohort-column {unknown[0]}: no such column; there are {', '.join(own) or 'none'}"
         )
-    recorded = one_line(files.read_options(store, "extract-teacher").get("teacher_licence") or "unknown")
+    recorded = one_line(read_options(store, "extract-teacher").get("teacher_licence") or "unknown")
     views: Counter[str] = Counter()
     for count in manifest.count_views(store).to_pylist():
         views[count["slide_id"]] += count["views"] if count["status"] == manifest.OK else 0

@@ -1,1 +1,1 @@
-"""stores/remote."""
+"""Stores behind URLs: a bounded cache, and copying to and from buckets."""

@@ -6,173 +6,20 @@ file. All traffic goes through `Objects`, the one place that retries.
 
 import contextlib
 import hashlib
-import random
-import re
 import shutil
 import tempfile
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from stores.errors import CorruptStore, OptionError, StoreError
+from stores.errors import CorruptStore, OptionError
 from stores.format.layout import classify
-from stores.io.files import first_line
 from stores.io.location import StoreLike
+from stores.remote.objects import THREADS, Object, Objects, is_url
 
-ATTEMPTS = 8
-FIRST_DELAY_S, LAST_DELAY_S = 0.25, 20.0
-THREADS = 16
 _MAX_SMALL_BYTES = 1 << 30
-_ASK_FIRST_BYTES = 64 << 20
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://.+", re.IGNORECASE)
-_MD5 = re.compile(r'"?([0-9a-f]{32})"?')
-_TIMEOUTS = {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 0}}
-_S3 = ("s3", "s3a")
-
-
-def is_url(text: str) -> bool:
-    """Whether `text` is a URL rather than a path.
-
-    >>> is_url("s3://bucket/store"), is_url("stores/brca"), is_url("C://x")
-    (True, False, True)
-    """
-    return _URL.fullmatch(text) is not None
-
-
-@dataclass(frozen=True, slots=True)
-class Object:
-    """What a listing says of a file."""
-
-    size: int
-    md5: str | None
-    """Hex; None where the service does not tell it."""
-
-
-class Objects:
-    """The files below a URL: list, get and put, each tried again when the network or the service fails.
-
-    Parameters
-    ----------
-    sleep, jitter
-        How to wait, and where the random part of the waiting time comes from.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        sleep: Callable[[float], None] = time.sleep,
-        jitter: random.Random | None = None,
-        attempts: int = ATTEMPTS,
-    ) -> None:
-        self.url = url.rstrip("/")
-        self._sleep, self._jitter, self._attempts = sleep, jitter or random.Random(), attempts
-        scheme = url.partition("://")[0].lower()
-        settings: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
-        if scheme in ("file", "local"):
-            settings["auto_mkdir"] = True
-        if scheme in _S3:
-            settings["config_kwargs"] = _TIMEOUTS | {"max_pool_connections": 2 * THREADS}
-        try:
-            import fsspec
-
-            self._fs, self._root = fsspec.core.url_to_fs(self.url, **settings)
-        except ImportError as error:
-            extra = "g2l[s3]" if scheme in _S3 else first_line(error)
-            raise OptionError(
-                f"{url}: needs a package that is not installed: pip install '{extra}'"
-            ) from None
-        except ValueError as error:
-            raise OptionError(f"{url}: not a URL that fsspec knows ({first_line(error)})") from None
-        if scheme in _S3:
-            self._fs.retries = 1  # otherwise it retries on its own, in another way for each kind of failure
-        self._root = self._root.rstrip("/")
-
-    def list(self, prefix: str = "") -> dict[str, Object]:
-        """Every file below `prefix`, by its name below the URL; empty when there is none."""
-        path = f"{self._root}/{prefix}".rstrip("/")
-        found: Mapping[str, Any] = (
-            self._try(f"listing {prefix}", lambda: self._fs.find(path, detail=True)) or {}
-        )
-        result = {}
-        for full, about in found.items():
-            name = full.lstrip("/").removeprefix(self._root.lstrip("/") + "/")
-            if about.get("type", "file") == "file":
-                result[name] = Object(int(about["size"]), _md5_of(about))
-        return result
-
-    def get(self, name: str, limit_bytes: int) -> bytes | None:
-        """The bytes of a file, None when there is none; CorruptStore when there are more than `limit_bytes`."""
-        path = f"{self._root}/{name}"
-        if limit_bytes > _ASK_FIRST_BYTES:  # some backends allocate all that may come
-            about = self.about(name)
-            if about is None:
-                return None
-            if about.size > limit_bytes:
-                raise CorruptStore(f"{self.url}/{name}: larger than {limit_bytes} bytes")
-            limit_bytes = about.size
-
-        def once() -> bytes:
-            try:
-                return bytes(self._fs.cat_file(path, start=0, end=limit_bytes + 1))
-            except Exception as error:
-                if "range" in str(error).lower():  # an empty object has none
-                    return bytes(self._fs.cat_file(path))
-                raise
-
-        data: bytes | None = self._try(name, once)
-        if data is not None and len(data) > limit_bytes:
-            raise CorruptStore(f"{self.url}/{name}: larger than {limit_bytes} bytes")
-        return data
-
-    def put(self, name: str, data: bytes) -> None:
-        """Write a file as a whole."""
-        path = f"{self._root}/{name}"
-
-        def once() -> bool:
-            self._fs.pipe_file(path, data)
-            return True
-
-        if self._try(name, once) is None:
-            raise StoreError(f"{self.url}: there is no such bucket or folder; make it first")
-
-    def about(self, name: str) -> Object | None:
-        """Size and MD5 of one file, None when there is none."""
-        found = self._try(name, lambda: self._fs.info(f"{self._root}/{name}"))
-        return None if found is None else Object(int(found["size"]), _md5_of(found))
-
-    def _try(self, what: str, call: Callable[[], Any]) -> Any:
-        for attempt in range(self._attempts):
-            try:
-                return call()
-            except FileNotFoundError:
-                return None
-            except PermissionError as error:
-                raise StoreError(
-                    f"{self.url}: no access ({first_line(error)}); check the credentials"
-                ) from None
-            except Exception as error:  # every backend and every layer below has errors of its own
-                if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
-                    raise StoreError(
-                        f"{self.url}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-                    ) from None
-                if attempt + 1 == self._attempts:
-                    raise StoreError(
-                        f"{self.url}: {what}: {self._attempts} attempts failed, the last with "
-                        f"{type(error).__name__}: {first_line(error)}; try again later"
-                    ) from None
-            delay = min(FIRST_DELAY_S * 2**attempt, LAST_DELAY_S)
-            self._sleep(delay * (0.5 + self._jitter.random()))
-        raise AssertionError
-
-
-def _md5_of(about: Mapping[str, Any]) -> str | None:
-    match = _MD5.fullmatch(str(about.get("ETag", "")))
-    return match[1] if match else None
 
 
 class RemoteStore:

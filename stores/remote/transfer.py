@@ -12,11 +12,11 @@ from pathlib import Path
 
 from stores.errors import CorruptStore, OptionError, StoreError
 from stores.format import layout, recipe
-from stores.format.arrays import read_file
 from stores.io import files
+from stores.io.location import read_file
+from stores.io.progress import Progress
 from stores.io.staging import staged
-from stores.remote.store import THREADS, Object, Objects
-from stores.verify.findings import Progress
+from stores.remote.objects import THREADS, Object, Objects
 from stores.verify.seal import read_checksums
 
 _LAST = (layout.CHECKSUMS, layout.DIGEST, recipe.FILE_NAME)

@@ -1,1 +1,1 @@
-"""stores/verify."""
+"""The structure of a store: is everything there that it promises; seal, reindex."""

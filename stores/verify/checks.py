@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from stores import forms
 from stores.errors import StoreError
 from stores.format import arrays, features, manifest, pixels, recipe
-from stores.io.location import StoreLike
+from stores.format.chunks import read_chunk
+from stores.format.metadata import ANY, FLOAT16, ONE_BYTE, PLAIN, SEEDS, Codecs
+from stores.io.location import StoreLike, read_file
 from stores.verify.findings import Finding
 from stores.verify.token_checks import check_tokens
 
@@ -60,36 +61,6 @@ class SlideFindings:
     slide_id: str
     findings: list[Finding]
     views: int
-
-
-def check_slide(store: StoreLike, files: SlideFiles) -> SlideFindings:
-    """Read everything that a store has of one slide; needs no other slide, hence runs anywhere and in any order."""
-    slides = {} if files.row is None else {files.slide_id: files.row}
-    state = StoreCheck(store, files.sizes, slides, files.stored, files.partial, files.n_seeds)
-    commits = _read_commits(state, files.slide_id)
-    n_ok = 0
-    if files.row is not None and files.row["status"] == manifest.OK:
-        check = SlideCheck(state, files.slide_id, files.row, commits, list(files.sizes))
-        check.run()
-        n_ok = check.n_ok
-    return SlideFindings(files.slide_id, state.found, n_ok)
-
-
-def _read_commits(state: StoreCheck, slide_id: str) -> list[tuple[manifest.Commit, pa.Table]]:
-    """Readable commit records; the others become findings, and so do those that another has replaced."""
-    folder = f"manifest/views/{slide_id}/"
-    found, relied = [], set()
-    for commit in manifest.commits(state.store, slide_id):
-        file = folder + commit.path.name
-        relied.add(file)
-        try:
-            found.append((commit, commit.read()))
-        except StoreError as error:
-            place = {"block": commit.block, "seeds": commit.seeds}
-            state.add(file, str(error).replace(f"{commit.path}: ", ""), "commit", slide_id, **place)
-    for name in sorted(name for name in state.listed if name.startswith(folder) and name not in relied):
-        state.add(name, "is not relied on: `g2l store reindex` removes it", "stray", slide_id)
-    return found
 
 
 @dataclass(slots=True)
@@ -204,25 +175,23 @@ class SlideCheck:
                 yield seed, block, features.block_range(n_rows, block)
 
     def array_of(
-        self, name: str, kind: str, shape: tuple[int, ...], codecs: forms.Codecs, fill: Any
+        self, name: str, kind: str, shape: tuple[int, ...], codecs: Codecs, fill: Any
     ) -> arrays.ArraySpec | None:
         """The array's metadata, when they are what the format says for this shape."""
         file = f"{name}/zarr.json"
         try:
             spec = arrays.read_metadata(self.state.store, name)
-            found = json.loads(arrays.read_file(self.state.store, file, 1 << 20) or b"")
+            found = json.loads(read_file(self.state.store, file, 1 << 20) or b"")
         except StoreError as error:
             self.add(file, error, "metadata")
             return None
         fits = len(spec.shape) == len(shape)
         for n, wanted in zip(spec.shape, shape, strict=False):
             fits = fits and (
-                n == wanted
-                or (wanted == forms.ANY and n > 0)
-                or (wanted == forms.SEEDS and self._seeds_fit(n))
+                n == wanted or (wanted == ANY and n > 0) or (wanted == SEEDS and self._seeds_fit(n))
             )
         if not fits:
-            names = {forms.ANY: "any", forms.SEEDS: f"{self._n_seeds()} or more seeds"}
+            names = {ANY: "any", SEEDS: f"{self._n_seeds()} or more seeds"}
             expected = ", ".join(str(names.get(n, n)) for n in shape)
             self.add(file, f"shape {spec.shape}, expected ({expected})", "metadata")
             return None
@@ -239,8 +208,8 @@ class SlideCheck:
 
     def _coords(self, patches: manifest.Patches | None) -> None:
         name = features.array_name(self.slide_id, "coords")
-        shape = (forms.ANY if patches is None else len(patches), 2)
-        if self.array_of(name, "coords", shape, forms.PLAIN, 0) is None:
+        shape = (ANY if patches is None else len(patches), 2)
+        if self.array_of(name, "coords", shape, PLAIN, 0) is None:
             return
         try:
             found = features.read_coords(self.state.store, self.slide_id)
@@ -256,25 +225,23 @@ class SlideCheck:
     def _features(self, listed: npt.NDArray[np.int8]) -> None:
         store, n_rows = self.state.store, listed.shape[1]
         teacher = self.state.stored.teacher if self.state.stored else None
-        dim = teacher.dim if teacher else forms.ANY
+        dim = teacher.dim if teacher else ANY
         name = features.array_name(self.slide_id, "features")
         compact = self.state.stored is not None and self.state.stored.compact is not None
-        codecs = forms.FLOAT16
+        codecs = FLOAT16
         if compact:
-            codecs = forms.ONE_BYTE
-        spec = self.array_of(name, "features", (forms.SEEDS, n_rows, dim), codecs, -128 if compact else "NaN")
+            codecs = ONE_BYTE
+        spec = self.array_of(name, "features", (SEEDS, n_rows, dim), codecs, -128 if compact else "NaN")
         stats_name = features.array_name(self.slide_id, "stats")
         blocks = features.n_blocks(n_rows) if n_rows else 0
-        stats = self.array_of(stats_name, "stats", (forms.SEEDS, blocks, 2, dim), forms.PLAIN, "NaN")
+        stats = self.array_of(stats_name, "stats", (SEEDS, blocks, 2, dim), PLAIN, "NaN")
         arrays_of = {name: spec, stats_name: stats}
         self.strays(arrays_of)
         if spec is not None:
             if compact:
                 scales, standard = (features.array_name(self.slide_id, n) for n in ("scales", "standard"))
-                arrays_of = {scales: self.array_of(scales, "scales", spec.shape[:2], forms.PLAIN, "NaN")}
-                arrays_of[standard] = self.array_of(
-                    standard, "standard", (2, spec.shape[2]), forms.PLAIN, "NaN"
-                )
+                arrays_of = {scales: self.array_of(scales, "scales", spec.shape[:2], PLAIN, "NaN")}
+                arrays_of[standard] = self.array_of(standard, "standard", (2, spec.shape[2]), PLAIN, "NaN")
                 self.strays(arrays_of)
             try:
                 opened = features.open_features(store, self.slide_id) if compact else None
@@ -319,7 +286,7 @@ class SlideCheck:
             if opened is not None:
                 values = opened.read_block(seed, block)
             else:
-                chunk = arrays.read_chunk(self.state.store, name, spec, (seed, block, 0))
+                chunk = read_chunk(self.state.store, name, spec, (seed, block, 0))
                 assert chunk is not None  # it is listed
                 values = chunk[0, : len(rows)]
         except StoreError as error:
@@ -359,7 +326,7 @@ class SlideCheck:
         if not committed:
             return
         try:
-            chunk = arrays.read_chunk(self.state.store, name, spec, (seed, block, 0, 0))
+            chunk = read_chunk(self.state.store, name, spec, (seed, block, 0, 0))
         except StoreError as error:
             return self.add(file, error, "stats", **place)
         if chunk is None:
@@ -371,9 +338,9 @@ class SlideCheck:
             if any(file.startswith(f"{name}/") for file in self.files):
                 self.add(f"{name}/zarr.json", "is missing", "metadata")
             return
-        patch_px = self.state.stored.patch.size_px if self.state.stored else forms.ANY
+        patch_px = self.state.stored.patch.size_px if self.state.stored else ANY
         shape = (listed.shape[1], patch_px, patch_px, 3)
-        spec = self.array_of(name, "pixels", shape, forms.ONE_BYTE, 0)
+        spec = self.array_of(name, "pixels", shape, ONE_BYTE, 0)
         if spec is None:
             return
         self.strays({name: spec})
@@ -385,7 +352,7 @@ class SlideCheck:
             place: dict[str, Any] = {"block": rows.start // features.block_rows(spec.shape[0]), "rows": rows}
             file = f"{name}/c/{index}/0/0/0"
             try:
-                chunk = arrays.read_chunk(self.state.store, name, spec, (index, 0, 0, 0))
+                chunk = read_chunk(self.state.store, name, spec, (index, 0, 0, 0))
             except StoreError as error:
                 self.add(file, error, "pixels", **place)
                 continue

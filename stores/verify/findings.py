@@ -1,10 +1,6 @@
 """What ``store verify`` finds: one line each, by slide, seed and rows, and enough to repair it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-
-Progress = Callable[[int, str], None]
-"""``progress(bytes, slide_id)``: told after each piece of work."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,11 @@ import pyarrow as pa
 
 from stores.errors import CorruptStore, StoreError
 from stores.format import arrays, features, layout, manifest, pixels, recipe
+from stores.format.chunks import read_chunk
+from stores.format.statistics import mean_and_variance
 from stores.io import files
+from stores.io.progress import Progress
 from stores.verify import join_commits
-from stores.verify.findings import Progress
 
 _CHUNK = re.compile(r"(.+/([^/]+))/c/(\d+(?:/\d+)*)")  # a slide may be called c
 
@@ -210,11 +212,11 @@ class _Slide:
         if spec is None:
             return False
         try:
-            found = arrays.read_chunk(self.run.store, name, spec, (seed, block, 0, 0))
+            found = read_chunk(self.run.store, name, spec, (seed, block, 0, 0))
         except StoreError:
             return False
         # another processor adds in another order, which is no reason to write
-        expected = features.mean_and_variance(values)
+        expected = mean_and_variance(values)
         return found is not None and np.allclose(found[0, 0], expected, rtol=1e-9, atol=1e-12, equal_nan=True)
 
     def find_leftovers(self) -> None:

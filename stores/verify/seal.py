@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from stores.errors import StoreError
-from stores.format.arrays import read_file
 from stores.format.layout import CHECKSUMS, DIGEST, classify, list_files
 from stores.io import files
-from stores.io.location import StoreLike
-from stores.verify.findings import Finding, Progress
+from stores.io.location import StoreLike, read_file
+from stores.io.progress import Progress
+from stores.verify.findings import Finding
 
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 _MAX_CHECKSUMS_BYTES = 4 << 30

@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stores import forms
 from stores.errors import StoreError
-from stores.format import arrays, features, manifest, recipe
-from stores.format.layout import by_slide, classify, walk
+from stores.format import features, manifest, recipe
+from stores.format.layout import by_slide, classify
+from stores.format.metadata import GROUP
 from stores.io import files
-from stores.io.location import StoreLike
-from stores.verify.checks import SlideFiles, SlideFindings, StoreCheck, check_slide
-from stores.verify.findings import Finding, Progress
+from stores.io.location import StoreLike, read_file, walk
+from stores.io.progress import Progress
+from stores.verify.checks import SlideFiles, SlideFindings, StoreCheck
+from stores.verify.findings import Finding
 from stores.verify.seal import check_seal
+from stores.verify.slide import check_slide
 
 _MAX_MANIFEST_BYTES = 1 << 30
 
@@ -114,7 +116,7 @@ def _list(store: StoreLike, odd: list[Finding]) -> dict[str, int]:
 
 def _check_recipe(state: StoreCheck) -> None:
     name = recipe.FILE_NAME
-    raw = arrays.read_file(state.store, name, 16 << 20)
+    raw = read_file(state.store, name, 16 << 20)
     if raw is None:
         return state.add(name, "is missing", "file")
     try:
@@ -158,7 +160,7 @@ def _check_names(state: StoreCheck) -> None:
             if row is None or (row["status"] != manifest.OK and what.kind != "picture"):
                 strangers[what.slide_id] = strangers.get(what.slide_id, 0) + 1
         if name.endswith(".parquet") and what is not None:
-            raw = arrays.read_file(state.store, name, _MAX_MANIFEST_BYTES)
+            raw = read_file(state.store, name, _MAX_MANIFEST_BYTES)
             if raw and manifest.checksum_matches(raw) is None:
                 state.add(name, "carries no checksum; `g2l store reindex` adds it", "file", what.slide_id)
     for slide_id, count in strangers.items():
@@ -180,13 +182,13 @@ def _check_groups(state: StoreCheck) -> None:
         if row["status"] == manifest.OK and f"{folder}/features/zarr.json" in state.listed:
             expected.add(f"{folder}/zarr.json")
     for name in sorted(expected | {name for name in state.listed if name.startswith("options/")}):
-        raw = arrays.read_file(state.store, name, 16 << 20)
+        raw = read_file(state.store, name, 16 << 20)
         try:
             value = None if raw is None else files.parse_json(raw.decode("utf-8"))
         except (ValueError, RecursionError) as error:
             value = files.first_line(error)
         known = classify(name)
-        if name in expected and value != forms.GROUP:
+        if name in expected and value != GROUP:
             problem = "is missing" if raw is None else "is not that of a group"
             state.add(name, problem, "metadata", known.slide_id if known else None)
         elif not isinstance(value, dict):

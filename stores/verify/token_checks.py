@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from stores import forms
 from stores.errors import StoreError
 from stores.format import arrays, features, recipe, tokens
+from stores.format.chunks import read_chunk
+from stores.format.metadata import FLOAT16, PLAIN, SEEDS
 
 if TYPE_CHECKING:
     from stores.verify.checks import SlideCheck
@@ -30,10 +31,10 @@ def check_tokens(check: "SlideCheck", listed: npt.NDArray[np.int8]) -> None:
             if file.startswith(tuple(f"{name}/" for name in names.values())):
                 check.add(file, "is of tokens, which the recipe does not have", "stray")
         return
-    shape = forms.SEEDS, n_rows, about.count
+    shape = SEEDS, n_rows, about.count
     specs = {
-        "positions": check.array_of(names["positions"], "positions", shape, forms.PLAIN, tokens.NO_POSITION),
-        "tokens": check.array_of(names["tokens"], "tokens", (*shape, about.dim), forms.FLOAT16, "NaN"),
+        "positions": check.array_of(names["positions"], "positions", shape, PLAIN, tokens.NO_POSITION),
+        "tokens": check.array_of(names["tokens"], "tokens", (*shape, about.dim), FLOAT16, "NaN"),
     }
     check.strays({names[leaf]: spec for leaf, spec in specs.items()})
     rows = tokens.chunk_rows(n_rows, about.count, about.dim) if n_rows else 1
@@ -68,7 +69,7 @@ def _check_chunks(
                     check.add(file, "is missing: committed tokens are lost", "features", **place)
                 continue
             try:
-                chunk = arrays.read_chunk(check.state.store, name, spec, at)
+                chunk = read_chunk(check.state.store, name, spec, at)
             except StoreError as error:
                 check.add(file, error, "features", **place)
                 continue

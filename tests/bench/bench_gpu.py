@@ -28,17 +28,19 @@ from pipeline.data.loader import LoaderOptions, ViewLoader
 from pipeline.demo.synthetic_slides import write_slide
 from pipeline.distill.inputs import open_data
 from pipeline.distill.model import Targets
+from pipeline.distill.options import DistillOptions
 from pipeline.distill.ranks import Ranks
 from pipeline.distill.trainer import Trainer, make_trainer
 from pipeline.encoders.load import load_encoder
 from pipeline.extract import block
 from pipeline.extract.extract import extract
+from pipeline.extract.options import ExtractOptions
 from pipeline.extract.teacher import load_teacher
 from pipeline.inference.loaded import OnDevice
 from pipeline.runtime import devices
-from pipeline.runtime.options import DistillOptions, ExtractOptions, TileOptions
 from pipeline.runtime.progress import Silent
 from pipeline.runtime.work import threads_of
+from pipeline.tile.options import TileOptions
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ _RUN = r"""
 import json, re, sys, time
 from pathlib import Path
 from pipeline.extract import extract
-from pipeline.options import ExtractOptions, TileOptions
-from pipeline.progress import Silent
-options = ExtractOptions("tests.tiny:teacher", random_weights=0, seeds=4, device="cpu", pixels=True)
+from pipeline.extract.options import ExtractOptions
+from pipeline.tile.options import TileOptions
+from pipeline.runtime.progress import Silent
+options = ExtractOptions("tests.tools.tiny:teacher", random_weights=0, seeds=4, device="cpu", pixels=True)
 extract([Path(sys.argv[1]) / "s0.tiff"], Path(sys.argv[2] + "-first"), options, TileOptions(), Silent())
 began = time.perf_counter()
 result = extract([Path(sys.argv[1])], Path(sys.argv[2]), options, TileOptions(), Silent())

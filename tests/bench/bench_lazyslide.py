@@ -26,8 +26,9 @@ _OURS = """
 import json, sys
 from pathlib import Path
 from pipeline.embed.embed import embed
-from pipeline.options import EmbedOptions, TileOptions
-from pipeline.progress import Silent
+from pipeline.embed.options import EmbedOptions
+from pipeline.tile.options import TileOptions
+from pipeline.runtime.progress import Silent
 slide, name, batch, out = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
 options = EmbedOptions(f"timm:{name}", random_weights=0, batch_size=batch, device="cpu")
 tiling = TileOptions(slide_mpp=(f"{slide.stem}=0.5",))

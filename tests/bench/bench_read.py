@@ -17,9 +17,10 @@ import openslide
 import tifffile
 
 from pipeline.demo.synthetic_slides import paint_slide
+from pipeline.slides.reader import PatchReader, flatten
 from pipeline.slides.resample import resample_area
-from pipeline.slides.slide import PatchReader, ReadPlan, flatten
-from pipeline.tile.tile import morton_order
+from pipeline.slides.slide import ReadPlan
+from pipeline.tile.grid import morton_order
 from tests.bench.measure import Ratio, milliseconds, race, ratios, say
 
 SLIDES = Path(__file__).resolve().parents[3] / "shared" / "data" / "slides"

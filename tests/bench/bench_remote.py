@@ -15,10 +15,11 @@ from pathlib import Path
 
 from pipeline.demo.synthetic_slides import write_cohort
 from pipeline.extract.extract import extract
-from pipeline.runtime.options import ExtractOptions, TileOptions
+from pipeline.extract.options import ExtractOptions
 from pipeline.runtime.progress import Silent
+from pipeline.tile.options import TileOptions
 from tests.bench.measure import Ratio
-from tests.s3_server import BUCKET, environment, s3_server
+from tests.tools.s3_server import BUCKET, environment, s3_server
 
 SLIDES, STEPS, ROUNDS = 4, 80, 3
 

@@ -24,22 +24,26 @@ import cv2
 import numpy as np
 import torch
 
-from pipeline.data.loader import BlockCache, LoaderOptions, ViewLoader
+from pipeline.data.committed import BlockCache
+from pipeline.data.loader import LoaderOptions, ViewLoader
 from pipeline.demo.synthetic_slides import paint_slide
 from pipeline.distill.inputs import Data, open_data
 from pipeline.distill.model import Targets
+from pipeline.distill.options import DistillOptions
 from pipeline.distill.ranks import Ranks
 from pipeline.distill.trainer import Trainer, make_trainer
 from pipeline.encoders.load import load_encoder
 from pipeline.extract import block
 from pipeline.extract.extract import extract
+from pipeline.extract.options import ExtractOptions
 from pipeline.inference.loaded import OnDevice, load_on_device
-from pipeline.runtime.options import DistillOptions, ExtractOptions, TileOptions
 from pipeline.runtime.progress import Silent
 from pipeline.runtime.work import threads_of
-from pipeline.slides.pool import Reader, Source
+from pipeline.slides.sources import Reader, Source
+from pipeline.tile.options import TileOptions
 from pipeline.tile.tile import tile
 from pipeline.views import draw
+from pipeline.views.render import render
 from stores import sampler
 from tests.bench.bench_gpu import flop_per_view
 from tests.bench.bench_read import APERIO, pixels_of, tiled
@@ -177,7 +181,7 @@ def bench_loader(folder: Path, store: Path, kept: bool) -> list[Ratio]:
                 readers[source.key] = source.open()
             patch = readers[source.key].read(row, x, y)
             for drawn in params:
-                np.copyto(out, draw.render(patch, drawn, data.policy))
+                np.copyto(out, render(patch, drawn, data.policy))
         for reader in readers.values():
             reader.close()
 
@@ -292,7 +296,7 @@ def main() -> list[Ratio]:
         tiling = write_slides(large, 2)
         for kept in (False, True):
             options = ExtractOptions(
-                "tests.tiny:teacher", random_weights=0, seeds=SEEDS, device="cpu", pixels=kept
+                "tests.tools.tiny:teacher", random_weights=0, seeds=SEEDS, device="cpu", pixels=kept
             )
             store = Path(name) / f"pixels {kept}"
             extract([large], store, options, tiling, Silent())

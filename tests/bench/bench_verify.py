@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from stores.verify.structure import verify_structure
-from tests import store_tools
 from tests.bench.measure import Ratio, race, ratios, spread
+from tests.tools import stores
 
 SLIDES, ROWS, DIM, ROUNDS = 3, 4096, 1536, 7
 
@@ -26,12 +26,12 @@ def main() -> list[Ratio]:
     """Measure and print."""
     import dataclasses
 
-    assert store_tools.RECIPE.teacher is not None
-    store_tools.DIM = DIM
-    teacher = dataclasses.replace(store_tools.RECIPE.teacher, dim=DIM)
-    store_tools.RECIPE = dataclasses.replace(store_tools.RECIPE, teacher=teacher)
+    assert stores.RECIPE.teacher is not None
+    stores.DIM = DIM
+    teacher = dataclasses.replace(stores.RECIPE.teacher, dim=DIM)
+    stores.RECIPE = dataclasses.replace(stores.RECIPE, teacher=teacher)
     with tempfile.TemporaryDirectory() as folder:
-        store = store_tools.make_store(Path(folder) / "s", {f"slide-{i}": ROWS for i in range(SLIDES)})
+        store = stores.make_store(Path(folder) / "s", {f"slide-{i}": ROWS for i in range(SLIDES)})
         files = [path for path in store.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)
         assert verify_structure(store, False, ignore).findings == []

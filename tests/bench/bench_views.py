@@ -14,8 +14,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipeline.views.draw import JITTER_ORDERS, POLICIES, Policy, ViewParams, draw, render, view_crc32
+from pipeline.views.draw import JITTER_ORDERS, ViewParams, draw
 from pipeline.views.operations import Image
+from pipeline.views.policy import POLICIES, Policy
+from pipeline.views.render import render, view_crc32
 from tests.bench.measure import Ratio
 
 SLIDE = Path(__file__).resolve().parents[3] / "shared" / "data" / "slides" / "CMU-1-Small-Region.svs"

@@ -19,17 +19,19 @@ import torch
 from matplotlib.figure import Figure
 
 from pipeline.data.loader import load_views
+from pipeline.data.sources import find_sources
 from pipeline.demo.demo import DISTILL, SEED, SLIDES
 from pipeline.demo.synthetic_slides import write_cohort
-from pipeline.distill.inputs import find_sources
 from pipeline.distill.train import distill
-from pipeline.distill.validate import embed
-from pipeline.encoders.load import Encoder, load_encoder
+from pipeline.encoders.apply import embed
+from pipeline.encoders.encoder import Encoder
+from pipeline.encoders.load import load_encoder
 from pipeline.extract.extract import extract
+from pipeline.extract.options import ExtractOptions
 from pipeline.metrics.cka import linear_cka
-from pipeline.runtime.options import ExtractOptions, TileOptions
 from pipeline.runtime.progress import Silent
-from pipeline.views.draw import load_policy
+from pipeline.tile.options import TileOptions
+from pipeline.views.policy import load_policy
 from stores import sampler
 from stores.format import recipe
 from stores.info import store_info

@@ -35,19 +35,24 @@ import yaml
 from matplotlib.figure import Figure
 
 from pipeline.data.loader import Batch, load_views
-from pipeline.distill.inputs import find_sources
+from pipeline.data.sources import find_sources
+from pipeline.distill.options import DistillOptions
 from pipeline.distill.prototypes import fit
+from pipeline.distill.prototypes.options import PrototypeOptions
 from pipeline.distill.train import distill, load_student
-from pipeline.distill.validate import embed
 from pipeline.embed.tiles import read_tile
-from pipeline.encoders.load import Encoder, load_encoder
+from pipeline.encoders.apply import embed
+from pipeline.encoders.encoder import Encoder
+from pipeline.encoders.load import load_encoder
 from pipeline.extract.extract import extract
+from pipeline.extract.options import ExtractOptions
 from pipeline.metrics.cka import linear_cka
 from pipeline.metrics.knn import knn_votes, leave_out
-from pipeline.runtime.options import DistillOptions, ExtractOptions, PrototypeOptions, TileOptions, to_json
+from pipeline.runtime.options import to_json
 from pipeline.runtime.progress import Silent
 from pipeline.slides.slide import find_slides
-from pipeline.views.draw import Policy
+from pipeline.tile.options import TileOptions
+from pipeline.views.policy import Policy
 from stores import sampler
 from stores.format import recipe
 from stores.io.files import replacing, write_json, write_text

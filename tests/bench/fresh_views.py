@@ -6,19 +6,21 @@ This is how G2L and H0-mini train, with the teacher in memory. A baseline for ex
 import numpy as np
 import torch
 
-from pipeline.data.loader import BlockCache
+from pipeline.data.committed import BlockCache
 from pipeline.distill.inputs import open_data
 from pipeline.distill.model import Targets
+from pipeline.distill.options import DistillOptions
 from pipeline.distill.ranks import Ranks
 from pipeline.distill.schedule import cosine_annealing
 from pipeline.distill.train import load_student
 from pipeline.distill.trainer import make_trainer
-from pipeline.encoders.load import Encoder
+from pipeline.encoders.encoder import Encoder
+from pipeline.extract.options import ExtractOptions
 from pipeline.extract.teacher import load_teacher
-from pipeline.runtime.options import DistillOptions, ExtractOptions
 from pipeline.runtime.progress import Silent
-from pipeline.slides.pool import Reader
-from pipeline.views.draw import draw, render
+from pipeline.slides.sources import Reader
+from pipeline.views.draw import draw
+from pipeline.views.render import render
 from stores import sampler
 from stores.format import manifest
 from stores.io.location import StoreLike

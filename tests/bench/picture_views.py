@@ -8,7 +8,9 @@ import numpy as np
 import openslide
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.views.draw import JITTER_ORDERS, POLICIES, ViewParams, draw, render
+from pipeline.views.draw import JITTER_ORDERS, ViewParams, draw
+from pipeline.views.policy import POLICIES
+from pipeline.views.render import render
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "concepts"
 CORNER = (900, 1550)

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 
-from tests import stranger
 from tests.conformance.subject import Subject, block_rows, token_chunk_rows
+from tests.tools import stranger
 
 KNOWN = re.compile(
     r"recipe\.json|README\.md|croissant\.json|checksums\.sha256(\.digest)?|options/[a-z-]+\.json|pictures/[^/]+\.png"

@@ -1,1 +1,1 @@
-"""pipeline/distill/prototypes."""
+"""Prototypes of the teacher's features and tokens, for the DINO and iBOT losses."""

@@ -24,18 +24,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.data.loader import BlockCache
-from pipeline.distill.inputs import statistics
+from pipeline.data.committed import BlockCache
+from pipeline.data.statistics import statistics
 from pipeline.distill.prototypes import files as prototype_files
 from pipeline.distill.prototypes.kmeans import Chunks, SphericalKMeans
+from pipeline.distill.prototypes.options import PrototypeOptions
+from pipeline.distill.prototypes.picture import draw_prototypes
 from pipeline.runtime import devices
 from pipeline.runtime.interrupt import Interrupted, stop_on_signal
 from pipeline.runtime.log import RunLog
-from pipeline.runtime.options import PrototypeOptions, to_json
+from pipeline.runtime.options import to_json
 from pipeline.runtime.progress import Reporter
 from pipeline.runtime.resume import BEGUN, require_same_options
 from pipeline.runtime.work import threads_of
-from pipeline.tile.picture import draw_prototypes
 from stores import sampler
 from stores.errors import DistillError, OptionError, StoreError
 from stores.format import recipe

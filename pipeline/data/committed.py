@@ -1,0 +1,108 @@
+"""Committed views and what the teacher made of them, block by block, the last few kept in memory."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.views.draw import ViewParams
+from pipeline.views.patch_views import StoredView
+from stores import sampler
+from stores.format import manifest, recipe
+from stores.format.feature_rows import RowReader
+from stores.format.tokens import open_tokens, read_rows
+from stores.io.location import StoreLike
+
+_CACHED_BLOCKS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedBlock:
+    """The manifest rows of one commit record, by (seed, row)."""
+
+    columns: dict[str, npt.NDArray[Any]]
+    drawn: npt.NDArray[Any]
+    """The parameters, a record a view: taken out of twelve columns they cost ten times as much."""
+    index: dict[tuple[int, int], int]
+
+    def params(self, at: int) -> ViewParams:
+        """The drawn parameters of the view at a position."""
+        return ViewParams(*self.drawn[at].item())
+
+    def request(self, row: int, seeds: Mapping[int, bool]) -> tuple[int, int, list[StoredView]]:
+        """Place of a row, x_px0 and y_px0, and its views under `seeds`, with their checksums where that is true."""
+        wanted = []
+        for seed, check in seeds.items():
+            at = self.index[seed, row]
+            crc = int(self.columns["crc"][at]) if check else None
+            wanted.append(StoredView(seed, self.params(at), crc))
+        return int(self.columns["x_px0"][at]), int(self.columns["y_px0"][at]), wanted
+
+
+def read_commit(commit: manifest.Commit) -> CommittedBlock:
+    """Everything that rebuilding the block's views needs."""
+    names = ["row", "seed", "x_px0", "y_px0", "view_crc32", *manifest.DRAWN_SCHEMA.names]
+    table = commit.read(names)
+    crcs = table["view_crc32"].fill_null(0)
+    columns = {name: table[name].to_numpy() for name in names if name != "view_crc32"} | {
+        "crc": crcs.to_numpy()
+    }
+    keys = zip(columns["seed"].tolist(), columns["row"].tolist(), strict=True)
+    fields = [(name, columns[name].dtype) for name in manifest.DRAWN_SCHEMA.names]
+    drawn = np.empty(table.num_rows, fields)
+    for name, _ in fields:
+        drawn[name] = columns.pop(name)
+    return CommittedBlock(columns, drawn, {key: i for i, key in enumerate(keys)})
+
+
+class BlockCache:
+    """The last few commit records and chunks: runs of one block come back under other seeds.
+
+    Parameters
+    ----------
+    about
+        Which tokens the store has; None to read none.
+    """
+
+    def __init__(self, store: StoreLike, about: recipe.Tokens | None = None) -> None:
+        self._about = about
+        self.commit = functools.lru_cache(_CACHED_BLOCKS)(read_commit)
+        self._features = RowReader(store, _CACHED_BLOCKS)
+        self._open_tokens = functools.lru_cache(256)(functools.partial(open_tokens, store))
+        self._token_chunk = functools.lru_cache(_CACHED_BLOCKS)(self._read_tokens)
+        self._positions = functools.lru_cache(_CACHED_BLOCKS)(self._read_positions)
+
+    def _read_tokens(self, slide_id: str, seed: int, index: int) -> npt.NDArray[np.float16]:
+        return self._open_tokens(slide_id, self._about).read_chunk(seed, index)
+
+    def _read_positions(self, slide_id: str, seed: int, block: int) -> npt.NDArray[np.int32]:
+        return self._open_tokens(slide_id, self._about).read_positions(seed, block)
+
+    def targets(
+        self, commit: manifest.Commit, rows: npt.NDArray[np.int32], seed: int
+    ) -> npt.NDArray[np.float16]:
+        """Targets of some rows of a block under a seed, float16 (rows, dim); CorruptStore when one is not finite."""
+        return self._features.read(commit.slide_id, seed, commit.block, rows)
+
+    def tokens(
+        self, commit: manifest.Commit, rows: npt.NDArray[np.int32], seed: int
+    ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.int32]]:
+        """Tokens float16 (rows, t, width) and positions int32 (rows, t) of rows that `targets` took; t may be 0."""
+        if self._about is None:
+            return np.empty((len(rows), 0, 0), np.float16), np.empty((len(rows), 0), np.int32)
+        slide_id, block = commit.slide_id, commit.block
+        opened = self._open_tokens(slide_id, self._about)
+        read = functools.partial(self._token_chunk, slide_id)
+        positions = self._positions(slide_id, seed, block)
+        return read_rows(opened, read, positions, rows, seed, block)
+
+    def parts(self, plan: sampler.Window) -> Iterator[tuple[npt.NDArray[np.int64], list[npt.NDArray[Any]]]]:
+        """What the teacher made of a window: places in it, then targets, tokens and positions of the views there."""
+        for share in plan.shares:
+            for seed in np.unique(share.seeds).tolist():
+                chosen = share.seeds == seed
+                of = share.run.commit, share.rows[chosen], seed
+                yield share.places[chosen], [self.targets(*of), *self.tokens(*of)]

@@ -1,0 +1,72 @@
+"""``trident-h5`` and ``clam``: what TRIDENT, Patho-Bench and CLAM read, a file for each slide."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.embed.formats.base import Parts, Unit, ok_rows
+from pipeline.embed.parts import feature_matrix
+from stores.io import files
+
+_BASE_MAGNIFICATION_MPP = 10.0  # 10x is 1 micrometre a pixel
+_H5_CHUNK_ROWS = 64
+
+
+def write_h5(folder: Path, unit: Unit, parts: Parts) -> list[Path]:
+    path = folder / f"{unit.name}.h5"
+    import h5py
+
+    row, patch = unit.row, unit.about["patch"]
+    with files.replacing(path) as partial, h5py.File(partial, "w") as file:
+        made = {
+            "features": file.create_dataset(
+                "features",
+                (0, unit.dim),
+                np.float32,
+                maxshape=(None, unit.dim),
+                chunks=(_H5_CHUNK_ROWS, unit.dim),
+            ),
+            "coords": file.create_dataset("coords", (0, 2), np.int64, maxshape=(None, 2), chunks=(4096, 2)),
+        }
+        for part in parts:
+            good = ok_rows(part)
+            if not len(good):
+                continue
+            _append(made["features"], feature_matrix(good["features"]))
+            _append(made["coords"], np.stack([good["x_px0"].to_numpy(), good["y_px0"].to_numpy()], axis=1))
+        made["coords"].attrs.update(
+            {
+                "patch_size": patch["size_px"],
+                "patch_size_level0": row["patch_px0"],
+                "level0_magnification": round(_BASE_MAGNIFICATION_MPP / row["mpp"]),
+                "target_magnification": round(_BASE_MAGNIFICATION_MPP / row["patch_mpp"]),
+                "overlap": 0,
+                "name": unit.name,
+                "savetodir": "",
+                "level0_width": row["width_px0"],
+                "level0_height": row["height_px0"],
+            }
+        )
+        made["features"].attrs.update({"name": unit.about["encoder"]["name"], "savetodir": ""})
+        file.attrs["g2l"] = json.dumps(unit.about, sort_keys=True)
+    return [path]
+
+
+def _append(dataset: Any, values: npt.NDArray[Any]) -> None:
+    n = len(dataset)
+    dataset.resize(n + len(values), axis=0)
+    dataset[n:] = values
+
+
+def write_clam(folder: Path, unit: Unit, parts: Parts) -> list[Path]:
+    import h5py
+    import torch
+
+    (h5,) = write_h5(folder / "h5_files", unit, parts)
+    path = folder / "pt_files" / f"{unit.name}.pt"
+    with h5py.File(h5) as file, files.replacing(path) as partial:
+        torch.save(torch.from_numpy(file["features"][:]), partial)
+    return [h5, path]

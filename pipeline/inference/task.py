@@ -1,0 +1,57 @@
+"""A task: the views of one block that one worker encodes and writes; and the tally of a run."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.slides.sources import SlideSource
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What one writer owns: the chunks of `seeds` of one block. Small, for it travels to the worker."""
+
+    source: SlideSource
+    fingerprint: str
+    split: str
+    n_patches: int
+    """Of the whole slide."""
+    block: int
+    seeds: range
+    rows: range
+    """The wanted rows of the block; fewer than the block has only under ``--limit``."""
+
+    @property
+    def n_views(self) -> int:
+        return len(self.rows) * len(self.seeds)
+
+    def __str__(self) -> str:
+        return f"{self.source.slide_id} block {self.block} seeds {self.seeds.start}-{self.seeds.stop - 1}"
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a run over blocks did; ``summary`` of the command line."""
+
+    views: int = 0
+    views_before: int = 0
+    bad_reads: list[str] = field(default_factory=list)
+    failed_slides: dict[str, str] = field(default_factory=dict)
+    failed_blocks: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    device_seconds: float = 0.0
+    """Time in which some block had the device, summed over processes."""
+    wait_seconds: float = 0.0
+    """Of that, time without a batch, waiting for patches."""
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, item: Task, outcome: Any, error: str) -> None:
+        """Count a block that is over: with its `station.Outcome`, or with the reason why it failed."""
+        if outcome is None:
+            self.failed_blocks[str(item)] = error
+            return
+        self.views += outcome.views
+        self.bad_reads += outcome.bad_reads
+        self.device_seconds += outcome.device_seconds
+        self.wait_seconds += outcome.wait_seconds
+        for name, value in outcome.figures.items():
+            self.figures[name] = max(value, self.figures.get(name, 0))

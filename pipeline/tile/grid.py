@@ -1,0 +1,88 @@
+"""The patch grid of a slide: which squares hold tissue, in Morton order."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.slides.reader import read_thumbnail
+from pipeline.slides.slide import ReadPlan, SlideInfo
+from pipeline.tile import tissue
+from pipeline.tile.masks import load_user_mask
+from pipeline.tile.options import TileOptions
+from stores.errors import TissueError
+from stores.format import manifest, recipe
+
+THUMBNAIL_MPP = 8.0
+GRID = "non-overlapping"
+
+
+def morton_order(col: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The order in which grid cells follow a Morton (Z) curve."""
+    code = np.zeros(len(col), np.int64)
+    for bit in range(21):
+        code |= ((col >> bit) & 1) << (2 * bit) | ((row >> bit) & 1) << (2 * bit + 1)
+    return np.argsort(code, kind="stable")
+
+
+def sample_of(
+    fingerprint: str, x_px0: npt.NDArray[np.int32], y_px0: npt.NDArray[np.int32], keep: int
+) -> npt.NDArray[np.bool_]:
+    """Which `keep` patches stay: those with the smallest hash of slide and position, whatever the others are."""
+    keys = [
+        hashlib.blake2b(f"{fingerprint} {x} {y}".encode(), digest_size=8).digest()
+        for x, y in zip(x_px0.tolist(), y_px0.tolist(), strict=True)
+    ]
+    chosen = np.zeros(len(keys), bool)
+    chosen[sorted(range(len(keys)), key=keys.__getitem__)[:keep]] = True
+    return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The patches of a slide, and what they were chosen by."""
+
+    patches: manifest.Patches
+    thumbnail: npt.NDArray[np.uint8]
+    mask: npt.NDArray[np.bool_]
+
+
+def find_patches(
+    info: SlideInfo,
+    plan: ReadPlan,
+    rule: tissue.TissueRule,
+    options: TileOptions,
+) -> Grid:
+    """Tissue mask of a slide and the patches with enough of it, in row order."""
+    thumbnail = read_thumbnail(info, THUMBNAIL_MPP)
+    size_px0 = (info.width_px0, info.height_px0)
+    if options.masks is None:
+        mask = tissue.tissue_mask(
+            thumbnail, rule, thumbnail_mpp=info.width_px0 * info.mpp / thumbnail.shape[1]
+        )
+    else:
+        found = load_user_mask(options.masks, info.slide_id, size_px0, thumbnail.shape[:2])
+        if found is None:
+            raise TissueError(
+                f"{info.slide_id}: no mask {info.slide_id}.png, .tif or .geojson in {options.masks}"
+            )
+        mask = found
+    side = plan.patch_px0
+    row, col = np.divmod(
+        np.arange((size_px0[1] // side) * (size_px0[0] // side)), max(size_px0[0] // side, 1)
+    )
+    x_px0, y_px0 = (col * side).astype(np.int32), (row * side).astype(np.int32)
+    share = tissue.patch_tissue_fraction(mask, x_px0, y_px0, side, size_px0)
+    keep = share >= options.min_tissue
+    if options.max_patches is not None and keep.sum() > options.max_patches:
+        keep[keep] = sample_of(info.fingerprint, x_px0[keep], y_px0[keep], options.max_patches)
+    order = np.flatnonzero(keep)[morton_order(col[keep], row[keep])]
+    return Grid(manifest.Patches(x_px0[order], y_px0[order], share[order]), thumbnail, mask)
+
+
+def patch_recipe(options: TileOptions) -> tuple[recipe.Patch, tissue.TissueRule]:
+    """The recipe's part that tiling decides, and the tissue rule in it."""
+    rule = tissue.USER_MASK if options.masks is not None else tissue.CLASSICAL
+    part = recipe.Patch(options.mpp, options.patch, GRID, options.min_tissue, rule.to_json())
+    return part, rule

@@ -1,0 +1,190 @@
+"""Tissue masks and annotations that users bring: images and GeoJSON, checked before memory is taken."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pipeline.tile.tissue import Bools
+from stores.errors import OptionError, StoreError, TissueError
+from stores.format.manifest import check_slide_id
+from stores.io.files import first_line, read_json
+
+MAX_JSON_BYTES = 64 * 2**20
+MAX_MASK_PX = 80_000_000  # below the 89 M at which Pillow starts to warn of decompression bombs
+_JSON_SUFFIXES = (".geojson", ".json")
+_IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
+_IMAGE_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B", "I")
+_SPILL = 0.01  # of the longer side: what is drawn by hand runs a little over the edge
+
+
+def load_user_mask(
+    folder: Path, slide_id: str, size_px0: tuple[int, int], shape: tuple[int, int]
+) -> Bools | None:
+    """Load the mask that a user brings for a slide, from an untrusted file named by the slide's id.
+
+    ``<slide_id>.geojson`` or ``.json``: polygons in level-0 pixels from QuPath, less its class ``Ignore*``.
+    ``<slide_id>.png``, ``.tif`` or ``.tiff``: the whole slide in any size; what is not black is tissue.
+
+    Parameters
+    ----------
+    size_px0 : (int, int)
+        Width and height of the slide at level 0.
+    shape : (int, int)
+        Height and width of the mask to return.
+
+    Returns
+    -------
+    bool (h, w), or None when there is no file.
+
+    Raises
+    ------
+    TissueError
+        When there are two files, or one that is damaged, too large, empty or of another aspect ratio, or
+        that has coordinates outside of the slide.
+    """
+    check_slide_id(slide_id)
+    if not folder.is_dir():
+        raise OptionError(f"--masks {folder}: no such folder")
+    found = [path for end in _JSON_SUFFIXES + _IMAGE_SUFFIXES if (path := folder / (slide_id + end)).exists()]
+    if not found:
+        return None
+    if len(found) > 1:
+        raise TissueError(f"{found[0]}: there is also {found[1].name}; keep the one that decides")
+    path = found[0]
+    if path.suffix in _JSON_SUFFIXES:
+        mask = _read_polygons(path, size_px0, shape)
+    else:
+        mask = _resize(_read_image(path, size_px0), shape)
+    if not mask.any():
+        raise TissueError(f"{path}: no tissue in it; mark some, or take the slide out of the inputs")
+    return mask
+
+
+def _too_large(path: Path, size: str) -> TissueError:
+    return TissueError(
+        f"{path}: {size}; at most {MAX_MASK_PX:,} pixels or {MAX_JSON_BYTES >> 20} MiB of JSON: "
+        "export it at a lower resolution (8 um per pixel is enough)"
+    )
+
+
+def _read_image(path: Path, size_px0: tuple[int, int]) -> Bools:
+    """What is not black in an image file, at the file's own size."""
+    try:
+        with Image.open(path, formats=("PNG", "TIFF")) as image:
+            _check_image(path, image, size_px0)
+            if image.mode in ("P", "LA", "RGBA"):  # what is seen counts, not the palette's index
+                colours = np.asarray(image.convert("RGBA"))
+                return (colours[..., :3].max(axis=2) > 0) & (colours[..., 3] > 0)
+            pixels = np.asarray(image)
+    except TissueError:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise _too_large(path, first_line(error)) from None
+    except Exception as error:  # a decoder may raise anything on a damaged file
+        raise TissueError(f"{path}: not a readable PNG or TIFF ({first_line(error)}); save again") from None
+    return (pixels if pixels.ndim == 2 else pixels.max(axis=2)) != 0
+
+
+def _check_image(path: Path, image: Image.Image, size_px0: tuple[int, int]) -> None:
+    """Raise TissueError unless the header promises a mask of this slide; no memory is taken yet."""
+    (width, height), (width_px0, height_px0) = image.size, size_px0
+    if width * height > MAX_MASK_PX:
+        raise _too_large(path, f"{width}x{height} pixels")
+    if image.mode not in _IMAGE_MODES:
+        raise TissueError(f"{path}: pixels of type {image.mode}; save as 8-bit grey, no tissue in black")
+    error = abs(width * height_px0 - height * width_px0)
+    # One pixel of rounding on each side, or 2 %, whichever is more.
+    if error > max(width_px0 + height_px0, 0.02 * width * height_px0):
+        raise TissueError(
+            f"{path}: {width}x{height} has another aspect ratio than the slide ({width_px0}x{height_px0}); "
+            "the mask has to cover the whole slide, unrotated"
+        )
+
+
+def _resize(mask: Bools, shape: tuple[int, int]) -> Bools:
+    """Area mean of at least a half when it shrinks, the nearest pixel when it grows."""
+    shrinks = shape[0] <= mask.shape[0] and shape[1] <= mask.shape[1]
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST
+    resized = cv2.resize(mask.astype(np.uint8) * 254, shape[::-1], interpolation=how)
+    return resized >= 127
+
+
+def _read_polygons(path: Path, size_px0: tuple[int, int], shape: tuple[int, int]) -> Bools:
+    """Rasterise the polygons of a GeoJSON file: their union, less those of QuPath's class ``Ignore*``."""
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise _too_large(path, f"{path.stat().st_size:,} bytes")
+    try:
+        content = read_json(path, MAX_JSON_BYTES)
+    except StoreError as error:
+        raise TissueError(f"{first_line(error)}; export it again") from None
+    if isinstance(content, dict):
+        content = content.get("features") if content.get("type") == "FeatureCollection" else [content]
+    if not isinstance(content, list):
+        raise TissueError(f"{path}: no GeoJSON FeatureCollection; in QuPath: File, Export objects as GeoJSON")
+    tissue, ignored = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+    for number, feature in enumerate(content):
+        where = f"{path}: feature {number}"
+        canvas = ignored if _class_of(feature) == "Ignore*" else tissue
+        for polygon in _polygons_of(feature, where):
+            _fill(canvas, [_ring(ring, size_px0, shape, where) for ring in polygon], where)
+    return tissue > ignored
+
+
+def _class_of(feature: Any) -> Any:
+    for key in ("properties", "classification", "name"):
+        feature = feature.get(key) if isinstance(feature, dict) else None
+    return feature
+
+
+def _polygons_of(feature: Any, where: str) -> list[list[Any]]:
+    geometry = feature.get("geometry") if isinstance(feature, dict) else None
+    kind = geometry.get("type") if isinstance(geometry, dict) else None
+    if not isinstance(geometry, dict) or kind not in ("Polygon", "MultiPolygon"):
+        raise TissueError(
+            f"{where}: geometry {kind!r:.40}; allowed: Polygon, MultiPolygon; leave others out of the export"
+        )
+    coordinates = geometry.get("coordinates")
+    polygons = [coordinates] if kind == "Polygon" else coordinates
+    if not isinstance(polygons, list) or not all(isinstance(rings, list) and rings for rings in polygons):
+        raise TissueError(f"{where}: {kind} without rings of coordinates; export it again")
+    return polygons
+
+
+def _ring(ring: Any, size_px0: tuple[int, int], shape: tuple[int, int], where: str) -> npt.NDArray[np.int32]:
+    """Corners of a ring in 1/16 pixels of the mask, int32 (n, 2)."""
+    try:
+        corners = np.array([corner[:2] for corner in ring], np.float64)
+    except (LookupError, TypeError, ValueError, OverflowError):
+        corners = np.empty(0)
+    if corners.ndim != 2 or corners.shape[1] != 2 or len(corners) < 3 or not np.isfinite(corners).all():
+        raise TissueError(f"{where}: a ring is a list of three or more [x, y] numbers; found {ring!r:.60}")
+    beyond = np.maximum(-corners, corners - size_px0).max(axis=1)
+    if beyond.max() > _SPILL * max(size_px0):
+        x, y = corners[beyond.argmax()]
+        raise TissueError(
+            f"{where}: corner ({x:.6g}, {y:.6g}) lies outside of the slide ({size_px0[0]}x{size_px0[1]}); "
+            "coordinates are level-0 pixels: is it the file of this slide?"
+        )
+    scale = np.array(shape[::-1]) / size_px0
+    return np.rint((corners * scale - 0.5) * 16).astype(np.int32)  # fillPoly: pixel centres are whole numbers
+
+
+def _fill(canvas: npt.NDArray[np.uint8], rings: list[npt.NDArray[np.int32]], where: str) -> None:
+    """Add a polygon, its outline first and then its holes, to `canvas`. Works in its bounding box only."""
+    outline, *holes = rings
+    low, high = outline.min(axis=0), outline.max(axis=0)
+    for hole in holes:
+        if (hole.min(axis=0) < low).any() or (hole.max(axis=0) > high).any():
+            raise TissueError(f"{where}: a hole lies outside of its polygon; repair or redraw it")
+    x, y = np.maximum(low // 16, 0)
+    x_end, y_end = np.minimum(high // 16 + 2, canvas.shape[::-1])
+    if x >= x_end or y >= y_end:
+        return
+    box = np.zeros((y_end - y, x_end - x), np.uint8)
+    for value, ring in [(1, outline), *((0, hole) for hole in holes)]:
+        cv2.fillPoly(box, [ring - np.array([x, y], np.int32) * 16], value, shift=4)
+    canvas[y:y_end, x:x_end] |= box

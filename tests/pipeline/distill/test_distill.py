@@ -1,0 +1,402 @@
+"""Stage two: no teacher, exact resume, outputs, validation, wrong stores and options."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.data.loader import Batch
+from pipeline.data.statistics import statistics
+from pipeline.distill import checkpoint, train
+from pipeline.distill.heads import standardise
+from pipeline.distill.inputs import open_data
+from pipeline.distill.metrics_log import read_metrics
+from pipeline.distill.model import Targets
+from pipeline.distill.options import DistillOptions
+from pipeline.distill.ranks import Ranks
+from pipeline.distill.trainer import make_trainer
+from pipeline.distill.validate import validate
+from pipeline.encoders.load import load_encoder
+from pipeline.encoders.torchvision_cpu import make_importable
+from pipeline.metrics.cka import linear_cka
+from pipeline.runtime.progress import Silent
+from stores import sampler
+from stores.errors import DistillError, G2LError, OptionError, StoreError
+from stores.format import features, recipe
+from tests.tools.kill import distill_job, kill_at_random, start
+
+ALONE = Ranks(0, 1, 1, torch.device("cpu"))
+ROOT = Path(__file__).resolve().parents[3]
+VIT = "timm:vit_tiny_patch16_224?embed_dim=24&depth=1&num_heads=2&patch_size=32"
+OPTIONS = DistillOptions(
+    student=VIT,
+    random_weights=1,
+    steps=24,
+    batch_size=8,
+    lr=3e-3,
+    val_every=10,
+    checkpoint_every=8,
+    threads=2,
+    window=64,
+)
+
+
+@pytest.fixture(scope="module")
+def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "run"
+    train.distill(store, path, OPTIONS, False, Silent())
+    return path
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return {**load_file(run / "student/model.safetensors"), **load_file(run / "projector.safetensors")}
+
+
+def same(first: Path, second: Path) -> bool:
+    a, b = weights(first), weights(second)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_run_folder(run: Path, store: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == summary["steps_planned"] == 24
+    assert summary["views_seen"] == 24 * 8
+    assert summary["loss_last"] < summary["loss_first"]
+    assert summary["cosine_after"] > summary["cosine_before"]
+    assert 0 < summary["cka_before"] < summary["cka_after"] <= 1
+    assert summary["peak_rss_bytes"] > 50e6
+    assert 0 <= summary["data_wait"] <= 1
+    records = read_metrics(run / "metrics.jsonl")
+    assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 25))
+    assert [r["step"] for r in records if r["kind"] == "val"] == [0, 10, 20, 24]
+    assert {"loss", "lr", "weight_decay", "data_wait", "views_per_s"} <= records[1].keys()
+    assert (run / "curves.png").stat().st_size > 5000
+    assert len(checkpoint.saved(run)) == 2
+    options = json.loads((run / "options.json").read_text())
+    assert options["options"]["student"] == VIT
+    card = (run / "student/README.md").read_text()
+    assert card.startswith("---\n")
+    assert "tests.tools.tiny:teacher" in card
+
+
+def test_the_student_opens_in_timm_and_here(run: Path) -> None:
+    make_importable()
+    import timm
+
+    ours = load_encoder(str(run / "student"))
+    theirs = timm.create_model(f"local-dir:{run / 'student'}", pretrained=True).eval()
+    batch = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8))
+    mean, std = torch.tensor(ours.mean), torch.tensor(ours.std)
+    images = ((batch.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(batch), theirs(images), rtol=1e-5, atol=1e-6)
+
+
+def test_same_inputs_same_bytes(run: Path, store: Path, tmp_path: Path) -> None:
+    train.distill(store, tmp_path / "r", replace(OPTIONS, threads=1, check_views="all"), False, Silent())
+    assert same(run, tmp_path / "r")
+
+
+def test_another_seed_is_another_student(run: Path, store: Path, tmp_path: Path) -> None:
+    train.distill(store, tmp_path / "r", replace(OPTIONS, seed=1), False, Silent())
+    assert not same(run, tmp_path / "r")
+
+
+def test_a_complete_run_is_left_alone(run: Path, store: Path) -> None:
+    before = (run / "summary.json").read_bytes()
+    assert train.distill(store, run, OPTIONS, True, Silent()) == json.loads(before)
+    assert (run / "summary.json").read_bytes() == before
+
+
+def test_killed_at_any_moment_and_started_again_is_bit_identical(
+    run: Path, store: Path, tmp_path: Path
+) -> None:
+    """SIGKILL at 24 moments of four runs; the student and the losses are those of an undisturbed run."""
+    quick = {"checkpoint_every": 1, "check_views": "none", "val_views": 2, "val_every": 1000}
+    options, killed, steps = replace(OPTIONS, **quick), 0, set()
+    for number in range(4):
+        path = tmp_path / f"r{number}"
+
+        def whole_so_far(path: Path = path) -> None:
+            for file in checkpoint.saved(path):
+                steps.add((path.name, torch.load(file, weights_only=True)["step"]))
+
+        def newest(path: Path = path) -> list[Path]:
+            return checkpoint.saved(path)[-1:]
+
+        job, watched = (store, path, options), path / "checkpoints"
+        killed += kill_at_random(distill_job, job, 6, number, watched, 0.03, whole_so_far, newest, 3)
+        train.distill(store, path, options, False, Silent())
+        assert same(run, path)
+        assert losses(path) == losses(run)
+        assert not list(path.rglob("*.partial"))
+    assert killed >= 20
+    assert len(steps) > 20  # they went on from each other's checkpoints
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    return [(r["step"], r["loss"]) for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "train"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_writes_a_checkpoint_first(run: Path, store: Path, tmp_path: Path, number: int) -> None:
+    path, options = tmp_path / "r", replace(OPTIONS, checkpoint_every=1000)
+    process = start(distill_job, (store, path, options))
+    while process.is_alive() and len(read_metrics(path / "metrics.jsonl")) < 6:
+        time.sleep(0.002)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == 1
+    (saved,) = checkpoint.saved(path)
+    assert 0 < int(saved.stem.removeprefix("step-")) < 24
+    train.distill(store, path, options, True, Silent())
+    assert same(run, path)
+
+
+def test_random_layers_go_on_as_they_were(store: Path, tmp_path: Path) -> None:
+    """Dropout: its random numbers follow from the seed and the views consumed, not from how the run came about."""
+    options = replace(OPTIONS, student=f"{VIT}&proj_drop_rate=0.3", steps=12, checkpoint_every=6)
+    whole = tmp_path / "whole"
+    train.distill(store, whole, options, False, Silent())
+    cut = Path(shutil.copytree(whole, tmp_path / "cut"))
+    (cut / "summary.json").unlink()
+    (cut / "checkpoints/step-00000012.pt").unlink()
+    torch.manual_seed(99)
+    train.distill(store, cut, options, True, Silent())
+    assert same(whole, cut)
+    train.distill(store, tmp_path / "none", replace(options, student=VIT), False, Silent())
+    assert not same(whole, tmp_path / "none")
+
+
+def test_ctrl_c_on_the_command_line(run: Path, store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    command = [sys.executable, "cli.py", "distill", "--store", str(store), "--out", str(path)]
+    for name in ("student", "random_weights", "steps", "batch_size", "lr", "val_every", "threads", "window"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(OPTIONS, name))]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    while process.poll() is None and len(read_metrics(path / "metrics.jsonl")) < 6:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130, said
+    assert "checkpoint written; start the same command again to go on" in said
+    assert len(checkpoint.saved(path)) == 1
+
+
+def test_teacher_is_never_loaded(store: Path, tmp_path: Path) -> None:
+    """With the store as the only source, in a process where building the teacher raises."""
+    script = f"""
+import sys
+from pathlib import Path
+import tests.tools.tiny, pipeline.encoders.load as encoders
+
+def forbidden(*args, **kwargs):
+    raise AssertionError("a teacher was built")
+
+tests.tools.tiny.teacher = forbidden
+build, load = encoders._build, encoders.load_encoder
+def guarded(spec, **kwargs):
+    assert spec == {VIT!r}, spec
+    return load(spec, **kwargs)
+encoders.load_encoder = guarded
+from pipeline.distill.train import distill
+from pipeline.distill.options import DistillOptions
+from pipeline.runtime.progress import Silent
+options = DistillOptions(student={VIT!r}, random_weights=0, steps=2, batch_size=4, threads=1)
+summary = distill(Path({str(store)!r}), Path({str(tmp_path / "r")!r}), options, False, Silent())
+assert summary["peak_rss_bytes"] > 0
+loaded = [name for name in sys.modules if name in ("pipeline.extract", "pipeline.inference", "pipeline.tile")]
+assert not loaded, loaded
+print("trained")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout.strip() == "trained", done.stderr
+
+
+def test_a_store_needs_no_options_folder(store: Path, tmp_path: Path) -> None:
+    """It informs; a merged or foreign store may lack it."""
+    path = Path(shutil.copytree(store, tmp_path / "s", ignore=shutil.ignore_patterns("options", "pictures")))
+    assert open_data(path, OPTIONS, 2, Silent()).teacher_licence == ""
+
+
+def test_no_import_of_what_loads_a_teacher() -> None:
+    for room in ("distill", "data"):
+        for path in (ROOT / "pipeline" / room).rglob("*.py"):
+            assert "pipeline.extract" not in path.read_text()
+            assert "pipeline.inference" not in path.read_text()
+
+
+def test_features_of_rebuilt_views_equal_the_stored_ones(store: Path) -> None:
+    """The two stages are consistent: cosine of at least 0.9999 for every view."""
+    data = open_data(store, OPTIONS, 2, Silent())
+    teacher = load_encoder("tests.tools.tiny:teacher", random_weights=0)
+    from pipeline.data.loader import load_views
+
+    for seed in range(3):
+        batch = load_views(store, data.train, data.sources, data.policy, seed, 50, 2)
+        with torch.inference_mode():
+            features_now = teacher(torch.from_numpy(batch.views))
+        cosine = torch.nn.functional.cosine_similarity(features_now, torch.from_numpy(batch.targets).float())
+        assert float(cosine.min()) >= 0.9999
+
+
+def test_statistics_are_those_of_the_training_targets(store: Path) -> None:
+    units = sampler.find_units(store, "train", None)
+    mean, variance = statistics(store, units)
+    stored = np.concatenate(
+        [
+            features.open_features(store, u.commit.slide_id).read_block(s, u.commit.block)
+            for u in units
+            for s in u.seeds
+        ]
+    ).astype(np.float64)
+    np.testing.assert_allclose(mean, stored.mean(axis=0), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(variance, stored.var(axis=0), rtol=1e-6, atol=1e-9)
+
+
+def first_of(batch: Batch, count: int) -> tuple[torch.Tensor, Targets]:
+    """Views and targets of the first of a batch, as a trainer takes them."""
+    return torch.from_numpy(batch.views[:count]), Targets.of(batch).split(count)[0]
+
+
+def test_validation_figures(store: Path) -> None:
+    data = open_data(store, OPTIONS, 2, Silent())
+    trainer = make_trainer(train.load_student(OPTIONS), data, OPTIONS, ALONE)
+    assert data.held_out is not None
+    device = torch.device("cpu")
+    result = validate(trainer.model, data.held_out, 8, device)
+    trainer.model.student.eval()
+    with torch.inference_mode():
+        embedding = trainer.model.student(torch.from_numpy(data.held_out.views))
+        assert trainer.model.projector is not None
+        projected = standardise(trainer.model.projector.linear(embedding))
+    raw = torch.from_numpy(data.held_out.targets).float()
+    assert result.cka == pytest.approx(linear_cka(embedding.numpy(), raw.numpy()), rel=1e-4)
+    targets = standardise(raw)
+    cosine = torch.nn.functional.cosine_similarity(projected, targets).mean()
+    assert result.cosine == pytest.approx(float(cosine), rel=1e-4, abs=1e-6)
+    assert result == validate(trainer.model, data.held_out, 8, device)  # changes no running statistics
+
+
+@pytest.mark.parametrize("loss", ["log-sum", "mse", "l1", "smooth-l1", "cosine", "relational"])
+@pytest.mark.parametrize("norm", ["batch", "store", "none"])
+def test_every_loss_goes_down(store: Path, loss: str, norm: str) -> None:
+    options = replace(OPTIONS, loss=loss, teacher_norm=norm)
+    data = open_data(store, replace(options, check_views="none"), 2, Silent())
+    trainer = make_trainer(train.load_student(options), data, options, ALONE)
+    assert data.held_out is not None
+    batch, targets = first_of(data.held_out, 16)
+    losses = [trainer.step(batch, targets, 3e-3, 0.0)["loss"] for _ in range(12)]
+    assert losses[-1] < losses[0]
+
+
+def test_weight_decay_spares_biases_and_norms(store: Path) -> None:
+    data = open_data(store, replace(OPTIONS, check_views="none"), 2, Silent())
+    trainer = make_trainer(train.load_student(OPTIONS), data, OPTIONS, ALONE)
+    assert data.held_out is not None
+    trainer.step(*first_of(data.held_out, 4), 0.25, 0.125)
+    for group in trainer.optimizer.param_groups:
+        assert group["lr"] == 0.25
+        assert group["weight_decay"] == (0.125 if group["params"][0].ndim > 1 else 0.0)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(store: Path) -> None:
+    data = open_data(store, replace(OPTIONS, check_views="none"), 2, Silent())
+    trainer = make_trainer(train.load_student(OPTIONS), data, OPTIONS, ALONE)
+    views = torch.zeros(4, 224, 224, 3, dtype=torch.uint8)
+    none = torch.empty(4, 0, 0), torch.empty(4, 0, dtype=torch.int64)
+    targets = Targets(torch.full((4, 24), float("nan")), *none)
+    with pytest.raises(DistillError, match="the loss is nan: lower --lr"):
+        trainer.step(views, targets, 1e-3, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"lr": 1e-3}, "--lr 0.001: .* was begun with 0.003"),
+        ({"steps": 25}, "--steps 25: .* was begun with 24"),
+        (
+            {"student": "tests.tools.tiny:student"},
+            "--student tests.tools.tiny:student: .* was begun with timm:",
+        ),
+    ],
+)
+def test_a_run_has_one_set_of_options(run: Path, store: Path, change: dict[str, Any], match: str) -> None:
+    with pytest.raises(OptionError, match=match):
+        train.distill(store, run, replace(OPTIONS, **change), False, Silent())
+
+
+def attempt(store: Path, run: Path, **changes: Any) -> str:
+    with pytest.raises(G2LError) as caught:
+        train.distill(store, run, replace(OPTIONS, **changes), bool(changes.pop("resume", False)), Silent())
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_wrong_uses_are_one_line(store: Path, tmp_path: Path) -> None:
+    assert "seed 3 is needed; run extract-teacher --seeds 7, or distill with --seeds 3" in attempt(
+        store, tmp_path / "r", seeds=7
+    )
+    assert "not a store" in attempt(tmp_path / "none", tmp_path / "r")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.tex").touch()
+    assert "not empty and not a run" in attempt(store, tmp_path / "full")
+    with pytest.raises(OptionError, match=r"--resume: .* has no checkpoint"):
+        train.distill(store, tmp_path / "r", OPTIONS, True, Silent())
+    assert "--batch-size 1: allowed is 2 or more" in attempt(store, tmp_path / "r", batch_size=1)
+    assert "no such file or folder" in attempt(
+        store, tmp_path / "r", weights=tmp_path / "w.safetensors", random_weights=None
+    )
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_run_belongs_to_one_store(run: Path, store: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(store, tmp_path / "s"))
+    stored = recipe.load(other)
+    recipe.save(other, replace(stored, patch=replace(stored.patch, min_tissue=0.25)))
+    unfinished = Path(shutil.copytree(run, tmp_path / "r"))
+    (unfinished / "summary.json").unlink()
+    with pytest.raises(OptionError, match="trained on a store with recipe"):
+        train.distill(other, unfinished, OPTIONS, False, Silent())
+
+
+def test_a_store_without_features_or_training_views(store: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(store, tmp_path / "s"))
+    for slide in "ab":
+        shutil.rmtree(path / "manifest/views" / slide)
+    with pytest.raises(StoreError, match="no committed views in the training split"):
+        open_data(path, OPTIONS, 2, Silent())
+
+
+def test_a_damaged_checkpoint_is_named(run: Path, store: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(run, tmp_path / "r"))
+    (path / "summary.json").unlink()
+    newest = checkpoint.saved(path)[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.raises(
+        DistillError,
+        match=r"step-00000024\.pt: not a checkpoint of this run .* remove it to use the one before",
+    ):
+        train.distill(store, path, OPTIONS, False, Silent())
+    newest.unlink()
+    train.distill(store, path, OPTIONS, False, Silent())
+    assert same(run, path)

@@ -1,0 +1,193 @@
+"""The Hugging Face hub, played by a server on this machine: downloads, the cache, refusals, no network."""
+
+import hashlib
+import http.server
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from pipeline.encoders import hub
+from pipeline.encoders.encoder import Encoder
+from pipeline.encoders.export import export_encoder, weights_sha256
+from pipeline.encoders.load import load_encoder
+from pipeline.encoders.presets import PRESETS
+from stores.errors import WeightsError
+from tests.tools.encoders import State, as_safetensors, make_views, refusal, state_of, trained_encoder
+
+
+@pytest.fixture(scope="module")
+def trained() -> Encoder:
+    return trained_encoder()
+
+
+def as_bin(state: State, folder: Path) -> Path:
+    torch.save(state, folder / "pytorch_model.bin")
+    return folder / "pytorch_model.bin"
+
+
+COMMIT = "0" * 40
+
+
+class FakeHub(http.server.BaseHTTPRequestHandler):
+    """The hub's answers to HEAD and GET of ``/OWNER/NAME/resolve/REVISION/FILE``."""
+
+    files: ClassVar[Mapping[str, bytes]] = {}
+    requests: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.requests.append(self.path)
+        repo, _, rest = self.path.strip("/").partition("/resolve/")
+        body = self.files.get(f"{repo}/{rest.partition('/')[2]}", b"")
+        status, error = 200, ""
+        if repo == "owner/gated":
+            status, error = 403, "GatedRepo"
+        elif repo == "owner/private":
+            status, error = 401, "RepoNotFound"
+        elif rest.startswith("nowhere/"):
+            status, error = 404, "RevisionNotFound"
+        elif rest and not body:
+            status, error = 404, "EntryNotFound"
+        self.send_response(status)
+        headers = {
+            "X-Error-Code": error,
+            "X-Repo-Commit": COMMIT,
+            "ETag": f'"{hashlib.sha256(body).hexdigest()}"',
+        }
+        for name, value in headers.items():
+            if value:
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeHub]]:
+    import huggingface_hub
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    point_hub_to(f"http://127.0.0.1:{server.server_port}", tmp_path, monkeypatch)
+    FakeHub.files, FakeHub.requests = {}, []
+    yield FakeHub
+    huggingface_hub.close_session()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def point_hub_to(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("name", "write"), [("model.safetensors", as_safetensors), ("pytorch_model.bin", as_bin)]
+)
+def test_a_preset_downloads_once_and_then_needs_no_network(
+    trained: Encoder,
+    fake_hub: type[FakeHub],
+    name: str,
+    write: Callable[[State, Path], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake_hub.files = {f"owner/teacher/{name}": write(state_of(trained), tmp_path).read_bytes()}
+    monkeypatch.setitem(PRESETS, "mine", replace(trained.preset, name="mine", hub="owner/teacher"))
+    assert hub.find_cached("owner/teacher", [name]) is None
+    assert weights_sha256(load_encoder("mine")) == weights_sha256(trained)
+    fake_hub.requests.clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert weights_sha256(load_encoder("mine")) == weights_sha256(trained)
+    assert fake_hub.requests == []
+
+
+def test_a_student_on_the_hub_opens_with_its_own_pooling(
+    trained: Encoder, fake_hub: type[FakeHub], tmp_path: Path
+) -> None:
+    student = Encoder(
+        replace(trained.preset, name="student", pooling="cls+mean", dim=48, mpp=0.5), trained.backbone
+    )
+    export_encoder(student.eval(), tmp_path, {})
+    fake_hub.files = {
+        f"owner/student/{name}": (tmp_path / name).read_bytes()
+        for name in ("config.json", "model.safetensors")
+    }
+    loaded = load_encoder("hf-hub:owner/student")
+    with torch.inference_mode():
+        assert torch.equal(loaded(make_views()), student(make_views()))
+    assert (loaded.name, loaded.mpp) == ("student", 0.5)
+
+
+def test_a_repository_of_a_preset_is_that_preset(fake_hub: type[FakeHub]) -> None:
+    assert "bioptimus/H0-mini@main" in refusal("hf-hub:bioptimus/H0-mini@main")
+    assert any("/bioptimus/H0-mini/resolve/main/model.safetensors" in path for path in fake_hub.requests)
+    assert not any("config.json" in path for path in fake_hub.requests)
+
+
+@pytest.mark.parametrize(
+    ("repo", "part"),
+    [
+        ("owner/gated", "access is not granted to you): request access on its page"),
+        ("owner/private", "does not exist or is private"),
+        ("owner/empty", "holds neither config.json"),
+        ("owner/empty@nowhere", "no such revision"),
+        ("owner//x", "cannot fetch owner//x"),
+        ("", "cannot fetch"),
+    ],
+)
+def test_what_the_hub_refuses(fake_hub: type[FakeHub], repo: str, part: str) -> None:
+    message = refusal(f"hf-hub:{repo}")
+    assert part in message
+    assert "HF_TOKEN" in message
+
+
+@pytest.mark.parametrize("value", ["1", "true"])
+def test_offline_says_what_to_do(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    point_hub_to("http://127.0.0.1:9", tmp_path, monkeypatch)
+    monkeypatch.setenv("HF_HUB_OFFLINE", value)
+    message = refusal("h-optimus-1")
+    for part in ("bioptimus/H-optimus-1", "HF_HUB_OFFLINE is set", "request access", "HF_TOKEN"):
+        assert part in message
+    assert "--weights PATH" in message
+    assert "--random-weights SEED" in message
+    assert "request access" not in refusal("h-optimus-0")
+
+
+def test_no_network_is_noticed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    point_hub_to("http://127.0.0.1:9", tmp_path, monkeypatch)
+    began = time.perf_counter()
+    with pytest.raises(WeightsError, match="the hub cannot be reached"):
+        hub.fetch("owner/name", ["model.safetensors"])
+    assert time.perf_counter() - began < 5  # the hub's own client retries for 23 s
+
+
+def test_a_hub_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        point_hub_to(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path, monkeypatch)
+        began = time.perf_counter()
+        problem = hub.hub_problem(timeout_s=0.3)
+    assert problem is not None
+    assert "cannot be reached" in problem
+    assert time.perf_counter() - began < 3

@@ -1,0 +1,87 @@
+"""``store seal``: whatever changes afterwards is named."""
+
+import hashlib
+import random
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.extract.extract import extract
+from pipeline.runtime.progress import Silent
+from pipeline.tile.options import TileOptions
+from pipeline.verify.verify import seal_store
+from stores.errors import OptionError, StoreError
+from stores.verify.structure import verify_structure
+from tests.conftest import TEACHER
+from tests.tools.verify import names_of, nothing, structure
+
+
+@pytest.fixture
+def sealed(copy: Path) -> Path:
+    seal_store(copy, False, Silent())
+    return copy
+
+
+def test_sha256sum_agrees(sealed: Path) -> None:
+    for name in ("checksums.sha256", "checksums.sha256.digest"):
+        done = subprocess.run(
+            ["sha256sum", "-c", "--quiet", name], cwd=sealed, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    lines = (sealed / "checksums.sha256").read_text().splitlines()
+    assert [line[66:] for line in lines] == [n for n in names_of(sealed) if not n.startswith("checksums")]
+    digest = hashlib.sha256((sealed / "checksums.sha256").read_bytes()).hexdigest()
+    assert (sealed / "checksums.sha256.digest").read_text().split()[0] == digest
+    result = verify_structure(sealed, False, nothing)
+    assert result.sealed
+    assert result.findings == []
+    assert seal_store(sealed, False, Silent())[0] == digest
+
+
+def test_after_sealing_every_change_of_any_file_is_named(sealed: Path) -> None:
+    choose = random.Random(7)
+    for name in names_of(sealed):
+        whole = (sealed / name).read_bytes()
+        damaged = bytearray(whole)
+        damaged[choose.randrange(len(whole))] ^= 1 << choose.randrange(8)
+        (sealed / name).write_bytes(damaged)
+        found = [f for f in structure(sealed) if f.kind == "seal"]
+        assert any(name in str(f) for f in found), name
+        (sealed / name).unlink()
+        assert any(name in str(f) for f in structure(sealed)), name
+        (sealed / name).write_bytes(whole)
+    (sealed / "manifest/extra.txt").touch()
+    assert any(
+        str(f) == "manifest/extra.txt: is not in the seal: added afterwards" for f in structure(sealed)
+    )
+
+
+def test_a_damaged_store_is_not_sealed_unless_asked(copy: Path) -> None:
+    (copy / "features.zarr/b/features/c/1/0/0").unlink()
+    with pytest.raises(StoreError, match=r"not sealed, 1 things are wrong: slide b seed 1 .* --as-it-is"):
+        seal_store(copy, False, Silent())
+    assert not (copy / "checksums.sha256").exists()
+    seal_store(copy, True, Silent())
+    assert {f.kind for f in structure(copy)} == {"features"}
+
+
+@pytest.mark.parametrize("text", ["nonsense\n", "", "00  a\n", f"{'0' * 64}  a\n{'0' * 64}  a\n"])
+def test_a_forged_list_of_checksums(sealed: Path, text: str) -> None:
+    (sealed / "checksums.sha256").write_text(text)
+    assert any("does not fit checksums.sha256.digest" in str(f) for f in structure(sealed))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    (sealed / "checksums.sha256.digest").write_text(f"{digest}  checksums.sha256\n")
+    assert [f for f in structure(sealed) if f.kind == "seal"]
+
+
+def test_names_that_do_not_fit_a_line_are_refused(copy: Path) -> None:
+    (copy / "a\nb").touch()
+    with pytest.raises(StoreError, match="a name with control characters"):
+        seal_store(copy, True, Silent())
+
+
+def test_a_sealed_store_is_not_changed(sealed: Path, slides: Path, tile_options: TileOptions) -> None:
+    with pytest.raises(OptionError, match="is sealed"):
+        extract([slides], sealed, replace(TEACHER, seeds=4), tile_options, Silent())
