@@ -7,22 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.tools.settings import SHARED, TEACHER, VIT
+
 os.environ["OMP_NUM_THREADS"] = (
     "1"  # before torch loads, here and in child processes: tiny models gain nothing from more
 )
 
 from pipeline.demo.synthetic_slides import write_slide
 from pipeline.extract.extract import extract
-from pipeline.extract.options import ExtractOptions
 from pipeline.runtime.progress import Silent
 from pipeline.tile.options import TileOptions
-
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-TEACHER = ExtractOptions(
-    teacher="tests.tools.tiny:teacher", random_weights=0, seeds=3, threads=2, pixels=True
-)
-VIT = "vit_tiny_patch16_224?patch_size=28&depth=2&embed_dim=24&num_heads=3&reg_tokens=4"
-"""A vision transformer of 8x8 patch tokens for views of 224 px, with registers."""
 
 
 @pytest.fixture(scope="session")

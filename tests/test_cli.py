@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 import cli
 from pipeline.distill.options import DistillOptions
@@ -16,19 +15,10 @@ from pipeline.extract.options import ExtractOptions
 from pipeline.runtime.options import from_json, to_json
 from pipeline.tile.options import TileOptions
 from stores.errors import OptionError
+from tests.tools.commands import g2l, one_error
+from tests.tools.settings import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 TEACHER = ["--teacher", "tests.tools.tiny:teacher", "--random-weights", "0", "--threads", "1"]
-
-
-def g2l(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.g2l, [str(argument) for argument in arguments])
-
-
-def one_error(result: Result, match: str, code: int = 2) -> None:
-    assert result.exit_code == code, result.output
-    (line,) = [text for text in result.stderr.splitlines() if text.startswith("error: ")]
-    assert match in line
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from stores.format import features, manifest
+from tests.tools.settings import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 

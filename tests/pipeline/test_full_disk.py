@@ -19,9 +19,9 @@ from pipeline.tile.options import TileOptions
 from stores.errors import DiskFull
 from stores.format import manifest
 from stores.io import files
-from tests.conftest import TEACHER
-from tests.pipeline.distill.test_distill import OPTIONS, same
-from tests.pipeline.extract.test_extract import contents
+from tests.tools.distill import OPTIONS, same
+from tests.tools.extract import contents
+from tests.tools.settings import TEACHER
 from tests.tools.verify import structure
 
 

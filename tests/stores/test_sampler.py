@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stores import sampler
 from stores.errors import CorruptStore, StoreError
 from stores.format import manifest
-from tests.stores.format.test_manifest import views_table
+from tests.tools.manifest import views_table
 
 
 @st.composite

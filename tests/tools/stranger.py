@@ -1,7 +1,8 @@
 """A reader by somebody who has the documents and not the code: NumPy, Zarr, pyarrow and the standard library alone.
 
-Written from docs/reference/store-format.md and docs/concepts/views.md. ``python tests/stranger.py STORE`` reads every
-committed feature, makes every view again from its stored parameters and the stored pixels, and prints what it found.
+Written from docs/reference/store-format.md and docs/concepts/views.md. ``python tests/tools/stranger.py STORE``
+reads every committed feature, makes every view again from its stored parameters and the stored pixels, and
+prints what it found.
 """
 
 import hashlib

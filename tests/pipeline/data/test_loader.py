@@ -10,27 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data.loader import Batch, LoaderOptions, ViewLoader, load_views
+from pipeline.data.loader import LoaderOptions, load_views
 from pipeline.data.sources import find_sources
 from pipeline.slides.sources import StoreSource
-from pipeline.views.policy import POLICIES
 from pipeline.views.render import view_crc32
 from stores import sampler
 from stores.errors import CorruptStore, OptionError, ViewMismatch
 from stores.format import features, manifest, pixels, recipe
-
-POLICY = POLICIES["g2l"]
-OPTIONS = LoaderOptions(batch_size=7, window=40, views_per_read=2, seed=3, check_views="all", threads=2)
-
-
-def stream(store: Path, options: LoaderOptions, start: int, batches: int) -> list[Batch]:
-    units = sampler.find_units(store, "train", None)
-    sources = {unit.commit.slide_id: StoreSource(unit.commit.slide_id, store) for unit in units}
-    with ViewLoader(store, units, sources, POLICY, options, start) as loader:
-        taken = list(itertools.islice(loader, batches))
-    return [
-        Batch(b.epoch, b.views.copy(), b.targets.copy(), b.tokens.copy(), b.positions.copy()) for b in taken
-    ]
+from tests.tools.loader import OPTIONS, POLICY, joined, stream
 
 
 def epoch_views(store: Path) -> int:
@@ -51,10 +38,6 @@ def test_an_epoch_holds_every_view_once_with_its_own_target(store: Path) -> None
     assert found == Counter(dict.fromkeys(expected, 1))
     for batch in batches:
         np.testing.assert_array_equal(batch.targets[0], expected[view_crc32(batch.views[0])])
-
-
-def joined(batches: list[Batch]) -> tuple[bytes, bytes]:
-    return b"".join(b.views.tobytes() for b in batches), b"".join(b.targets.tobytes() for b in batches)
 
 
 def test_the_stream_is_the_same_from_any_position(store: Path) -> None:

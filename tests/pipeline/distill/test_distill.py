@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from pipeline.data.loader import Batch
 from pipeline.data.statistics import statistics
@@ -23,7 +22,6 @@ from pipeline.distill.heads import standardise
 from pipeline.distill.inputs import open_data
 from pipeline.distill.metrics_log import read_metrics
 from pipeline.distill.model import Targets
-from pipeline.distill.options import DistillOptions
 from pipeline.distill.ranks import Ranks
 from pipeline.distill.trainer import make_trainer
 from pipeline.distill.validate import validate
@@ -34,22 +32,11 @@ from pipeline.runtime.progress import Silent
 from stores import sampler
 from stores.errors import DistillError, G2LError, OptionError, StoreError
 from stores.format import features, recipe
+from tests.tools.distill import OPTIONS, VIT, same
 from tests.tools.kill import distill_job, kill_at_random, start
+from tests.tools.settings import ROOT
 
 ALONE = Ranks(0, 1, 1, torch.device("cpu"))
-ROOT = Path(__file__).resolve().parents[3]
-VIT = "timm:vit_tiny_patch16_224?embed_dim=24&depth=1&num_heads=2&patch_size=32"
-OPTIONS = DistillOptions(
-    student=VIT,
-    random_weights=1,
-    steps=24,
-    batch_size=8,
-    lr=3e-3,
-    val_every=10,
-    checkpoint_every=8,
-    threads=2,
-    window=64,
-)
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +44,6 @@ def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run") / "run"
     train.distill(store, path, OPTIONS, False, Silent())
     return path
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return {**load_file(run / "student/model.safetensors"), **load_file(run / "projector.safetensors")}
-
-
-def same(first: Path, second: Path) -> bool:
-    a, b = weights(first), weights(second)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_the_run_folder(run: Path, store: Path) -> None:

@@ -25,7 +25,7 @@ from pipeline.distill.validate import validate
 from pipeline.encoders.load import load_encoder
 from pipeline.runtime.progress import Silent
 from stores.errors import EncoderError, G2LError, OptionError, StoreError
-from tests.pipeline.distill.test_ranks import several
+from tests.tools.ranks import several
 
 ALONE = Ranks(0, 1, 1, torch.device("cpu"))
 STUDENT = "timm:vit_tiny_patch16_224?patch_size=28&depth=1&embed_dim=24&num_heads=3&reg_tokens=2"

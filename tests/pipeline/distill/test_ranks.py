@@ -3,13 +3,11 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,9 +18,9 @@ from pipeline.distill.metrics_log import read_metrics
 from pipeline.distill.options import DistillOptions
 from pipeline.runtime.progress import Silent
 from stores.errors import OptionError
-from tests.tools.kill import ranks_job, start
+from tests.tools.ranks import free_port, several
+from tests.tools.settings import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 OPTIONS = DistillOptions(
     student="tests.tools.tiny:student",
     random_weights=1,
@@ -34,29 +32,6 @@ OPTIONS = DistillOptions(
     threads=1,
     window=64,
 )
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def several(store: Path, run: Path, options: DistillOptions, world: int) -> list[Any]:
-    """The processes that ``torchrun`` would start, with everything imported."""
-    port = str(free_port())
-    environments = [
-        {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world),
-            "LOCAL_WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
-        for rank in range(world)
-    ]
-    return [start(ranks_job, (environment, store, run, options)) for environment in environments]
 
 
 def losses(run: Path) -> list[float]:

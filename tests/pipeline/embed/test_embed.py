@@ -33,8 +33,8 @@ from pipeline.tile.options import TileOptions
 from stores.errors import CorruptStore, OptionError, ReadError, RecipeMismatch
 from stores.format import manifest
 from stores.io.location import LOGS
-from tests.conftest import VIT
 from tests.tools.kill import embed_job, kill_at_random
+from tests.tools.settings import VIT
 
 TINY = EmbedOptions("tests.tools.tiny:teacher", random_weights=0, threads=2)
 

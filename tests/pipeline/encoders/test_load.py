@@ -18,8 +18,7 @@ from pipeline.encoders.timm_models import create, timm_preset
 from pipeline.encoders.torchvision_cpu import make_importable
 from stores.errors import EncoderError, OptionError
 from tests.tools.encoders import TINY, make_views, refusal
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.tools.settings import ROOT
 
 
 def tiny(**changes: object) -> Encoder:

@@ -24,6 +24,7 @@ from pipeline.encoders.timm_models import create
 from pipeline.encoders.torchvision_cpu import make_importable
 from stores.errors import WeightsError
 from tests.tools.encoders import State, make_views, prefixed
+from tests.tools.settings import ROOT
 
 DEPTH = 2
 HIBOU = replace(PRESETS["hibou-l"], kwargs={**PRESETS["hibou-l"].kwargs, "depth": DEPTH})
@@ -270,7 +271,7 @@ def test_other_layouts_pass_unchanged() -> None:
 def test_transformers_is_no_dependency() -> None:
     needed = importlib.metadata.requires("g2l") or []
     assert not [line for line in needed if line.startswith("transformers") and "extra" not in line]
-    root = Path(__file__).resolve().parents[3]
+    root = ROOT
     sources = [root / "cli.py", *(root / "pipeline").rglob("*.py"), *(root / "stores").rglob("*.py")]
     assert len(sources) > 100
     assert [

@@ -21,6 +21,7 @@ from pipeline.evaluate.options import LinearOptions, RobustnessOptions, SlideOpt
 from pipeline.evaluate.protocols import run_linear, run_robustness, run_slides
 from stores.errors import EvaluationError, OptionError
 from stores.format import features, manifest
+from tests.tools.evaluate import figure, run
 
 N, DIM = 240, 8
 
@@ -56,22 +57,10 @@ def parquet(tmp_path: Path) -> Path:
     return write(tmp_path / "e.parquet", *samples())
 
 
-def run(*arguments: Any) -> dict[str, Any]:
-    done = CliRunner().invoke(g2l, ["evaluate", *map(str, arguments), "--json"], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
 def refusal(*arguments: Any) -> str:
     done = CliRunner().invoke(g2l, ["evaluate", *map(str, arguments)], catch_exceptions=False)
     assert done.exit_code == 2, done.output
     return done.output
-
-
-def figure(result: dict[str, Any], name: str, k: int | None = None) -> dict[str, Any]:
-    (found,) = [row for row in result["figures"] if (row["figure"], row["k"]) == (name, k)]
-    return found
 
 
 def test_knn_leaves_the_own_group_out(parquet: Path) -> None:

@@ -11,7 +11,7 @@ from pipeline.embed.options import EmbedOptions
 from pipeline.evaluate.tables import read_bench, run_bench
 from pipeline.runtime.progress import Silent
 from stores.errors import OptionError
-from tests.pipeline.evaluate.test_protocols import figure, run
+from tests.tools.evaluate import figure, run
 
 BENCH = """
 encoders:

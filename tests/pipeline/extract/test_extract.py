@@ -1,6 +1,5 @@
 """Stage one: what is written, restarts after kills, one recipe, bad reads, limits, reproducible bytes."""
 
-import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -24,20 +23,10 @@ from pipeline.views.render import render, view_crc32
 from stores.errors import FeatureError, OptionError, ReadError, RecipeMismatch
 from stores.format import features, manifest, pixels, recipe
 from stores.info import store_info
-from tests.conftest import TEACHER
+from tests.tools.extract import contents
 from tests.tools.kill import extract_job, kill_at_random
+from tests.tools.settings import TEACHER
 from tests.tools.verify import structure
-
-ROOT = Path(__file__).resolve().parents[3]
-
-
-def contents(store: Path) -> dict[str, str]:
-    """SHA-256 of every file but pictures and options."""
-    return {
-        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(store.rglob("*"))
-        if path.is_file() and path.relative_to(store).parts[0] not in ("pictures", "options")
-    }
 
 
 def test_every_view_is_committed_with_a_finite_feature(store: Path) -> None:

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 from pipeline.demo.synthetic_slides import write_slide
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.tools.settings import ROOT
 
 
 def peak(slides: Path, n_slides: int, store: Path) -> int:

@@ -37,7 +37,7 @@ from stores import sampler
 from stores.errors import CorruptStore, EncoderError, OptionError, ReadError, RecipeMismatch, StoreError
 from stores.format import features, layout, manifest, recipe, tokens
 from stores.verify import reindex
-from tests.conftest import TEACHER, VIT
+from tests.tools.settings import TEACHER, VIT
 from tests.tools.share import contents, nothing
 from tests.tools.stores import content, files_of
 from tests.tools.verify import SAME_TEACHER, look, named, structure

@@ -15,7 +15,7 @@ from pipeline.runtime.progress import Silent
 from pipeline.tile.options import TileOptions
 from stores.errors import EncoderError
 from stores.format import features
-from tests.conftest import TEACHER, VIT
+from tests.tools.settings import TEACHER, VIT
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler"

@@ -36,11 +36,11 @@ from pipeline.verify.verify import verify
 from stores.errors import ClusterError, DiskFull, EncoderError, FeatureError, G2LError
 from stores.format import manifest, recipe
 from stores.info import store_info
-from tests.conftest import TEACHER
-from tests.pipeline.extract.test_extract import contents
+from tests.tools.extract import contents
+from tests.tools.notes import Notes
+from tests.tools.settings import ROOT, TEACHER
 from tests.tools.verify import structure
 
-ROOT = Path(__file__).resolve().parents[3]
 DASK = [sys.executable, "-m", "dask"]
 
 
@@ -201,16 +201,6 @@ def test_a_poisoned_block_is_tried_twice_and_reported(
     attempts = (tmp_path / "attempts").read_text().split()
     # one process twice; another worker; another worker, alone
     assert len(set(attempts)) == {("raises", None): 1, ("raises", 2): 2, ("kills", 2): 2}[fault, workers]
-
-
-class Notes(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.said.append(text)
 
 
 def test_a_worker_that_is_silent_for_long_is_not_dropped(

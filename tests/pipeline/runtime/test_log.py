@@ -8,7 +8,7 @@ import pytest
 from pipeline.runtime.log import RunLog
 from pipeline.runtime.progress import Silent
 from stores.format import layout
-from tests.pipeline.runtime.test_cluster import Notes
+from tests.tools.notes import Notes
 
 
 def lines(path: Path) -> list[dict[str, object]]:

@@ -17,10 +17,10 @@ from pipeline.slides.pool import PatchPool, run_length
 from pipeline.slides.sources import StoreSource
 from pipeline.tile.options import TileOptions
 from stores.errors import ClusterError, SlideError, ViewMismatch
-from tests.conftest import TEACHER
-from tests.pipeline.data.test_loader import OPTIONS, joined, stream
-from tests.pipeline.extract.test_extract import contents
 from tests.tools.child_work import dies, fails, whose
+from tests.tools.extract import contents
+from tests.tools.loader import OPTIONS, joined, stream
+from tests.tools.settings import TEACHER
 
 
 def readers_of(parent: int) -> list[psutil.Process]:

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,8 +14,9 @@ from PIL import Image
 from pipeline.tile import tissue
 from pipeline.tile.tissue import patch_tissue_fraction, tissue_mask
 from stores.errors import OptionError
+from tests.tools.settings import SHARED
 
-DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
+DATA = SHARED
 MPP = 8.0
 
 GLASS = (242, 242, 242)

@@ -16,7 +16,7 @@ from pipeline.verify.options import VerifyOptions
 from stores.errors import OptionError, RecipeMismatch, StoreError
 from stores.format import arrays, features, manifest, pixels
 from stores.format.chunks import read_chunk
-from tests.conftest import TEACHER
+from tests.tools.settings import TEACHER
 from tests.tools.verify import SAME_TEACHER, edit_commit, look, names_of, structure, with_column
 
 

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, fields, replace
 from fractions import Fraction
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -26,8 +25,8 @@ from pipeline.views.operations import Image
 from pipeline.views.policy import POLICIES, Policy
 from pipeline.views.render import render, view_crc32
 from stores.errors import OptionError
+from tests.tools.settings import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 FINGERPRINT = "3f" * 32
 G2L = POLICIES["g2l"]
 EVERYTHING = Policy.from_json(  # every field has a value of its own

@@ -5,7 +5,6 @@ import itertools
 import zlib
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,9 @@ from hypothesis import strategies as st
 from pipeline.views import operations
 from pipeline.views.draw import JITTER_ORDERS
 from pipeline.views.operations import Image
+from tests.tools.settings import SHARED
 
-SLIDE = Path(__file__).resolve().parents[4] / "shared" / "data" / "slides" / "CMU-1-Small-Region.svs"
+SLIDE = SHARED / "slides" / "CMU-1-Small-Region.svs"
 FACTORS = [operations.to_fixed(f) / operations.ONE for f in (0.0, 0.85, 0.9, 1.0, 1.0625, 1.15, 2.0)]
 TURNS = [t / operations.ONE for t in (0, 655, -655, 3277, -3277, 9000, -20000, 32768, -32768)]
 

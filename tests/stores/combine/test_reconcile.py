@@ -13,17 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zarr.codecs import ZstdCodec
 
 from stores.combine.merge import merge
 from stores.combine.subset import Selection, subset
 from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError
-from stores.format import arrays, features, int8, manifest, pixels, recipe
+from stores.format import features, manifest, pixels, recipe
 from stores.format.chunks import chunk_file
 from stores.remote.store import open_store
-from tests.test_cli import g2l, one_error
+from tests.tools.commands import g2l, one_error
 from tests.tools.content import content_digest, slide_digest
-from tests.tools.made_stores import DIM, RECIPE, MadeSlide, make_store
+from tests.tools.made_stores import RECIPE, MadeSlide, make_store
+from tests.tools.reconcile import quantised
 from tests.tools.share import SLIDES, contents, edit, joined, nothing, part, wrong
 
 
@@ -235,31 +235,6 @@ def test_one_file_under_two_names(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"slides a and b: one file under two names .*--allow-duplicates"):
         joined([a, b], tmp_path / "out")
     assert joined([a, b], tmp_path / "out", allow_duplicates=True).slides == 2
-
-
-def quantised(store: Path, out: Path, codec: str = "int8") -> Path:
-    """A compact copy: int8 values, or the same float16 in other chunks of bytes."""
-    shutil.copytree(store, out)
-    for row in manifest.read_slides(store):
-        if row["status"] != "ok":
-            continue
-        slide = features.open_features(store, row["slide_id"])
-        name = features.array_name(row["slide_id"], "features")
-        shutil.rmtree(out / name)
-        shape, chunks = slide.spec.shape, slide.spec.chunks
-        whole = np.asarray(arrays.open_checked(store, name, 3, "float16")[:])
-        if codec != "int8":
-            array = arrays.create_array(out, name, shape, chunks, "float16", np.nan, ZstdCodec(level=1))
-            array[:] = whole
-            continue
-        standard = np.stack([np.nanmean(whole, (0, 1)), np.nanstd(whole, (0, 1)) + 1]).astype(np.float32)
-        values = arrays.create_array(out, name, shape, chunks, "int8", int8.ABSENT)
-        of_slide = {leaf: features.array_name(row["slide_id"], leaf) for leaf in ("scales", "standard")}
-        scales = arrays.create_array(out, of_slide["scales"], shape[:2], chunks[:2], "float32", np.nan)
-        arrays.create_array(out, of_slide["standard"], (2, DIM), (2, DIM), "float32", 0)[:] = standard
-        for seed in range(shape[0]):
-            values[seed], scales[seed] = int8.quantise(whole[seed], standard)
-    return out
 
 
 @pytest.mark.parametrize("codec", ["int8", "zstd"])

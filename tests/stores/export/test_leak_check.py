@@ -1,6 +1,5 @@
 """Exports under pseudonyms: whatever holds a name stays behind or stops the export; kills lose nothing."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -33,9 +32,9 @@ from stores.export.pseudonyms import Pseudonyms, is_keyed
 from stores.format import features, layout, manifest, recipe
 from stores.info import store_info
 from stores.io import files
-from tests.conftest import TEACHER
+from tests.tools.export import contents, ignore, run
+from tests.tools.settings import ROOT, TEACHER
 
-ROOT = Path(__file__).resolve().parents[3]
 PATIENTS = {
     "TCGA-CR-7395-01A-01-TS1": ("TCGA-CR-7395", "train"),
     "TCGA-CR-7395-01Z-00-DX1": ("TCGA-CR-7395", "train"),
@@ -73,19 +72,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def key() -> Pseudonyms:
     return Pseudonyms(b"5f0c1e6e4b0a4a5e9d6f2b7c8d9e0f1a")
-
-
-def ignore(*args: Any) -> None: ...
-
-
-def run(store: Path, out: Path, **options: Any) -> export.Exported:
-    return export.export(store, out, ExportOptions(**options), ignore, ignore)
-
-
-def contents(store: Path) -> dict[str, str]:
-    return {
-        name: hashlib.sha256((store / name).read_bytes()).hexdigest() for name in layout.list_files(store)
-    }
 
 
 def grep(text: str, folder: Path) -> bool:

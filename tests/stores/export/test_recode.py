@@ -21,8 +21,8 @@ from stores.export.export import ExportOptions
 from stores.format import arrays, features, manifest, recipe
 from stores.format.chunks import decoded_size
 from stores.format.int8 import Cost, neighbour_overlap, relative_error
-from tests.conftest import TEACHER
-from tests.stores.export.test_leak_check import contents, ignore, run
+from tests.tools.export import contents, ignore, run
+from tests.tools.settings import TEACHER
 
 
 @pytest.fixture(scope="module")

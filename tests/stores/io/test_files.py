@@ -10,6 +10,7 @@ import pytest
 
 from stores.errors import DiskFull, OptionError, StoreError
 from stores.io import files
+from tests.tools.settings import ROOT
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_one_command_writes_at_a_time(tmp_path: Path) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", f"from pathlib import Path; from stores.io.files import only_writer\n"
          f"with only_writer(Path({str(folder)!r})): print('held', flush=True); input()"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"

@@ -23,12 +23,13 @@ from stores.io import files
 from stores.verify import join_commits
 from stores.verify.reindex import Reindexed, reindex
 from stores.verify.structure import verify_structure
-from tests.stores.combine.test_reconcile import contents, edit, nothing, quantised
-from tests.test_cli import g2l, one_error
+from tests.tools.commands import g2l, one_error
 from tests.tools.content import content_digest
 from tests.tools.made_stores import MadeSlide, make_store
+from tests.tools.reconcile import quantised
+from tests.tools.settings import ROOT
+from tests.tools.share import contents, edit, nothing
 
-ROOT = Path(__file__).resolve().parents[3]
 STATS = features.array_name("a", "stats")
 
 

@@ -14,7 +14,7 @@ from pipeline.tile.options import TileOptions
 from pipeline.verify.verify import seal_store
 from stores.errors import OptionError, StoreError
 from stores.verify.structure import verify_structure
-from tests.conftest import TEACHER
+from tests.tools.settings import TEACHER
 from tests.tools.verify import names_of, nothing, structure
 
 

@@ -18,7 +18,7 @@ from pipeline.tile.options import TileOptions
 from stores.errors import StoreError
 from stores.format import features, manifest, recipe
 from stores.verify.structure import verify_structure
-from tests.conftest import TEACHER
+from tests.tools.settings import TEACHER
 from tests.tools.verify import edit_commit, named, names_of, nothing, structure, with_column
 
 
