@@ -25,10 +25,11 @@ demo: install ## Both stages on synthetic slides, in minutes on a CPU; writes de
 test: install ## Run the tests, on all CPUs
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-lint: install ## ruff (lint, format) and mypy
+lint: install ## ruff (lint, format), mypy and the import rules of the rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: install ## Let ruff put the code into shape
 	$(BIN)/ruff check --fix .

@@ -15,7 +15,6 @@ from stores.format.chunks import read_chunk
 from stores.format.metadata import ANY, FLOAT16, ONE_BYTE, PLAIN, SEEDS, Codecs
 from stores.io.location import StoreLike, read_file
 from stores.verify.findings import Finding
-from stores.verify.token_checks import check_tokens
 
 
 @dataclass(slots=True)
@@ -80,29 +79,10 @@ class SlideCheck:
     def add(self, file: str, problem: object, kind: str, **place: Any) -> None:
         self.state.add(file, problem, kind, self.slide_id, **place)
 
-    def run(self) -> None:
-        n_rows = self.row["n_patches"]
-        patches = self._patches(n_rows)
-        if patches is not None:
-            n_rows = len(patches)
-        # 0: not listed, 1: bad read, 2: ok
-        listed = np.zeros((self.state.n_seeds, n_rows), np.int8)
-        for commit, table in self.commits:
-            self._commit(commit, table, patches, listed)
-        self.n_ok = int((listed == 2).sum())
-        mine = [f for f in self.state.found if f.slide_id == self.slide_id and f.kind == "commit"]
-        self.broken = {(f.block, seed) for f in mine for seed in f.seeds or ()}
-        self._missing(listed)
-        if self.commits or any(name.startswith(f"{features.ROOT}/") for name in self.files):
-            self._coords(patches)
-            self._features(listed)
-            check_tokens(self, listed)
-            self._pixels(listed)
-
     def _has(self, array: str) -> bool:
         return f"{array}/zarr.json" in self.state.listed
 
-    def _patches(self, n_rows: int) -> manifest.Patches | None:
+    def read_patches(self, n_rows: int) -> manifest.Patches | None:
         file = f"manifest/patches/{self.slide_id}.parquet"
         try:
             patches = manifest.read_patches(self.state.store, self.slide_id)
@@ -113,7 +93,7 @@ class SlideCheck:
             self.add(file, f"{len(patches)} patches, slides.parquet says {n_rows}", "patches")
         return patches
 
-    def _commit(
+    def check_commit(
         self,
         commit: manifest.Commit,
         table: pa.Table,
@@ -157,7 +137,7 @@ class SlideCheck:
             wrong("lists views that another record lists too")
         listed[seeds, rows] = np.where(ok, 2, 1)
 
-    def _missing(self, listed: npt.NDArray[np.int8]) -> None:
+    def check_missing(self, listed: npt.NDArray[np.int8]) -> None:
         if self.state.partial:
             return
         for seed, block, rows in self.blocks(listed):
@@ -206,7 +186,7 @@ class SlideCheck:
         """Committed seeds of this slide; others have more while an extraction with more seeds is unfinished."""
         return max((commit.seeds.stop for commit, _ in self.commits), default=0)
 
-    def _coords(self, patches: manifest.Patches | None) -> None:
+    def check_coords(self, patches: manifest.Patches | None) -> None:
         name = features.array_name(self.slide_id, "coords")
         shape = (ANY if patches is None else len(patches), 2)
         if self.array_of(name, "coords", shape, PLAIN, 0) is None:
@@ -222,7 +202,7 @@ class SlideCheck:
         ):
             self.add(f"{name}/c/0/0", "differs from the patches of the manifest", "coords")
 
-    def _features(self, listed: npt.NDArray[np.int8]) -> None:
+    def check_features(self, listed: npt.NDArray[np.int8]) -> None:
         store, n_rows = self.state.store, listed.shape[1]
         teacher = self.state.stored.teacher if self.state.stored else None
         dim = teacher.dim if teacher else ANY
@@ -332,7 +312,7 @@ class SlideCheck:
         if chunk is None:
             self.add(file, "is missing: the statistics of a committed block", "stats", **place)
 
-    def _pixels(self, listed: npt.NDArray[np.int8]) -> None:
+    def check_pixels(self, listed: npt.NDArray[np.int8]) -> None:
         name = pixels.array_name(self.slide_id)
         if not self._has(name):
             if any(file.startswith(f"{name}/") for file in self.files):

@@ -1,11 +1,13 @@
 """All structural checks of one slide, in order."""
 
+import numpy as np
 import pyarrow as pa
 
 from stores.errors import StoreError
-from stores.format import manifest
+from stores.format import features, manifest
 from stores.io.location import StoreLike
 from stores.verify.checks import SlideCheck, SlideFiles, SlideFindings, StoreCheck
+from stores.verify.token_checks import check_tokens
 
 
 def check_slide(store: StoreLike, files: SlideFiles) -> SlideFindings:
@@ -16,7 +18,7 @@ def check_slide(store: StoreLike, files: SlideFiles) -> SlideFindings:
     n_ok = 0
     if files.row is not None and files.row["status"] == manifest.OK:
         check = SlideCheck(state, files.slide_id, files.row, commits, list(files.sizes))
-        check.run()
+        _check_usable(check)
         n_ok = check.n_ok
     return SlideFindings(files.slide_id, state.found, n_ok)
 
@@ -36,3 +38,24 @@ def _read_commits(state: StoreCheck, slide_id: str) -> list[tuple[manifest.Commi
     for name in sorted(name for name in state.listed if name.startswith(folder) and name not in relied):
         state.add(name, "is not relied on: `g2l store reindex` removes it", "stray", slide_id)
     return found
+
+
+def _check_usable(check: SlideCheck) -> None:
+    """Patches, commit records, then the arrays: what is wrong with the first explains what is wrong with the last."""
+    n_rows = check.row["n_patches"]
+    patches = check.read_patches(n_rows)
+    if patches is not None:
+        n_rows = len(patches)
+    # 0: not listed, 1: bad read, 2: ok
+    listed = np.zeros((check.state.n_seeds, n_rows), np.int8)
+    for commit, table in check.commits:
+        check.check_commit(commit, table, patches, listed)
+    check.n_ok = int((listed == 2).sum())
+    found = [f for f in check.state.found if f.slide_id == check.slide_id and f.kind == "commit"]
+    check.broken = {(f.block, seed) for f in found for seed in f.seeds or ()}
+    check.check_missing(listed)
+    if check.commits or any(name.startswith(f"{features.ROOT}/") for name in check.files):
+        check.check_coords(patches)
+        check.check_features(listed)
+        check_tokens(check, listed)
+        check.check_pixels(listed)

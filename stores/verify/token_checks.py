@@ -1,6 +1,6 @@
 """What ``store verify`` checks of a slide's patch tokens: there where the manifest says, at places that exist."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,12 +9,10 @@ from stores.errors import StoreError
 from stores.format import arrays, features, recipe, tokens
 from stores.format.chunks import read_chunk
 from stores.format.metadata import FLOAT16, PLAIN, SEEDS
-
-if TYPE_CHECKING:
-    from stores.verify.checks import SlideCheck
+from stores.verify.checks import SlideCheck
 
 
-def check_tokens(check: "SlideCheck", listed: npt.NDArray[np.int8]) -> None:
+def check_tokens(check: SlideCheck, listed: npt.NDArray[np.int8]) -> None:
     """Note what is wrong with tokens and positions of a slide; nothing when the recipe has none and none are there.
 
     Parameters
@@ -51,7 +49,7 @@ def check_tokens(check: "SlideCheck", listed: npt.NDArray[np.int8]) -> None:
 
 
 def _check_chunks(
-    check: "SlideCheck",
+    check: SlideCheck,
     name: str,
     spec: arrays.ArraySpec,
     listed: npt.NDArray[np.int8],
@@ -82,7 +80,7 @@ def _check_chunks(
 
 
 def _check_positions(
-    check: "SlideCheck",
+    check: SlideCheck,
     file: str,
     positions: npt.NDArray[np.int32],
     about: recipe.Tokens,
