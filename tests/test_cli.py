@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import cli
+from pipeline.commands import stages
 from pipeline.distill.options import DistillOptions
 from pipeline.extract.options import ExtractOptions
 from pipeline.runtime.options import from_json, to_json
@@ -159,7 +159,11 @@ def test_extract_remembers_how_the_store_was_tiled(slides: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("kind", [TileOptions, ExtractOptions, DistillOptions])
 def test_flag_field_and_key_have_one_name(kind: type) -> None:
-    command = {TileOptions: cli.tile, ExtractOptions: cli.extract_teacher, DistillOptions: cli.distill}[kind]
+    command = {
+        TileOptions: stages.tile_command,
+        ExtractOptions: stages.extract_command,
+        DistillOptions: stages.distill_command,
+    }[kind]
     flags = {opt.removeprefix("--").replace("-", "_") for p in command.params for opt in p.opts}
     assert set(to_json(kind())) <= flags
     assert from_json(kind, to_json(kind())) == kind()

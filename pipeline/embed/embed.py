@@ -35,7 +35,6 @@ from pipeline.tile.tile import tile_on
 from stores.errors import DiskFull, OptionError, RecipeMismatch, SlideError
 from stores.format import features, manifest, recipe
 from stores.io import files
-from stores.io.files import MARGIN_BYTES, free_bytes
 from stores.io.text import human_bytes
 
 IDENTITY = "embed.json"
@@ -243,8 +242,8 @@ def _require_room(out: Path, tasks: Sequence[Task], units: Sequence[Unit], dim: 
     """Raise DiskFull when the parts and the largest file made of them, twice for PLISM, will not fit."""
     todo = sum(task.n_views for task in tasks)
     size = 4 * dim * (todo + 2 * max((unit.n_patches for unit in units), default=0))
-    free = free_bytes(out)
-    if free < size + MARGIN_BYTES:
+    free = files.free_bytes(out)
+    if free < size + files.MARGIN_BYTES:
         raise DiskFull(
             f"--out {out}: {todo:,} embeddings need {human_bytes(size)} and {human_bytes(free)} are free: make room"
         )

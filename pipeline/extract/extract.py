@@ -27,7 +27,6 @@ from stores.errors import DiskFull, OptionError
 from stores.format import layout, manifest, recipe
 from stores.format.layout import read_options
 from stores.io import files
-from stores.io.files import MARGIN_BYTES, free_bytes
 from stores.io.text import human_bytes
 
 
@@ -114,8 +113,8 @@ def _require_room(
         size += n_views * teacher.tokens.count * (2 * teacher.tokens.dim + 4)
     if options.pixels:
         size += sum(len(task.rows) for task in tasks if task.seeds.start == 0) * 3 * patch_px**2
-    free = free_bytes(store)
-    if free < size + MARGIN_BYTES:
+    free = files.free_bytes(store)
+    if free < size + files.MARGIN_BYTES:
         raise DiskFull(
             f"--store {store}: {n_views:,} views need {human_bytes(size)} and {human_bytes(free)} are free: "
             "make room, or take fewer --seeds or --limit first; `g2l plan` reckons"

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -45,13 +46,13 @@ def fill(folder: Path) -> Path:
     with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(1 << 16))
-    assert files.free_bytes(folder) == 0
+    assert shutil.disk_usage(folder).free == 0
     return path
 
 
 def unnoticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The checks see nothing, as under a quota: the system's own error comes in the middle of a write."""
-    for module in (blocks.disk, checkpoint.disk):
+    for module in (blocks, checkpoint):
         monkeypatch.setattr(module, "require_free", lambda *args: None)
 
 

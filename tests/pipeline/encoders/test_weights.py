@@ -275,8 +275,7 @@ def test_sha256_does_not_depend_on_strides(trained: Encoder) -> None:
 def test_weights_shipped_in_the_package(
     trained: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "assets").mkdir()
-    save_file(state_of(trained), tmp_path / "assets" / "demo.safetensors")
+    save_file(state_of(trained), tmp_path / "demo.safetensors")
     monkeypatch.setattr(weights.importlib.resources, "files", lambda package: tmp_path)
     monkeypatch.setitem(
         PRESETS, "demo", replace(trained.preset, name="demo", hub=None, asset="demo.safetensors")

@@ -134,7 +134,7 @@ def test_pixels_cannot_come_later(slides: Path, tile_options: TileOptions, tmp_p
 def test_policy_must_fit_patch_and_teacher(slides: Path, tile_options: TileOptions, tmp_path: Path) -> None:
     policy = tmp_path / "p.yaml"
     policy.write_text("crop_px: 128\n")
-    with pytest.raises(OptionError, match=r"views of 128 px, but tests\.tiny:teacher takes 224 px"):
+    with pytest.raises(OptionError, match=r"views of 128 px, but tests\.tools\.tiny:teacher takes 224 px"):
         stage.extract([slides], tmp_path / "s", replace(TEACHER, policy=str(policy)), tile_options, Silent())
     with pytest.raises(OptionError, match="for patches of 256 px, not 300"):
         stage.extract([slides], tmp_path / "s", TEACHER, replace(tile_options, patch=300), Silent())

@@ -82,6 +82,6 @@ def test_what_cannot_be_compiled_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(torch, "compile", refuse)
     with pytest.raises(
-        EncoderError, match=r"^--compile: tests\.tiny:teacher cannot be compiled here \(no compiler\)"
+        EncoderError, match=r"^--compile: tests\.tools\.tiny:teacher cannot be compiled here \(no compiler\)"
     ):
         compiled(load("tests.tools.tiny:teacher", 4))

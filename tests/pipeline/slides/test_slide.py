@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.demo.synthetic_slides import write_slide
+from pipeline.slides import reader as reader_module
 from pipeline.slides import slide as slides
 from pipeline.slides.reader import PatchReader, flatten, read_thumbnail
 from pipeline.slides.resample import area_weights, resample_area
@@ -195,7 +196,7 @@ def test_a_failed_read_is_tried_once_more_on_a_new_handle(
     monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
     Flaky.opened = 0
-    monkeypatch.setattr(slides, "open_slide", lambda path: Flaky(path, failures))
+    monkeypatch.setattr(reader_module, "open_slide", lambda path: Flaky(path, failures))
     reader = PatchReader(Path("a.svs"), slides.ReadPlan(0, 8, 8, 8, 0.5))
     if failures == 1:
         assert reader.read(0, 0).shape == (8, 8, 3)

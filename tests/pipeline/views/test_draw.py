@@ -345,7 +345,9 @@ def _disabled_cpu_features() -> dict[str, str]:
 @pytest.mark.parametrize("restricted", [False, True])
 def test_other_processes_give_the_same_bits(opencv_threads: int, restricted: bool) -> None:
     """With and without the CPU's vector extensions, under another number of threads."""
-    code = f"import cv2; cv2.setNumThreads({opencv_threads}); from tests import test_views as t; "
+    code = (
+        f"import cv2; cv2.setNumThreads({opencv_threads}); from tests.pipeline.views import test_draw as t; "
+    )
     child = [sys.executable, "-c", code + "print(repr(t.golden_crcs()))"]
     environment = {**os.environ, **(_disabled_cpu_features() if restricted else {})}
     done = subprocess.run(child, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)

@@ -27,8 +27,8 @@ from pipeline.verify.options import VerifyOptions
 from pipeline.verify.verify import seal_store, verify
 from stores.errors import CorruptStore, OptionError, StoreError
 from stores.info import store_info
+from stores.remote import objects, transfer
 from stores.remote import store as remote
-from stores.remote import transfer
 from stores.remote.objects import ATTEMPTS, Objects
 from tests.tools.s3_server import BUCKET, Proxy, environment, s3_server
 
@@ -174,7 +174,7 @@ def test_distill_survives_failures_with_identical_results(
 
     with Proxy(s3, first) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        monkeypatch.setattr(remote, "FIRST_DELAY_S", 0.001)
+        monkeypatch.setattr(objects, "FIRST_DELAY_S", 0.001)
         with remote.open_store(uploaded) as found:
             train.distill(found, tmp_path / "run", OPTIONS, False, Silent())
         assert proxy.done[fault] > 10
