@@ -130,6 +130,15 @@ class Recipe:
         return hashlib.sha256(_canonical(self.to_json())).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class CompleteRecipe(Recipe):
+    """The recipe of a store that has, or can have, teacher features: the same fields, none of the first four None."""
+
+    teacher: Teacher
+    policy: Mapping[str, Any]
+    reader: Reader
+
+
 def _canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
@@ -207,6 +216,32 @@ def load(store: StoreLike) -> Recipe:
     if not path.is_file():
         raise StoreError(f"{store}: no {FILE_NAME}, so this is not a store; make one with `g2l tile`")
     return from_json(files.read_json(path, finite=True), f"{store}/{FILE_NAME}")
+
+
+def load_complete(store: StoreLike) -> CompleteRecipe:
+    """Read ``recipe.json`` of a store that must have teacher features.
+
+    Raises
+    ------
+    StoreError
+        When `store` is not a store, or only tiles exist.
+    """
+    return require_complete(load(store), store)
+
+
+def require_complete(recipe: Recipe, store: StoreLike) -> CompleteRecipe:
+    """Return `recipe` as one whose parts are all there; StoreError that names `store` when only tiles exist."""
+    if recipe.teacher is None or recipe.policy is None or recipe.reader is None:
+        raise StoreError(f"{store}: has no teacher features yet; run `g2l extract-teacher` first")
+    return CompleteRecipe(
+        recipe.patch,
+        recipe.teacher,
+        recipe.policy,
+        recipe.reader,
+        recipe.compact,
+        recipe.tokens,
+        recipe.schema,
+    )
 
 
 def save(store: Path, recipe: Recipe) -> None:
