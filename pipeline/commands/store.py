@@ -97,7 +97,12 @@ def merge(stores: tuple[str, ...], out: Path, allow_duplicates: bool, as_json: b
 @click.option("--slides", multiple=True, help="A slide id, or a file: an id a line, or a CSV with slide_id.")
 @click.option("--split", "splits", multiple=True, help="train, val or test; may be repeated.")
 @click.option("--seeds", type=int, help="Keep seeds 0 to N-1.")
-@click.option("--where", help="SQL over the columns of the slides table: \"site = 'x' AND n_patches > 100\".")
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="COLUMN=VALUE",
+    help="Value of a column of the slides table; may be repeated: columns must all fit, with any value given for them.",
+)
 @click.option("--no-pixels", is_flag=True, help="Leave the pixels of the patches out.")
 @click.option("--no-tokens", is_flag=True, help="Leave the teacher's patch tokens out.")
 @JSON

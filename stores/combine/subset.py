@@ -29,8 +29,8 @@ class Selection:
     splits: tuple[str, ...] = ()
     seeds: int | None = None
     """Seeds 0 to N-1."""
-    where: str | None = None
-    """An SQL expression over the columns of the slides table."""
+    where: tuple[str, ...] = ()
+    """Conditions ``COLUMN=VALUE`` on the slides table; see `select`."""
     pixels: bool = True
     tokens: bool = True
 
@@ -40,7 +40,7 @@ class Selection:
         Raises
         ------
         OptionError
-            When an id or a split is unknown, the expression is not one, or nothing is left.
+            When an id, a split, a column or a value is unknown, or nothing is left.
         """
         unknown = sorted(set(self.slides) - set(rows))
         if unknown:
@@ -54,8 +54,7 @@ class Selection:
         keep = set(self.slides or rows)
         if self.splits:
             keep = {name for name in keep if rows[name]["split"] in self.splits}
-        if self.where is not None:
-            keep &= select(list(rows.values()), self.where)
+        keep &= select(list(rows.values()), self.where)
         if not keep:
             raise OptionError(f"subset: no slide of {len(rows)} fits all of --slides, --split and --where")
         return sorted(keep)
@@ -109,7 +108,7 @@ def subset(
     n_seeds = selection.seeds
     if n_seeds is not None and n_seeds < 1:
         raise OptionError(f"--seeds {n_seeds}: allowed is 1 or more")
-    chosen = asdict(selection) | {"slides": keep}
+    chosen = asdict(selection) | {"slides": keep, "where": list(selection.where) or None}
     request = {"command": "subset", "store": [str(source), source.identity()], **chosen}
     result = begin([source])
     start(len(keep))

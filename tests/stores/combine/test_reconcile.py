@@ -349,7 +349,7 @@ def test_the_commands(made: Path, tmp_path: Path) -> None:
     done = g2l("store", "subset", made, "--out", halves[0], "--split", "val", "--split", "test", "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["slides"] == 2
-    done = g2l("store", "subset", made, "--out", halves[1], "--where", "split = 'train'")
+    done = g2l("store", "subset", made, "--out", halves[1], "--where", "split=train")
     assert "3 slides, 103 patches, 303 views under 3 seeds" in done.stdout
     done = g2l("store", "merge", *halves, "--out", tmp_path / "out", "--json")
     assert done.exit_code == 0, done.output
@@ -358,6 +358,6 @@ def test_the_commands(made: Path, tmp_path: Path) -> None:
     assert content_digest(tmp_path / "out") == content_digest(made)
     one_error(g2l("store", "merge", *halves, "--out", tmp_path / "out"), "exists already")
     one_error(
-        g2l("store", "subset", made, "--out", tmp_path / "no", "--where", "sitee = 1"),
-        "no such column: sitee",
+        g2l("store", "subset", made, "--out", tmp_path / "no", "--where", "sitee=1"),
+        "no column 'sitee'",
     )
