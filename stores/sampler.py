@@ -1,8 +1,8 @@
 """Which views, in which order, in which process: a pure function of (seed, epoch, rank, world), with no state to lose.
 
-An epoch is cut into runs of neighbouring rows of one block under a few seeds and the runs are shuffled. A window draws
-on runs from several places of that order, the lanes, and mixes their views. Reading stays local, batches mix many
-slides, and every view of an epoch comes exactly once, in exactly one process.
+An epoch is cut into segments: neighbouring rows of one block under a few seeds. The segments are shuffled. A window
+takes views from several places of that order, the lanes, and mixes them. Reading stays local, batches mix many slides,
+and every view of an epoch comes exactly once, in exactly one process.
 """
 
 import hashlib
@@ -17,15 +17,15 @@ from stores.errors import CorruptStore, StoreError
 from stores.format import manifest
 from stores.io.location import StoreLike
 
-RUN_ROWS = 128
+SEGMENT_ROWS = 128
 LANES = 8
 STREAM = "lanes-1"
-"""Names the order of views; a run goes on only in the order that it was begun in."""
+"""Names the order of views. A training is resumed only in the order that it began with."""
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """Views that are read together: some rows of one block, each under the same few seeds."""
+class Segment:
+    """Views that are read together: some rows of one block, each row under the same few seeds."""
 
     commit: manifest.Commit
     seeds: tuple[int, ...]
@@ -37,16 +37,16 @@ class Run:
         return len(self.seeds) * len(self.rows)
 
 
-def find_units(store: StoreLike, split: str, n_seeds: int | None) -> list[Run]:
-    """All committed views of a split under seeds 0 to `n_seeds` - 1; a unit is the run of a whole commit record.
+def find_units(store: StoreLike, split: str, n_seeds: int | None) -> list[Segment]:
+    """All committed views of a split under seeds 0 to `n_seeds` - 1; a unit is the segment of a whole commit record.
 
-    Sorted by slide, block and seeds. Slides come in the order of what they show (a hash of their views' checksums), so
-    that a store under pseudonyms trains as the original does.
+    Sorted by slide, block and seeds. The order of the slides follows from their content (a hash of their views'
+    checksums), not from their ids, so that a store under pseudonyms trains as the original does.
 
     Raises
     ------
     StoreError
-        When a block of the split lacks one of the seeds. None asks for every seed that any block has.
+        When a block of the split lacks one of the seeds. `n_seeds` None means every seed that any block has.
     CorruptStore
         When the seeds of a commit record do not have the same rows.
     """
@@ -60,18 +60,18 @@ def find_units(store: StoreLike, split: str, n_seeds: int | None) -> list[Run]:
             rows = np.sort(manifest.ok_rows(table, commit.seeds.start))
             if any(not np.array_equal(rows, np.sort(manifest.ok_rows(table, s))) for s in commit.seeds):
                 raise CorruptStore(f"{commit.path}: its seeds list different rows as {manifest.OK}")
-            units.append(Run(commit, tuple(commit.seeds), rows))
+            units.append(Segment(commit, tuple(commit.seeds), rows))
             content.setdefault(commit.slide_id, _hash(table["view_crc32"].to_numpy().astype("<u4").tobytes()))
     units.sort(
         key=lambda u: (content[u.commit.slide_id], u.commit.slide_id, u.commit.block, u.commit.seeds.start)
     )
     wanted = range(n_seeds if n_seeds is not None else max((u.commit.seeds.stop for u in units), default=0))
     _require_seeds(units, wanted)
-    chosen = [Run(u.commit, tuple(s for s in u.seeds if s in wanted), u.rows) for u in units]
+    chosen = [Segment(u.commit, tuple(s for s in u.seeds if s in wanted), u.rows) for u in units]
     return [unit for unit in chosen if unit.seeds]
 
 
-def _require_seeds(units: Sequence[Run], wanted: range) -> None:
+def _require_seeds(units: Sequence[Segment], wanted: range) -> None:
     have: dict[tuple[str, int], set[int]] = {}
     for unit in units:
         have.setdefault((unit.commit.slide_id, unit.commit.block), set()).update(unit.seeds)
@@ -84,34 +84,35 @@ def _require_seeds(units: Sequence[Run], wanted: range) -> None:
             )
 
 
-def epoch_runs(units: Sequence[Run], seed: int, epoch: int, views_per_read: int = 1) -> list[Run]:
-    """The runs of an epoch in their order.
+def epoch_segments(units: Sequence[Segment], seed: int, epoch: int, views_per_read: int = 1) -> list[Segment]:
+    """The segments of an epoch in their order.
 
     Parameters
     ----------
     views_per_read : int
         How many seeds of a row come from one decoding of its patch; they then share a window.
     """
-    runs = []
+    segments = []
     for number, unit in enumerate(units):
-        for start in range(0, len(unit.rows), RUN_ROWS):
-            rows = unit.rows[start : start + RUN_ROWS]
+        for start in range(0, len(unit.rows), SEGMENT_ROWS):
+            rows = unit.rows[start : start + SEGMENT_ROWS]
             seeds = [unit.seeds[i] for i in permutation(len(unit.seeds), seed, epoch, "seeds", number, start)]
             for first in range(0, len(seeds), views_per_read):
-                runs.append(Run(unit.commit, tuple(seeds[first : first + views_per_read]), rows))
-    return [runs[i] for i in permutation(len(runs), seed, epoch, "runs")]
+                segments.append(Segment(unit.commit, tuple(seeds[first : first + views_per_read]), rows))
+    # "runs" is what segments were called once; it is a part of the key that decides their order
+    return [segments[i] for i in permutation(len(segments), seed, epoch, "runs")]
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one process takes of one run in one window; (n,) each."""
+    """What one process takes of one segment in one window; (n,) each."""
 
-    run: Run
+    segment: Segment
     rows: npt.NDArray[np.int32]
     """Ascending, each once for each of its seeds here."""
     seeds: npt.NDArray[np.int64]
     places: npt.NDArray[np.int64]
-    """Where the views stand among the process's views of the window."""
+    """Positions of the views among the process's views of the window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,20 +128,20 @@ class Window:
 class Stream:
     """The endless order of views that a training sees; the same whatever the number of processes.
 
-    The runs of an epoch, one after another, are cut into `LANES` lanes of equal length, and the stream takes a view
-    from each in turn. So the view at a position comes from the lane ``position mod LANES``, and when the number of
-    processes divides `LANES` each process reads the runs of its own lanes alone. A window is a stretch of positions;
-    inside it the views of each lane are shuffled.
+    The segments of an epoch, one after another, are cut into `LANES` lanes of equal length, and the stream takes a
+    view from each in turn. So the view at a position comes from the lane ``position mod LANES``. When the number of
+    processes divides `LANES`, each process reads only the segments of its own lanes. A window is a stretch of
+    positions; inside it the views of each lane are shuffled.
 
     Parameters
     ----------
     window : int
         Views of a window, over all processes.
     views_per_read : int
-        See `epoch_runs`.
+        See `epoch_segments`.
     """
 
-    units: Sequence[Run]
+    units: Sequence[Segment]
     seed: int
     window: int
     views_per_read: int = 1
@@ -157,13 +158,13 @@ class Stream:
         """
         epoch, skip = divmod(start, self.epoch_views)
         while True:
-            runs = epoch_runs(self.units, self.seed, epoch, self.views_per_read)
-            ends = np.cumsum([run.n_views for run in runs])
+            segments = epoch_segments(self.units, self.seed, epoch, self.views_per_read)
+            ends = np.cumsum([segment.n_views for segment in segments])
             for number in range(skip // self.window, -(-self.epoch_views // self.window)):
                 at, view = self._positions(epoch, number)
                 mine = (at >= start) & (at % world == rank)
                 if mine.any():
-                    yield Window(epoch, int(mine.sum()), _shares(runs, ends, at[mine], view[mine]))
+                    yield Window(epoch, int(mine.sum()), _shares(segments, ends, at[mine], view[mine]))
             epoch, skip = epoch + 1, 0
 
     def _positions(self, epoch: int, number: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -186,7 +187,7 @@ class Stream:
 
 
 def _shares(
-    runs: Sequence[Run],
+    segments: Sequence[Segment],
     ends: npt.NDArray[np.int64],
     at: npt.NDArray[np.int64],
     view: npt.NDArray[np.int64],
@@ -195,13 +196,14 @@ def _shares(
     place[np.argsort(at)] = np.arange(len(at))
     by_view = np.argsort(view)
     view, place = view[by_view], place[by_view]
-    of_run = np.searchsorted(ends, view, side="right")
+    of_segment = np.searchsorted(ends, view, side="right")
     shares = []
-    for number in np.unique(of_run).tolist():
-        run, chosen = runs[number], of_run == number
+    for number in np.unique(of_segment).tolist():
+        segment, chosen = segments[number], of_segment == number
         # row by row, so that the seeds of a row stay together
-        row, seed = np.divmod(view[chosen] - (ends[number] - run.n_views), len(run.seeds))
-        shares.append(Share(run, run.rows[row], np.asarray(run.seeds, np.int64)[seed], place[chosen]))
+        row, seed = np.divmod(view[chosen] - (ends[number] - segment.n_views), len(segment.seeds))
+        seeds = np.asarray(segment.seeds, np.int64)[seed]
+        shares.append(Share(segment, segment.rows[row], seeds, place[chosen]))
     return shares
 
 

@@ -59,7 +59,7 @@ def read_commit(commit: manifest.Commit) -> CommittedBlock:
 
 
 class BlockCache:
-    """The last few commit records and chunks: runs of one block come back under other seeds.
+    """The last few commit records and chunks: segments of one block come back under other seeds.
 
     Parameters
     ----------
@@ -104,5 +104,5 @@ class BlockCache:
         for share in plan.shares:
             for seed in np.unique(share.seeds).tolist():
                 chosen = share.seeds == seed
-                of = share.run.commit, share.rows[chosen], seed
+                of = share.segment.commit, share.rows[chosen], seed
                 yield share.places[chosen], [self.targets(*of), *self.tokens(*of)]

@@ -70,7 +70,7 @@ class ViewLoader:
     def __init__(
         self,
         store: StoreLike,
-        units: Sequence[sampler.Run],
+        units: Sequence[sampler.Segment],
         sources: Mapping[str, Source],
         policy: Policy,
         options: LoaderOptions,
@@ -156,9 +156,9 @@ class ViewLoader:
             rendered = self._memory.take((plan.n_views, crop, crop, 3))
             begun.append((plan, rendered))
             for share in plan.shares:
-                block, slide_id = self._cache.commit(share.run.commit), share.run.commit.slide_id
+                block, slide_id = self._cache.commit(share.segment.commit), share.segment.commit.slide_id
                 listed = zip(share.rows.tolist(), share.seeds.tolist(), share.places.tolist(), strict=True)
-                length = run_length(len(share.run.seeds))
+                length = run_length(len(share.segment.seeds))
                 for _, run in itertools.groupby(listed, key=functools.partial(_run_number, length)):
                     calls: list[tuple[Any, ...]] = []
                     for row, group in itertools.groupby(run, key=lambda view: view[0]):
@@ -192,7 +192,7 @@ def _joined(held: Batch, window: Batch, take: int) -> Batch:
 
 def load_views(
     store: StoreLike,
-    units: Sequence[sampler.Run],
+    units: Sequence[sampler.Segment],
     sources: Mapping[str, Source],
     policy: Policy,
     seed: int,

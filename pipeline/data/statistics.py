@@ -13,7 +13,7 @@ from stores.io.location import StoreLike
 
 
 def statistics(
-    store: StoreLike, units: Sequence[sampler.Run]
+    store: StoreLike, units: Sequence[sampler.Segment]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Per-dimension mean and variance of the targets of `units`, (dim,) each, from the store's block statistics."""
     running = RunningStats()

@@ -112,7 +112,7 @@ def _knn_accuracies(
 
 
 def _labels_of(
-    store: Path, units: Sequence[sampler.Run], labels: Mapping[str, npt.NDArray[np.uint8]]
+    store: Path, units: Sequence[sampler.Segment], labels: Mapping[str, npt.NDArray[np.uint8]]
 ) -> npt.NDArray[np.int64]:
     """The tissue type of every patch of `units`, in the order in which `load_views` gives them; -1 when mixed."""
     found = []

@@ -32,7 +32,7 @@ class Data:
     store: StoreLike
     recipe: recipe.Recipe
     policy: Policy
-    train: list[sampler.Run]
+    train: list[sampler.Segment]
     held_out: Batch | None
     sources: Mapping[str, Source]
     teaching: Teaching

@@ -200,9 +200,7 @@ def _read_h5(path: Path) -> _Piece:
 
 def from_store(store: StoreLike) -> Embeddings:
     """The teacher's features of the views of seed 0, of every patch that is committed and could be read."""
-    stored = recipe.load(store)
-    if stored.teacher is None:
-        raise EvaluationError(f"{store}: no teacher's features in it yet")
+    stored = recipe.load_complete(store)
     parts: list[npt.NDArray[Any]] = []
     columns: dict[str, list[Any]] = {}
     left_out = 0

@@ -122,9 +122,7 @@ def gather(
     ViewMismatch
         When a view is not the one that the teacher saw.
     """
-    stored = recipe.load(store)
-    if stored.teacher is None or stored.policy is None:
-        raise EvaluationError(f"{store}: no teacher's features in it yet; nothing to show")
+    stored = recipe.load_complete(store)
     policy = Policy.from_json(stored.policy)
     usable = [row for row in manifest.read_slides(store) if row["status"] == manifest.OK]
     result = Gathered(n_slides=len(usable))

@@ -21,6 +21,7 @@ MAX_DEPTH = 16
 MAX_GRID = 64
 """Side of the grid of patch tokens of a view."""
 FILE_NAME = "recipe.json"
+NO_FEATURES = "has no teacher features yet; run `g2l extract-teacher` first"
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +233,7 @@ def load_complete(store: StoreLike) -> CompleteRecipe:
 def require_complete(recipe: Recipe, store: StoreLike) -> CompleteRecipe:
     """Return `recipe` as one whose parts are all there; StoreError that names `store` when only tiles exist."""
     if recipe.teacher is None or recipe.policy is None or recipe.reader is None:
-        raise StoreError(f"{store}: has no teacher features yet; run `g2l extract-teacher` first")
+        raise StoreError(f"{store}: {NO_FEATURES}")
     return CompleteRecipe(
         recipe.patch,
         recipe.teacher,

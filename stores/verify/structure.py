@@ -131,7 +131,7 @@ def _check_recipe(state: StoreCheck) -> None:
     elif raw.decode() != files.json_text(value):
         state.add(name, "is not written as a recipe is: edited by hand", "file")
     if not state.stored.complete:
-        state.add(name, "is incomplete: there are no teacher features yet", "missing")
+        state.add(name, recipe.NO_FEATURES, "missing")
 
 
 def _check_slides_table(state: StoreCheck) -> None:

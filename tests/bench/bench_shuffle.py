@@ -19,7 +19,7 @@ from tests.bench.measure import Ratio
 SLIDES, SEEDS, BATCHES = 200, 4, 400
 
 
-def cohort() -> list[sampler.Run]:
+def cohort() -> list[sampler.Segment]:
     """Units of a store that nobody has."""
     rng = np.random.default_rng(0)
     sizes = np.clip(np.exp(rng.normal(8.3, 0.8, SLIDES)), 300, 20_000).astype(int)
@@ -28,17 +28,17 @@ def cohort() -> list[sampler.Run]:
         for block in range(features.n_blocks(size)):
             rows = np.array(features.block_range(size, block), np.int32)
             commit = manifest.Commit(f"{number}", block, range(SEEDS), Path())
-            units.append(sampler.Run(commit, tuple(range(SEEDS)), rows))
+            units.append(sampler.Segment(commit, tuple(range(SEEDS)), rows))
     return units
 
 
-def slides_of(units: list[sampler.Run], window: int, n_views: int) -> npt.NDArray[np.int64]:
+def slides_of(units: list[sampler.Segment], window: int, n_views: int) -> npt.NDArray[np.int64]:
     """The slide of each view of the stream, from its beginning."""
     found: list[npt.NDArray[np.int64]] = []
     for part in sampler.Stream(units, 0, window).windows():
         here = np.empty(part.n_views, np.int64)
         for share in part.shares:
-            here[share.places] = int(share.run.commit.slide_id)
+            here[share.places] = int(share.segment.commit.slide_id)
         found.append(here)
         if sum(map(len, found)) >= n_views:
             break

@@ -130,11 +130,11 @@ def calls_of(
     cache, found, count = BlockCache(data.store), [], 0
     for plan in stream.windows():
         for share in plan.shares:
-            block = cache.commit(share.run.commit)
+            block = cache.commit(share.segment.commit)
             listed = zip(share.rows.tolist(), share.seeds.tolist(), strict=True)
             for row, group in itertools.groupby(listed, key=lambda view: view[0]):
                 x, y, wanted = block.request(row, {seed: False for _, seed in group})
-                source = data.sources[share.run.commit.slide_id]
+                source = data.sources[share.segment.commit.slide_id]
                 found.append((source, row, x, y, [stored.params for stored in wanted]))
         count += plan.n_views
         if count >= n_views:

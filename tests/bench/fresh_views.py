@@ -37,7 +37,7 @@ def distill_fresh(store: StoreLike, options: DistillOptions, teaching: ExtractOp
     fingerprints = {row["slide_id"]: row["fingerprint"] for row in manifest.read_slides(store)}
     commits = BlockCache(store)
     # one seed of each patch: an epoch is a pass over the patches
-    units = [sampler.Run(unit.commit, (0,), unit.rows) for unit in data.train if 0 in unit.seeds]
+    units = [sampler.Segment(unit.commit, (0,), unit.rows) for unit in data.train if 0 in unit.seeds]
     windows = sampler.Stream(units, options.seed, 2048).windows()
     readers: dict[str, Reader] = {slide_id: source.open() for slide_id, source in data.sources.items()}
     assert options.steps is not None
@@ -48,10 +48,10 @@ def distill_fresh(store: StoreLike, options: DistillOptions, teaching: ExtractOp
             window = next(windows)
             places: list[tuple[str, int, int, int] | None] = [None] * window.n_views
             for share in window.shares:
-                block = commits.commit(share.run.commit)
+                block = commits.commit(share.segment.commit)
                 for row, place in zip(share.rows.tolist(), share.places.tolist(), strict=True):
                     x, y, _ = block.request(row, {0: False})
-                    places[place] = (share.run.commit.slide_id, row, x, y)
+                    places[place] = (share.segment.commit.slide_id, row, x, y)
             held += [place for place in places if place is not None]
         batch, held = held[: options.batch_size], held[options.batch_size :]
         views = []

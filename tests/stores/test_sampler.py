@@ -15,7 +15,7 @@ from tests.tools.manifest import views_table
 
 
 @st.composite
-def units(draw: st.DrawFn) -> list[sampler.Run]:
+def units(draw: st.DrawFn) -> list[sampler.Segment]:
     found = []
     for slide in range(draw(st.integers(1, 4))):
         for block in range(draw(st.integers(1, 3))):
@@ -23,39 +23,43 @@ def units(draw: st.DrawFn) -> list[sampler.Run]:
                 rows = draw(st.lists(st.integers(0, 400), min_size=1, max_size=300, unique=True))
                 seeds = range(first, first + draw(st.integers(1, 3)))
                 commit = manifest.Commit(f"s{slide}", block, seeds, Path("x"))
-                found.append(sampler.Run(commit, tuple(seeds), np.array(sorted(rows), np.int32)))
+                found.append(sampler.Segment(commit, tuple(seeds), np.array(sorted(rows), np.int32)))
     return found
 
 
-def views_of(runs: list[sampler.Run]) -> Counter[tuple[str, int, int, int]]:
+def views_of(segments: list[sampler.Segment]) -> Counter[tuple[str, int, int, int]]:
     return Counter(
-        (run.commit.slide_id, run.commit.block, seed, int(row))
-        for run in runs
-        for seed in run.seeds
-        for row in run.rows
+        (segment.commit.slide_id, segment.commit.block, seed, int(row))
+        for segment in segments
+        for seed in segment.seeds
+        for row in segment.rows
     )
 
 
 @settings(max_examples=60, deadline=None)
 @given(units(), st.integers(0, 5), st.integers(0, 5), st.integers(1, 4))
 def test_the_runs_of_an_epoch_hold_every_view_once(
-    given_units: list[sampler.Run], seed: int, epoch: int, together: int
+    given_units: list[sampler.Segment], seed: int, epoch: int, together: int
 ) -> None:
-    runs = sampler.epoch_runs(given_units, seed, epoch, together)
+    segments = sampler.epoch_segments(given_units, seed, epoch, together)
     expected = Counter(
         (u.commit.slide_id, u.commit.block, s, int(r)) for u in given_units for s in u.seeds for r in u.rows
     )
-    assert views_of(runs) == expected
-    assert all(len(run.rows) <= sampler.RUN_ROWS and len(run.seeds) <= together for run in runs)
+    assert views_of(segments) == expected
+    assert all(
+        len(segment.rows) <= sampler.SEGMENT_ROWS and len(segment.seeds) <= together for segment in segments
+    )
 
 
-def one_unit(n_rows: int = 1000, n_seeds: int = 4) -> sampler.Run:
+def one_unit(n_rows: int = 1000, n_seeds: int = 4) -> sampler.Segment:
     commit = manifest.Commit("a", 0, range(n_seeds), Path("x"))
-    return sampler.Run(commit, tuple(range(n_seeds)), np.arange(n_rows, dtype=np.int32))
+    return sampler.Segment(commit, tuple(range(n_seeds)), np.arange(n_rows, dtype=np.int32))
 
 
 def places(seed: int, epoch: int) -> list[tuple[tuple[int, ...], int]]:
-    return [(run.seeds, int(run.rows[0])) for run in sampler.epoch_runs([one_unit()], seed, epoch)]
+    return [
+        (segment.seeds, int(segment.rows[0])) for segment in sampler.epoch_segments([one_unit()], seed, epoch)
+    ]
 
 
 def test_order_depends_on_seed_and_epoch_alone() -> None:
@@ -65,14 +69,14 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
 
 def test_epochs_differ_in_the_order_of_runs() -> None:
     orders = [
-        [int(run.rows[0]) for run in sampler.epoch_runs([one_unit(n_seeds=1)], 0, epoch)]
+        [int(segment.rows[0]) for segment in sampler.epoch_segments([one_unit(n_seeds=1)], 0, epoch)]
         for epoch in range(4)
     ]
     assert len({tuple(order) for order in orders}) == 4
 
 
 def test_rows_of_a_run_are_neighbours() -> None:
-    assert all((np.diff(run.rows) == 1).all() for run in sampler.epoch_runs([one_unit()], 0, 0))
+    assert all((np.diff(segment.rows) == 1).all() for segment in sampler.epoch_segments([one_unit()], 0, 0))
 
 
 def test_golden_permutation() -> None:
@@ -133,7 +137,7 @@ def positions(
         for share in window.shares:
             for row, seed, place in zip(share.rows, share.seeds, share.places, strict=True):
                 assert here[place] == ()
-                commit = share.run.commit
+                commit = share.segment.commit
                 here[place] = (commit.slide_id, commit.block, int(seed), int(row), window.epoch)
         assert () not in here
         found += here
@@ -143,7 +147,7 @@ def positions(
 @settings(max_examples=40, deadline=None)
 @given(units(), st.integers(0, 3), st.integers(1, 3), st.integers(1, 700), st.data())
 def test_every_view_of_an_epoch_comes_once_in_one_process(
-    given_units: list[sampler.Run], seed: int, together: int, window: int, data: st.DataObject
+    given_units: list[sampler.Segment], seed: int, together: int, window: int, data: st.DataObject
 ) -> None:
     """Over slides, seeds, blocks, processes, epochs, and a point of resuming with other processes."""
     stream = sampler.Stream(given_units, seed, window, together)
@@ -167,7 +171,7 @@ def test_every_view_of_an_epoch_comes_once_in_one_process(
 @settings(max_examples=20, deadline=None)
 @given(units(), st.integers(1, 9), st.integers(0, 2000), st.integers(1, 500))
 def test_processes_share_out_one_stream(
-    given_units: list[sampler.Run], world: int, start: int, window: int
+    given_units: list[sampler.Segment], world: int, start: int, window: int
 ) -> None:
     stream = sampler.Stream(given_units, 0, window)
     stop = start + 5 * world
@@ -177,19 +181,19 @@ def test_processes_share_out_one_stream(
 
 
 def test_processes_that_divide_the_lanes_read_other_runs() -> None:
-    """Each decodes its own neighbourhoods; a run is cut only where a lane begins."""
+    """Each decodes its own neighbourhoods; a segment is cut only where a lane begins."""
     stream = sampler.Stream([one_unit(16_000, 2)], 0, 2048)
-    runs = []
+    segments = []
     for rank in range(4):
         mine: set[tuple[object, ...]] = set()
         for window in stream.windows(0, rank, 4):
             if window.epoch:
                 break
-            mine |= {(share.run.seeds, int(share.run.rows[0])) for share in window.shares}
-        runs.append(mine)
-    shared = sum(len(mine) for mine in runs) - len(set.union(*runs))
+            mine |= {(share.segment.seeds, int(share.segment.rows[0])) for share in window.shares}
+        segments.append(mine)
+    shared = sum(len(mine) for mine in segments) - len(set.union(*segments))
     assert shared < sampler.LANES
-    assert len(set.union(*runs)) == 250
+    assert len(set.union(*segments)) == 250
 
 
 def test_a_batch_mixes_runs_and_a_window_is_bounded() -> None:

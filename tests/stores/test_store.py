@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 
 import stores
+from pipeline.evaluate.embeddings import from_store
+from pipeline.report.gather import gather
+from pipeline.report.options import ReportOptions
+from pipeline.runtime.progress import Silent
 from stores.errors import CorruptStore, OptionError, StoreError
 from stores.format import features, layout, manifest, recipe
 from stores.info import store_info
@@ -172,6 +176,17 @@ def test_tiles_without_features_are_one_wording(tmp_path: Path) -> None:
             with pytest.raises(StoreError) as error:
                 call()
             assert str(error.value) == message
+
+
+def test_a_report_and_the_protocols_say_it_too(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "tiles", [MadeSlide("a", n_seeds=0)], recipe.Recipe(RECIPE.patch))
+    message = f"{path}: {recipe.NO_FEATURES}"
+    with pytest.raises(StoreError) as error:
+        from_store(path)
+    assert str(error.value) == message
+    with pytest.raises(StoreError) as error:
+        gather(path, None, ReportOptions(), Silent())
+    assert str(error.value) == message
 
 
 def test_a_complete_recipe_is_the_recipe(made: Path) -> None:
