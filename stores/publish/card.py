@@ -21,7 +21,7 @@ from stores.info import store_info
 from stores.io import files
 from stores.io.text import markdown, one_line
 from stores.publish import croissant
-from stores.publish.licences import SPDX, consequences, licence_key
+from stores.publish.licences import ACCESS, UNKNOWN, licence_of
 
 README = "README.md"
 MAX_GROUPS = 50
@@ -117,14 +117,14 @@ class _Card:
 
     def properties(self) -> dict[str, Any]:
         """What Croissant wants to know of the data set as a whole."""
-        teacher, key = self.stored.teacher, licence_key(self.licence)
+        teacher, spdx = self.stored.teacher, licence_of(self.licence).spdx
         assert teacher is not None
         found: dict[str, Any] = {
             "name": one_line(self.options.name),
             "alternateName": self.title,
             "description": f"Features of {one_line(teacher.name)} for {self.about['views']} augmented views of "
             f"{self.about['patches']} histopathology patches, to train a student encoder against.",
-            "license": f"https://spdx.org/licenses/{SPDX[key]}" if key in SPDX else self.licence,
+            "license": f"https://spdx.org/licenses/{spdx}" if spdx else self.licence,
             "version": "1.0.0",
             "datePublished": self.options.date,
             "citeAs": self._citation(),
@@ -157,10 +157,10 @@ class _Card:
         return "\n\n".join(sections) + "\n"
 
     def _front_matter(self) -> dict[str, Any]:
-        key = licence_key(self.licence) or "unknown"
-        front = (
-            {"license": key} if key in (*SPDX, "unknown") else {"license": "other", "license_name": key[:100]}
-        )
+        licence = licence_of(self.licence)
+        front = {"license": licence.tag}
+        if licence.spdx is None and licence.tag != UNKNOWN:
+            front = {"license": "other", "license_name": licence.tag}
         return front | {
             "pretty_name": self.title,
             "tags": ["histopathology", "knowledge-distillation", "teacher-features", "zarr"],
@@ -173,21 +173,33 @@ class _Card:
         }
 
     def _licence(self) -> str:
+        recorded, stated = licence_of(self.recorded), licence_of(self.licence)
+        columns = [("of the teacher, as recorded by the maker of this store", self.recorded, recorded)]
+        if stated.tag != recorded.tag:
+            columns.append(("of the features, as stated for this card", self.licence, stated))
         parts = [
-            f"Licence of the teacher, as recorded by the maker of this store: **{markdown(self.recorded)}**. "
-            "Features are outputs of the teacher, so whoever trains on them is bound by the teacher's terms, as was "
-            "the maker."
+            "Features are outputs of the teacher: the teacher's terms bind everyone who trains on them.",
+            _table(
+                ("licence", *(whose for whose, _, _ in columns)),
+                [
+                    ("name", *(f"**{markdown(name)}**" for _, name, _ in columns)),
+                    ("commercial use", *(licence.commercial_use for _, _, licence in columns)),
+                    (
+                        "passing on of changed material",
+                        *(licence.changed_material for _, _, licence in columns),
+                    ),
+                    ("outputs of a model", *(licence.outputs for _, _, licence in columns)),
+                    ("text", *(licence.source for _, _, licence in columns)),
+                ],
+            ),
+            f"Terms of access to the teacher: {ACCESS}.",
         ]
-        if licence_key(self.licence) != licence_key(self.recorded):
-            parts.append(
-                f"Licence of the features, as stated for this card: **{markdown(self.licence)}**. "
-                f"{consequences(self.licence)}"
-            )
-            parts.append("It cannot permit what the teacher's terms do not. Of the recorded licence:")
-        parts.append(f"> {consequences(self.recorded)}")
+        if len(columns) > 1:
+            parts.append("The licence of the features cannot permit what the teacher's terms do not.")
         parts.append(
-            "Read the licence itself: this card may be wrong, and it is not legal advice. The slides have terms of "
-            "their own. Research data, not for clinical use."
+            "Unknown means that this card does not know it, not that anything is permitted. Read the licence itself: "
+            "this card may be wrong, and it is not legal advice. The slides have terms of their own. Research data, "
+            "not for clinical use."
         )
         return "\n\n".join(parts)
 

@@ -1,55 +1,71 @@
-"""What a teacher's licence asks of those who use its features, as far as its text tells; not legal advice."""
+"""What licences say of the use of a teacher and of what is made with it: facts with their source, no advice.
+
+A licence counts as known only under its exact name. Everything else is unknown, also a known name with an addition.
+"""
 
 import re
+from dataclasses import dataclass
 
-_ASK = (
-    "Owners differ in whether they count features and students as changed material, and some (as for UNI2-h) bar "
-    "commercial use of models trained on the teacher's outputs outright: ask the owner before you publish features or "
-    "a student. Such teachers are mostly gated, and a copy of their features does not grant what the gate asks for: "
-    "accept the terms at the source yourself."
-)
-_NO_SALE = (
-    "Expect that neither these features nor any student trained on them may be used commercially: not in a product, "
-    "not in a paid service, whoever trained the student. Academic, non-commercial research is what such terms are for."
-)
-_NO_CHANGE = "Changed material may not be passed on."
-_FREE = (
-    "It permits any use, also commercial, of these features and of students trained on them; keep its notice and name "
-    "its owner."
-)
-_UNKNOWN = (
-    "**The licence is unknown.** Nobody may assume a permission: find out the terms of the teacher and clear them "
-    "before you publish these features, or a student trained on them."
-)
-# What a licence asks of features and students. The first pattern that matches all of `licence_key` counts: a permissive
-# licence has to be named exactly, while one hint of a restriction is enough.
-_CONSEQUENCES = (
-    (r"apache-2\.0|mit|bsd-[23]-clause|cc-by-4\.0", _FREE),
-    (
-        r"(.*-)?(nc|non-?commercial)-(.*-)?(nd|no-?deriv\w*)(-.*)?",
-        f"**Warning: non-commercial, no derivatives.** {_NO_SALE} {_NO_CHANGE} {_ASK}",
-    ),
-    (r"(.*-)?(nc|non-?commercial)(-.*)?", f"**Warning: non-commercial.** {_NO_SALE} {_ASK}"),
-    (r"(.*-)?(nd|no-?deriv\w*)(-.*)?", f"**Warning: no derivatives.** {_NO_CHANGE} {_ASK}"),
-    (r"|unknown|none", _UNKNOWN),
-    (r".*", "Its terms are not known to this card: read them before you use or share features or students."),
-)
-SPDX = {name.lower(): name for name in ("Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause")} | {
-    f"cc-by-{kind}4.0": f"CC-BY-{kind.upper()}4.0" for kind in ("", "sa-", "nc-", "nd-", "nc-sa-", "nc-nd-")
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Licence:
+    """One licence, as its text has it."""
+
+    tag: str
+    """As hubs write it, at most 100 characters."""
+    spdx: str | None = None
+    """Identifier in the SPDX list; None for a licence that is not known here."""
+    commercial_use: str = UNKNOWN
+    changed_material: str = UNKNOWN
+    """Whether changed material may be passed on."""
+    outputs: str = UNKNOWN
+    """What it says of a model's outputs, such as features."""
+    source: str = UNKNOWN
+    """Where its text is."""
+
+
+def _known(spdx: str, source: str, commercial_use: str = "yes", changed_material: str = "yes") -> Licence:
+    return Licence(
+        spdx.lower(), spdx, commercial_use, changed_material, "its text does not name them", source
+    )
+
+
+def _cc(kind: str, commercial_use: str = "yes", changed_material: str = "yes") -> Licence:
+    source = f"https://creativecommons.org/licenses/{kind}/4.0/legalcode"
+    return _known(f"CC-{kind.upper()}-4.0", source, commercial_use, changed_material)
+
+
+_ALIKE = "yes, under the same licence"
+LICENCES = {
+    licence.tag: licence
+    for licence in (
+        _known("Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0"),
+        _known("MIT", "https://opensource.org/license/mit"),
+        _known("BSD-2-Clause", "https://opensource.org/license/bsd-2-clause"),
+        _known("BSD-3-Clause", "https://opensource.org/license/bsd-3-clause"),
+        _cc("by"),
+        _cc("by-sa", changed_material=_ALIKE),
+        _cc("by-nd", changed_material="no"),
+        _cc("by-nc", "no"),
+        _cc("by-nc-sa", "no", _ALIKE),
+        _cc("by-nc-nd", "no", "no"),
+    )
 }
-"""Licences that hubs know by this key, with their name in the SPDX list."""
+"""Known licences by tag."""
+ACCESS = (
+    "unknown: a store does not record them. A gated repository may add terms to its licence; that of UNI2-h prohibits "
+    "commercial use of models trained on its outputs (https://huggingface.co/MahmoodLab/UNI2-h)"
+)
+"""What is known of the terms under which the teacher's weights were given."""
 
 
-def licence_key(licence: str) -> str:
-    """A licence as hubs write it.
+def licence_of(text: str) -> Licence:
+    """The licence that a text names; one whose facts are unknown unless the text is exactly the name.
 
-    >>> licence_key("CC BY-NC-ND 4.0")
-    'cc-by-nc-nd-4.0'
+    >>> licence_of("CC BY-NC-ND 4.0").commercial_use, licence_of("MIT, research only").commercial_use
+    ('no', 'unknown')
     """
-    return re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-.")
-
-
-def consequences(licence: str) -> str:
-    """What a licence asks of those who use the features, in a few careful sentences."""
-    key = licence_key(licence)
-    return next(meaning for pattern, meaning in _CONSEQUENCES if re.fullmatch(pattern, key))
+    tag = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or UNKNOWN
+    return LICENCES.get(tag, Licence(tag[:100]))

@@ -124,7 +124,7 @@ def test_where(where: list[str], expected: str) -> None:
 )
 def test_other_conditions_are_one_line_with_the_form(where: str) -> None:
     with pytest.raises(
-        OptionError, match=r"--where .* COLUMN=VALUE .*columns: age, code, mpp, n_pat"
+        OptionError, match=r"--where .* COLUMN=VALUE, .*columns: age, code, mpp, n_pat"
     ) as error:
         select(ROWS, ["split=val", where])
     assert "\n" not in str(error.value)

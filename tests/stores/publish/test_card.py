@@ -25,7 +25,7 @@ from stores.format import features, manifest, recipe
 from stores.io import files
 from stores.io.text import markdown, one_line
 from stores.publish.card import MAX_GROUPS, CardOptions, _compact_lines, size_category, write_card
-from stores.publish.licences import consequences, licence_key
+from stores.publish.licences import LICENCES, Licence, licence_of
 from tests.tools.stores import make_store
 
 OPTIONS = CardOptions("brca", "2026-11-26", title="TCGA breast, H-optimus-0", creator="Lab A")
@@ -67,40 +67,53 @@ def test_front_matter_and_cohort(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("licence", "text", "tag"),
+    ("licence", "commercial", "changed", "tag"),
     [
-        ("CC-BY-NC-ND-4.0", "Warning: non-commercial, no derivatives", "cc-by-nc-nd-4.0"),
-        ("CC BY-NC 4.0", "Warning: non-commercial.", "cc-by-nc-4.0"),
-        ("cc-by-nd-4.0", "Warning: no derivatives.", "cc-by-nd-4.0"),
-        ("Apache-2.0", "permits any use", "apache-2.0"),
-        ("own terms", "terms are not known to this card", "other"),
-        ("", "The licence is unknown", "unknown"),
+        ("CC-BY-NC-ND-4.0", "no", "no", "cc-by-nc-nd-4.0"),
+        ("CC BY-NC 4.0", "no", "yes", "cc-by-nc-4.0"),
+        ("cc-by-nd-4.0", "yes", "no", "cc-by-nd-4.0"),
+        ("cc-by-sa-4.0", "yes", "yes, under the same licence", "cc-by-sa-4.0"),
+        ("Apache-2.0", "yes", "yes", "apache-2.0"),
+        ("Apache-2.0, non-commercial use only", "unknown", "unknown", "other"),
+        ("own terms", "unknown", "unknown", "other"),
+        ("", "unknown", "unknown", "unknown"),
     ],
 )
-def test_what_the_teachers_licence_means(copy: Path, licence: str, text: str, tag: str) -> None:
+def test_what_the_card_knows_of_the_teachers_licence(
+    copy: Path, licence: str, commercial: str, changed: str, tag: str
+) -> None:
     with_licence(copy, licence)
     write_card(copy, OPTIONS)
     head, body = front_matter(copy)
-    assert text in body
-    assert f"as recorded by the maker of this store: **{licence or 'unknown'}**" in body
-    assert "whoever trains on them is bound by the teacher's terms" in body
+    assert "| licence | of the teacher, as recorded by the maker of this store |" in body
+    assert f"| name | **{licence or 'unknown'}** |" in body
+    assert f"| commercial use | {commercial} |" in body
+    assert f"| passing on of changed material | {changed} |" in body
+    assert ("| text | https://" in body) == ("| text | unknown |" not in body) == (commercial != "unknown")
+    assert "the teacher's terms bind everyone who trains on them" in body
+    assert "Terms of access to the teacher: unknown" in body
     assert "not legal advice" in body
-    assert ("ask the owner before you publish" in body) == ("Warning" in text)
     assert head["license"] == tag
 
 
 @pytest.mark.parametrize(
     "licence",
     ["Apache-2.0, non-commercial use only", "MIT (NC)", "Apache-2.0 nonCommercial", "apache-2.0-no-derivatives",
-     "permissive", "Apache", "Apache-2.0 with additions", "academic use only"],
+     "permissive", "Apache", "Apache-2.0 with additions", "academic use only", " ?! ", "", "unknown", "none"],
 )  # fmt: skip
-def test_nothing_is_permitted_that_is_not_named_exactly(licence: str) -> None:
-    assert "permits" not in consequences(licence)
-    assert licence_key(licence) not in ("apache-2.0", "mit")
+def test_nothing_is_known_of_a_licence_that_is_not_named_exactly(licence: str) -> None:
+    found = licence_of(licence)
+    assert found == Licence(found.tag)
+    assert "unknown" == found.commercial_use == found.changed_material == found.outputs == found.source
+    assert found.tag not in LICENCES
 
 
-def test_a_licence_without_a_letter_is_unknown() -> None:
-    assert consequences(" ?! ") == consequences("unknown")
+def test_no_restriction_gets_lost_in_the_table_of_licences() -> None:
+    for tag, licence in LICENCES.items():
+        assert licence_of(licence.spdx or "") is licence
+        assert (licence.commercial_use == "no") == ("-nc" in tag)
+        assert (licence.changed_material == "no") == ("-nd" in tag)
+        assert licence.source.startswith("https://")
 
 
 @pytest.mark.parametrize(
@@ -116,9 +129,13 @@ def test_another_licence_does_not_hide_the_recorded_one(copy: Path) -> None:
     write_card(copy, dataclasses.replace(OPTIONS, licence="MIT"))
     head, body = front_matter(copy)
     assert head["license"] == "mit"
-    assert "as stated for this card: **MIT**" in body
-    assert "It cannot permit what the teacher's terms do not" in body
-    assert "Warning: non-commercial, no derivatives" in body
+    assert (
+        "| licence | of the teacher, as recorded by the maker of this store | of the features, as stated"
+        in body
+    )
+    assert "| name | **CC-BY-NC-ND-4.0** | **MIT** |" in body
+    assert "| commercial use | no | yes |" in body
+    assert "cannot permit what the teacher's terms do not" in body
     assert json.loads((copy / "croissant.json").read_text())["license"] == "https://spdx.org/licenses/MIT"
 
 
@@ -265,7 +282,7 @@ def test_text_that_no_file_can_hold(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", {"a": 5})
     files.write_json(store / "options/extract-teacher.json", {"teacher_licence": "\ud800"})
     write_card(store, OPTIONS)
-    assert "as recorded by the maker of this store: **?**" in (store / "README.md").read_text()
+    assert "| name | **?** |" in (store / "README.md").read_text()
 
 
 def test_a_column_of_many_values_is_cut(tmp_path: Path) -> None:
