@@ -1,6 +1,9 @@
-"""Documentation: its code runs, its links lead somewhere, its pictures are there."""
+"""Documentation: its code runs, its links lead somewhere, its pictures are there, and what it names exists."""
 
+import ast
+import io
 import re
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +44,105 @@ def test_no_machine_paths_are_documented() -> None:
         assert not re.search(r"(^|[^A-Za-z0-9_.])/(home|root|tmp|work)/", page.read_text(encoding="utf-8")), (
             page
         )
+
+
+PYTHON = sorted([ROOT / "cli.py", *(path for top in ("pipeline", "stores", "tests") for path in ROOT.glob(f"{top}/**/*.py"))])
+EVERY_PAGE = sorted({*PAGES, *ROOT.glob("pipeline/**/*.md"), *ROOT.glob("stores/**/*.md")})
+_PATH = re.compile(r"""(?<![\w./"'-])(?:pipeline|stores|tests|docs)/[\w./*-]*\w""")
+_DOTTED = re.compile(r"(?<![\w./-])(?:pipeline|stores|tests)(?:\.[A-Za-z_]\w*)+")
+
+
+def _prose(path: Path) -> str:
+    """The page; of Python code its docstrings and comments."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        return text
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    comments = [token.string for token in tokens if token.type == tokenize.COMMENT]
+    strings = [
+        node.value.value
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    ]
+    return "\n".join([*comments, *map(str, strings)])
+
+
+def _names(module: Path) -> set[str]:
+    """What a module binds anywhere in it: definitions, fields, imports, and what `__all__` lists."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found.add(node.attr)
+        elif isinstance(node, ast.alias):
+            found.add(node.asname or node.name)
+        elif isinstance(node, ast.Assign) and any(ast.unparse(to) == "__all__" for to in node.targets):
+            found.update(ast.literal_eval(node.value))
+    return found
+
+
+def _missing(dotted: str) -> str:
+    """The first part of a dotted name that does not exist, or an empty string."""
+    folder, *rest = dotted.split(".")
+    place = ROOT / folder
+    while rest and (place / rest[0]).is_dir():
+        place /= rest.pop(0)
+    if rest and (place / f"{rest[0]}.py").is_file():
+        module = place / f"{rest.pop(0)}.py"
+    else:
+        module = place / "__init__.py"
+    names = _names(module) if rest else set()
+    return next(
+        (f"{dotted}: no {part} in {module.relative_to(ROOT)}" for part in rest if part not in names), ""
+    )
+
+
+def _stale(path: Path) -> list[str]:
+    text = _prose(path)
+    found = [f"{name} does not exist" for name in _PATH.findall(text) if next(ROOT.glob(name), None) is None]
+    return found + [wrong for name in _DOTTED.findall(text) if (wrong := _missing(name))]
+
+
+@pytest.mark.parametrize("files", [EVERY_PAGE, PYTHON], ids=["pages", "docstrings and comments"])
+def test_paths_and_modules_that_are_named_exist(files: list[Path]) -> None:
+    assert len(files) > 20
+    assert not {str(path): wrong for path in files if (wrong := _stale(path))}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "pipeline/views.py",
+        "`stores/features.py`",
+        "pipeline.cluster",
+        "`pipeline.encoders.no_such_function`",
+        "`stores.format.manifest.Commit.no_such_field`",
+    ],
+)
+def test_a_stale_name_is_found(text: str, tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text(text)
+    (tmp_path / "module.py").write_text(f'"""{text}"""\n')
+    (tmp_path / "comment.py").write_text(f"# {text}\n")
+    assert all(_stale(tmp_path / name) for name in ("page.md", "module.py", "comment.py"))
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_imports_in_examples_exist(page: Path) -> None:
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+        tree = ast.parse(code)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (
+                "pipeline",
+                "stores",
+            ):
+                assert not [wrong for name in node.names if (wrong := _missing(f"{node.module}.{name.name}"))]
+
+
+def test_make_targets_that_are_named_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    for page in EVERY_PAGE:
+        named = re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(encoding="utf-8"), re.M)
+        assert set(named) <= targets, page

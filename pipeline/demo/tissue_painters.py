@@ -1,7 +1,7 @@
 """Painters of the tissue types: texture and architecture, as densities of the two stains.
 
-A painter fills a canvas with haematoxylin and eosin densities in arbitrary units. What a slide looks like in the end
-- amounts, colours, gradients, optics - is decided in pipeline/synthetic.py. Lengths are pixels of 0.5 um.
+A painter fills a canvas with haematoxylin and eosin densities in arbitrary units. `pipeline.demo.synthetic_slides`
+decides the rest: amounts, colours, gradients, optics. Lengths are pixels of 0.5 um.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
-"""Train the demo teacher, whose result is shipped as ``pipeline/assets/demo-teacher.safetensors``.
+"""Train the demo teacher, whose result is shipped as ``pipeline/encoders/demo-teacher.safetensors``.
 
-    python -m pipeline.demo_teacher --out pipeline/assets/demo-teacher.safetensors
+    python -m pipeline.demo.train_teacher --out pipeline/encoders/demo-teacher.safetensors
 
 It learns to tell the tissue types of synthetic slides apart, under the views of the policy ``g2l``; the classifier
 is dropped. Slides differ in stain, so what is left is an eye for texture. 300 steps of 32 views take a few minutes on
@@ -30,7 +30,7 @@ from stores.io.files import replacing
 
 PRESET = PRESETS["demo-teacher"]
 POLICY = POLICIES["g2l"]
-# apart from the demo's slides, which start at 5000 (pipeline/synthetic.py)
+# apart from the demo's slides, which start at 5000 (`pipeline.demo.synthetic_slides`)
 TRAIN_SLIDES, HELD_OUT_SLIDES = range(1000, 1030), range(2000, 2003)
 LR, WEIGHT_DECAY, BATCH, WARMUP_STEPS, K = 3e-3, 0.05, 32, 30, 10
 

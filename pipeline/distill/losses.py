@@ -37,7 +37,7 @@ def relational(s_BD: Tensor, t_BD: Tensor) -> Tensor:
 
 
 def feature_loss(name: str, alpha: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss of a term of `terms.FEATURE_TERMS`; `alpha` matters to log-sum only."""
+    """The loss of a term of `pipeline.distill.loss_spec.FEATURE_TERMS`; `alpha` matters to log-sum only."""
     losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "log-sum": partial(log_sum, alpha=alpha),
         "mse": functional.mse_loss,

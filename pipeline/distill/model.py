@@ -88,7 +88,7 @@ class Distiller(nn.Module):
     Parameters
     ----------
     loss
-        Terms and their weights, see `terms.parse`.
+        Terms and their weights, see `pipeline.distill.loss_spec.parse`.
     dtype
         Arithmetic of the student's forward pass; heads compute in float32.
     gather

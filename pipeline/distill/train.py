@@ -2,7 +2,7 @@
 
 ``options.json``      what was asked and chosen, and the digest of the store's recipe
 ``metrics.jsonl``     a line per step and per validation
-``log.jsonl``         what happened, see `pipeline.run_log`
+``log.jsonl``         what happened, see `pipeline.runtime.log`
 ``checkpoints/``      the last two
 ``student/``          the result: safetensors and config that timm opens, and a model card
 ``student-ema/``      its moving average, with --ema

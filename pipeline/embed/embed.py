@@ -1,8 +1,8 @@
 """``embed``: the features of slides or tiles with any encoder, in the formats of the field.
 
-Slides are tiled as in stage one, into ``OUT/tiling``; of every patch the view of seed 0 is embedded, the centre crop
-that the encoder takes. Work is cut into blocks as in stage one and runs wherever `pipeline.cluster` sends it; a
-block is kept as a part until its slide is whole, then the slide is published and its parts are removed.
+Slides are tiled as in stage one, into ``OUT/tiling``. The view of seed 0 of every patch is embedded: the centre crop
+that the encoder takes. Work is cut into blocks as in stage one, and `pipeline.runtime.work` sends it to where it runs.
+A block is kept as a part until its slide is whole; then the slide is published and its parts are removed.
 """
 
 import dataclasses

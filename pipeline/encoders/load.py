@@ -2,7 +2,7 @@
 
 `load_encoder` takes a preset (``h-optimus-0``), a timm name (``vit_small_patch16_224``, ``timm:NAME?key=value``),
 ``hf-hub:OWNER/NAME``, a folder (a run's ``student``, or any timm folder) or ``module:function``. Each becomes a
-`Preset` (what it computes) and weights (`pipeline.weights`), joined in an `Encoder` that takes uint8 views
+`Preset` (what it computes) and weights (`pipeline.encoders.weights`), joined in an `Encoder` that takes uint8 views
 and applies its own Normalize and pooling, so that teacher and student can share the very same pixels.
 """
 

@@ -1,7 +1,7 @@
 """The registry of encoders: what each is, where its weights are, what its licence permits.
 
 Importing this module loads neither torch nor timm, so that ``g2l models`` answers at once. Adding an
-encoder means adding one `Preset` here; `pipeline.encoders` builds it.
+encoder means adding one `Preset` here; `pipeline.encoders.load` builds it.
 
 Every preset with SwiGLU blocks is written as `_SWIGLU_ARCH` with other sizes. It is the one timm
 architecture whose *defaults* are SwiGLU, registers and layer scale, so that the arguments below are
@@ -55,7 +55,7 @@ class Preset:
     hub: str | None = None
     """``OWNER/NAME`` of the weights on the Hugging Face hub, with ``@REVISION`` where one is meant."""
     asset: str | None = None
-    """File in ``pipeline/assets`` with weights that this package ships."""
+    """File in ``pipeline/encoders`` with weights that this package ships."""
     params: int = 0
     licence: str = "unknown"
     gated: bool = False

@@ -113,9 +113,10 @@ def _tensors(loaded: object, file: Path) -> dict[str, Tensor]:
 def fit(state: Mapping[str, Tensor], backbone: nn.Module, source: str, arch: str) -> dict[str, Tensor]:
     """Rename a checkpoint's tensors so that they fill `backbone` exactly.
 
-    Names of the transformers layout become native ones (`pipeline.layouts`). A common prefix (``module.``,
-    ``teacher.backbone.``, ...) goes, with everything outside of it (DINO heads); so does a classifier; then the
-    architecture's own timm filter converts the native layout and resamples position embeddings of another grid.
+    Names of the transformers layout become native ones (`pipeline.encoders.state_dict_layouts`). A common prefix
+    (``module.``, ``teacher.backbone.``, ...) goes, with everything outside of it (DINO heads); so does a classifier.
+    Then the architecture's own timm filter converts the native layout and resamples position embeddings of another
+    grid.
 
     Parameters
     ----------

@@ -33,7 +33,7 @@ class Setup:
     """Absolute: workers may stand in another folder."""
     options: ExtractOptions
     processes: int | None
-    """That share a machine's CPUs, see `cluster.threads_of`."""
+    """That share a machine's CPUs, see `pipeline.runtime.work.threads_of`."""
 
 
 def describe_teacher(job: str, options: ExtractOptions) -> TeacherFacts:
@@ -51,7 +51,7 @@ def _teacher(job: str, options: ExtractOptions) -> OnDevice:
 
 
 def extract_block(setup: Setup, task: Task, advance: work.Advance) -> Outcome:
-    """Do a task from reading to its commit record; the work of `pipeline.extract`."""
+    """Do a task from reading to its commit record; the work of `pipeline.extract.extract`."""
     station: Station = work.station(setup.job, ("extract", setup), functools.partial(_open_station, setup))
     patches = manifest.read_patches(setup.store, task.source.slide_id)
     if len(patches) != task.n_patches:

@@ -1,7 +1,8 @@
 """Stage one, ``extract-teacher``: every view of every patch through the teacher, once, into the store.
 
-Work is cut into tasks of (slide, block of rows, seeds); `pipeline.blocks` does one, wherever `pipeline.cluster` sends
-it. A task is done when its commit record is written; whatever was interrupted is done again.
+Work is cut into tasks of (slide, block of rows, seeds). `pipeline.extract.block` does one of them, and
+`pipeline.runtime.work` sends it to where it runs. A task is done when its commit record is written; what was
+interrupted is done again.
 """
 
 import dataclasses

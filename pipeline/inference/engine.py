@@ -46,7 +46,7 @@ class Encoded:
 Encode = Callable[[npt.NDArray[np.uint8], Any], Encoded]
 """Of views and the positions of the tokens to keep, int32 (B, t) or None; FeatureError when a value cannot be kept."""
 WriteTokens = Callable[[int, int, npt.NDArray[np.float16]], None]
-"""What `stores.tokens.ChunkBuffer` calls with each chunk of a task."""
+"""What `stores.format.tokens.ChunkBuffer` calls with each chunk of a task."""
 
 
 @dataclass(slots=True)

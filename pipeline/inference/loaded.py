@@ -126,7 +126,10 @@ def load_on_device(
     batch_size: int | None,
     pooling: str | None = None,
 ) -> OnDevice:
-    """Load the encoder that `spec` names onto a device; see `encoders.load_encoder` and `devices`."""
+    """Load the encoder that `spec` names onto a device.
+
+    See `pipeline.encoders.load_encoder` for `spec`, and `pipeline.runtime.devices` for `device` and `dtype`.
+    """
     where = devices.choose_device(device)
     arithmetic, reason = devices.choose_dtype(dtype, where)
     encoder = load_encoder(spec, weights=weights, random_weights=random_weights, pooling=pooling)

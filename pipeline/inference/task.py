@@ -45,7 +45,7 @@ class Tally:
     figures: dict[str, Any] = field(default_factory=dict)
 
     def add(self, item: Task, outcome: Any, error: str) -> None:
-        """Count a block that is over: with its `station.Outcome`, or with the reason why it failed."""
+        """Count a finished block: its `pipeline.inference.engine.Outcome`, or the reason why it failed."""
         if outcome is None:
             self.failed_blocks[str(item)] = error
             return

@@ -19,7 +19,7 @@ def require_same_options(out: Path, options: Any, free: frozenset[str]) -> None:
     Parameters
     ----------
     options
-        A dataclass of `pipeline.options`.
+        A dataclass of options, such as `pipeline.distill.options.DistillOptions`.
     free
         Names of options that change nothing in the result.
     """

@@ -69,7 +69,7 @@ class Setup:
     store: StoreLike
     options: VerifyOptions
     processes: int | None
-    """That share a machine's CPUs, see `cluster.threads_of`."""
+    """That share a machine's CPUs, see `pipeline.runtime.work.threads_of`."""
 
 
 @dataclass(frozen=True, slots=True)

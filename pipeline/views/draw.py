@@ -3,7 +3,7 @@
 A view is a pure function of the patch's pixels and of `ViewParams`, and those of (policy, slide fingerprint,
 coordinate, seed). Both stages call `draw` and `render`; the manifest keeps the parameters and `view_crc32`.
 A draw uses nothing but integers and the raw 64-bit words of Philox, so that it can be rebuilt in any
-language: docs/concepts/views.md is the specification. Pixel arithmetic lives in pipeline/rendering.py.
+language: docs/concepts/views.md is the specification. Pixel arithmetic lives in pipeline/views/operations.py.
 """
 
 import hashlib

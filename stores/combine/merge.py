@@ -1,7 +1,7 @@
 """``store merge``: the union of stores by slide.
 
 A slide's arrays and its manifest rows are self-contained, so files are copied; the slides table is written anew. What
-several stores have of one slide is compared first (`stores.union`), before anything is written.
+several stores have of one slide is compared first (`stores.combine.reconcile`), before anything is written.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -4,7 +4,8 @@
 ``features.zarr/<slide_id>/coords``    int32 (row, 2): x and y of the patch in level-0 pixels
 ``features.zarr/<slide_id>/stats``     float64 (seed, block, 2, dim): mean and variance of the ok rows
 
-A compact copy has int8 features and beside them ``scales`` and ``standard`` (see `stores.compact`); it reads the same.
+A compact copy has int8 features and beside them ``scales`` and ``standard`` (see `stores.format.int8`).
+It reads the same.
 
 Every codec chain ends in crc32c and the fill value is NaN: a flipped bit and a missing chunk are both errors
 here, where plain Zarr would return wrong numbers in silence.
@@ -191,7 +192,7 @@ class SlideFeatures:
     ) -> npt.NDArray[np.float16]:
         """float16 (rows of the block, dim), read-only. Rows that were never committed are NaN; see `require_finite`.
 
-        `memory` as in `stores.arrays.read_chunk`.
+        `memory` as in `stores.format.chunks.read_chunk`.
         """
         rows = block_range(self.n_rows, block)
         if not 0 <= seed < self.n_seeds or not rows:

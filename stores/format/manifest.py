@@ -282,8 +282,8 @@ def write_commit(store: Path, slide_id: str, block: int, seeds: range, views: pa
 def commits(store: StoreLike, slide_id: str | None = None, replaced: bool = False) -> Iterator[Commit]:
     """All commit records, sorted by slide, block and seeds. Names that are none are not ours: skipped.
 
-    So is a record whose seeds lie within those of another of its block, unless `replaced` is set: `stores.joining`
-    joined it into that one, and was killed before it removed it.
+    So is a record whose seeds lie within those of another of its block, unless `replaced` is set:
+    `stores.verify.join_commits` joined it into that one, and was killed before it removed it.
     """
     root = store / "manifest" / "views"
     slide_ids = [slide_id] if slide_id is not None else sorted(path.name for path in root.glob("*"))

@@ -31,7 +31,7 @@ class Teacher:
     name: str
     """The preset or specification that it was loaded by."""
     weights_sha256: str
-    """Identity of the parameters, whatever file they came in (`pipeline.weights.weights_sha256`)."""
+    """Identity of the parameters, whatever file they came in (`pipeline.encoders.export.weights_sha256`)."""
     pooling: str
     """``cls``, ``cls+mean`` or ``forward``."""
     mean: tuple[float, float, float]
@@ -89,7 +89,7 @@ class Tokens:
     dim: int
     """Length of a token."""
     rule: str
-    """Name and version of the rule that draws their positions (`pipeline.views.draw_tokens`)."""
+    """Name and version of the rule that draws their positions (`pipeline.views.draw.draw_tokens`)."""
 
     def __post_init__(self) -> None:
         if not (1 <= self.grid <= MAX_GRID and 1 <= self.count <= self.grid**2 and 1 <= self.dim < 1 << 16):

@@ -55,7 +55,7 @@ def copy_file(store: StoreLike, name: str, size: int, stage: Path, target: str |
     Parameters
     ----------
     size : int
-        Bytes, as `stores.layout.list_files` says.
+        Bytes, as `stores.format.layout.list_files` says.
     """
     path = stage / (target or name)
     with contextlib.suppress(FileNotFoundError):

@@ -153,7 +153,7 @@ class _Slide:
         return f"{array}/zarr.json" in self.run.listed
 
     def join_records(self) -> None:
-        """Join commit records of a block; see `stores.joining` for why the order is safe."""
+        """Join commit records of a block; see `stores.verify.join_commits` for why the order is safe."""
         store = self.run.store
         with self.run.problem():
             for parts in join_commits.joinable(list(manifest.commits(store, self.slide_id))):
