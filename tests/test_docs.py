@@ -13,7 +13,18 @@ import pytest
 from stores.format import features, manifest
 from tests.tools.settings import ROOT
 
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(page for top in ("docs", "pipeline", "stores") for page in ROOT.glob(f"{top}/**/*.md")),
+    ]
+)
+CODE = sorted(
+    [
+        *ROOT.glob("*.py"),
+        *(path for top in ("pipeline", "stores", "tests") for path in ROOT.glob(f"{top}/**/*.py")),
+    ]
+)
 
 
 def test_the_reader_in_the_store_format_reads_a_store(store: Path) -> None:
@@ -46,8 +57,6 @@ def test_no_machine_paths_are_documented() -> None:
         )
 
 
-PYTHON = sorted([ROOT / "cli.py", *(path for top in ("pipeline", "stores", "tests") for path in ROOT.glob(f"{top}/**/*.py"))])
-EVERY_PAGE = sorted({*PAGES, *ROOT.glob("pipeline/**/*.md"), *ROOT.glob("stores/**/*.md")})
 _PATH = re.compile(r"""(?<![\w./"'-])(?:pipeline|stores|tests|docs)/[\w./*-]*\w""")
 _DOTTED = re.compile(r"(?<![\w./-])(?:pipeline|stores|tests)(?:\.[A-Za-z_]\w*)+")
 
@@ -106,7 +115,7 @@ def _stale(path: Path) -> list[str]:
     return found + [wrong for name in _DOTTED.findall(text) if (wrong := _missing(name))]
 
 
-@pytest.mark.parametrize("files", [EVERY_PAGE, PYTHON], ids=["pages", "docstrings and comments"])
+@pytest.mark.parametrize("files", [PAGES, CODE], ids=["pages", "docstrings and comments"])
 def test_paths_and_modules_that_are_named_exist(files: list[Path]) -> None:
     assert len(files) > 20
     assert not {str(path): wrong for path in files if (wrong := _stale(path))}
@@ -129,7 +138,7 @@ def test_a_stale_name_is_found(text: str, tmp_path: Path) -> None:
     assert all(_stale(tmp_path / name) for name in ("page.md", "module.py", "comment.py"))
 
 
-@pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_imports_in_examples_exist(page: Path) -> None:
     for code in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
         tree = ast.parse(code)
@@ -143,6 +152,6 @@ def test_imports_in_examples_exist(page: Path) -> None:
 
 def test_make_targets_that_are_named_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
-    for page in EVERY_PAGE:
+    for page in PAGES:
         named = re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(encoding="utf-8"), re.M)
         assert set(named) <= targets, page
