@@ -1,24 +1,24 @@
-"""The self-check of a pseudonymised export: no file may still hold a name that was replaced.
+"""The self-check of a pseudonymised export: no text of it may still hold a name that was replaced.
 
-What can be decoded is read as text: the names of files, every string in JSON, every text column of Parquet. There a
-name counts when it stands by itself, and from 8 characters on also inside of other text. Raw bytes are searched for
-names of at least 8 bytes: compressed chunks are as good as random, 100 GB of them hold any 4 bytes some 23 times and
-any 8 bytes not once.
+Names can be where text is: in the names of files, in JSON, in the text columns and the footers of Parquet. All of
+these are read again; chunks hold numbers. A name counts when it stands by itself, and from 8 characters on also inside
+of other text. In array metadata and in keys of JSON only names from 8 characters on count: the format has words of its
+own there.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stores.errors import CorruptStore, OptionError, StoreError
 from stores.export.deidentify import own_columns
 from stores.format import manifest, recipe
-from stores.format.layout import classify
+from stores.format.layout import CHECKSUMS, DIGEST, classify
 from stores.io import files
 from stores.io.location import StoreLike
 
@@ -27,7 +27,9 @@ _TEXT_LENGTH = 4
 _WORDS = frozenset((*manifest.SPLITS, manifest.OK, manifest.BAD_READ, "slide", "option", "csv"))
 """Values that every store has: a slide of the name ``test`` is not told by them."""
 _ID_COLUMNS = ("slide_id", "patient_id", "file_name", "fingerprint")
-_MAX_JSON_BYTES = 16 << 20
+_STAYS = ("README.md", "croissant.json", CHECKSUMS, DIGEST)
+_Look = Callable[[str, int], str | None]
+"""`Originals.in_text`, which looks at the same text once: a store repeats its few texts in every slide."""
 
 
 class Originals:
@@ -39,15 +41,6 @@ class Originals:
         self._texts = sorted(texts)
         self._words = {text.casefold(): text for text in self._texts}
         self._long = [text for text in self._texts if len(text) >= _SAFE_LENGTH]
-        self._needles: dict[bytes, list[bytes]] = {}
-        for text in self._texts:
-            raw = text.encode()
-            if len(raw) >= _SAFE_LENGTH:
-                self._needles.setdefault(raw[:4], []).append(raw)
-        self._pairs = np.zeros((2, 1 << 16), bool)  # which two bytes a needle begins with, and goes on with
-        for start in self._needles:
-            self._pairs[0, int.from_bytes(start[:2], "little")] = True
-            self._pairs[1, int.from_bytes(start[2:], "little")] = True
 
     def in_text(self, text: str, shortest: int = _TEXT_LENGTH) -> str | None:
         """A name that `text` holds, by itself or, if long, inside of other text; upper and lower case are equal."""
@@ -59,19 +52,6 @@ class Originals:
             word = folded[start:end]
             if len(word) >= shortest and word in self._words:
                 return self._words[word]
-        return None
-
-    def in_bytes(self, raw: bytes) -> str | None:
-        """A name of at least 8 bytes that `raw` holds."""
-        if len(raw) < _SAFE_LENGTH or not self._needles:
-            return None
-        data = np.frombuffer(raw, np.uint8)
-        pairs = data[:-1] | data[1:].astype(np.uint16) << 8
-        starts = np.flatnonzero(self._pairs[0][pairs[:-2]])
-        for start in starts[self._pairs[1][pairs[starts + 2]]].tolist():
-            for needle in self._needles.get(raw[start : start + 4], ()):
-                if raw.startswith(needle, start):
-                    return needle.decode()
         return None
 
 
@@ -101,7 +81,7 @@ def check_texts(
     store: StoreLike, stored: recipe.Recipe, rows: Sequence[Mapping[str, Any]], originals: Originals
 ) -> None:
     """What is copied word by word is looked at before hours of copying, not only after."""
-    texts = [*strings(stored.to_json()), *sorted({row["vendor"] or "" for row in rows})]
+    texts = [*_strings(stored.to_json()), *sorted({row["vendor"] or "" for row in rows})]
     for text in texts:
         found = originals.in_text(text)
         if found is not None:
@@ -118,7 +98,7 @@ def check_export(
     kept: Sequence[str],
     advance: Callable[[str], None],
 ) -> None:
-    """Read every file of a finished export again.
+    """Read every text of a finished export again.
 
     Parameters
     ----------
@@ -129,23 +109,28 @@ def check_export(
     kept
         The user's own columns that were asked for.
     advance
-        Told the name of each file that is in order.
+        Called with the name of each file that is in order.
 
     Raises
     ------
     StoreError
         When an original name is found; says in which file.
     """
+    look = functools.lru_cache(1 << 16)(originals.in_text)
     for name in names:
         known = classify(name)
-        if known is None or (known.slide_id is not None and known.slide_id not in issued):
+        if (
+            known is None
+            or known.kind == "picture"
+            or name in _STAYS
+            or (known.slide_id is not None and known.slide_id not in issued)
+        ):
             raise StoreError(f"export: {stage / name}: not a file that an export has; nothing was published")
-        raw = (stage / name).read_bytes()
-        found = originals.in_bytes(raw)
-        if found is None and known.kind in ("root", "options") and name.endswith(".json"):
-            found = _first(originals, strings(files.read_json(stage / name, _MAX_JSON_BYTES)), issued)
-        if found is None and name.endswith(".parquet"):
-            found = _in_table(stage / name, raw, issued, originals, kept)
+        found = None
+        if name.endswith(".json"):
+            found = _in_json(stage / name, look, issued)
+        elif name.endswith(".parquet"):
+            found = _in_table(stage / name, look, issued, kept)
         if found is not None:
             raise StoreError(
                 f"export: {stage / name}: still holds {found!r}, an original name; nothing was published"
@@ -153,27 +138,36 @@ def check_export(
         advance(name)
 
 
-def _first(originals: Originals, texts: Iterable[str], issued: frozenset[str]) -> str | None:
-    found = (originals.in_text(text) for text in texts if text not in issued | _WORDS)
+def _first(
+    look: _Look, texts: Iterable[str], issued: frozenset[str], shortest: int = _TEXT_LENGTH
+) -> str | None:
+    found = (look(text, shortest) for text in texts if text not in issued and text not in _WORDS)
     return next((name for name in found if name is not None), None)
 
 
-def strings(value: Any) -> Iterator[str]:
+def _parts(value: Any) -> Iterator[Any]:
+    """A JSON value and everything in it."""
+    yield value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _parts(item)
+
+
+def _strings(value: Any) -> list[str]:
     """Every string of a JSON value but the keys."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from strings(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from strings(item)
+    return [part for part in _parts(value) if isinstance(part, str)]
 
 
-def _in_table(
-    path: Path, raw: bytes, issued: frozenset[str], originals: Originals, kept: Sequence[str]
-) -> str | None:
-    table = pq.read_table(pa.BufferReader(raw))
+def _in_json(path: Path, look: _Look, issued: frozenset[str]) -> str | None:
+    value = files.read_json(path)
+    keys = [key for part in _parts(value) if isinstance(part, dict) for key in part]
+    shortest = _SAFE_LENGTH if path.name == "zarr.json" else _TEXT_LENGTH
+    found = _first(look, _strings(value), issued, shortest)
+    return found or _first(look, keys, issued, _SAFE_LENGTH)
+
+
+def _in_table(path: Path, look: _Look, issued: frozenset[str], kept: Sequence[str]) -> str | None:
+    with pq.ParquetFile(path) as file:
+        table, about = file.read(), file.metadata.metadata or {}
     schemas = (manifest.SLIDES_SCHEMA, manifest.PATCHES_SCHEMA, manifest.VIEWS_SCHEMA)
     allowed = {name for schema in schemas for name in schema.names} | set(kept)
     for column in table.column_names:
@@ -185,7 +179,9 @@ def _in_table(
         if column in _ID_COLUMNS:
             foreign = next((text for text in values if text not in issued), None)
         else:
-            foreign = _first(originals, values, issued)
+            foreign = _first(look, values, issued)
         if foreign is not None:
             return str(foreign)
-    return None
+    about.pop(manifest.CHECKSUM_KEY, None)
+    texts = [text.decode(errors="replace") for pair in about.items() for text in pair]
+    return _first(look, texts, issued, _SAFE_LENGTH)

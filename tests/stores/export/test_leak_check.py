@@ -278,7 +278,10 @@ def test_a_name_in_the_recipe_is_found_before_anything_is_written(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s"]
 
 
-@pytest.mark.parametrize("where", ["json", "parquet", "chunk", "name", "column", "foreign id"])
+@pytest.mark.parametrize(
+    "where",
+    ["json", "key", "array", "parquet", "footer", "name", "picture", "card", "column", "foreign id"],
+)
 def test_the_self_check_stops_what_slipped_through(
     lab: Path, key: Pseudonyms, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,12 +290,24 @@ def test_the_self_check_stops_what_slipped_through(
 
     def forgetful(request: Any, written: Any, stage: Path) -> None:
         original(request, written, stage)
-        chunk = next(iter(sorted((stage / "features.zarr").rglob("c/0/0/0"))))
         if where == "json":
             files.write_json(stage / "options/tile.json", {"note": ["see mrn-20041889"]})
-        elif where == "chunk":
-            raw = chunk.read_bytes()
-            chunk.write_bytes(raw[:1001] + b"H19-004711_A2" + raw[1014:])
+        elif where == "key":
+            files.write_json(stage / "options/tile.json", {"note": {"of H19-004711_A2": 1}})
+        elif where == "array":
+            path = min((stage / "features.zarr").glob("*/features/zarr.json"))
+            about = files.read_json(path)
+            about["codecs"][0]["configuration"]["by"] = "mrn-20041889"
+            files.write_json(path, about)
+        elif where == "footer":
+            path = min((stage / "manifest/patches").iterdir())
+            table = pq.read_table(path)
+            pq.write_table(table.replace_schema_metadata({"from": "H19-004711_A2.svs"}), path)
+        elif where == "picture":
+            path = stage / "pictures" / f"{min((stage / 'features.zarr').glob('s-*')).name}.png"
+            files.write_text(path, "a label")
+        elif where == "card":
+            files.write_text(stage / "README.md", "a card")
         elif where == "name":
             (stage / "features.zarr" / "H19-004711_A2.json").write_text("{}")
         else:
@@ -313,9 +328,12 @@ def test_the_self_check_stops_what_slipped_through(
     assert (tmp_path / ".o.partial" / "recipe.json").is_file()
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
-    if (
-        where != "chunk"
-    ):  # what is there is whole, by name and size; only removing it makes it be written again
+    if where not in (
+        "array",
+        "footer",
+        "picture",
+        "card",
+    ):  # what is there and has its size is not written again
         (tmp_path / ".o.partial" / "features.zarr" / "H19-004711_A2.json").unlink(missing_ok=True)
         run(lab, tmp_path / "o", pseudonyms=key)
         assert (tmp_path / "o").is_dir()

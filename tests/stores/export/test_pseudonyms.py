@@ -7,7 +7,6 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -186,23 +185,3 @@ def test_short_names_in_columns_of_ones_own() -> None:
     assert ORIGINALS.in_text("see p1", shortest=1) == "p1"
     assert ORIGINALS.in_text("p10", shortest=1) is None
     assert ORIGINALS.in_text("7", shortest=1) == "7"
-
-
-@given(st.integers(0, 3000), st.sampled_from([SLIDE, PATIENT, ROW["file_name"]]), st.integers(0, 100))
-def test_names_in_bytes(at: int, name: str, seed: int) -> None:
-    noise = np.random.default_rng(seed).bytes(3000)
-    assert ORIGINALS.in_bytes(noise) is None
-    hit = ORIGINALS.in_bytes(noise[:at] + name.encode() + noise[at:])
-    assert hit is not None
-    assert hit in name
-
-
-@pytest.mark.parametrize("raw", [b"", b"7", PATIENT.encode()[:7], PATIENT.encode()[:-1]])
-def test_little_or_nothing_in_bytes(raw: bytes) -> None:
-    assert ORIGINALS.in_bytes(raw) is None
-    assert Originals([]).in_bytes(raw) is None
-
-
-def test_a_name_at_the_very_end_of_a_file() -> None:
-    assert ORIGINALS.in_bytes(b"." + PATIENT.encode()) == PATIENT
-    assert ORIGINALS.in_bytes(PATIENT.encode()) == PATIENT
