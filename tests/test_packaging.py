@@ -1,0 +1,135 @@
+"""What an installation needs and gets: declared dependencies, and the content of the wheel."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterable, Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tools.settings import ROOT
+
+OWN = {"cli", "pipeline", "stores", "tests"}
+RUNTIME_ONLY = {"openslide-bin": "the C library behind openslide-python"}
+"""Dependencies that no file imports, with the reason why they are declared."""
+BY_HAND = {"lazyslide": "a benchmark against it runs in an environment of its own"}
+"""Modules that tests and benchmarks import without a declaration, with the reason."""
+
+
+def _normal(name: str) -> str:
+    """The form in which two spellings of a distribution are equal (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _names(requirements: Iterable[str]) -> set[str]:
+    return {_normal(re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]) for requirement in requirements}
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return found
+
+
+def _product() -> list[Path]:
+    return [ROOT / "cli.py", *(ROOT / "pipeline").rglob("*.py"), *(ROOT / "stores").rglob("*.py")]
+
+
+def _imported(files: Iterable[Path]) -> Iterator[tuple[str, str]]:
+    """Top-level modules from elsewhere that the files import, each with the line that does it."""
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(), str(file))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            else:
+                continue
+            for name in names:
+                module = name.partition(".")[0]
+                if module not in sys.stdlib_module_names and module not in OWN:
+                    yield module, f"{file.relative_to(ROOT)}:{node.lineno}"
+
+
+def _undeclared(files: Iterable[Path], declared: set[str]) -> list[str]:
+    distributions = packages_distributions()
+    return [
+        f"{place}: {module}"
+        for module, place in _imported(files)
+        if not declared & {_normal(name) for name in distributions.get(module, [])}
+    ]
+
+
+def test_every_import_is_declared(project: dict[str, Any]) -> None:
+    assert _undeclared(_product(), _names(project["dependencies"])) == []
+
+
+def test_every_import_of_the_tests_is_declared(project: dict[str, Any]) -> None:
+    declared = _names([*project["dependencies"], *project["optional-dependencies"]["test"]])
+    missing = _undeclared((ROOT / "tests").rglob("*.py"), declared)
+    assert [line for line in missing if line.rpartition(" ")[2] not in BY_HAND] == []
+
+
+def test_an_import_that_nothing_declares_is_found(project: dict[str, Any]) -> None:
+    declared = _names(project["dependencies"])
+    found = _undeclared(_product(), declared - {"google-crc32c"})
+    assert found
+    assert all(line.endswith(": google_crc32c") for line in found)
+
+
+def test_every_dependency_is_imported(project: dict[str, Any]) -> None:
+    distributions = packages_distributions()
+    used = {_normal(name) for module, _ in _imported(_product()) for name in distributions.get(module, [])}
+    assert _names(project["dependencies"]) - used == set(RUNTIME_ONLY)
+
+
+def test_every_dependency_has_a_pin(project: dict[str, Any]) -> None:
+    pins = {
+        _normal(line.partition("==")[0])
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    declared = _names([*project["dependencies"], *project["optional-dependencies"]["test"]])
+    assert declared - pins == set()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The files of a wheel that is built without a network, outside the checkout."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("cli.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("pipeline", "stores"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    out = tmp_path_factory.mktemp("wheel")
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", *options, str(source)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = out.glob("*.whl")
+    with zipfile.ZipFile(built) as archive:
+        return set(archive.namelist())
+
+
+def test_the_wheel_ships_every_file_of_the_packages(wheel: set[str]) -> None:
+    expected = {
+        file.relative_to(ROOT).as_posix()
+        for folder in ("pipeline", "stores")
+        for file in (ROOT / folder).rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts and file.suffix != ".md"
+    }
+    assert {"pipeline/py.typed", "stores/py.typed"} <= expected
+    assert expected | {"cli.py"} <= wheel
+
+
+def test_the_wheel_holds_nothing_else(wheel: set[str]) -> None:
+    top = {name.partition("/")[0] for name in wheel}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"cli.py", "pipeline", "stores"}
