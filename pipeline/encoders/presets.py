@@ -85,6 +85,7 @@ _H_OPTIMUS_0 = Preset(
     hub="bioptimus/H-optimus-0",
     params=1_134_774_272,
     licence="Apache-2.0",
+    gated=True,
     note=_APACHE,
 )
 
