@@ -172,7 +172,7 @@ def test_offline_says_what_to_do(value: str, tmp_path: Path, monkeypatch: pytest
         assert part in message
     assert "--weights PATH" in message
     assert "--random-weights SEED" in message
-    assert "request access" not in refusal("h-optimus-0")
+    assert "request access" not in refusal("hf-hub:owner/open")
 
 
 def test_no_network_is_noticed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
