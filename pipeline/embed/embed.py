@@ -1,8 +1,9 @@
 """``embed``: the features of slides or tiles with any encoder, in the formats of the field.
 
-Slides are tiled as in stage one, into ``OUT/tiling``. The view of seed 0 of every patch is embedded: the centre crop
-that the encoder takes. Work is cut into blocks as in stage one, and `pipeline.runtime.work` sends it to where it runs.
-A block is kept as a part until its slide is whole; then the slide is published and its parts are removed.
+Slides are tiled as in stage one, into ``OUT/tiling``; of every patch the view of seed 0 is embedded, the centre crop
+that the encoder takes. Work is cut into blocks as in stage one and runs in this process or in the workers of
+`open_cluster`. A block is kept as a part until its slide is whole; then the slide is published and its parts are
+removed.
 """
 
 import dataclasses
@@ -14,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.embed import parts
-from pipeline.embed.block import TILING, Setup, describe_encoder, embed_block
+from pipeline.embed.block import TILING, PartStage
 from pipeline.embed.formats.base import TILES, Unit
 from pipeline.embed.formats.registry import BY_NAME
 from pipeline.embed.options import EmbedOptions
 from pipeline.embed.publish import EmbedSummary, Publisher
 from pipeline.embed.tiles import RESAMPLING, TilesSource, TileTable, read_tiles
-from pipeline.inference.facts import TeacherFacts, reader_identity
+from pipeline.inference.facts import EncoderFacts, reader_identity
+from pipeline.inference.loaded import EncoderSpec
 from pipeline.inference.task import Task
+from pipeline.inference.worker import BlockWorker, WorkerEncoder
 from pipeline.runtime.cluster import open_cluster
 from pipeline.runtime.options import IN_PROCESS, ClusterOptions
 from pipeline.runtime.progress import Reporter
@@ -65,8 +68,9 @@ def embed(
     table = _tiles_of(inputs, options)
     job = f"embed {out.absolute()}"
     with files.only_writer(out), open_cluster(where, job, report) as workers:
-        encoder = workers.call(describe_encoder, workers.job, options)
-        setup = _setup(workers, out, options, tile_options, encoder.identity.image_px, table)
+        worker_encoder = WorkerEncoder(job, EncoderSpec.of(options.encoder, options))
+        encoder = workers.call(worker_encoder.describe)
+        stage = _stage(out, options, tile_options, encoder.identity.image_px, table)
         about = _about(encoder, options, tile_options, table)
         _check_format(options, tile_options, table)
         _settle(out, {**about, "format": options.format})
@@ -78,7 +82,9 @@ def embed(
         publisher = Publisher(out, options.format, summary)
         files.sweep_partials(out)
         paths = {} if table is not None else slide_files.find_slides(inputs)
-        tasks = _plan(publisher, units, functools.partial(_source, paths, setup, table), summary)
+        tasks = _plan(
+            publisher, units, functools.partial(_source, paths, stage.crop_px, options.fit, table), summary
+        )
         _require_room(out, tasks, publisher.left, summary.dim)
         report.note(f"encoder {encoder.described()}")
         total = summary.views_before + sum(task.n_views for task in tasks)
@@ -86,7 +92,8 @@ def embed(
         began = time.monotonic()
         for unit in publisher.left:  # whose blocks an earlier run did
             publisher.publish_if_whole(unit.name, report)
-        for done in workers.run(functools.partial(embed_block, setup), tasks, report):
+        worker = BlockWorker(worker_encoder, stage, options.threads, options.readers, workers.processes)
+        for done in workers.run(worker.do, tasks, report):
             summary.add(done.item, done.result, done.error)
             publisher.publish_if_whole(done.item.source.slide_id, report)
         publisher.finish()
@@ -107,27 +114,20 @@ def _tiles_of(inputs: Sequence[Path], options: EmbedOptions) -> TileTable | None
     return read_tiles(tables[0], options.column, options.root)
 
 
-def _setup(
-    workers: Cluster,
-    out: Path,
-    options: EmbedOptions,
-    tile_options: TileOptions,
-    image_px: int,
-    table: TileTable | None,
-) -> Setup:
+def _stage(
+    out: Path, options: EmbedOptions, tile_options: TileOptions, image_px: int, table: TileTable | None
+) -> PartStage:
     patch_px = tile_options.patch if table is None else image_px
     if patch_px < image_px:
         raise OptionError(
             f"--patch {patch_px}: smaller than the {image_px} px that {options.encoder} takes; "
             f"use --patch {image_px}, or more for a margin that is cropped"
         )
-    return Setup(
-        workers.job, out.absolute(), options, patch_px, image_px, table is not None, workers.processes
-    )
+    return PartStage(out.absolute(), patch_px, image_px, table is not None)
 
 
 def _about(
-    encoder: TeacherFacts,
+    encoder: EncoderFacts,
     options: EmbedOptions,
     tile_options: TileOptions,
     table: TileTable | None,
@@ -192,13 +192,13 @@ def _slides(
 
 
 def _source(
-    inputs: Mapping[str, Path], setup: Setup, table: TileTable | None, unit: Unit, rows: range
+    inputs: Mapping[str, Path], crop_px: int, fit: str, table: TileTable | None, unit: Unit, rows: range
 ) -> Any:
     """Where the patches of some rows come from."""
     if table is not None:
         part = slice(rows.start, rows.stop)
         names = table.columns["path"][part]
-        return TilesSource(unit.name, rows.start, table.files[part], names, setup.crop_px, setup.options.fit)
+        return TilesSource(unit.name, rows.start, table.files[part], names, crop_px, fit)
     path = inputs[unit.name]
     info = slide_files.inspect(unit.name, path, unit.row["mpp"], unit.row["mpp_source"])
     if info.fingerprint != unit.row["fingerprint"]:

@@ -4,6 +4,7 @@ A part appears whole or not at all, so that it is its own commit record: a kill 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.inference.engine import Block
+from pipeline.inference.engine import EncodedBlock
 from pipeline.inference.task import Task
 from stores.errors import CorruptStore
 from stores.format import features, manifest
@@ -42,21 +43,32 @@ def part_path(out: Path, unit: str, block: int) -> Path:
     return out / FOLDER / unit / f"{block:05d}.parquet"
 
 
-def write_part(out: Path, task: Task, block: Block) -> None:
-    """Write the block of a task, of which only seed 0 is there."""
-    values = block.features[0]
-    require_free(out, values.nbytes, str(task))
-    start = features.block_range(task.n_patches, task.block).start
-    table = block.views.select(["row", "x_px0", "y_px0", "tissue", "status"])
-    rows = table["row"].to_numpy() - start
-    ok = np.array([status == manifest.OK for status in table["status"].to_pylist()])
-    reasons = [block.reasons.get(row) for row in table["row"].to_pylist()]
-    table = table.append_column("reason", pa.array(reasons, pa.string()))
-    table = table.append_column("features", feature_column(values[rows], ok))
-    with files.replacing(part_path(out, task.source.slide_id, task.block)) as partial:
-        pq.write_table(
-            table, partial, compression="none", use_dictionary=False, write_page_checksum=True
-        )  # floats do not compress
+@dataclass(frozen=True, slots=True)
+class PartSink:
+    """Writes a task's part; DiskFull when there is no room for it."""
+
+    out: Path
+    task: Task
+
+    def tokens(self, seed: int, index: int, values: npt.NDArray[np.float16]) -> None:
+        """Parts have no room for tokens; `embed` keeps none."""
+        raise TypeError(f"{self.task}: parts hold features alone, not tokens")
+
+    def commit(self, block: EncodedBlock) -> None:
+        """Write the block, of which only seed 0 is there."""
+        values, task = block.features[0], self.task
+        require_free(self.out, values.nbytes, str(task))
+        start = features.block_range(task.n_patches, task.block).start
+        table = block.views.select(["row", "x_px0", "y_px0", "tissue", "status"])
+        rows = table["row"].to_numpy() - start
+        ok = np.array([status == manifest.OK for status in table["status"].to_pylist()])
+        reasons = [block.reasons.get(row) for row in table["row"].to_pylist()]
+        table = table.append_column("reason", pa.array(reasons, pa.string()))
+        table = table.append_column("features", feature_column(values[rows], ok))
+        with files.replacing(part_path(self.out, task.source.slide_id, task.block)) as partial:
+            pq.write_table(
+                table, partial, compression="none", use_dictionary=False, write_page_checksum=True
+            )  # floats do not compress
 
 
 def feature_column(values: npt.NDArray[Any], ok: npt.NDArray[np.bool_]) -> pa.Array:

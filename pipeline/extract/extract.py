@@ -1,22 +1,22 @@
 """Stage one, ``extract-teacher``: every view of every patch through the teacher, once, into the store.
 
-Work is cut into tasks of (slide, block of rows, seeds). `pipeline.extract.block` does one of them, and
-`pipeline.runtime.work` sends it to where it runs. A task is done when its commit record is written; what was
-interrupted is done again.
+Work is cut into tasks of (slide, block of rows, seeds). A `BlockWorker` does one, in this process or in the workers of
+`open_cluster`. A task is done when its commit record is written; what was interrupted is done again.
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.extract.block import Setup, describe_teacher, extract_block
+from pipeline.extract.block import StoreStage
 from pipeline.extract.options import ExtractOptions
 from pipeline.extract.plan import MANIFEST_BYTES_PER_VIEW
 from pipeline.extract.tasks import plan_tasks, prepared
-from pipeline.inference.facts import TeacherFacts, reader_identity
+from pipeline.inference.facts import EncoderFacts, reader_identity
+from pipeline.inference.loaded import EncoderSpec
 from pipeline.inference.task import Tally, Task
+from pipeline.inference.worker import BlockWorker, WorkerEncoder
 from pipeline.runtime.cluster import open_cluster
 from pipeline.runtime.options import IN_PROCESS, ClusterOptions, to_json
 from pipeline.runtime.progress import Reporter
@@ -63,7 +63,8 @@ def extract(
     job = f"extract-teacher {store.absolute()}"
     with files.only_writer(store), open_cluster(where, job, report) as workers:
         # before hours of tiling: its name or weights may be wrong
-        teacher = workers.call(describe_teacher, workers.job, options)
+        encoder = WorkerEncoder(job, EncoderSpec.of(options.teacher, options, options.tokens is not None))
+        teacher = workers.call(encoder.describe, options.tokens)
         if teacher.identity.image_px != policy.crop_px:
             raise OptionError(
                 f"--policy {options.policy}: views of {policy.crop_px} px, "
@@ -78,7 +79,7 @@ def extract(
         summary = Tally()
         tasks = plan_tasks(store, paths, options, summary)
         _require_room(store, tasks, teacher, policy.patch_px, options)
-        _settle_recipe(store, teacher, policy, options)
+        stored = _settle_recipe(store, teacher, policy, options)
         report.note(f"teacher {teacher.described()}")
         swept = files.sweep_partials(store)
         if swept:
@@ -86,9 +87,9 @@ def extract(
         n_views = summary.views_before + sum(task.n_views for task in tasks)
         report.start("extract-teacher", n_views, summary.views_before)
         began = time.monotonic()
-        setup = Setup(workers.job, store.absolute(), options, workers.processes)
-        ready = prepared(store, tasks, options)
-        for done in workers.run(functools.partial(extract_block, setup), ready, report):
+        stage = StoreStage(store.absolute(), stored, options.pixels, options.tokens)
+        worker = BlockWorker(encoder, stage, options.threads, options.readers, workers.processes)
+        for done in workers.run(worker.do, prepared(store, stored, tasks, options), report):
             summary.add(done.item, done.result, done.error)
         summary.seconds = time.monotonic() - began
     return summary
@@ -103,7 +104,7 @@ def _absolute(options: ExtractOptions) -> ExtractOptions:
 def _require_room(
     store: Path,
     tasks: Sequence[Task],
-    teacher: TeacherFacts,
+    teacher: EncoderFacts,
     patch_px: int,
     options: ExtractOptions,
 ) -> None:
@@ -122,7 +123,10 @@ def _require_room(
         )
 
 
-def _settle_recipe(store: Path, teacher: TeacherFacts, policy: Policy, options: ExtractOptions) -> None:
+def _settle_recipe(
+    store: Path, teacher: EncoderFacts, policy: Policy, options: ExtractOptions
+) -> recipe.Recipe:
+    """Complete the store's recipe, or compare it when it is complete already; returns it."""
     stored = recipe.load(store)
     reader = reader_identity()
     wanted = recipe.Recipe(stored.patch, teacher.identity, policy.to_json(), reader, tokens=teacher.tokens)
@@ -133,7 +137,8 @@ def _settle_recipe(store: Path, teacher: TeacherFacts, policy: Policy, options: 
             raise OptionError(
                 f"--pixels {options.pixels}: {store} was begun with {begun}; use that, or another --store"
             )
-    else:
-        path = store / "options" / "extract-teacher.json"
-        files.write_json(path, to_json(options) | {"teacher_licence": teacher.licence})
-        recipe.save(store, wanted)
+        return stored
+    path = store / "options" / "extract-teacher.json"
+    files.write_json(path, to_json(options) | {"teacher_licence": teacher.licence})
+    recipe.save(store, wanted)
+    return wanted

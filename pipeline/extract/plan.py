@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.encoders.presets import PRESETS
-from pipeline.extract.options import ExtractOptions, PlanOptions
+from pipeline.extract.options import PlanOptions
 from pipeline.runtime.progress import Reporter
 from pipeline.slides import slide as slide_files
 from pipeline.tile.grid import find_patches, patch_recipe
@@ -215,12 +215,10 @@ def _count(
 
 def _measure(options: PlanOptions) -> tuple[float, int, str]:
     """Views per second of the teacher, its feature length, and where that was measured."""
-    from pipeline.extract.teacher import collect, load_teacher
+    from pipeline.extract.teacher import collect
+    from pipeline.inference.loaded import EncoderSpec, load_on_device
 
-    names = ("weights", "random_weights", "batch_size", "device", "dtype")
-    teacher = load_teacher(
-        ExtractOptions(teacher=str(options.teacher), **{name: getattr(options, name) for name in names})
-    )
+    teacher = load_on_device(EncoderSpec.of(str(options.teacher), options))
     side = teacher.identity.image_px
     views = np.random.default_rng(0).integers(0, 256, (teacher.batch_size, side, side, 3), dtype=np.uint8)
     collect(teacher.launch(views))  # the first pass compiles and allocates

@@ -49,9 +49,10 @@ def plan_tasks(store: Path, paths: Mapping[str, Path], options: ExtractOptions, 
     return tasks
 
 
-def prepared(store: Path, tasks: Sequence[Task], options: ExtractOptions) -> Iterator[Task]:
+def prepared(
+    store: Path, stored: recipe.Recipe, tasks: Sequence[Task], options: ExtractOptions
+) -> Iterator[Task]:
     """The tasks, each after its slide's arrays are there: this process alone makes arrays and adds seeds to them."""
-    stored = recipe.load(store)
     for slide_id, group in itertools.groupby(tasks, key=lambda task: task.source.slide_id):
         of_slide = list(group)
         n_seeds = max(options.seeds, *(task.seeds.stop for task in of_slide))

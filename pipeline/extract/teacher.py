@@ -1,27 +1,13 @@
-"""The teacher of stage one: an encoder whose features are stored. Nothing of stage two imports this module."""
+"""The teacher of stage one: its features as they are stored. Nothing of stage two imports this module."""
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.extract.options import ExtractOptions
 from pipeline.inference.engine import Encoded
-from pipeline.inference.loaded import OnDevice, compiled, load_on_device
+from pipeline.inference.loaded import OnDevice
 from stores.errors import FeatureError
 from stores.format.features import FLOAT16_MAX
-
-
-def load_teacher(options: ExtractOptions) -> OnDevice:
-    """Load the encoder that ``--teacher`` names onto its device, compiled if that is asked for."""
-    loaded = load_on_device(
-        options.teacher,
-        weights=options.weights,
-        random_weights=options.random_weights,
-        device=options.device,
-        dtype=options.dtype,
-        batch_size=options.batch_size,
-    )
-    return compiled(loaded, options.tokens is not None) if options.compile else loaded
 
 
 def encode(

@@ -6,13 +6,14 @@ number of threads nor where a block runs changes its bytes on a CPU.
 """
 
 import collections
+import contextlib
 import functools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -43,14 +44,27 @@ class Encoded:
     """(B, t, width)"""
 
 
-Encode = Callable[[npt.NDArray[np.uint8], Any], Encoded]
-"""Of views and the positions of the tokens to keep, int32 (B, t) or None; FeatureError when a value cannot be kept."""
-WriteTokens = Callable[[int, int, npt.NDArray[np.float16]], None]
-"""What `stores.format.tokens.ChunkBuffer` calls with each chunk of a task."""
+Encode = Callable[[OnDevice, npt.NDArray[np.uint8], npt.NDArray[np.int32] | None], Encoded]
+"""Of an encoder, views and the positions of the tokens to keep, (B, t) or None; FeatureError when a value cannot be
+kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """How patches become views, and what is kept of them and of what the encoder makes of them."""
+
+    policy: Policy
+    encode: Encode
+    dtype: type[np.floating[Any]]
+    """Of the features that `encode` returns."""
+    pixels: bool = False
+    """Whether the patches' pixels are kept too."""
+    tokens: recipe.Tokens | None = None
+    """Which patch tokens are kept too; None for none."""
 
 
 @dataclass(slots=True)
-class Block:
+class EncodedBlock:
     """The results of a task, ready to be written."""
 
     features: npt.NDArray[Any]
@@ -63,9 +77,26 @@ class Block:
     """(seeds, rows of the whole block, t) of the tokens, which are written already; -1 where there are none."""
 
 
+class Sink(Protocol):
+    """Writes the results of one task."""
+
+    def tokens(self, seed: int, index: int, values: npt.NDArray[np.float16]) -> None:
+        """Write a chunk of tokens as soon as it is full; `seed` counts from the task's first.
+
+        Parameters
+        ----------
+        index : int
+            Of the chunk in the slide.
+        values : float16 (rows of the chunk, t, width)
+        """
+
+    def commit(self, block: EncodedBlock) -> None:
+        """Write the block, after all of its tokens; when this has returned, the task is done for good."""
+
+
 @dataclass(slots=True)
 class Outcome:
-    """What a worker tells of a block; the block itself is in the store."""
+    """What a worker says of a block; the block itself is in the store."""
 
     views: int = 0
     bad_reads: list[str] = field(default_factory=list)
@@ -74,36 +105,19 @@ class Outcome:
     figures: dict[str, int] = field(default_factory=dict)
 
 
-class Station:
+class Engine:
     """A process's encoder with its threads.
 
     Parameters
     ----------
-    encode
-        What `encoder` makes of a batch of views, as it is to be kept, in `dtype`.
-    keep : bool
-        Whether the patches' pixels are written too.
     threads : int
         That read and render; on a CPU as many encode.
     readers : str
         ``threads``, ``processes``, or ``auto``: processes unless the encoder is on the CPU.
-    tokens
-        Which patch tokens are kept too; None for none.
     """
 
-    def __init__(
-        self,
-        encoder: OnDevice,
-        encode: Encode,
-        dtype: type[np.floating[Any]],
-        policy: Policy,
-        keep: bool,
-        threads: int,
-        readers: str = "threads",
-        tokens: recipe.Tokens | None = None,
-    ) -> None:
-        self._encoder, self._policy, self._keep = encoder, policy, keep
-        self._encode, self._dtype, self._tokens = encode, dtype, tokens
+    def __init__(self, encoder: OnDevice, kept: Kept, threads: int, readers: str = "threads") -> None:
+        self._encoder, self._kept = encoder, kept
         on_cpu = encoder.device.type == "cpu"
         self._readers = PatchPool(threads, readers == "processes" or (readers == "auto" and not on_cpu))
         # two threads keep a GPU busy: one waits for its features while the other sends the next batch
@@ -129,57 +143,38 @@ class Station:
         self._device.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(self._torch_threads)
 
-    def run(
-        self,
-        task: Task,
-        patches: manifest.Patches,
-        write: Callable[[Block], None],
-        advance: Advance,
-        write_tokens: WriteTokens | None = None,
-    ) -> Outcome:
+    def run(self, task: Task, patches: manifest.Patches, sink: Sink, advance: Advance) -> Outcome:
         """Read, encode and write a block; blocks take turns on the device, and read ahead while they wait.
 
         Parameters
         ----------
         patches
             Of the whole slide.
-        write
-            Called with the block when it is whole.
-        write_tokens
-            Called before that with each chunk of its tokens.
         """
         try:
-            return self._run(task, patches, write, advance, write_tokens)
+            return self._run(task, patches, _OpenSink(self, sink), advance)
         except Exception as error:
             if self._closed:  # threads were stopped under it
                 raise ClusterError(_ENDED) from error
             raise
 
-    def _run(
-        self,
-        task: Task,
-        patches: manifest.Patches,
-        write: Callable[[Block], None],
-        advance: Advance,
-        write_tokens: WriteTokens | None,
-    ) -> Outcome:
+    def _run(self, task: Task, patches: manifest.Patches, sink: Sink, advance: Advance) -> Outcome:
         outcome = Outcome()
-        rows = self.read(task, patches)
+        rows = self._read(task, patches)
         with self._turn:
             step_aside()
             began = time.monotonic()
-            block = self.encode(task, patches, rows, outcome, advance, write_tokens)
+            block = self._encode(task, patches, rows, outcome, sink, advance)
             outcome.device_seconds = time.monotonic() - began
-        with self._writing:
-            self._require_open()
-            write(block)
+        sink.commit(block)
         outcome.figures = devices.peak_memory(self._encoder.device)
         return outcome
 
-    def read(self, task: Task, patches: manifest.Patches) -> Iterator[RowViews]:
+    def _read(self, task: Task, patches: manifest.Patches) -> Iterator[RowViews]:
         """The task's rows in order; the first ones are under way when this returns."""
+        kept = self._kept
         place = functools.partial(
-            draw_row, self._policy, task.fingerprint, task.seeds, self._keep, self._tokens
+            draw_row, kept.policy, task.fingerprint, task.seeds, kept.pixels, kept.tokens
         )
         length = run_length(len(task.seeds))
         jobs = (
@@ -192,23 +187,24 @@ class Station:
         coming = started(jobs, ahead)
         return (views for job in coming for views in job.result())
 
-    def encode(
+    def _encode(
         self,
         task: Task,
         patches: manifest.Patches,
         rows: Iterator[RowViews],
         outcome: Outcome,
+        sink: Sink,
         advance: Advance,
-        write_tokens: WriteTokens | None = None,
-    ) -> Block:
+    ) -> EncodedBlock:
         """Pull the task's rows through the encoder, a few batches in flight on the device."""
         whole = features.block_range(task.n_patches, task.block)
         shape = len(task.seeds), len(whole), self._encoder.identity.dim
-        result = np.full(shape, np.nan, self._dtype)
-        kept = None
-        if self._keep:
-            kept = np.zeros((len(whole), self._policy.patch_px, self._policy.patch_px, 3), np.uint8)
-        positions, buffer = self._room_for_tokens(task, write_tokens)
+        result = np.full(shape, np.nan, self._kept.dtype)
+        pixels = None
+        if self._kept.pixels:
+            side = self._kept.policy.patch_px
+            pixels = np.zeros((len(whole), side, side, 3), np.uint8)
+        positions, buffer = self._room_for_tokens(task, sink)
         records: list[tuple[Any, ...]] = []
         reasons: dict[int, str] = {}
         batch: list[tuple[int, int, npt.NDArray[np.uint8]]] = []
@@ -229,13 +225,13 @@ class Station:
             advance(len(places))
 
         def launch() -> None:
-            self._require_open()
+            self.require_open()
             stacked = np.stack([view for _, _, view in batch])
             places = [(seed, offset) for seed, offset, _ in batch]
             chosen = None
             if positions is not None:
                 chosen = positions[tuple(np.transpose(places))]
-            flight.append((places, self._device.submit(self._encode, stacked, chosen)))
+            flight.append((places, self._device.submit(self._kept.encode, self._encoder, stacked, chosen)))
             batch.clear()
             if len(flight) > self._encoders:
                 land()
@@ -249,8 +245,8 @@ class Station:
                 reasons[row] = got.error
                 outcome.bad_reads.append(f"{task.source.slide_id} row {row}: {got.error}")
                 advance(len(task.seeds))
-            if kept is not None and got.patch is not None:
-                kept[offset] = got.patch
+            if pixels is not None and got.patch is not None:
+                pixels[offset] = got.patch
             if positions is not None and got.positions is not None:
                 positions[:, offset] = got.positions
             for i, (seed, param) in enumerate(zip(task.seeds, got.params, strict=True)):
@@ -267,29 +263,47 @@ class Station:
         if buffer is not None:
             buffer.flush()
         outcome.views = len(records)
-        return Block(result, _views_table(task, patches, records), kept, reasons, positions)
+        return EncodedBlock(result, _views_table(task, patches, records), pixels, reasons, positions)
 
     def _room_for_tokens(
-        self, task: Task, write: WriteTokens | None
+        self, task: Task, sink: Sink
     ) -> tuple[npt.NDArray[np.int32] | None, tokens.ChunkBuffer | None]:
         """Positions for the whole block, none yet, and where its tokens gather until a chunk is full."""
-        if self._tokens is None:
+        about = self._kept.tokens
+        if about is None:
             return None, None
         whole = features.block_range(task.n_patches, task.block)
-        shape = len(task.seeds), len(whole), self._tokens.count
+        positions = np.full((len(task.seeds), len(whole), about.count), tokens.NO_POSITION, np.int32)
+        buffer = tokens.ChunkBuffer(len(task.seeds), whole, task.n_patches, about, sink.tokens)
+        return positions, buffer
 
-        def write_open(seed: int, index: int, values: npt.NDArray[np.float16]) -> None:
-            with self._writing:
-                self._require_open()
-                if write is not None:
-                    write(seed, index, values)
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold `close` back while something is written; ClusterError when the engine is closed."""
+        with self._writing:
+            self.require_open()
+            yield
 
-        positions = np.full(shape, tokens.NO_POSITION, np.int32)
-        return positions, tokens.ChunkBuffer(len(task.seeds), whole, task.n_patches, self._tokens, write_open)
-
-    def _require_open(self) -> None:
+    def require_open(self) -> None:
+        """Raise ClusterError when the engine is closed."""
         if self._closed:
             raise ClusterError(_ENDED)
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenSink:
+    """A sink that writes nothing once its engine is closed."""
+
+    engine: Engine
+    sink: Sink
+
+    def tokens(self, seed: int, index: int, values: npt.NDArray[np.float16]) -> None:
+        with self.engine.writing():
+            self.sink.tokens(seed, index, values)
+
+    def commit(self, block: EncodedBlock) -> None:
+        with self.engine.writing():
+            self.sink.commit(block)
 
 
 def _views_table(task: Task, patches: manifest.Patches, records: list[tuple[Any, ...]]) -> pa.Table:

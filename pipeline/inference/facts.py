@@ -1,19 +1,22 @@
 """What the planning process knows of an encoder that its workers load."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import cv2
 import openslide
 
+from pipeline.encoders.encoder import token_grid
 from pipeline.inference.loaded import OnDevice
 from pipeline.slides.resample import RESAMPLING
-from pipeline.views.draw import RENDERING
+from pipeline.views.draw import RENDERING, TOKEN_RULE
+from stores.errors import OptionError
 from stores.format import recipe
 
 
 @dataclass(frozen=True, slots=True)
-class TeacherFacts:
-    """What the process that plans has to know of the teacher, which it does not load itself."""
+class EncoderFacts:
+    """What the process that plans has to know of an encoder, which it does not load itself."""
 
     identity: recipe.Teacher
     tokens: recipe.Tokens | None
@@ -23,12 +26,44 @@ class TeacherFacts:
     compile_seconds: float | None
     """What compiling it took; None where it is not compiled."""
 
+    @classmethod
+    def of(cls, loaded: OnDevice, tokens: recipe.Tokens | None = None) -> Self:
+        """The facts of an encoder that is loaded."""
+        return cls(
+            loaded.identity,
+            tokens,
+            loaded.dtype_reason,
+            str(loaded.device),
+            loaded.encoder.licence,
+            loaded.compile_seconds,
+        )
+
     def described(self) -> str:
-        """One line of what computes where."""
+        """One line: which encoder computes on which device, and in which arithmetic."""
         text = f"{self.identity.name} on {self.device}: {self.identity.dtype}, because {self.dtype_reason}"
         if self.compile_seconds is None:
             return text
         return f"{text}; compiled in {self.compile_seconds:.0f} s"
+
+
+def token_recipe(loaded: OnDevice, count: int | None) -> recipe.Tokens | None:
+    """What the recipe says of the tokens that ``--tokens`` asks for; None for none.
+
+    Raises
+    ------
+    EncoderError
+        When the encoder has no grid of patch tokens.
+    OptionError
+        When its views have fewer.
+    """
+    if count is None:
+        return None
+    grid, dim = token_grid(loaded.encoder)
+    if count > grid**2:
+        raise OptionError(
+            f"--tokens {count}: a view of {loaded.identity.name} has {grid}x{grid}; allowed is 1 to {grid**2}"
+        )
+    return recipe.Tokens(count, grid, dim, TOKEN_RULE)
 
 
 def reader_identity() -> recipe.Reader:
@@ -40,17 +75,3 @@ def reader_identity() -> recipe.Reader:
         rendering=RENDERING,
         colour="as stored",
     )
-
-
-def facts_of(encoder: OnDevice, tokens: recipe.Tokens | None = None) -> TeacherFacts:
-    """What there is to know of an encoder that is loaded."""
-    where = str(encoder.device)
-    licence, seconds = encoder.encoder.licence, encoder.compile_seconds
-    return TeacherFacts(encoder.identity, tokens, encoder.dtype_reason, where, licence, seconds)
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    teacher: OnDevice
-
-    def close(self) -> None: ...

@@ -1,4 +1,4 @@
-"""An encoder that is loaded for features only, on its device and in its arithmetic."""
+"""An encoder that is loaded for features only: which one, on which device, in which arithmetic."""
 
 import dataclasses
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,31 @@ _BATCH = {"cuda": 256, "mps": 64, "cpu": 16}
 
 
 @dataclass(frozen=True, slots=True)
+class EncoderSpec:
+    """Which encoder is loaded, and how it computes; small, hashable and picklable."""
+
+    name: str
+    """Preset, timm name, ``hf-hub:owner/name``, folder, or ``module:function``."""
+    weights: Path | None = None
+    random_weights: int | None = None
+    pooling: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int | None = None
+    """Views per forward pass; None for the device's usual number."""
+    compile: bool = False
+    with_tokens: bool = False
+    """Whether `OnDevice.launch_tokens` is what a compiled encoder is compiled for."""
+
+    @classmethod
+    def of(cls, name: str, options: Any, with_tokens: bool = False) -> Self:
+        """The encoder `name` with the fields that a stage's options have of these."""
+        own = {field.name for field in dataclasses.fields(cls)} - {"name", "with_tokens"}
+        given = {key: getattr(options, key) for key in own if hasattr(options, key)}
+        return cls(name, with_tokens=with_tokens, **given)
+
+
+@dataclass(frozen=True, slots=True)
 class OnDevice:
     """An encoder on its device, in its arithmetic."""
 
@@ -36,6 +61,9 @@ class OnDevice:
     """What decides a feature's value; the recipe has it of a teacher."""
     compile_seconds: float | None = None
     """What `compiled` took; None where the encoder is not compiled."""
+
+    def close(self) -> None:
+        """Nothing: its memory is free when nobody refers to it. A process keeps it as a `work.Station`."""
 
     @torch.inference_mode()
     def launch(self, views: npt.NDArray[np.uint8]) -> torch.Tensor:
@@ -116,23 +144,13 @@ def compiled(loaded: OnDevice, tokens: bool = False) -> OnDevice:
     return dataclasses.replace(ready, compile_seconds=time.monotonic() - began)
 
 
-def load_on_device(
-    spec: str,
-    *,
-    weights: Path | None,
-    random_weights: int | None,
-    device: str,
-    dtype: str,
-    batch_size: int | None,
-    pooling: str | None = None,
-) -> OnDevice:
-    """Load the encoder that `spec` names onto a device.
-
-    See `pipeline.encoders.load_encoder` for `spec`, and `pipeline.runtime.devices` for `device` and `dtype`.
-    """
-    where = devices.choose_device(device)
-    arithmetic, reason = devices.choose_dtype(dtype, where)
-    encoder = load_encoder(spec, weights=weights, random_weights=random_weights, pooling=pooling)
+def load_on_device(spec: EncoderSpec) -> OnDevice:
+    """Load an encoder onto its device, compiled if that is asked for; see `pipeline.encoders.load_encoder`."""
+    where = devices.choose_device(spec.device)
+    arithmetic, reason = devices.choose_dtype(spec.dtype, where)
+    encoder = load_encoder(
+        spec.name, weights=spec.weights, random_weights=spec.random_weights, pooling=spec.pooling
+    )
     identity = recipe.Teacher(
         name=encoder.name,
         weights_sha256=weights_sha256(encoder),
@@ -143,4 +161,6 @@ def load_on_device(
         dim=encoder.dim,
         dtype=devices.dtype_name(arithmetic),
     )
-    return OnDevice(encoder.to(where), where, arithmetic, reason, batch_size or _BATCH[where.type], identity)
+    batch_size = spec.batch_size or _BATCH[where.type]
+    loaded = OnDevice(encoder.to(where), where, arithmetic, reason, batch_size, identity)
+    return compiled(loaded, spec.with_tokens) if spec.compile else loaded

@@ -25,13 +25,9 @@ ATTEMPTS = 2
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Advance = Callable[[int], None]
-
-
-class Work(Protocol):
-    """A function of an item that counts what it has done; a `functools.partial` of one at module level."""
-
-    def __call__(self, item: Any, advance: Advance) -> Any:
-        """Do the item."""
+Work = Callable[[Any, Advance], Any]
+"""A function of an item that counts what it has done. Workers in other processes get it pickled: a bound method of a
+frozen dataclass, or a function at module level."""
 
 
 @dataclass(frozen=True, slots=True)

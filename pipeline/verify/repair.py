@@ -18,18 +18,18 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from pipeline.extract.block import teacher_station, write_block, write_tokens
+from pipeline.extract.block import StoreSink, kept_of_teacher
 from pipeline.extract.tasks import create_arrays
-from pipeline.inference.engine import Outcome
+from pipeline.inference.engine import EncodedBlock, Engine
 from pipeline.inference.facts import reader_identity
+from pipeline.inference.loaded import OnDevice, load_on_device
 from pipeline.inference.task import Task
 from pipeline.runtime.progress import Reporter
 from pipeline.runtime.work import threads_of
 from pipeline.slides.slide import find_slides
 from pipeline.slides.sources import SlideSource
 from pipeline.verify.options import VerifyOptions
-from pipeline.verify.slide_views import find_source, load_given_teacher
-from pipeline.views.policy import Policy
+from pipeline.verify.slide_views import find_source, require_teacher_of, spec_of
 from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError, ViewMismatch
 from stores.format import features, manifest, pixels, recipe, tokens
 from stores.io import files
@@ -77,7 +77,8 @@ def repair(store: Path, findings: Sequence[Finding], options: VerifyOptions, rep
     if stored.compact is not None:
         raise StoreError(f"{store}: a compact copy cannot be repaired; repair the original, export it again")
     recipe.require_same(stored, dataclasses.replace(stored, reader=reader_identity()), str(store))
-    teacher = load_given_teacher(options, stored)
+    teacher = load_on_device(spec_of(options))
+    require_teacher_of(stored, teacher, options)
     if teacher.identity.dtype != stored.teacher.dtype:
         raise RecipeMismatch(
             f"--dtype: this machine would compute in {teacher.identity.dtype}, the store was made in "
@@ -89,11 +90,10 @@ def repair(store: Path, findings: Sequence[Finding], options: VerifyOptions, rep
     if missing:
         raise OptionError(f"--slides: no file of slide {missing[0]}, which is to be repaired")
     rows = {row["slide_id"]: row for row in manifest.read_slides(store)}
-    policy = Policy.from_json(stored.policy)
     done = _groups(store, [f.file for f in findings if f.kind == "metadata" and f.slide_id is None])
     report.start("repair", len(broken))
     for slide_id, what in sorted(broken.items()):
-        work = _Repair(store, rows[slide_id], what, stored, policy, teacher, options, done)
+        work = _Repair(store, rows[slide_id], what, stored, teacher, options, done)
         work.run(paths)
         report.advance(detail=slide_id)
     return done
@@ -131,6 +131,23 @@ def _by_slide(findings: Iterable[Finding]) -> dict[str, _Slide]:
 
 
 @dataclass(slots=True)
+class _HeldBlock:
+    """A `Sink` that holds a block back: it is written when its views are found to be the old ones."""
+
+    seeds: set[int]
+    """Whose tokens are held, counted from the task's first."""
+    chunks: list[tuple[int, int, npt.NDArray[np.float16]]] = field(default_factory=list)
+    block: EncodedBlock = field(init=False)
+
+    def tokens(self, seed: int, index: int, values: npt.NDArray[np.float16]) -> None:
+        if seed in self.seeds:
+            self.chunks.append((seed, index, values.copy()))
+
+    def commit(self, block: EncodedBlock) -> None:
+        self.block = block
+
+
+@dataclass(slots=True)
 class _Repair:
     """The repair of one slide."""
 
@@ -138,8 +155,7 @@ class _Repair:
     row: Mapping[str, Any]
     what: _Slide
     stored: recipe.Recipe
-    policy: Policy
-    teacher: Any
+    teacher: OnDevice
     options: VerifyOptions
     done: list[str]
 
@@ -198,24 +214,21 @@ class _Repair:
         broken: list[int],
         n_seeds: int,
     ) -> None:
-        keep, about = pixels.has_pixels(self.store, self.slide_id), self.stored.tokens
-        threads = threads_of(self.options.threads, None)
-        station = teacher_station(self.teacher, self.policy, keep, threads, tokens=about)
-        chunks: list[tuple[int, int, npt.NDArray[np.float16]]] = []  # written when the views are the same
-
-        def gather(seed: int, index: int, values: npt.NDArray[np.float16]) -> None:
-            if old is None or task.seeds[seed] in broken:
-                chunks.append((seed, index, values.copy()))
-
-        with contextlib.closing(station):
-            rows = station.read(task, patches)
-            made = station.encode(task, patches, rows, Outcome(), lambda count: None, gather)
+        keep = pixels.has_pixels(self.store, self.slide_id)
+        engine = Engine(
+            self.teacher, kept_of_teacher(self.stored, keep), threads_of(self.options.threads, None)
+        )
+        wanted = set(task.seeds if old is None else broken)
+        held = _HeldBlock({seed for seed in range(len(task.seeds)) if task.seeds[seed] in wanted})
+        with contextlib.closing(engine):
+            engine.run(task, patches, held, lambda count: None)
+        made, sink = held.block, StoreSink(self.store, task)
         where = f"slide {self.slide_id} rows {task.rows.start}-{task.rows.stop - 1}"
         if old is None:
             create_arrays(self.store, self.slide_id, n_seeds, self.stored, keep)
-            for chunk in chunks:
-                write_tokens(self.store, task, *chunk)
-            write_block(self.store, task, made)
+            for chunk in held.chunks:
+                sink.tokens(*chunk)
+            sink.commit(made)
             self.done.append(f"{where}: seeds {task.seeds.start}-{task.seeds.stop - 1} extracted again")
             return
         if not old.read().equals(made.views):
@@ -223,8 +236,8 @@ class _Repair:
                 f"{where}: the views are not those of {old.path.name} any more: another slide file or decoder; "
                 "nothing was written for this block"
             )
-        for chunk in chunks:
-            write_tokens(self.store, task, *chunk)
+        for chunk in held.chunks:
+            sink.tokens(*chunk)
         for seed in broken:
             at = seed - task.seeds.start
             features.write_block(self.store, self.slide_id, seed, task.block, made.features[at])

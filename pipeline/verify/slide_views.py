@@ -5,13 +5,12 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.committed import BlockCache, CommittedBlock, read_commit
-from pipeline.extract.options import ExtractOptions
 from pipeline.runtime import work
 from pipeline.slides import slide as slide_files
 from pipeline.slides.pool import PatchPool
@@ -29,6 +28,9 @@ from stores.io import files
 from stores.io.location import StoreLike
 from stores.verify.findings import Finding
 from stores.verify.structure import Structure
+
+if TYPE_CHECKING:  # torch, which a look at the structure does not need
+    from pipeline.inference.loaded import EncoderSpec, OnDevice
 
 _OTHER_PIXELS = "the stored pixels are not the slide's"
 
@@ -62,17 +64,6 @@ class Verified:
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
-    """What a worker needs to know beside the slide."""
-
-    job: str
-    store: StoreLike
-    options: VerifyOptions
-    processes: int | None
-    """That share a machine's CPUs, see `pipeline.runtime.work.threads_of`."""
-
-
-@dataclass(frozen=True, slots=True)
 class SlideToLook:
     """A slide whose views and features are made again."""
 
@@ -86,65 +77,65 @@ class SlideToLook:
 
 
 @dataclass(frozen=True, slots=True)
-class _Station:
-    """A process's teacher and reading threads."""
+class SlideLooker:
+    """Makes views and features of slides again; small, as it travels to the workers with every slide."""
 
+    job: str
+    store: StoreLike
     stored: recipe.Recipe
-    policy: Policy
-    teacher: Any
-    pool: PatchPool
+    """Of the store, complete."""
+    options: VerifyOptions
+    processes: int | None
+    """How many processes share a machine's CPUs, see `pipeline.runtime.work.threads_of`."""
 
-    def close(self) -> None:
-        self.pool.close()
+    def teacher(self) -> "OnDevice | None":
+        """The teacher of this process, or None without one; RecipeMismatch when it is not the store's."""
+        if self.options.teacher is None:
+            return None
+        from pipeline.inference.worker import WorkerEncoder
 
+        teacher = WorkerEncoder(self.job, spec_of(self.options)).loaded()
+        require_teacher_of(self.stored, teacher, self.options)
+        return teacher
 
-def open_station(setup: Setup) -> bool:
-    """Make the station of this process, or raise what is wrong with the teacher that was given."""
-    _station(setup)
-    return True
+    def require_teacher(self) -> None:
+        """Load the teacher where the work will be: it is found to be a wrong one before any slide is read."""
+        self.teacher()
 
+    def look(self, slide: SlideToLook, advance: work.Advance) -> Verified:
+        """Render views of one slide again and compare, and with a teacher their features."""
+        result, slide_id = Verified(Structure()), str(slide)
+        try:
+            source = find_source(self.store, self.stored, slide.row, slide.path)
+        except SlideError as error:
+            assert slide.path is not None
+            result.findings.append(Finding(str(slide.path.name), str(error), "view", slide_id))
+            source = None
+        if source is None:
+            result.notes.append(f"slide {slide_id}: views not looked at, neither slide nor pixels are there")
+        else:
+            assert self.stored.policy is not None
+            policy = Policy.from_json(self.stored.policy)
+            check = _SlideViews(self.store, slide, source, policy, self.options, result, self.stored.tokens)
+            check.run(self._pool(), self.teacher())
+        advance(1)
+        return result
 
-def _station(setup: Setup) -> _Station:
-    def make() -> _Station:
-        stored = recipe.load(setup.store)
-        assert stored.policy is not None  # looked at before any slide
-        teacher = load_given_teacher(setup.options, stored) if setup.options.teacher else None
-        threads = work.threads_of(setup.options.threads, setup.processes)
-        return _Station(stored, Policy.from_json(stored.policy), teacher, PatchPool(threads))
-
-    station: _Station = work.station(setup.job, ("verify", setup.options), make)
-    return station
-
-
-def look_at_slide(setup: Setup, slide: SlideToLook, advance: work.Advance) -> Verified:
-    """Render views of one slide again and compare, and with a teacher their features."""
-    station, result, slide_id = _station(setup), Verified(Structure()), str(slide)
-    try:
-        source = find_source(setup.store, station.stored, slide.row, slide.path)
-    except SlideError as error:
-        assert slide.path is not None
-        result.findings.append(Finding(str(slide.path.name), str(error), "view", slide_id))
-        source = None
-    if source is None:
-        result.notes.append(f"slide {slide_id}: views not looked at, neither slide nor pixels are there")
-    else:
-        check = _SlideViews(
-            setup.store, slide, source, station.policy, setup.options, result, station.stored.tokens
-        )
-        check.run(station.pool, station.teacher)
-    advance(1)
-    return result
+    def _pool(self) -> PatchPool:
+        threads = work.threads_of(self.options.threads, self.processes)
+        pool: PatchPool = work.station(self.job, ("pool", threads), lambda: PatchPool(threads))
+        return pool
 
 
-def load_given_teacher(options: VerifyOptions, stored: recipe.Recipe) -> Any:
-    """The teacher that the user names, on its device; RecipeMismatch when it is not the one of the store."""
-    from pipeline.extract.teacher import load_teacher
+def spec_of(options: VerifyOptions) -> "EncoderSpec":
+    """The teacher that the user names."""
+    from pipeline.inference.loaded import EncoderSpec
 
-    assert options.teacher is not None
-    assert stored.teacher is not None
-    names = ("weights", "random_weights", "batch_size", "device", "dtype", "threads")
-    given = ExtractOptions(teacher=options.teacher, **{name: getattr(options, name) for name in names})
-    teacher = load_teacher(given)
+    return EncoderSpec.of(str(options.teacher), options)
+
+
+def require_teacher_of(stored: recipe.Recipe, teacher: "OnDevice", options: VerifyOptions) -> None:
+    """Raise RecipeMismatch when a teacher is not the one of the store."""
     for name in ("weights_sha256", "pooling", "mean", "std", "image_px", "dim"):
         old, new = getattr(stored.teacher, name), getattr(teacher.identity, name)
         if old != new:
@@ -152,7 +143,6 @@ def load_given_teacher(options: VerifyOptions, stored: recipe.Recipe) -> Any:
                 f"--teacher {options.teacher}: its {name} is {new!r}, the store was made with {old!r}; "
                 "give the same encoder and weights"
             )
-    return teacher
 
 
 def find_source(
@@ -196,7 +186,7 @@ class _SlideViews:
     def slide_id(self) -> str:
         return str(self.slide.row["slide_id"])
 
-    def run(self, pool: PatchPool, teacher: Any | None) -> None:
+    def run(self, pool: PatchPool, teacher: "OnDevice | None") -> None:
         drawn = not is_keyed(
             self.slide.row["fingerprint"]
         )  # draws need the fingerprint, which is a pseudonym there
@@ -229,7 +219,7 @@ class _SlideViews:
         rows: list[int],
         drawn: bool,
         kept: Any,
-        teacher: Any | None,
+        teacher: "OnDevice | None",
     ) -> None:
         wrong: dict[tuple[int, str], list[int]] = {}
         cache = BlockCache(self.store, self.tokens)
@@ -323,7 +313,7 @@ class _SlideViews:
         self,
         commit: manifest.Commit,
         made: list[tuple[int, int, npt.NDArray[np.uint8]]],
-        teacher: Any,
+        teacher: "OnDevice",
         cache: BlockCache,
     ) -> None:
         far: dict[tuple[str, int], list[tuple[int, float]]] = {}

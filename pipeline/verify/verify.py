@@ -16,7 +16,7 @@ from pipeline.runtime.progress import Reporter, Silent
 from pipeline.runtime.work import Advance, Cluster
 from pipeline.slides.slide import find_slides
 from pipeline.verify.options import VerifyOptions
-from pipeline.verify.slide_views import Setup, SlideToLook, Verified, look_at_slide, open_station
+from pipeline.verify.slide_views import SlideLooker, SlideToLook, Verified
 from pipeline.views.draw import RENDERING
 from stores.errors import ClusterError, OptionError, StoreError
 from stores.format import layout, manifest, recipe
@@ -108,9 +108,8 @@ def _recompute(
     paths = find_slides(options.slides) if options.slides else {}
     weights = None if options.weights is None else options.weights.absolute()
     options = dataclasses.replace(options, slides=(), weights=weights)
-    setup = Setup(workers.job, store, options, workers.processes)
-    if options.teacher:
-        workers.call(open_station, setup)  # a wrong teacher before any slide
+    looker = SlideLooker(workers.job, store, stored, options, workers.processes)
+    workers.call(looker.require_teacher)
     records = [f for f in result.findings if f.kind == "commit"]
     items = [
         SlideToLook(row, paths.get(row["slide_id"]), [f for f in records if f.slide_id == row["slide_id"]])
@@ -118,7 +117,7 @@ def _recompute(
     ]
     report.start("verify views", len(slides))
     parts: dict[str, Verified] = {}
-    for done in workers.run(functools.partial(look_at_slide, setup), items, report):
+    for done in workers.run(looker.look, items, report):
         slide_id = done.item.row["slide_id"]
         if done.result is None:
             parts[slide_id] = Verified(Structure())

@@ -32,11 +32,10 @@ from pipeline.distill.options import DistillOptions
 from pipeline.distill.ranks import Ranks
 from pipeline.distill.trainer import Trainer, make_trainer
 from pipeline.encoders.load import load_encoder
-from pipeline.extract import block
 from pipeline.extract.extract import extract
 from pipeline.extract.options import ExtractOptions
-from pipeline.extract.teacher import load_teacher
-from pipeline.inference.loaded import OnDevice
+from pipeline.inference import worker
+from pipeline.inference.loaded import EncoderSpec, OnDevice, load_on_device
 from pipeline.runtime import devices
 from pipeline.runtime.progress import Silent
 from pipeline.runtime.work import threads_of
@@ -203,12 +202,12 @@ def end_to_end(
     options = ExtractOptions(size.teacher, random_weights=0, seeds=size.seeds, batch_size=teacher.batch_size)
     tiling = TileOptions(slides_csv=folder / "slides.csv")
     pace = Pace()
-    load, block.load_teacher = block.load_teacher, lambda options: teacher
+    load, worker.load_on_device = worker.load_on_device, lambda spec: teacher
     try:
         with utilisation(teacher.device) as samples:
             result = extract([folder], folder / "store", options, tiling, pace)
     finally:
-        block.load_teacher = load
+        worker.load_on_device = load
     speed = result.views / result.seconds
     steady = pace.steady()
     say(
@@ -298,8 +297,8 @@ def main() -> None:
         painting = threading.Thread(target=write_slides, args=(folder, size))
         painting.start()
         began = time.perf_counter()
-        teacher = load_teacher(
-            ExtractOptions(size.teacher, random_weights=0, device=str(device), batch_size=size.batches[-1])
+        teacher = load_on_device(
+            EncoderSpec(size.teacher, random_weights=0, device=str(device), batch_size=size.batches[-1])
         )
         say(
             f"{size.teacher} made in {time.perf_counter() - began:.0f} s, arithmetic {teacher.identity.dtype}"

@@ -33,10 +33,10 @@ from pipeline.distill.options import DistillOptions
 from pipeline.distill.ranks import Ranks
 from pipeline.distill.trainer import Trainer, make_trainer
 from pipeline.encoders.load import load_encoder
-from pipeline.extract import block
 from pipeline.extract.extract import extract
 from pipeline.extract.options import ExtractOptions
-from pipeline.inference.loaded import OnDevice, load_on_device
+from pipeline.inference import worker
+from pipeline.inference.loaded import EncoderSpec, OnDevice, load_on_device
 from pipeline.runtime.progress import Silent
 from pipeline.runtime.work import threads_of
 from pipeline.slides.sources import Reader, Source
@@ -74,7 +74,7 @@ def bench_extract(folder: Path, tiling: TileOptions) -> Ratio:
     """Stage one end to end: reading, rendering, encoding, writing, committing; the slides are tiled before."""
     threads = threads_of(None, 1)
     teacher = load_on_device(
-        TEACHER, weights=None, random_weights=0, device="cpu", dtype="float32", batch_size=16
+        EncoderSpec(TEACHER, random_weights=0, device="cpu", dtype="float32", batch_size=16)
     )
     before = folder / "tiled"
     tile([folder], before, tiling, Silent())
@@ -116,10 +116,10 @@ class teacher_given:
         self.teacher = teacher
 
     def __enter__(self) -> None:
-        self.load, block.load_teacher = block.load_teacher, lambda options: self.teacher  # type: ignore[assignment]
+        self.load, worker.load_on_device = worker.load_on_device, lambda spec: self.teacher  # type: ignore[assignment]
 
     def __exit__(self, *error: object) -> None:
-        block.load_teacher = self.load  # type: ignore[assignment]
+        worker.load_on_device = self.load  # type: ignore[assignment]
 
 
 def calls_of(
@@ -253,9 +253,7 @@ def bench_distill(folder: Path, store: Path) -> list[Ratio]:
         step(None)
     alone = peak_rss()
     online.append(
-        load_on_device(
-            ONLINE, weights=None, random_weights=0, device="cpu", dtype="float32", batch_size=BATCH
-        )
+        load_on_device(EncoderSpec(ONLINE, random_weights=0, device="cpu", dtype="float32", batch_size=BATCH))
     )
     teacher_flop = flop_per_view(online[0].encoder, torch.device("cpu"), 224)
     size = sum(p.numel() * p.element_size() for p in online[0].encoder.parameters()) / 1e9

@@ -16,7 +16,7 @@ from pipeline.distill.train import load_student
 from pipeline.distill.trainer import make_trainer
 from pipeline.encoders.encoder import Encoder
 from pipeline.extract.options import ExtractOptions
-from pipeline.extract.teacher import load_teacher
+from pipeline.inference.loaded import EncoderSpec, load_on_device
 from pipeline.runtime.progress import Silent
 from pipeline.slides.sources import Reader
 from pipeline.views.draw import draw
@@ -32,7 +32,7 @@ FIRST_SEED = 1_000_000
 def distill_fresh(store: StoreLike, options: DistillOptions, teaching: ExtractOptions) -> Encoder:
     """Train as `distill` does, its steps, batches, schedule and loss, but on views and targets made for each step."""
     data = open_data(store, options, 1, Silent())
-    teacher = load_teacher(teaching)
+    teacher = load_on_device(EncoderSpec.of(teaching.teacher, teaching))
     trainer = make_trainer(load_student(options), data, options, Ranks(0, 1, 1, torch.device("cpu")))
     fingerprints = {row["slide_id"]: row["fingerprint"] for row in manifest.read_slides(store)}
     commits = BlockCache(store)

@@ -14,7 +14,7 @@ import pytest
 from pipeline.distill import checkpoint, train
 from pipeline.extract import block as blocks
 from pipeline.extract import extract as stage
-from pipeline.inference.task import Task
+from pipeline.inference.engine import EncodedBlock
 from pipeline.runtime.progress import Silent
 from pipeline.tile.options import TileOptions
 from stores.errors import DiskFull
@@ -66,18 +66,18 @@ def test_a_disk_that_fills_up_in_stage_one(
     noticed: bool,
 ) -> None:
     path, written = small_disk / "s", []
-    true_write = blocks.write_block
+    true_commit = blocks.StoreSink.commit
 
-    def write(store: Path, task: Task, block: blocks.Block) -> None:
+    def commit(sink: blocks.StoreSink, block: EncodedBlock) -> None:
         if written:
             fill(small_disk)
-        written.append(task)
-        true_write(store, task, block)
+        written.append(sink.task)
+        true_commit(sink, block)
 
     with monkeypatch.context() as patch:
         if not noticed:
             unnoticed(patch)
-        patch.setattr(blocks, "write_block", write)
+        patch.setattr(blocks.StoreSink, "commit", commit)
         with pytest.raises((DiskFull, OSError)) as caught:
             stage.extract([slides], path, TEACHER, tile_options, Silent())
     if noticed:

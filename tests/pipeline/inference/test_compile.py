@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.extract.extract import extract
-from pipeline.inference.loaded import OnDevice, compiled, load_on_device
+from pipeline.inference.loaded import EncoderSpec, OnDevice, compiled, load_on_device
 from pipeline.runtime.progress import Silent
 from pipeline.tile.options import TileOptions
 from stores.errors import EncoderError
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ign
 
 def load(spec: str, batch_size: int) -> OnDevice:
     return load_on_device(
-        spec, weights=None, random_weights=0, device="cpu", dtype="float32", batch_size=batch_size
+        EncoderSpec(spec, random_weights=0, device="cpu", dtype="float32", batch_size=batch_size)
     )
 
 

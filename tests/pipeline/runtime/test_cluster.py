@@ -20,10 +20,12 @@ import pytest
 import tifffile
 
 from pipeline.extract import extract as stage
-from pipeline.extract.block import Setup, extract_block
+from pipeline.extract.block import StoreStage
 from pipeline.extract.options import ExtractOptions
 from pipeline.extract.tasks import create_arrays, plan_tasks
+from pipeline.inference.loaded import EncoderSpec
 from pipeline.inference.task import Tally
+from pipeline.inference.worker import BlockWorker, WorkerEncoder
 from pipeline.runtime import dask_cluster
 from pipeline.runtime.cluster import open_cluster
 from pipeline.runtime.options import ClusterOptions
@@ -286,13 +288,15 @@ def test_a_closed_station_writes_nothing_more(
     stage.extract([slides / "a.tiff"], path, replace(options, limit=1), tile_options, Silent())
     before = contents(path)
     (task,) = plan_tasks(path, {"a": slides / "a.tiff"}, options, Tally())
-    create_arrays(path, "a", 3, recipe.load(path), False)
-    setup = Setup("job", path, options, 1)
+    stored = recipe.load(path)
+    create_arrays(path, "a", 3, stored, False)
+    encoder = WorkerEncoder("job", EncoderSpec.of(options.teacher, options))
+    worker = BlockWorker(encoder, StoreStage(path, stored, False, None), options.threads, options.readers, 1)
     failed: list[Exception] = []
 
     def work() -> None:
         try:
-            extract_block(setup, task, lambda count: counted.append(count))
+            worker.do(task, lambda count: counted.append(count))
         except ClusterError as error:
             failed.append(error)
 
