@@ -24,8 +24,7 @@ class StoreStage:
 
     store: Path
     """Absolute: workers may stand in another folder."""
-    stored: recipe.Recipe
-    """Of the store, complete."""
+    stored: recipe.CompleteRecipe
     pixels: bool
     tokens: int | None
 
@@ -59,9 +58,8 @@ class StoreStage:
         return StoreSink(self.store, task)
 
 
-def kept_of_teacher(stored: recipe.Recipe, with_pixels: bool) -> Kept:
+def kept_of_teacher(stored: recipe.CompleteRecipe, with_pixels: bool) -> Kept:
     """What a store with this recipe keeps of its teacher's work."""
-    assert stored.policy is not None
     return Kept(Policy.from_json(stored.policy), encode, np.float16, with_pixels, stored.tokens)
 
 

@@ -77,9 +77,10 @@ def extract(
         else:
             prepare_store(store, tile_options)
         summary = Tally()
-        tasks = plan_tasks(store, paths, options, summary)
+        tiled = recipe.load(store)
+        tasks = plan_tasks(store, tiled.patch, paths, options, summary)
         _require_room(store, tasks, teacher, policy.patch_px, options)
-        stored = _settle_recipe(store, teacher, policy, options)
+        stored = _settle_recipe(store, tiled, teacher, policy, options)
         report.note(f"teacher {teacher.described()}")
         swept = files.sweep_partials(store)
         if swept:
@@ -124,12 +125,11 @@ def _require_room(
 
 
 def _settle_recipe(
-    store: Path, teacher: EncoderFacts, policy: Policy, options: ExtractOptions
-) -> recipe.Recipe:
+    store: Path, stored: recipe.Recipe, teacher: EncoderFacts, policy: Policy, options: ExtractOptions
+) -> recipe.CompleteRecipe:
     """Complete the store's recipe, or compare it when it is complete already; returns it."""
-    stored = recipe.load(store)
-    reader = reader_identity()
-    wanted = recipe.Recipe(stored.patch, teacher.identity, policy.to_json(), reader, tokens=teacher.tokens)
+    parts = stored.patch, teacher.identity, policy.to_json(), reader_identity()
+    wanted = recipe.CompleteRecipe(*parts, tokens=teacher.tokens)
     if stored.complete:
         recipe.require_same(stored, wanted, str(store))
         begun = read_options(store, "extract-teacher").get("pixels", options.pixels)
@@ -137,7 +137,7 @@ def _settle_recipe(
             raise OptionError(
                 f"--pixels {options.pixels}: {store} was begun with {begun}; use that, or another --store"
             )
-        return stored
+        return recipe.require_complete(stored, store)
     path = store / "options" / "extract-teacher.json"
     files.write_json(path, to_json(options) | {"teacher_licence": teacher.licence})
     recipe.save(store, wanted)

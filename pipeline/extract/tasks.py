@@ -16,10 +16,15 @@ from stores.format import features, manifest, pixels, recipe, tokens
 from stores.io.ranges import runs_of
 
 
-def plan_tasks(store: Path, paths: Mapping[str, Path], options: ExtractOptions, summary: Tally) -> list[Task]:
+def plan_tasks(
+    store: Path,
+    wanted: recipe.Patch,
+    paths: Mapping[str, Path],
+    options: ExtractOptions,
+    summary: Tally,
+) -> list[Task]:
     """What is still to do, in order of slide, block and seeds; fills in what is done and what cannot be."""
     tasks: list[Task] = []
-    wanted = recipe.load(store).patch
     left = options.limit if options.limit is not None else 1 << 62
     for row in manifest.read_slides(store):
         slide_id = row["slide_id"]
@@ -50,7 +55,7 @@ def plan_tasks(store: Path, paths: Mapping[str, Path], options: ExtractOptions, 
 
 
 def prepared(
-    store: Path, stored: recipe.Recipe, tasks: Sequence[Task], options: ExtractOptions
+    store: Path, stored: recipe.CompleteRecipe, tasks: Sequence[Task], options: ExtractOptions
 ) -> Iterator[Task]:
     """The tasks, each after its slide's arrays are there: this process alone makes arrays and adds seeds to them."""
     for slide_id, group in itertools.groupby(tasks, key=lambda task: task.source.slide_id):
@@ -60,9 +65,10 @@ def prepared(
         yield from of_slide
 
 
-def create_arrays(store: Path, slide_id: str, n_seeds: int, stored: recipe.Recipe, with_pixels: bool) -> None:
-    """Make a slide's arrays as a complete recipe has them, or let them grow."""
-    assert stored.teacher is not None
+def create_arrays(
+    store: Path, slide_id: str, n_seeds: int, stored: recipe.CompleteRecipe, with_pixels: bool
+) -> None:
+    """Make a slide's arrays as the recipe has them, or let them grow."""
     patches = manifest.read_patches(store, slide_id)
     coords = np.stack([patches.x_px0, patches.y_px0], axis=1)
     if stored.tokens is not None:

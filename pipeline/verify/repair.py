@@ -71,9 +71,7 @@ def repair(store: Path, findings: Sequence[Finding], options: VerifyOptions, rep
     ]
     if lost:
         raise StoreError(f"{lost[0]}: cannot be computed again; restore this file from a copy")
-    stored = recipe.load(store)
-    if stored.policy is None or stored.teacher is None or stored.reader is None:
-        raise StoreError(f"{store}: has no teacher features yet; run `g2l extract-teacher` first")
+    stored = recipe.load_complete(store)
     if stored.compact is not None:
         raise StoreError(f"{store}: a compact copy cannot be repaired; repair the original, export it again")
     recipe.require_same(stored, dataclasses.replace(stored, reader=reader_identity()), str(store))
@@ -154,7 +152,7 @@ class _Repair:
     store: Path
     row: Mapping[str, Any]
     what: _Slide
-    stored: recipe.Recipe
+    stored: recipe.CompleteRecipe
     teacher: OnDevice
     options: VerifyOptions
     done: list[str]
@@ -253,7 +251,6 @@ class _Repair:
         """Write ``zarr.json`` files and coords anew: in a store of its own, from where the broken ones are replaced."""
         n_seeds = max((seeds.stop for _, seeds in records), default=1)
         coords = np.stack([patches.x_px0, patches.y_px0], axis=1)
-        assert self.stored.teacher is not None
         with tempfile.TemporaryDirectory(dir=self.store, suffix=files.PARTIAL) as folder:
             fresh = Path(folder)
             features.create_slide(fresh, self.slide_id, coords, n_seeds, self.stored.teacher.dim)

@@ -82,8 +82,7 @@ class SlideLooker:
 
     job: str
     store: StoreLike
-    stored: recipe.Recipe
-    """Of the store, complete."""
+    stored: recipe.CompleteRecipe
     options: VerifyOptions
     processes: int | None
     """How many processes share a machine's CPUs, see `pipeline.runtime.work.threads_of`."""
@@ -114,7 +113,6 @@ class SlideLooker:
         if source is None:
             result.notes.append(f"slide {slide_id}: views not looked at, neither slide nor pixels are there")
         else:
-            assert self.stored.policy is not None
             policy = Policy.from_json(self.stored.policy)
             check = _SlideViews(self.store, slide, source, policy, self.options, result, self.stored.tokens)
             check.run(self._pool(), self.teacher())
@@ -134,7 +132,7 @@ def spec_of(options: VerifyOptions) -> "EncoderSpec":
     return EncoderSpec.of(str(options.teacher), options)
 
 
-def require_teacher_of(stored: recipe.Recipe, teacher: "OnDevice", options: VerifyOptions) -> None:
+def require_teacher_of(stored: recipe.CompleteRecipe, teacher: "OnDevice", options: VerifyOptions) -> None:
     """Raise RecipeMismatch when a teacher is not the one of the store."""
     for name in ("weights_sha256", "pooling", "mean", "std", "image_px", "dim"):
         old, new = getattr(stored.teacher, name), getattr(teacher.identity, name)

@@ -99,16 +99,17 @@ def _recompute(
         return result.notes.append(
             "views and features were not looked at: recipe or slides table is unreadable"
         )
-    if stored.policy is None or stored.reader is None or stored.teacher is None:
+    if not stored.complete:
         return result.notes.append("views and features were not looked at: there are none yet")
-    if stored.reader.rendering != RENDERING:
+    complete = recipe.require_complete(stored, store)
+    if complete.reader.rendering != RENDERING:
         return result.notes.append(
-            f"views were not looked at: made by {stored.reader.rendering}, this version has {RENDERING}"
+            f"views were not looked at: made by {complete.reader.rendering}, this version has {RENDERING}"
         )
     paths = find_slides(options.slides) if options.slides else {}
     weights = None if options.weights is None else options.weights.absolute()
     options = dataclasses.replace(options, slides=(), weights=weights)
-    looker = SlideLooker(workers.job, store, stored, options, workers.processes)
+    looker = SlideLooker(workers.job, store, complete, options, workers.processes)
     workers.call(looker.require_teacher)
     records = [f for f in result.findings if f.kind == "commit"]
     items = [
