@@ -31,7 +31,7 @@ def store_info(store: StoreLike) -> dict[str, Any]:
     n_patches = sum(row["n_patches"] for row in slides)
     seeds = sorted({c["seed"] for c in counts})
     n_views = sum(c["views"] for c in counts)
-    size = dict.fromkeys(("features.zarr", "pixels.zarr", "manifest"), 0)
+    size = dict.fromkeys((layout.FEATURES, layout.PIXELS, layout.MANIFEST), 0)
     for name, n_bytes in layout.list_files(store, only_plain=False).items():
         folder = name.split("/")[0]
         if folder in size:
@@ -55,7 +55,7 @@ def store_info(store: StoreLike) -> dict[str, Any]:
         "complete": n_views / (n_patches * len(seeds)) if n_patches and seeds else 0.0,
         "statistics": statistics(store),
         "bytes": size,
-        "bytes_per_view": (size["features.zarr"] + size["manifest"]) / n_views if n_views else None,
+        "bytes_per_view": (size[layout.FEATURES] + size[layout.MANIFEST]) / n_views if n_views else None,
     }
 
 
@@ -87,7 +87,7 @@ def statistics(store: StoreLike) -> dict[str, float] | None:
     std = np.sqrt(running.variance)
     share = np.concatenate(tissue) if tissue else np.zeros(0, np.float32)
     if not np.isfinite(share).all():
-        raise CorruptStore(f"{store}/manifest/views: a share of tissue that is no number")
+        raise CorruptStore(f"{store}/{layout.VIEWS}: a share of tissue that is no number")
     found = {
         "views": running.count,
         "mean_min": float(running.mean.min()),

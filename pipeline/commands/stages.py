@@ -54,12 +54,13 @@ def plan_command(inputs: tuple[str, ...], as_json: bool, **values: Any) -> None:
     """What slides, or a store that is tiled, will come to: patches, views, bytes, files, hours. Writes nothing."""
     from pipeline.extract import plan
     from pipeline.runtime.progress import reporter_for
+    from stores.format import layout
     from stores.remote.objects import is_url
 
     options, tile_values = build(PlanOptions, values), build(TileOptions, values)
     with reporter_for(sys.stderr) as report:
         paths = [Path(text) for text in inputs]
-        is_store = is_url(inputs[0]) or (paths[0] / "recipe.json").is_file()
+        is_store = is_url(inputs[0]) or (paths[0] / layout.RECIPE).is_file()
         found = opened(inputs[0]) if len(inputs) == 1 and is_store else paths
         result = plan.plan(found, options, tile_values, report)
     print_result(as_json, plan.to_json(result), lambda: plan.lines(result))

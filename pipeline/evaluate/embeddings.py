@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stores.errors import EvaluationError, OptionError
-from stores.format import features, manifest, recipe
+from stores.format import features, layout, manifest, recipe
 from stores.io.files import first_line
 from stores.io.location import StoreLike
 
@@ -73,7 +73,7 @@ def load_embeddings(path: Path) -> Embeddings:
     EvaluationError
         When a file is damaged, the files differ in length, or nothing is in them.
     """
-    if (path / recipe.FILE_NAME).is_file():
+    if (path / layout.RECIPE).is_file():
         return from_store(path)
     folder = path / "embeddings" if (path / "embeddings").is_dir() else path
     if path.suffix == ".parquet" and path.is_file():

@@ -138,7 +138,7 @@ def _settle_recipe(
                 f"--pixels {options.pixels}: {store} was begun with {begun}; use that, or another --store"
             )
         return recipe.require_complete(stored, store)
-    path = store / "options" / "extract-teacher.json"
+    path = store / layout.options_file("extract-teacher")
     files.write_json(path, to_json(options) | {"teacher_licence": teacher.licence})
     recipe.save(store, wanted)
     return wanted

@@ -13,7 +13,7 @@ from pipeline.report.gather import Gathered, gather
 from pipeline.report.options import ReportOptions
 from pipeline.runtime.progress import Reporter
 from stores.errors import EncoderError, OptionError
-from stores.format import recipe
+from stores.format import layout, recipe
 from stores.format.layout import read_options
 from stores.info import store_info
 from stores.io import files
@@ -41,13 +41,13 @@ def write_report(path: Path, out: Path, options: ReportOptions, report: Reporter
     """
     options.validate()
     tables = [_table(table) for table in options.tables]
-    if (path / recipe.FILE_NAME).is_file():
+    if (path / layout.RECIPE).is_file():
         title, sections, found = _of_store(path, options, report)
     elif (path / "options.json").is_file() and (path / "metrics.jsonl").is_file():
         title, sections, found = _of_run(path, options, report)
     else:
         raise OptionError(
-            f"{path}: neither a run's folder (options.json, metrics.jsonl) nor a store (recipe.json)"
+            f"{path}: neither a run's folder (options.json, metrics.jsonl) nor a store ({layout.RECIPE})"
         )
     sections.append(("evaluation", "Evaluation", page.evaluation(tables)))
     subtitle = (

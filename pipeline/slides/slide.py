@@ -19,7 +19,7 @@ from typing import Any
 import openslide
 
 from stores.errors import MppError, OptionError, SlideError
-from stores.format.manifest import is_slide_id
+from stores.format.layout import is_slide_id
 from stores.io.files import first_line
 
 SUFFIXES = frozenset(

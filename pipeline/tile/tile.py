@@ -56,7 +56,7 @@ def require_extendable(store: Path) -> None:
     OptionError
         When it is under pseudonyms: the slides' own names would come back into it.
     """
-    if not (store / recipe.FILE_NAME).exists():
+    if not (store / layout.RECIPE).exists():
         return
     kind = (recipe.load(store).compact or {}).get("kind")
     if kind is not None:
@@ -74,7 +74,7 @@ def require_extendable(store: Path) -> None:
 def prepare_store(store: Path, options: TileOptions) -> tissue.TissueRule:
     """Write the recipe's patch part and the options, or check that they are those of the store."""
     part, rule = patch_recipe(options)
-    if (store / recipe.FILE_NAME).exists():
+    if (store / layout.RECIPE).exists():
         stored = recipe.load(store)
         recipe.require_same(stored, dataclasses.replace(stored, patch=part), str(store))
         old = read_options(store, "tile")
@@ -86,7 +86,7 @@ def prepare_store(store: Path, options: TileOptions) -> tissue.TissueRule:
                     "use that, or another --store"
                 )
     else:
-        files.write_json(store / "options" / "tile.json", to_json(options))
+        files.write_json(store / layout.options_file("tile"), to_json(options))
         recipe.save(store, recipe.Recipe(part))
     return rule
 
@@ -199,7 +199,7 @@ def _tile_slide(store: Path, slide: SlideWork, options: TileOptions) -> dict[str
         grid = find_patches(info, plan, rule, options)
     except SlideError as error:
         return row | {"status": "failed", "reason": str(error)}
-    draw_slide(store / "pictures" / f"{slide_id}.png", info, plan, grid.thumbnail, grid.mask, grid.patches)
+    draw_slide(store / layout.picture_file(slide_id), info, plan, grid.thumbnail, grid.mask, grid.patches)
     if len(grid.patches) == 0:
         return row | {"status": "no_tissue", "reason": _why_none(info, plan, grid, options)}
     patches = grid.patches

@@ -31,7 +31,7 @@ from pipeline.slides.sources import SlideSource
 from pipeline.verify.options import VerifyOptions
 from pipeline.verify.slide_views import find_source, require_teacher_of, spec_of
 from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError, ViewMismatch
-from stores.format import features, manifest, pixels, recipe, tokens
+from stores.format import features, layout, manifest, pixels, recipe, tokens
 from stores.io import files
 from stores.io.ranges import runs_of
 from stores.verify.findings import Finding
@@ -66,9 +66,7 @@ def repair(store: Path, findings: Sequence[Finding], options: VerifyOptions, rep
     RecipeMismatch
         When the teacher or the software that reads and renders is not what made the store.
     """
-    lost = [
-        f for f in findings if f.kind == "file" and f.file in (recipe.FILE_NAME, "manifest/slides.parquet")
-    ]
+    lost = [f for f in findings if f.kind == "file" and f.file in (layout.RECIPE, layout.SLIDES)]
     if lost:
         raise StoreError(f"{lost[0]}: cannot be computed again; restore this file from a copy")
     stored = recipe.load_complete(store)
@@ -102,7 +100,7 @@ def _groups(store: Path, names: Sequence[str]) -> list[str]:
     for name in names:
         with tempfile.TemporaryDirectory(dir=store, suffix=files.PARTIAL) as folder:
             zarr.open_group(folder, mode="w", zarr_format=3)
-            os.replace(Path(folder) / "zarr.json", store / name)
+            os.replace(Path(folder) / layout.METADATA, store / name)
     return [f"{name} written again" for name in names]
 
 
@@ -279,7 +277,7 @@ class _Repair:
         if sorted(found) != list(range(n_rows)):
             raise StoreError(
                 f"slide {self.slide_id}: the list of its {n_rows} patches is broken and the commit records hold "
-                f"{len(found)} of them; restore manifest/patches/{self.slide_id}.parquet from a copy"
+                f"{len(found)} of them; restore {layout.patches_file(self.slide_id)} from a copy"
             )
         x, y, tissue = zip(*(found[row] for row in range(n_rows)), strict=True)
         manifest.write_patches(

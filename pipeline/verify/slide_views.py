@@ -22,7 +22,7 @@ from pipeline.views.render import render, view_crc32
 from stores import sampler
 from stores.errors import G2LError, RecipeMismatch, SlideError, StoreError
 from stores.export.pseudonyms import is_keyed
-from stores.format import features, manifest, pixels, recipe
+from stores.format import features, layout, manifest, pixels, recipe
 from stores.format.statistics import mean_and_variance
 from stores.io import files
 from stores.io.location import StoreLike
@@ -195,7 +195,7 @@ class _SlideViews:
             return
         broken = {finding.file for finding in self.slide.broken}
         for commit in records:
-            if f"manifest/views/{self.slide_id}/{commit.path.name}" in broken:
+            if commit.file in broken:
                 continue
             try:
                 block = read_commit(commit)
@@ -257,7 +257,7 @@ class _SlideViews:
                 if problem:
                     wrong.setdefault((seed, problem), []).append(row)
                 made.append((seed, row, got.views[i]))
-        file = f"manifest/views/{self.slide_id}/{commit.path.name}"
+        file = commit.file
         for (seed, problem), at_rows in sorted(wrong.items()):
             kind = "pixels" if problem == _OTHER_PIXELS else "view"
             text = f"{len(at_rows)} of {len(rows)} views: {problem}"
@@ -302,7 +302,7 @@ class _SlideViews:
                 continue  # structure has named it
             if not np.allclose(stored, mean_and_variance(values), rtol=1e-9, atol=0, equal_nan=True):
                 rows = list(features.block_range(opened.n_rows, commit.block))
-                file = features.array_name(self.slide_id, "stats")
+                file = layout.feature_array(self.slide_id, "stats")
                 self._add(
                     file, "are not the mean and variance of the features", "stats", commit.block, seed, rows
                 )
@@ -341,7 +341,7 @@ class _SlideViews:
             lowest = min(cosine for _, cosine in pairs)
             what = "features" if leaf == "features" else "views have tokens that"
             problem = f"{len(pairs)} {what} are not the teacher's: cosine down to {lowest:.6f}"
-            file = features.array_name(self.slide_id, leaf)
+            file = layout.feature_array(self.slide_id, leaf)
             self._add(file, problem, "teacher", commit.block, seed, [row for row, _ in pairs])
 
     def _compare(

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from stores.errors import CorruptStore
-from stores.format import arrays, features, layout, manifest, pixels, recipe, tokens
+from stores.format import arrays, features, layout, manifest, recipe, tokens
 from stores.format.metadata import GROUP
 from stores.io import files
 from stores.io.location import StoreLike, read_file
@@ -103,18 +103,18 @@ class Source:
 
     def has(self, array: str) -> bool:
         """Whether the store has an array of this name."""
-        return f"{array}/zarr.json" in self.listed
+        return layout.metadata_file(array) in self.listed
 
     def metadata(self, array: str) -> dict[str, Any]:
         """The ``zarr.json`` of an array, judged as by every reader."""
         if array not in self._metadata:
             spec = arrays.read_metadata(self.store, array)
-            leaf = array.rpartition("/")[2] if array.startswith(f"{features.ROOT}/") else "pixels"
+            leaf = array.rpartition("/")[2] if array.startswith(f"{layout.FEATURES}/") else "pixels"
             if len(spec.shape) != _NDIM[leaf]:
                 raise CorruptStore(f"{self}/{array}: {len(spec.shape)} dimensions, expected {_NDIM[leaf]}")
             if len(self._metadata) > 100:  # those of a few slides: there may be thousands
                 self._metadata.clear()
-            raw = read_file(self.store, f"{array}/zarr.json", _MAX_METADATA_BYTES)
+            raw = read_file(self.store, layout.metadata_file(array), _MAX_METADATA_BYTES)
             self._metadata[array] = json.loads(raw or b"")
         return self._metadata[array]
 
@@ -154,7 +154,7 @@ def from_one(
     if row["status"] != manifest.OK:
         return Choice(row, source)
     keys = [key for key in source.commits(slide_id) if n_seeds is None or key[1] < n_seeds]
-    kept = with_pixels and source.has(pixels.array_name(slide_id))
+    kept = with_pixels and source.has(layout.pixel_array(slide_id))
     of_block = {block: source for block, _ in keys if kept}
     return Choice(row, source, dict.fromkeys(keys, source), of_block, with_tokens)
 
@@ -182,23 +182,23 @@ def _chunks_by_source(
     """Files of arrays to copy as they are; metadata with another number of seeds are written on the way."""
     names: dict[Source, list[str]] = {source: [] for source in set(choice.views.values())}
     if names:
-        _write_group(stage, features.ROOT)
-        _write_group(stage, f"{features.ROOT}/{slide_id}")
+        _write_group(stage, layout.FEATURES)
+        _write_group(stage, layout.slide_group(slide_id))
         first = next(iter(choice.views.values()))
         for leaf in _PLAIN:
-            array = features.array_name(slide_id, leaf)
+            array = layout.feature_array(slide_id, leaf)
             names[first] += [n for n in first.files[slide_id] if n.startswith(f"{array}/")]
-        leaves = [s for s in SEED_AXIS if s == "features" or first.has(features.array_name(slide_id, s))]
+        leaves = [s for s in SEED_AXIS if s == "features" or first.has(layout.feature_array(slide_id, s))]
         leaves = [s for s in leaves if choice.tokens or s not in tokens.LEAVES]
         for leaf in leaves:
-            array = features.array_name(slide_id, leaf)
+            array = layout.feature_array(slide_id, leaf)
             widest = max(names, key=functools.partial(_seeds_of, array))
             about = widest.metadata(array)
             if n_seeds is not None and n_seeds < about["shape"][0]:
                 about = about | {"shape": [n_seeds, *about["shape"][1:]]}
-                files.write_text(stage / array / "zarr.json", json.dumps(about, indent=2))
+                files.write_text(stage / layout.metadata_file(array), json.dumps(about, indent=2))
             else:
-                names[widest].append(f"{array}/zarr.json")
+                names[widest].append(layout.metadata_file(array))
         for key, source in choice.views.items():
             names[source] += _chunks_of(slide_id, leaves, key, source)
     yield from names.items()
@@ -213,13 +213,13 @@ def _seeds_of(array: str, source: Source) -> int:
 def _chunks_of(slide_id: str, leaves: Sequence[str], key: Key, source: Source) -> Iterator[str]:
     block, seed = key
     for leaf in leaves:
-        array = features.array_name(slide_id, leaf)
+        array = layout.feature_array(slide_id, leaf)
         about = source.metadata(array)
         size = about["chunk_grid"]["configuration"]["chunk_shape"][1]
         rows = range(block, block + 1) if leaf == "stats" else features.block_range(about["shape"][1], block)
         for across in range(rows.start // size, math.ceil(rows.stop / size)):
             index = (seed, across, 0, 0)[: len(about["shape"])]
-            name = f"{array}/c/{'/'.join(map(str, index))}"
+            name = layout.chunk_file(array, index)
             if name in source.listed:
                 yield name
             elif leaf != "stats" and _has_ok(source.commits(slide_id)[key], seed, across * size, size):
@@ -229,15 +229,18 @@ def _chunks_of(slide_id: str, leaves: Sequence[str], key: Key, source: Source) -
 def _pixel_chunks(
     slide_id: str, of_block: Mapping[int, Source], stage: Path
 ) -> Iterator[tuple[Source, list[str]]]:
-    array = pixels.array_name(slide_id)
+    array = layout.pixel_array(slide_id)
     first = next(iter(of_block.values()))
     about = first.metadata(array)
     size, n_rows = about["chunk_grid"]["configuration"]["chunk_shape"][0], about["shape"][0]
-    _write_group(stage, pixels.ROOT)
-    yield first, [f"{array}/zarr.json"]
+    _write_group(stage, layout.PIXELS)
+    yield first, [layout.metadata_file(array)]
     for block, source in of_block.items():
         rows = features.block_range(n_rows, block)
-        names = [f"{array}/c/{i}/0/0/0" for i in range(rows.start // size, math.ceil(rows.stop / size))]
+        names = [
+            layout.chunk_file(array, (i, 0, 0, 0))
+            for i in range(rows.start // size, math.ceil(rows.stop / size))
+        ]
         absent = [name for name in names if name not in source.listed]
         records = [commit for (b, _), commit in source.commits(slide_id).items() if b == block]
         if absent and any(_has_ok(commit, commit.seeds.start) for commit in records[:1]):
@@ -253,7 +256,7 @@ def _has_ok(commit: manifest.Commit, seed: int, start: int = 0, count: int = 1 <
 
 def _write_group(stage: Path, name: str) -> None:
     """A group's metadata anew: a foreign one may carry a consolidated listing of what is not copied."""
-    path = stage / name / "zarr.json"
+    path = stage / layout.metadata_file(name)
     if not path.exists():
         files.write_text(path, json.dumps(GROUP, indent=2))
 
@@ -270,7 +273,7 @@ def _copy_commits(slide_id: str, choice: Choice, stage: Path, result: Shared) ->
     for (source, path), seeds in sorted(wanted.items(), key=lambda item: str(item[0][1])):
         commit = commits[path]
         if len(seeds) == len(commit.seeds):
-            source.copy([f"manifest/views/{slide_id}/{path.name}"], stage, result)
+            source.copy([commit.file], stage, result)
             continue
         table = commit.read()
         for part in runs_of(seeds):

@@ -17,7 +17,7 @@ from stores.io.location import StoreLike
 from stores.io.progress import Progress
 from stores.io.staging import staged
 
-_MADE_BY = ("options/tile.json", "options/extract-teacher.json")
+_MADE_BY = (layout.options_file("tile"), layout.options_file("extract-teacher"))
 
 
 def merge(
@@ -68,7 +68,7 @@ def merge(
             having = [source for source in sources if name in source.listed]
             for source in having[:1]:
                 source.copy([name], stage, result)
-        files.write_json(stage / "options" / "merge.json", {"sources": result.sources})
+        files.write_json(stage / layout.options_file("merge"), {"sources": result.sources})
         finish(stage, sources[0].recipe, [choice.row for choice in choices.values()], result)
     return result
 
@@ -80,7 +80,7 @@ def begin(sources: Sequence[Source]) -> Shared:
         result.left_out += [f"{source}/{name}" for name in source.unknown]
         if layout.CHECKSUMS in source.listed:
             result.notes.append(f"{source} is sealed, its copy is not: `g2l store seal` seals it")
-        cards = [name for name in ("README.md", "croissant.json") if name in source.listed]
+        cards = [name for name in (layout.README, layout.CROISSANT) if name in source.listed]
         if cards:
             result.notes.append(f"{source}: {' and '.join(cards)} not copied, they describe the whole store")
     return result

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from stores.combine.copy_slide import SEED_AXIS, Choice, Key, Source, from_one
 from stores.errors import StoreError
-from stores.format import features, manifest, pixels, recipe, tokens
+from stores.format import features, layout, manifest, pixels, recipe, tokens
 from stores.format.metadata import MAX_READ_BYTES
 from stores.io.location import read_file
 
@@ -154,9 +154,9 @@ def _require_same_features(
     slide_id: str, key: Key, a: Source, b: Source, rows: npt.NDArray[np.int64]
 ) -> None:
     block, seed = key
-    name = f"{features.array_name(slide_id, 'features')}/c/{seed}/{block}/0"
+    name = layout.chunk_file(layout.feature_array(slide_id, "features"), (seed, block, 0))
     same_form = not any(_differing_forms(slide_id, a, b))
-    if same_form and _same_bytes(a, b, name) and not a.has(features.array_name(slide_id, "scales")):
+    if same_form and _same_bytes(a, b, name) and not a.has(layout.feature_array(slide_id, "scales")):
         return
     opened = [features.open_features(s.store, slide_id) for s in (a, b)]
     if opened[0].spec.shape[1:] != opened[1].spec.shape[1:]:
@@ -181,11 +181,12 @@ def _require_same_tokens(
 ) -> None:
     block, seed = key
     a, b = (tokens.open_tokens(source.store, slide_id, about) for source in both)
-    parts = [(f"positions/c/{seed}/{block}/0", rows)]
+    parts = [(layout.chunk_file("positions", (seed, block, 0)), rows)]
     for index in a.chunks_of(block):
-        parts.append((f"tokens/c/{seed}/{index}/0/0", rows[rows // a.chunk_rows == index]))
+        inside = rows[rows // a.chunk_rows == index]
+        parts.append((layout.chunk_file("tokens", (seed, index, 0, 0)), inside))
     for name, inside in parts:
-        if not len(inside) or _same_bytes(*both, features.array_name(slide_id, name)):
+        if not len(inside) or _same_bytes(*both, layout.feature_array(slide_id, name)):
             continue
         read = [
             tokens.read_rows(s, s.read_chunk, s.read_positions(seed, block), inside, seed, block)
@@ -210,7 +211,7 @@ def _same_bytes(a: Source, b: Source, name: str) -> bool:
 def _differing_forms(slide_id: str, a: Source, b: Source) -> Iterator[tuple[str, object, object]]:
     """Arrays whose chunks cannot stand beside each other: other metadata than the number of seeds."""
     for leaf in SEED_AXIS:
-        array = features.array_name(slide_id, leaf)
+        array = layout.feature_array(slide_id, leaf)
         forms = [s.metadata(array) if s.has(array) else {} for s in (a, b)]
         for field in sorted(set(forms[0]) | set(forms[1])):
             x, y = (form.get(field) for form in forms)
@@ -224,9 +225,10 @@ def _require_same_form(slide_id: str, a: Source, b: Source) -> None:
     """Raise when features of both would have to share an array, and cannot."""
     for what, x, y in _differing_forms(slide_id, a, b):
         _conflict(slide_id, what, a, x, b, y)
-    array = features.array_name(slide_id, "standard")
-    for name in sorted(n for n in a.files[slide_id] if n.startswith(f"{array}/c/")):
-        if not _same_bytes(a, b, name):
+    array = layout.feature_array(slide_id, "standard")
+    for name in a.files[slide_id]:
+        chunk = layout.parse_chunk(name)
+        if chunk is not None and chunk[0] == array and not _same_bytes(a, b, name):
             _conflict(slide_id, "scale of the compact features", a, name, b, name)
 
 
@@ -234,7 +236,7 @@ def _join_pixels(
     slide_id: str, found: Mapping[Source, Views], views: Mapping[Key, Source]
 ) -> dict[int, Source]:
     """Who gives the pixels of each block; nobody when no store keeps them."""
-    array = pixels.array_name(slide_id)
+    array = layout.pixel_array(slide_id)
     keeping = [source for source in found if source.has(array)]
     if not keeping:
         return {}
@@ -264,7 +266,7 @@ def _readable(tables: Iterable[pa.Table]) -> npt.NDArray[np.int64]:
 
 
 def _require_same_pixels(slide_id: str, a: Source, of_a: Views, b: Source, of_b: Views) -> None:
-    name = pixels.array_name(slide_id)
+    name = layout.pixel_array(slide_id)
     forms = [s.metadata(name) for s in (a, b)]
     if forms[0] != forms[1]:
         field = next(f for f in forms[0] | forms[1] if forms[0].get(f) != forms[1].get(f))
@@ -273,7 +275,7 @@ def _require_same_pixels(slide_id: str, a: Source, of_a: Views, b: Source, of_b:
     size = forms[0]["chunk_grid"]["configuration"]["chunk_shape"][0]
     opened = [pixels.open_pixels(s.store, slide_id) for s in (a, b)]
     for index in np.unique(common // size).tolist():
-        if _same_bytes(a, b, f"{name}/c/{index}/0/0/0"):
+        if _same_bytes(a, b, layout.chunk_file(name, (index, 0, 0, 0))):
             continue
         inside = common[common // size == index] - index * size
         x, y = (o.read_chunk(index)[inside] for o in opened)

@@ -10,14 +10,14 @@ from stores.combine.copy_slide import Shared, Source, copy_slide, from_one
 from stores.combine.merge import begin, finish
 from stores.combine.where import select
 from stores.errors import OptionError
-from stores.format import manifest
+from stores.format import layout, manifest
 from stores.format.layout import read_options
 from stores.io import files
 from stores.io.location import StoreLike
 from stores.io.progress import Progress
 from stores.io.staging import staged
 
-_EXTRACTED = "options/extract-teacher.json"
+_EXTRACTED = layout.options_file("extract-teacher")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,9 @@ def subset(
             copy_slide(slide_id, choice, n_seeds, stage, result)
             progress(1, slide_id)
         source.copy(
-            [name for name in ("options/tile.json", _EXTRACTED) if name in source.listed], stage, result
+            [name for name in (layout.options_file("tile"), _EXTRACTED) if name in source.listed],
+            stage,
+            result,
         )
         stored = source.recipe if selection.tokens else replace(source.recipe, tokens=None)
         if stored.tokens != source.recipe.tokens:
@@ -126,6 +128,6 @@ def subset(
         if _EXTRACTED in source.listed and _options_of(selection):
             extracted = read_options(stage, "extract-teacher")
             files.write_json(stage / _EXTRACTED, extracted | _options_of(selection))
-        files.write_json(stage / "options" / "subset.json", {**chosen, "sources": result.sources})
+        files.write_json(stage / layout.options_file("subset"), {**chosen, "sources": result.sources})
         finish(stage, stored, [source.rows[name] for name in keep], result)
     return result

@@ -227,7 +227,7 @@ def _write_slide(export: _Plan, slide_id: str, names: Sequence[str], stage: Path
             continue
         if export.names is None:
             copy_file(export.store, name, export.listing[name], stage)
-        elif name.endswith("zarr.json"):
+        elif name.endswith(layout.METADATA):
             copy_metadata(export.store, name, stage / renamed(name, new_id))
         elif known.kind in ("features", "pixels"):
             copy_file(export.store, name, export.listing[name], stage, renamed(name, new_id))
@@ -247,9 +247,9 @@ def _write_slide(export: _Plan, slide_id: str, names: Sequence[str], stage: Path
 
 def _write_rest(export: _Plan, written: recipe.Recipe, stage: Path) -> None:
     """What is of no slide: groups, slides table, options; the recipe last."""
-    for root in ("features.zarr", "pixels.zarr"):
+    for root in (layout.FEATURES, layout.PIXELS):
         if (stage / root).is_dir():
-            files.write_json(stage / root / "zarr.json", GROUP)
+            files.write_json(stage / layout.metadata_file(root), GROUP)
     before = read_options(export.store, "export")
     about = {
         "pseudonymised": export.names is not None or before.get("pseudonymised") is True,
@@ -258,9 +258,9 @@ def _write_rest(export: _Plan, written: recipe.Recipe, stage: Path) -> None:
         "pixels": export.options.pixels,
         "keep_columns": sorted(export.options.keep_columns),
     }
-    files.write_json(stage / "options" / "export.json", about)
+    files.write_json(stage / layout.options_file("export"), about)
     if export.names is None:
-        name = "manifest/slides.parquet"
+        name = layout.SLIDES
         copy_file(export.store, name, export.listing[name], stage)
     else:
         hidden = _hidden(export)

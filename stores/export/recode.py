@@ -17,7 +17,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from stores.errors import CorruptStore
-from stores.format import features, int8, manifest, recipe, tokens
+from stores.format import features, int8, layout, manifest, recipe, tokens
 from stores.format.metadata import GROUP
 from stores.format.statistics import RunningStats
 from stores.io import files
@@ -74,7 +74,7 @@ class ArrayWriter:
         fill: float,
         *codecs: Any,
     ) -> None:
-        self._folder = stage / name
+        self._stage, self._name = stage, name
         self._encoded: dict[str, Buffer] = {}
         self._array = zarr.create_array(
             MemoryStore(self._encoded),
@@ -86,17 +86,17 @@ class ArrayWriter:
             compressors=[*codecs, Crc32cCodec()],
             config={"write_empty_chunks": True},
         )
-        self._put("zarr.json")
+        self._put(layout.METADATA)
 
     def _put(self, key: str) -> None:
-        raw = self._encoded.pop(key)
-        if not (self._folder / key).is_file():
-            with files.replacing(self._folder / key) as partial:
+        raw, path = self._encoded.pop(key), self._stage / self._name / key
+        if not path.is_file():
+            with files.replacing(path) as partial:
                 partial.write_bytes(raw.to_bytes())
 
     def has(self, *index: int) -> bool:
         """Whether a chunk is there."""
-        return (self._folder / "c" / "/".join(map(str, index))).is_file()
+        return (self._stage / layout.chunk_file(self._name, index)).is_file()
 
     def write(self, index: tuple[int, ...], values: npt.NDArray[Any]) -> None:
         """Write a chunk; at the edge of the array `values` ends with it."""
@@ -106,13 +106,13 @@ class ArrayWriter:
             for i, n, side in zip(index, sizes, self._array.shape, strict=True)
         )
         self._array[region] = values
-        self._put("c/" + "/".join(map(str, index)))
+        self._put(layout.chunk_key(index))
 
 
 def write_groups(stage: Path, slide_id: str) -> None:
     """The metadata of the groups that a slide's arrays are in: bare, attributes of a source may tell anything."""
-    for folder in (stage / features.ROOT, stage / features.ROOT / slide_id):
-        files.write_json(folder / "zarr.json", GROUP)
+    for group in (layout.FEATURES, layout.slide_group(slide_id)):
+        files.write_json(stage / layout.metadata_file(group), GROUP)
 
 
 def _blocks_of(
@@ -135,7 +135,7 @@ def write_lossless(store: StoreLike, slide_id: str, blocks: list[Block], stage: 
         When a committed row of the source is not finite.
     """
     slide = features.open_features(store, slide_id)
-    name = features.array_name(new_id, "features")
+    name = layout.feature_array(new_id, "features")
     array = ArrayWriter(stage, name, slide.spec.shape, slide.spec.chunks, "float16", math.nan, _BYTE_SHUFFLE)
     missing = [block for block in blocks if not array.has(block.seed, block.block, 0)]
     for block, values, _ in _blocks_of(slide, missing):
@@ -153,7 +153,7 @@ def write_lossless_tokens(
         When a committed row of the source is not finite.
     """
     opened = tokens.open_tokens(store, slide_id, about)
-    name, size = features.array_name(new_id, "tokens"), opened.chunk_rows
+    name, size = layout.feature_array(new_id, "tokens"), opened.chunk_rows
     array = ArrayWriter(
         stage, name, opened.tokens.shape, opened.tokens.chunks, "float16", math.nan, _BYTE_SHUFFLE
     )
@@ -182,7 +182,7 @@ def write_int8(
     slide = features.open_features(store, slide_id)
     seeds, rows, dim = slide.spec.shape
     size = slide.spec.chunks[1]
-    name = {leaf: features.array_name(new_id, leaf) for leaf in ("features", "scales", "standard")}
+    name = {leaf: layout.feature_array(new_id, leaf) for leaf in ("features", "scales", "standard")}
     standard = _standard(slide, blocks)
     ArrayWriter(stage, name["standard"], (2, dim), (2, dim), "float32", math.nan).write((0, 0), standard)
     scales = ArrayWriter(stage, name["scales"], (seeds, rows), (1, size), "float32", math.nan)

@@ -18,7 +18,8 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from stores.errors import CorruptStore, StoreError
-from stores.format.chunks import _EVERY_CHUNK, chunk_limit, require_decoded_size
+from stores.format.chunks import EVERY_CHUNK, chunk_limit, require_decoded_size
+from stores.format.layout import METADATA, metadata_file
 from stores.format.metadata import MAX_READ_BYTES, ArraySpec, parse_metadata
 from stores.io.files import first_line
 from stores.io.location import StoreLike, read_file
@@ -34,7 +35,7 @@ def read_metadata(store: StoreLike, name: str) -> ArraySpec:
     StoreError
         When there is no such array.
     """
-    raw = read_file(store, f"{name}/zarr.json", _MAX_METADATA_BYTES)
+    raw = read_file(store, metadata_file(name), _MAX_METADATA_BYTES)
     if raw is None:
         raise StoreError(f"{store}/{name}: no such array; is the store complete?")
     return parse_metadata(raw, f"{store}/{name}")
@@ -59,7 +60,7 @@ class ReadOnlyStore(Store):
         return self
 
     def _get(self, key: str) -> bytes | None:
-        is_chunk = not key.endswith("zarr.json")
+        is_chunk = not key.endswith(METADATA)
         limit = chunk_limit(self._spec) if is_chunk else _MAX_METADATA_BYTES
         raw = self._read(f"{self._name}/{key}", limit)
         if raw is not None and is_chunk:
@@ -154,7 +155,7 @@ def open_checked(store: StoreLike, name: str, ndim: int, dtypes: str | tuple[str
 def open_for_writing(store: Path, name: str, ndim: int, dtype: str) -> zarr.Array[Any]:
     """Open an array of a local store for writing, with the same checks."""
     open_checked(store, name, ndim, dtype)
-    return zarr.open_array(store / name, mode="r+", zarr_format=3).with_config(_EVERY_CHUNK)
+    return zarr.open_array(store / name, mode="r+", zarr_format=3).with_config(EVERY_CHUNK)
 
 
 def read_selection(array: zarr.Array[Any], selection: tuple[Any, ...], what: str) -> npt.NDArray[Any]:
@@ -203,6 +204,6 @@ def create_array(
         fill_value=fill,
         filters=None,
         compressors=[*codecs, Crc32cCodec()],
-        config=_EVERY_CHUNK,
+        config=EVERY_CHUNK,
         overwrite=True,
     )

@@ -10,13 +10,13 @@ import numpy.typing as npt
 import zarr
 
 from stores.errors import CorruptStore
+from stores.format.layout import chunk_file
 from stores.format.metadata import ArraySpec
 from stores.io.files import first_line, fsync_path, write_bytes
 from stores.io.location import StoreLike, read_file, read_local
 
-_EVERY_CHUNK: Any = {
-    "write_empty_chunks": True
-}  # one that equals the fill value is a chunk too, not a lost one
+EVERY_CHUNK: Any = {"write_empty_chunks": True}
+"""Configuration of Zarr: a chunk that equals the fill value is written too, so that it is not taken for a lost one."""
 
 
 def decoded_size(raw: bytes | memoryview, compressor: str) -> int | None:
@@ -70,7 +70,7 @@ def read_chunk(
     CorruptStore
         When the chunk is damaged.
     """
-    file = f"{name}/c/{'/'.join(map(str, index))}"
+    file = chunk_file(name, index)
     raw = _read_chunk_file(store, file, chunk_limit(spec), memory)
     if raw is None:
         return None
@@ -107,11 +107,6 @@ def _read_chunk_file(
     return read_local(store / file, limit_bytes, into_room)
 
 
-def chunk_file(store: Path, name: str, index: tuple[int, ...]) -> Path:
-    """The file that holds a chunk of an array of a local store."""
-    return store / name / "c" / "/".join(map(str, index))
-
-
 def write_chunk(
     store: Path, name: str, spec: ArraySpec, index: tuple[int, ...], values: npt.NDArray[Any], fill: float
 ) -> None:
@@ -126,7 +121,7 @@ def write_chunk(
         With the chunk's number of axes; shorter than the chunk where that reaches over the end of the array.
     """
     if spec.compressor is not None:
-        array = zarr.open_array(store / name, mode="r+", zarr_format=3).with_config(_EVERY_CHUNK)
+        array = zarr.open_array(store / name, mode="r+", zarr_format=3).with_config(EVERY_CHUNK)
         starts = [number * side for number, side in zip(index, spec.chunks, strict=True)]
         array[tuple(slice(at, at + n) for at, n in zip(starts, values.shape, strict=True))] = values
         flush_chunk(store, name, index)
@@ -137,11 +132,11 @@ def write_chunk(
         values = whole
     body = np.ascontiguousarray(values, spec.dtype.newbyteorder("<"))
     checksum = google_crc32c.value(body.reshape(-1).view(np.uint8))
-    write_bytes(chunk_file(store, name, index), body.data, checksum.to_bytes(4, "little"))
+    write_bytes(store / chunk_file(name, index), body.data, checksum.to_bytes(4, "little"))
 
 
 def flush_chunk(store: Path, name: str, index: tuple[int, ...]) -> None:
     """Force a written chunk to the disk: Zarr renames it into place but does not fsync."""
-    path = chunk_file(store, name, index)
+    path = store / chunk_file(name, index)
     fsync_path(path)
     fsync_path(path.parent)

@@ -33,13 +33,13 @@ from stores.format.arrays import (
 )
 from stores.format.chunks import flush_chunk, read_chunk, write_chunk
 from stores.format.int8 import dequantise
-from stores.format.manifest import MAX_BLOCK_ROWS, MAX_SEEDS, check_slide_id
+from stores.format.layout import feature_array, metadata_file
+from stores.format.manifest import MAX_BLOCK_ROWS, MAX_SEEDS
 from stores.format.statistics import all_finite, mean_and_variance
 from stores.io.location import StoreLike
 
 ROW_QUANTUM = 32
 FLOAT16_MAX = 65504.0
-ROOT = "features.zarr"
 
 
 def block_rows(n_rows: int) -> int:
@@ -67,11 +67,6 @@ def block_range(n_rows: int, block: int) -> range:
     return range(block * size, min((block + 1) * size, n_rows))
 
 
-def array_name(slide_id: str, leaf: str) -> str:
-    """The name of one of a slide's arrays below the store; `slide_id` is checked."""
-    return f"{ROOT}/{check_slide_id(slide_id)}/{leaf}"
-
-
 def create_slide(store: Path, slide_id: str, coords: npt.NDArray[np.int32], n_seeds: int, dim: int) -> None:
     """Make a slide's arrays, or add seeds to them; shapes are fixed before the first write.
 
@@ -86,8 +81,8 @@ def create_slide(store: Path, slide_id: str, coords: npt.NDArray[np.int32], n_se
         When arrays exist that belong to other patches or another feature length.
     """
     rows = len(coords)
-    name = {leaf: array_name(slide_id, leaf) for leaf in ("features", "coords", "stats")}
-    if not (store / name["features"] / "zarr.json").is_file():
+    name = {leaf: feature_array(slide_id, leaf) for leaf in ("features", "coords", "stats")}
+    if not (store / metadata_file(name["features"])).is_file():
         array = create_array(store, name["coords"], coords.shape, coords.shape, "int32", 0)
         array[:] = coords
         flush_chunk(store, name["coords"], (0, 0))
@@ -121,7 +116,7 @@ def write_seeds(
     features : float16 (seeds, rows of the block, dim)
         NaN in the rows that could not be read; everything else finite.
     """
-    names = [array_name(slide_id, leaf) for leaf in ("features", "stats")]
+    names = [feature_array(slide_id, leaf) for leaf in ("features", "stats")]
     spec, stats_spec = read_spec(store, names[0], 3, "float16"), read_spec(store, names[1], 4, "float64")
     expected = (len(seeds), len(block_range(spec.shape[1], block)), spec.shape[2])
     if seeds.start < 0 or seeds.stop > spec.shape[0]:
@@ -149,14 +144,14 @@ def write_seeds(
 
 def write_stats(store: Path, slide_id: str, seed: int, block: int, features: npt.NDArray[np.float16]) -> None:
     """Write mean and variance of one (seed, block), and flush them."""
-    name = array_name(slide_id, "stats")
+    name = feature_array(slide_id, "stats")
     spec = read_spec(store, name, 4, "float64")
     write_chunk(store, name, spec, (seed, block, 0, 0), mean_and_variance(features)[None, None], math.nan)
 
 
 def read_coords(store: StoreLike, slide_id: str) -> npt.NDArray[np.int32]:
     """Level-0 x and y of each patch of a slide, int32 (row, 2)."""
-    name = array_name(slide_id, "coords")
+    name = feature_array(slide_id, "coords")
     array = open_checked(store, name, 2, "int32")
     if array.shape[1] != 2:
         raise CorruptStore(f"{store}/{name}: shape {array.shape}, expected (rows, 2)")
@@ -201,7 +196,7 @@ class SlideFeatures:
                 f"of {n_blocks(self.n_rows)} blocks"
             )
         what = f"{self.slide_id} seed {seed} rows {rows.start}-{rows.stop - 1}"
-        name = array_name(self.slide_id, "features")
+        name = feature_array(self.slide_id, "features")
         try:
             chunk = read_chunk(self.store, name, self.spec, (seed, block, 0), memory)
         except StoreError as error:
@@ -217,7 +212,7 @@ class SlideFeatures:
 
 def open_features(store: StoreLike, slide_id: str) -> SlideFeatures:
     """Open a slide's features for reading, those of a compact copy too."""
-    name = array_name(slide_id, "features")
+    name = feature_array(slide_id, "features")
     spec = read_spec(store, name, 3, ("float16", "int8"))
     n_seeds, n_rows, dim = spec.shape
     if n_seeds > MAX_SEEDS:
@@ -226,12 +221,12 @@ def open_features(store: StoreLike, slide_id: str) -> SlideFeatures:
         raise CorruptStore(f"{store}/{name}: chunks {spec.chunks}, expected (1, {block_rows(n_rows)}, {dim})")
     if spec.dtype == np.float16:
         return SlideFeatures(slide_id, store, spec)
-    scales = open_checked(store, array_name(slide_id, "scales"), 2, "float32")
-    standard = open_checked(store, array_name(slide_id, "standard"), 2, "float32")
+    scales = open_checked(store, feature_array(slide_id, "scales"), 2, "float32")
+    standard = open_checked(store, feature_array(slide_id, "standard"), 2, "float32")
     for leaf, found, expected in (("scales", scales, (n_seeds, n_rows)), ("standard", standard, (2, dim))):
         if found.shape != expected:
             raise CorruptStore(
-                f"{store}/{array_name(slide_id, leaf)}: shape {found.shape}, expected {expected}"
+                f"{store}/{feature_array(slide_id, leaf)}: shape {found.shape}, expected {expected}"
             )
     return SlideFeatures(slide_id, store, spec, scales, read_whole(standard, f"{slide_id} standard"))
 
@@ -248,4 +243,6 @@ def require_finite(features: npt.NDArray[np.float16], what: str) -> npt.NDArray[
 
 def read_stats(store: StoreLike, slide_id: str) -> npt.NDArray[np.float64]:
     """Mean and variance per (seed, block), float64 (seed, block, 2, dim); NaN where not committed."""
-    return read_whole(open_checked(store, array_name(slide_id, "stats"), 4, "float64"), f"{slide_id} stats")
+    return read_whole(
+        open_checked(store, feature_array(slide_id, "stats"), 4, "float64"), f"{slide_id} stats"
+    )

@@ -1,4 +1,8 @@
-"""Which files a store may have, by name: what a copy takes along, and what ``verify`` calls a stray file."""
+"""Every file that a store may have: its name, which slide it belongs to, and which files are strays.
+
+Names are relative to the store and use ``/``, on every system and behind every URL. Slide ids may come from another
+lab, so each name that contains one checks it.
+"""
 
 import re
 from collections.abc import Iterable
@@ -7,24 +11,127 @@ from pathlib import Path
 from typing import Any
 
 from stores.errors import CorruptStore, OptionError, StoreError
-from stores.format.manifest import is_slide_id
 from stores.io.files import read_json
 from stores.io.location import StoreLike, walk
 
+RECIPE = "recipe.json"
+README = "README.md"
+CROISSANT = "croissant.json"
 CHECKSUMS = "checksums.sha256"
 DIGEST = "checksums.sha256.digest"
 """One line: the SHA-256 of the checksums file, to publish."""
+MANIFEST = "manifest"
+SLIDES = f"{MANIFEST}/slides.parquet"
+PATCHES = f"{MANIFEST}/patches"
+VIEWS = f"{MANIFEST}/views"
+FEATURES = "features.zarr"
+PIXELS = "pixels.zarr"
+OPTIONS = "options"
+PICTURES = "pictures"
+METADATA = "zarr.json"
+"""The file that makes a folder a Zarr group or array."""
+
+
+def metadata_file(name: str) -> str:
+    """The metadata of a group or an array."""
+    return f"{name}/{METADATA}"
+
+
+def chunk_file(array: str, index: Iterable[int]) -> str:
+    """The file of a chunk of an array.
+
+    >>> chunk_file("features.zarr/a/features", (0, 1, 0))
+    'features.zarr/a/features/c/0/1/0'
+    """
+    return f"{array}/{chunk_key(index)}"
+
+
+def chunk_key(index: Iterable[int]) -> str:
+    """The name of a chunk below its array: what Zarr calls its key."""
+    return f"c/{'/'.join(map(str, index))}"
+
+
+def parse_chunk(name: str) -> tuple[str, tuple[int, ...]] | None:
+    """The array and the index of the chunk in the file `name`; None when it is not the file of a chunk.
+
+    >>> parse_chunk("pixels.zarr/c/c/0/1/0/0")
+    ('pixels.zarr/c', (0, 1, 0, 0))
+    """
+    match = _CHUNK_FILE.fullmatch(name)
+    return None if match is None else (match[1], tuple(map(int, match[2].split("/"))))
+
+
+def slide_group(slide_id: str) -> str:
+    """The group of a slide's arrays of features."""
+    return f"{FEATURES}/{check_slide_id(slide_id)}"
+
+
+def feature_array(slide_id: str, leaf: str) -> str:
+    """One of the arrays in a slide's group: ``features``, ``coords``, ``stats``, ..."""
+    return f"{slide_group(slide_id)}/{leaf}"
+
+
+def pixel_array(slide_id: str) -> str:
+    """The array of a slide's pixels."""
+    return f"{PIXELS}/{check_slide_id(slide_id)}"
+
+
+def patches_file(slide_id: str) -> str:
+    """The table of a slide's patches."""
+    return f"{PATCHES}/{check_slide_id(slide_id)}.parquet"
+
+
+def views_folder(slide_id: str) -> str:
+    """The folder of a slide's commit records."""
+    return f"{VIEWS}/{check_slide_id(slide_id)}"
+
+
+def commit_file(slide_id: str, block: int, seeds: range) -> str:
+    """The commit record of a block under contiguous seeds.
+
+    >>> commit_file("a", 2, range(0, 4))
+    'manifest/views/a/00002-s0000-0003.parquet'
+    """
+    return f"{views_folder(slide_id)}/{block:05d}-s{seeds.start:04d}-{seeds.stop - 1:04d}.parquet"
+
+
+def picture_file(slide_id: str) -> str:
+    """The thumbnail of a slide with its patches."""
+    return f"{PICTURES}/{check_slide_id(slide_id)}.png"
+
+
+def options_file(command: str) -> str:
+    """The options that `command` was last called with."""
+    return f"{OPTIONS}/{command}.json"
+
+
+_SLIDE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+def is_slide_id(text: str) -> bool:
+    """Whether `text` may name a slide: it becomes a folder, so ``..`` or ``zarr.json`` may not."""
+    return _SLIDE_ID.fullmatch(text) is not None and text != METADATA
+
+
+def check_slide_id(text: str) -> str:
+    """Return `text`, or raise CorruptStore: an id that comes from a file of another lab is untrusted."""
+    if not is_slide_id(text):
+        raise CorruptStore(f"slide id {text!r:.120}: allowed are letters, digits, '.', '_', '-', at most 200")
+    return text
+
+
 _ROOT_FILES = {
-    "recipe.json",
-    "README.md",
-    "croissant.json",
+    RECIPE,
+    README,
+    CROISSANT,
     CHECKSUMS,
     DIGEST,
-    "manifest/slides.parquet",
-    "features.zarr/zarr.json",
-    "pixels.zarr/zarr.json",
+    SLIDES,
+    metadata_file(FEATURES),
+    metadata_file(PIXELS),
 }
-_OPTIONS = re.compile(r"options/[a-z-]{1,40}\.json")
+_OPTIONS_FILE = re.compile(r"options/[a-z-]{1,40}\.json")
+_CHUNK_FILE = re.compile(r"(.+)/c/(\d+(?:/\d+)*)")
 _CHUNK = r"c(?:/\d{1,9}){1,4}"
 _OF_SLIDE = (
     ("patches", re.compile(r"manifest/patches/([^/]+)\.parquet")),
@@ -60,7 +167,7 @@ def classify(name: str) -> Known | None:
     """
     if name in _ROOT_FILES:
         return Known("root", None)
-    if _OPTIONS.fullmatch(name):
+    if _OPTIONS_FILE.fullmatch(name):
         return Known("options", None)
     for kind, pattern in _OF_SLIDE:
         match = pattern.fullmatch(name)
@@ -113,7 +220,7 @@ def by_slide(names: Iterable[str]) -> dict[str, list[str]]:
 
 def read_options(store: StoreLike, command: str) -> dict[str, Any]:
     """The options that a command made a store with; empty when they are not there: they only inform."""
-    path = store / "options" / f"{command}.json"
+    path = store / options_file(command)
     value = read_json(path) if path.is_file() else {}
     if not isinstance(value, dict):
         raise StoreError(f"{path}: expected an object, found {value!r:.80}")

@@ -22,6 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stores.errors import CorruptStore, StoreError
+from stores.format import layout
+from stores.format.layout import check_slide_id
 from stores.io.files import first_line, replacing
 from stores.io.location import StoreLike
 
@@ -96,20 +98,7 @@ _NULLABLE = frozenset(("view_crc32", *SLIDES_SCHEMA.names)) - {
     "status",
     "n_patches",
 }
-_SLIDE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _COMMIT_NAME = re.compile(r"(\d{5})-s(\d{4})-(\d{4})\.parquet")
-
-
-def is_slide_id(text: str) -> bool:
-    """Whether `text` may name a slide: it becomes a folder, so ``..`` or ``zarr.json`` may not."""
-    return _SLIDE_ID.fullmatch(text) is not None and text != "zarr.json"
-
-
-def check_slide_id(text: str) -> str:
-    """Return `text`, or raise CorruptStore: an id that comes from a file of another lab is untrusted."""
-    if not is_slide_id(text):
-        raise CorruptStore(f"slide id {text!r:.120}: allowed are letters, digits, '.', '_', '-', at most 200")
-    return text
 
 
 def _write(path: Path, table: pa.Table) -> None:
@@ -182,7 +171,7 @@ def add_checksum(path: Path, schema: pa.Schema) -> None:
 
 def slides_path(store: StoreLike) -> Path:
     """Where the slides table is."""
-    return store / "manifest" / "slides.parquet"
+    return store / layout.SLIDES
 
 
 def write_slides(store: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -218,7 +207,7 @@ def read_slides(store: StoreLike) -> list[dict[str, Any]]:
 
 def patches_path(store: StoreLike, slide_id: str) -> Path:
     """Where a slide's patches are listed."""
-    return store / "manifest" / "patches" / f"{check_slide_id(slide_id)}.parquet"
+    return store / layout.patches_file(slide_id)
 
 
 def write_patches(
@@ -260,6 +249,11 @@ class Commit:
     seeds: range
     path: Path
 
+    @property
+    def file(self) -> str:
+        """The name of the record below the store."""
+        return f"{layout.views_folder(self.slide_id)}/{self.path.name}"
+
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of the record, ordered by seed, then row."""
         table = _read(self.path, VIEWS_SCHEMA, columns)
@@ -270,8 +264,7 @@ class Commit:
 
 def commit_path(store: StoreLike, slide_id: str, block: int, seeds: range) -> Path:
     """Where the commit record of a block is; only contiguous seeds are written together."""
-    name = f"{block:05d}-s{seeds.start:04d}-{seeds.stop - 1:04d}.parquet"
-    return store / "manifest" / "views" / check_slide_id(slide_id) / name
+    return store / layout.commit_file(slide_id, block, seeds)
 
 
 def write_commit(store: Path, slide_id: str, block: int, seeds: range, views: pa.Table) -> None:
@@ -285,7 +278,7 @@ def commits(store: StoreLike, slide_id: str | None = None, replaced: bool = Fals
     So is a record whose seeds lie within those of another of its block, unless `replaced` is set:
     `stores.verify.join_commits` joined it into that one, and was killed before it removed it.
     """
-    root = store / "manifest" / "views"
+    root = store / layout.VIEWS
     slide_ids = [slide_id] if slide_id is not None else sorted(path.name for path in root.glob("*"))
     for name in slide_ids:
         found: list[Commit] = []

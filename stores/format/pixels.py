@@ -18,25 +18,18 @@ from stores.errors import CorruptStore, StoreError
 from stores.format.arrays import create_array, open_checked, open_for_writing, read_selection
 from stores.format.chunks import flush_chunk
 from stores.format.features import ROW_QUANTUM
-from stores.format.manifest import check_slide_id
+from stores.format.layout import metadata_file, pixel_array
 from stores.io.location import StoreLike, read_file
-
-ROOT = "pixels.zarr"
-
-
-def array_name(slide_id: str) -> str:
-    """The name of a slide's array below the store; `slide_id` is checked."""
-    return f"{ROOT}/{check_slide_id(slide_id)}"
 
 
 def has_pixels(store: StoreLike, slide_id: str) -> bool:
     """Whether the store keeps the patches of a slide."""
-    return read_file(store, f"{array_name(slide_id)}/zarr.json", 1 << 20) is not None
+    return read_file(store, metadata_file(pixel_array(slide_id)), 1 << 20) is not None
 
 
 def create_slide(store: Path, slide_id: str, n_rows: int, size_px: int) -> None:
     """Make a slide's pixel array if it is not there."""
-    name = array_name(slide_id)
+    name = pixel_array(slide_id)
     if has_pixels(store, slide_id):
         array = open_checked(store, name, 4, "uint8")
         if array.shape != (n_rows, size_px, size_px, 3):
@@ -53,7 +46,7 @@ def write_rows(store: Path, slide_id: str, start: int, patches: npt.NDArray[np.u
 
     `start` is a multiple of 32 (blocks of features are), so that no chunk has two writers.
     """
-    name = array_name(slide_id)
+    name = pixel_array(slide_id)
     array = open_for_writing(store, name, 4, "uint8")
     size = array.chunks[0]
     if start % size or (len(patches) % size and start + len(patches) != array.shape[0]):
@@ -85,4 +78,4 @@ class SlidePixels:
 
 def open_pixels(store: StoreLike, slide_id: str) -> SlidePixels:
     """Open a slide's patches for reading."""
-    return SlidePixels(slide_id, open_checked(store, array_name(slide_id), 4, "uint8"))
+    return SlidePixels(slide_id, open_checked(store, pixel_array(slide_id), 4, "uint8"))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stores.errors import CorruptStore, RecipeMismatch, StoreError
+from stores.format import layout
 from stores.io import files
 from stores.io.location import StoreLike
 
@@ -20,7 +21,6 @@ MAX_DEPTH = 16
 """Of objects and lists in a recipe: copying and comparing them recurse."""
 MAX_GRID = 64
 """Side of the grid of patch tokens of a view."""
-FILE_NAME = "recipe.json"
 NO_FEATURES = "has no teacher features yet; run `g2l extract-teacher` first"
 
 
@@ -213,10 +213,10 @@ def _field(kind: Any, item: Any, source: str) -> Any:
 
 def load(store: StoreLike) -> Recipe:
     """Read ``recipe.json`` of a store."""
-    path = store / FILE_NAME
+    path = store / layout.RECIPE
     if not path.is_file():
-        raise StoreError(f"{store}: no {FILE_NAME}, so this is not a store; make one with `g2l tile`")
-    return from_json(files.read_json(path, finite=True), f"{store}/{FILE_NAME}")
+        raise StoreError(f"{store}: no {layout.RECIPE}, so this is not a store; make one with `g2l tile`")
+    return from_json(files.read_json(path, finite=True), f"{store}/{layout.RECIPE}")
 
 
 def load_complete(store: StoreLike) -> CompleteRecipe:
@@ -247,7 +247,7 @@ def require_complete(recipe: Recipe, store: StoreLike) -> CompleteRecipe:
 
 def save(store: Path, recipe: Recipe) -> None:
     """Write ``recipe.json`` atomically, with its own digest."""
-    files.write_json(store / FILE_NAME, recipe.to_json() | {"digest": recipe.digest()})
+    files.write_json(store / layout.RECIPE, recipe.to_json() | {"digest": recipe.digest()})
 
 
 def differences(stored: Recipe, wanted: Recipe) -> list[tuple[str, Any, Any]]:

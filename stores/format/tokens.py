@@ -21,7 +21,8 @@ import zarr
 from stores.errors import CorruptStore, StoreError
 from stores.format import chunks, features, recipe
 from stores.format.arrays import create_array, open_checked, open_for_writing, read_selection, read_spec
-from stores.format.features import array_name, block_range, block_rows, require_finite
+from stores.format.features import block_range, block_rows, require_finite
+from stores.format.layout import feature_array, metadata_file
 from stores.io.location import StoreLike, read_file
 
 LEAVES = ("positions", "tokens")
@@ -42,7 +43,7 @@ def chunk_rows(n_rows: int, count: int, dim: int) -> int:
 
 def has_tokens(store: StoreLike, slide_id: str) -> bool:
     """Whether the store keeps tokens of a slide."""
-    return read_file(store, f"{array_name(slide_id, 'tokens')}/zarr.json", 1 << 20) is not None
+    return read_file(store, metadata_file(feature_array(slide_id, "tokens")), 1 << 20) is not None
 
 
 def create_slide(store: Path, slide_id: str, n_rows: int, n_seeds: int, about: recipe.Tokens) -> None:
@@ -53,7 +54,7 @@ def create_slide(store: Path, slide_id: str, n_rows: int, n_seeds: int, about: r
     CorruptStore
         When there are arrays of another shape.
     """
-    name = {leaf: array_name(slide_id, leaf) for leaf in LEAVES}
+    name = {leaf: feature_array(slide_id, leaf) for leaf in LEAVES}
     count, dim = about.count, about.dim
     if not has_tokens(store, slide_id):
         shape, rows = (n_seeds, n_rows, count), chunk_rows(n_rows, count, dim)
@@ -74,7 +75,7 @@ def write_positions(
     store: Path, slide_id: str, seed: int, block: int, positions: npt.NDArray[np.int32]
 ) -> None:
     """Write the positions of one (seed, block), int32 (rows of the block, t), and flush them."""
-    name = array_name(slide_id, "positions")
+    name = feature_array(slide_id, "positions")
     spec = read_spec(store, name, 3, "int32")
     rows = block_range(spec.shape[1], block)
     if positions.shape != (len(rows), spec.shape[2]) or positions.dtype != np.int32:
@@ -84,7 +85,7 @@ def write_positions(
 
 def write_chunk(store: Path, slide_id: str, seed: int, index: int, values: npt.NDArray[np.float16]) -> None:
     """Write the tokens of one (seed, chunk of rows), float16 (rows of the chunk, t, dim), and flush them."""
-    name = array_name(slide_id, "tokens")
+    name = feature_array(slide_id, "tokens")
     spec = read_spec(store, name, 4, "float16")
     start = index * spec.chunks[1]
     stop = min(start + spec.chunks[1], spec.shape[1])
@@ -187,7 +188,7 @@ def open_tokens(store: StoreLike, slide_id: str, about: recipe.Tokens) -> SlideT
     CorruptStore
         When they are not what recipe and features say.
     """
-    names = {leaf: array_name(slide_id, leaf) for leaf in LEAVES}
+    names = {leaf: feature_array(slide_id, leaf) for leaf in LEAVES}
     tokens = open_checked(store, names["tokens"], 4, "float16")
     positions = open_checked(store, names["positions"], 3, "int32")
     n_seeds, n_rows = features.open_features(store, slide_id).spec.shape[:2]

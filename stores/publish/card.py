@@ -16,14 +16,12 @@ import yaml
 from stores.errors import OptionError, StoreError
 from stores.format import layout, manifest, recipe
 from stores.format.layout import read_options
-from stores.format.pixels import ROOT as PIXELS
 from stores.info import store_info
 from stores.io import files
 from stores.io.text import markdown, one_line
 from stores.publish import croissant
 from stores.publish.licences import ACCESS, UNKNOWN, licence_of
 
-README = "README.md"
 MAX_GROUPS = 50
 """Rows of a cohort table: a column with more values is hardly one that counts groups."""
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
@@ -81,9 +79,9 @@ def write_card(store: Path, options: CardOptions) -> list[Path]:
     card = _Card(about, stored, rows, views, options, recorded)
     readme = card.readme()
     described = croissant.croissant(store, card.properties(), own)
-    files.write_text(store / README, readme)
-    files.write_json(store / croissant.FILE_NAME, described)
-    return [store / README, store / croissant.FILE_NAME]
+    files.write_text(store / layout.README, readme)
+    files.write_json(store / layout.CROISSANT, described)
+    return [store / layout.README, store / layout.CROISSANT]
 
 
 def size_category(n_views: int) -> str:
@@ -167,7 +165,7 @@ class _Card:
             "task_categories": ["image-feature-extraction"],
             "size_categories": [size_category(self.about["views"])],
             "configs": [
-                {"config_name": "slides", "data_files": "manifest/slides.parquet"},
+                {"config_name": "slides", "data_files": layout.SLIDES},
                 {"config_name": "views", "data_files": "manifest/views/*/*.parquet"},
             ],
         }
@@ -246,7 +244,7 @@ class _Card:
                 f"{markdown(reader.resampling)}, {markdown(reader.rendering)}, {markdown(reader.colour)}",
             ),
             ("complete", f"{about['complete']:.1%} of patches times seeds; {about['bad_reads']:,} bad reads"),
-            ("pixels", "kept" if about["bytes"][PIXELS] else "not kept: training needs the slides"),
+            ("pixels", "kept" if about["bytes"][layout.PIXELS] else "not kept: training needs the slides"),
             *((name, f"{size:,} bytes") for name, size in about["bytes"].items() if size),
         ]
         if self.options.url:
@@ -284,7 +282,7 @@ class _Card:
         )
 
     def _loading(self) -> str:
-        slides = "" if self.about["bytes"][PIXELS] else " --slides SLIDES"
+        slides = "" if self.about["bytes"][layout.PIXELS] else " --slides SLIDES"
         rebuild = _FROM_INT8 if self.stored.compact else '    targets = slide["features"][seed][rows]\n'
         return _LOADING.format(slides=slides, seed=self.about["seeds"][0], rebuild=rebuild)
 

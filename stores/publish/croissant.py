@@ -10,12 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from stores.format import features, manifest, pixels, recipe
+from stores.format import layout, manifest
 from stores.io.text import one_line
 from stores.verify.seal import sha256_of
 
-FILE_NAME = "croissant.json"
-_SLIDES = "manifest/slides.parquet"
 _DATA_TYPES = {"string": "sc:Text", "bool": "sc:Boolean", "float": "sc:Float", "double": "sc:Float"}
 _PARQUET, _ZARR, _JSON = "application/x-parquet", "application/vnd+zarr", "application/json"
 _FEATURES_TEXT = "Zarr 3: features[seed, row, dimension] by slide, and tokens[seed, row, token, dimension]."
@@ -35,22 +33,22 @@ def croissant(store: Path, about: dict[str, Any], own_columns: Sequence[str]) ->
     own = ((f"own-{i}", name, pa.string()) for i, name in enumerate(own_columns))
     slides = [*_columns(manifest.SLIDES_SCHEMA), *own]
     distribution = [
-        _file(store, "recipe", recipe.FILE_NAME, _JSON, _RECIPE_TEXT),
-        _file(store, "slides-table", _SLIDES, _PARQUET, "A row per slide, usable or not."),
+        _file(store, "recipe", layout.RECIPE, _JSON, _RECIPE_TEXT),
+        _file(store, "slides-table", layout.SLIDES, _PARQUET, "A row per slide, usable or not."),
         _files(
             "patches-tables", "manifest/patches/*.parquet", _PARQUET, "A file per slide, a row per patch."
         ),
         _files("views-tables", "manifest/views/*/*.parquet", _PARQUET, "A row per view that exists."),
         _files(
             "features",
-            f"{features.ROOT}/*",
+            f"{layout.FEATURES}/*",
             _ZARR,
             _FEATURES_TEXT,
         ),
     ]
-    if (store / pixels.ROOT).is_dir():
+    if (store / layout.PIXELS).is_dir():
         distribution.append(
-            _files("pixels", f"{pixels.ROOT}/*", _ZARR, "Zarr 3: RGB patches [row, y, x, 3] by slide.")
+            _files("pixels", f"{layout.PIXELS}/*", _ZARR, "Zarr 3: RGB patches [row, y, x, 3] by slide.")
         )
     return {
         "@context": _CONTEXT,

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from stores.errors import CorruptStore, OptionError
-from stores.format.layout import classify
+from stores.format import layout
 from stores.io.location import StoreLike
 from stores.remote.objects import THREADS, Object, Objects, is_url
 
@@ -62,11 +62,11 @@ class RemoteStore:
         return self._listed
 
     def _fetch_small(self) -> None:
-        names: dict[str, int] = {"recipe.json": 16 << 20}
-        for folder in ("options", "manifest"):
+        names: dict[str, int] = {layout.RECIPE: 16 << 20}
+        for folder in (layout.OPTIONS, layout.MANIFEST):
             for name, about in self.objects.list(folder).items():
                 if (
-                    classify(name) is not None
+                    layout.classify(name) is not None
                 ):  # anything else is not ours, and may be a path that leads elsewhere
                     names[name] = min(about.size, _MAX_SMALL_BYTES)
         with ThreadPoolExecutor(THREADS, thread_name_prefix="fetch") as pool:

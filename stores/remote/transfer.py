@@ -19,7 +19,7 @@ from stores.io.staging import staged
 from stores.remote.objects import THREADS, Object, Objects
 from stores.verify.seal import read_checksums
 
-_LAST = (layout.CHECKSUMS, layout.DIGEST, recipe.FILE_NAME)
+_LAST = (layout.CHECKSUMS, layout.DIGEST, layout.RECIPE)
 _MAX_FILE_BYTES = 1 << 32
 
 
@@ -83,8 +83,8 @@ def push(store: Path, objects: Objects, start: Callable[[int], None], progress: 
     sizes = layout.list_files(store)
     names = _known(sizes, result)
     there = objects.list()
-    stored = objects.get(recipe.FILE_NAME, 16 << 20)
-    if stored is not None and stored != (store / recipe.FILE_NAME).read_bytes():
+    stored = objects.get(layout.RECIPE, 16 << 20)
+    if stored is not None and stored != (store / layout.RECIPE).read_bytes():
         raise OptionError(
             f"{objects.url}: another store is there (its recipe.json differs); choose another URL"
         )
@@ -128,13 +128,13 @@ def pull(objects: Objects, out: Path, start: Callable[[int], None], progress: Pr
         When there is no store, or a file is not what the seal or the service says.
     """
     listed = objects.list()
-    if recipe.FILE_NAME not in listed:
+    if layout.RECIPE not in listed:
         raise StoreError(
-            f"{objects.url}: no {recipe.FILE_NAME}, so there is no store, or its upload is unfinished"
+            f"{objects.url}: no {layout.RECIPE}, so there is no store, or its upload is unfinished"
         )
     result = Transferred()
     names = _known(listed, result)
-    identity = hashlib.sha256(objects.get(recipe.FILE_NAME, 16 << 20) or b"").hexdigest()
+    identity = hashlib.sha256(objects.get(layout.RECIPE, 16 << 20) or b"").hexdigest()
     with staged(out, {"command": "pull", "url": objects.url, "recipe": identity}) as stage:
         for name in (layout.CHECKSUMS, layout.DIGEST):
             if name in listed:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from stores.errors import StoreError
-from stores.format import arrays, features, manifest, pixels, recipe
+from stores.format import arrays, features, layout, manifest, recipe
 from stores.format.chunks import read_chunk
 from stores.format.metadata import ANY, FLOAT16, ONE_BYTE, PLAIN, SEEDS, Codecs
 from stores.io.location import StoreLike, read_file
@@ -80,10 +80,10 @@ class SlideCheck:
         self.state.add(file, problem, kind, self.slide_id, **place)
 
     def _has(self, array: str) -> bool:
-        return f"{array}/zarr.json" in self.state.listed
+        return layout.metadata_file(array) in self.state.listed
 
     def read_patches(self, n_rows: int) -> manifest.Patches | None:
-        file = f"manifest/patches/{self.slide_id}.parquet"
+        file = layout.patches_file(self.slide_id)
         try:
             patches = manifest.read_patches(self.state.store, self.slide_id)
         except StoreError as error:
@@ -100,7 +100,7 @@ class SlideCheck:
         patches: manifest.Patches | None,
         listed: npt.NDArray[np.int8],
     ) -> None:
-        file = f"manifest/views/{self.slide_id}/{commit.path.name}"
+        file = commit.file
         rows, seeds = table["row"].to_numpy(), table["seed"].to_numpy()
         n_rows = listed.shape[1]
         block = features.block_range(n_rows, commit.block) if n_rows else range(0)
@@ -146,7 +146,7 @@ class SlideCheck:
                 gap = range(rows.start + int(absent[0]), rows.start + int(absent[-1]) + 1)
                 problem = f"{len(absent)} views have no commit record: lost, or never extracted"
                 place: dict[str, Any] = {"block": block, "seeds": range(seed, seed + 1), "rows": gap}
-                self.add(f"manifest/views/{self.slide_id}", problem, "missing", **place)
+                self.add(layout.views_folder(self.slide_id), problem, "missing", **place)
 
     def blocks(self, listed: npt.NDArray[np.int8]) -> Iterator[tuple[int, int, range]]:
         n_rows = listed.shape[1]
@@ -158,7 +158,7 @@ class SlideCheck:
         self, name: str, kind: str, shape: tuple[int, ...], codecs: Codecs, fill: Any
     ) -> arrays.ArraySpec | None:
         """The array's metadata, when they are what the format says for this shape."""
-        file = f"{name}/zarr.json"
+        file = layout.metadata_file(name)
         try:
             spec = arrays.read_metadata(self.state.store, name)
             found = json.loads(read_file(self.state.store, file, 1 << 20) or b"")
@@ -187,39 +187,39 @@ class SlideCheck:
         return max((commit.seeds.stop for commit, _ in self.commits), default=0)
 
     def check_coords(self, patches: manifest.Patches | None) -> None:
-        name = features.array_name(self.slide_id, "coords")
+        name = layout.feature_array(self.slide_id, "coords")
         shape = (ANY if patches is None else len(patches), 2)
         if self.array_of(name, "coords", shape, PLAIN, 0) is None:
             return
         try:
             found = features.read_coords(self.state.store, self.slide_id)
         except StoreError as error:
-            return self.add(f"{name}/c/0/0", error, "coords")
-        if f"{name}/c/0/0" not in self.state.listed:
-            return self.add(f"{name}/c/0/0", "is missing", "coords")
+            return self.add(layout.chunk_file(name, (0, 0)), error, "coords")
+        if layout.chunk_file(name, (0, 0)) not in self.state.listed:
+            return self.add(layout.chunk_file(name, (0, 0)), "is missing", "coords")
         if patches is not None and not np.array_equal(
             found, np.stack([patches.x_px0, patches.y_px0], axis=1)
         ):
-            self.add(f"{name}/c/0/0", "differs from the patches of the manifest", "coords")
+            self.add(layout.chunk_file(name, (0, 0)), "differs from the patches of the manifest", "coords")
 
     def check_features(self, listed: npt.NDArray[np.int8]) -> None:
         store, n_rows = self.state.store, listed.shape[1]
         teacher = self.state.stored.teacher if self.state.stored else None
         dim = teacher.dim if teacher else ANY
-        name = features.array_name(self.slide_id, "features")
+        name = layout.feature_array(self.slide_id, "features")
         compact = self.state.stored is not None and self.state.stored.compact is not None
         codecs = FLOAT16
         if compact:
             codecs = ONE_BYTE
         spec = self.array_of(name, "features", (SEEDS, n_rows, dim), codecs, -128 if compact else "NaN")
-        stats_name = features.array_name(self.slide_id, "stats")
+        stats_name = layout.feature_array(self.slide_id, "stats")
         blocks = features.n_blocks(n_rows) if n_rows else 0
         stats = self.array_of(stats_name, "stats", (SEEDS, blocks, 2, dim), PLAIN, "NaN")
         arrays_of = {name: spec, stats_name: stats}
         self.strays(arrays_of)
         if spec is not None:
             if compact:
-                scales, standard = (features.array_name(self.slide_id, n) for n in ("scales", "standard"))
+                scales, standard = (layout.feature_array(self.slide_id, n) for n in ("scales", "standard"))
                 arrays_of = {scales: self.array_of(scales, "scales", spec.shape[:2], PLAIN, "NaN")}
                 arrays_of[standard] = self.array_of(standard, "standard", (2, spec.shape[2]), PLAIN, "NaN")
                 self.strays(arrays_of)
@@ -236,8 +236,8 @@ class SlideCheck:
     def strays(self, arrays_of: dict[str, arrays.ArraySpec | None]) -> None:
         for name, spec in arrays_of.items():
             for file in self.files if spec is not None else ():
-                if file.startswith(f"{name}/c/") and spec is not None:
-                    index = [int(part) for part in file.removeprefix(f"{name}/c/").split("/")]
+                array, index = layout.parse_chunk(file) or ("", ())
+                if array == name and spec is not None:
                     grid = [-(-n // c) for n, c in zip(spec.shape, spec.chunks, strict=True)]
                     if len(index) != len(grid) or any(i >= n for i, n in zip(index, grid, strict=True)):
                         self.add(file, f"is a chunk outside of the array's {grid}", "stray")
@@ -251,8 +251,8 @@ class SlideCheck:
         rows: range,
         listed: npt.NDArray[np.int8],
     ) -> None:
-        name = features.array_name(self.slide_id, "features")
-        file = f"{name}/c/{seed}/{block}/0"
+        name = layout.feature_array(self.slide_id, "features")
+        file = layout.chunk_file(name, (seed, block, 0))
         place: dict[str, Any] = {"block": block, "seeds": range(seed, seed + 1), "rows": rows}
         if file not in self.state.listed:
             if (listed == 2).any():
@@ -300,8 +300,8 @@ class SlideCheck:
     def _stats_chunk(
         self, spec: arrays.ArraySpec, seed: int, block: int, rows: range, committed: bool
     ) -> None:
-        name = features.array_name(self.slide_id, "stats")
-        file = f"{name}/c/{seed}/{block}/0/0"
+        name = layout.feature_array(self.slide_id, "stats")
+        file = layout.chunk_file(name, (seed, block, 0, 0))
         place: dict[str, Any] = {"block": block, "seeds": range(seed, seed + 1), "rows": rows}
         if not committed:
             return
@@ -313,10 +313,10 @@ class SlideCheck:
             self.add(file, "is missing: the statistics of a committed block", "stats", **place)
 
     def check_pixels(self, listed: npt.NDArray[np.int8]) -> None:
-        name = pixels.array_name(self.slide_id)
+        name = layout.pixel_array(self.slide_id)
         if not self._has(name):
             if any(file.startswith(f"{name}/") for file in self.files):
-                self.add(f"{name}/zarr.json", "is missing", "metadata")
+                self.add(layout.metadata_file(name), "is missing", "metadata")
             return
         patch_px = self.state.stored.patch.size_px if self.state.stored else ANY
         shape = (listed.shape[1], patch_px, patch_px, 3)
@@ -330,7 +330,7 @@ class SlideCheck:
             if not listed[:, rows.start : rows.stop].any():
                 continue
             place: dict[str, Any] = {"block": rows.start // features.block_rows(spec.shape[0]), "rows": rows}
-            file = f"{name}/c/{index}/0/0/0"
+            file = layout.chunk_file(name, (index, 0, 0, 0))
             try:
                 chunk = read_chunk(self.state.store, name, spec, (index, 0, 0, 0))
             except StoreError as error:

@@ -6,7 +6,6 @@ record goes only when all of its rows stand in another. Nobody may write to the 
 """
 
 import contextlib
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,14 +16,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from stores.errors import CorruptStore, StoreError
-from stores.format import arrays, features, layout, manifest, pixels, recipe
+from stores.format import arrays, features, layout, manifest, recipe
 from stores.format.chunks import read_chunk
 from stores.format.statistics import mean_and_variance
 from stores.io import files
 from stores.io.progress import Progress
 from stores.verify import join_commits
-
-_CHUNK = re.compile(r"(.+/([^/]+))/c/(\d+(?:/\d+)*)")  # a slide may be called c
 
 
 @dataclass(slots=True)
@@ -100,8 +97,8 @@ class _Run:
         partials = [path for path in self.store.rglob(f"*{files.PARTIAL}") if path.is_file()]
         if partials and self.does(f"{len(partials)} unfinished files removed"):
             files.sweep_partials(self.store)
-        if "digest" not in files.read_json(self.store / recipe.FILE_NAME) and self.does(
-            f"{recipe.FILE_NAME}: digest added"
+        if "digest" not in files.read_json(self.store / layout.RECIPE) and self.does(
+            f"{layout.RECIPE}: digest added"
         ):
             recipe.save(self.store, stored)
         for name in self.listed:
@@ -144,13 +141,13 @@ class _Slide:
                 problems.append(
                     f"slide {self.slide_id}: {len(patches)} patches, the slides table says {n_patches}"
                 )
-            if self._has(features.array_name(self.slide_id, "coords")):
+            if self._has(layout.feature_array(self.slide_id, "coords")):
                 coords = np.stack([patches.x_px0, patches.y_px0], axis=1)
                 if not np.array_equal(features.read_coords(store, self.slide_id), coords):
                     problems.append(f"slide {self.slide_id}: coords of the features are not its patches")
 
     def _has(self, array: str) -> bool:
-        return f"{array}/zarr.json" in self.run.listed
+        return layout.metadata_file(array) in self.run.listed
 
     def join_records(self) -> None:
         """Join commit records of a block; see `stores.verify.join_commits` for why the order is safe."""
@@ -172,7 +169,7 @@ class _Slide:
 
     def statistics(self) -> None:
         """Mean and variance of every committed block, from the features."""
-        name = features.array_name(self.slide_id, "stats")
+        name = layout.feature_array(self.slide_id, "stats")
         with self.run.problem():
             commits = list(manifest.commits(self.run.store, self.slide_id))
             if not commits:
@@ -227,19 +224,20 @@ class _Slide:
                 (seed, c.block) for c in manifest.commits(self.run.store, self.slide_id) for seed in c.seeds
             }
             blocks = {block for _, block in committed}
-            per_block = self._chunks_per_block(pixels.array_name(self.slide_id), 0)
-            per_token_block = self._chunks_per_block(features.array_name(self.slide_id, "tokens"), 1)
+            per_block = self._chunks_per_block(layout.pixel_array(self.slide_id), 0)
+            per_token_block = self._chunks_per_block(layout.feature_array(self.slide_id, "tokens"), 1)
             for name in self.files:
-                chunk = _CHUNK.fullmatch(name)
+                chunk = layout.parse_chunk(name)
                 if chunk is None:
                     continue
-                array, leaf, at = chunk[1], chunk[2], [int(part) for part in chunk[3].split("/")]
-                if array == pixels.array_name(self.slide_id):
+                array, at = chunk
+                leaf = array.rpartition("/")[2]
+                if array == layout.pixel_array(self.slide_id):
                     listed = per_block == 0 or at[0] // per_block in blocks
                 elif leaf == "tokens":
                     listed = per_token_block == 0 or (at[0], at[1] // per_token_block) in committed
                 else:
-                    listed = leaf not in ("features", "stats", "positions") or tuple(at[:2]) in committed
+                    listed = leaf not in ("features", "stats", "positions") or at[:2] in committed
                 if not listed:
                     self.run.result.leftovers.append(name)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from stores.errors import StoreError
-from stores.format import features, manifest
+from stores.format import layout, manifest
 from stores.io.location import StoreLike
 from stores.verify.checks import SlideCheck, SlideFiles, SlideFindings, StoreCheck
 from stores.verify.token_checks import check_tokens
@@ -25,17 +25,16 @@ def check_slide(store: StoreLike, files: SlideFiles) -> SlideFindings:
 
 def _read_commits(state: StoreCheck, slide_id: str) -> list[tuple[manifest.Commit, pa.Table]]:
     """Readable commit records; the others become findings, and so do those that another has replaced."""
-    folder = f"manifest/views/{slide_id}/"
+    folder = layout.views_folder(slide_id)
     found, relied = [], set()
     for commit in manifest.commits(state.store, slide_id):
-        file = folder + commit.path.name
-        relied.add(file)
+        relied.add(commit.file)
         try:
             found.append((commit, commit.read()))
         except StoreError as error:
             place = {"block": commit.block, "seeds": commit.seeds}
-            state.add(file, str(error).replace(f"{commit.path}: ", ""), "commit", slide_id, **place)
-    for name in sorted(name for name in state.listed if name.startswith(folder) and name not in relied):
+            state.add(commit.file, str(error).replace(f"{commit.path}: ", ""), "commit", slide_id, **place)
+    for name in sorted(name for name in state.listed if name.startswith(f"{folder}/") and name not in relied):
         state.add(name, "is not relied on: `g2l store reindex` removes it", "stray", slide_id)
     return found
 
@@ -54,7 +53,7 @@ def _check_usable(check: SlideCheck) -> None:
     found = [f for f in check.state.found if f.slide_id == check.slide_id and f.kind == "commit"]
     check.broken = {(f.block, seed) for f in found for seed in f.seeds or ()}
     check.check_missing(listed)
-    if check.commits or any(name.startswith(f"{features.ROOT}/") for name in check.files):
+    if check.commits or any(name.startswith(f"{layout.FEATURES}/") for name in check.files):
         check.check_coords(patches)
         check.check_features(listed)
         check_tokens(check, listed)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stores.errors import StoreError
-from stores.format import features, manifest, recipe
+from stores.format import layout, manifest, recipe
 from stores.format.layout import by_slide, classify
 from stores.format.metadata import GROUP
 from stores.io import files
@@ -55,8 +55,9 @@ def verify_structure(store: StoreLike, partial: bool, progress: Progress, each: 
     """
     odd: list[Finding] = []
     listed = _list(store, odd)
-    if not any(name.split("/")[0] in ("recipe.json", "manifest", "features.zarr") for name in listed):
-        raise StoreError(f"{store}: no recipe.json, no manifest, no features.zarr: this is not a store")
+    if not any(name.split("/")[0] in (layout.RECIPE, layout.MANIFEST, layout.FEATURES) for name in listed):
+        wanted = ", ".join(f"no {name}" for name in (layout.RECIPE, layout.MANIFEST, layout.FEATURES))
+        raise StoreError(f"{store}: {wanted}: this is not a store")
     state = StoreCheck(store, listed, {}, None, partial, found=odd)
     _check_recipe(state)
     _check_slides_table(state)
@@ -84,7 +85,7 @@ def verify_structure(store: StoreLike, partial: bool, progress: Progress, each: 
         state.found += done[slide_id].findings
         result.views += done[slide_id].views
     result.slides = sum(row["status"] == manifest.OK for row in state.slides.values())
-    result.sealed = "checksums.sha256" in listed
+    result.sealed = layout.CHECKSUMS in listed
     state.found += check_seal(store, listed, lambda n, name: progress(0, name))
     result.findings = state.found
     return result
@@ -115,7 +116,7 @@ def _list(store: StoreLike, odd: list[Finding]) -> dict[str, int]:
 
 
 def _check_recipe(state: StoreCheck) -> None:
-    name = recipe.FILE_NAME
+    name = layout.RECIPE
     raw = read_file(state.store, name, 16 << 20)
     if raw is None:
         return state.add(name, "is missing", "file")
@@ -135,7 +136,7 @@ def _check_recipe(state: StoreCheck) -> None:
 
 
 def _check_slides_table(state: StoreCheck) -> None:
-    name = "manifest/slides.parquet"
+    name = layout.SLIDES
     if name not in state.listed:
         return state.add(name, "is missing", "file")
     try:
@@ -165,7 +166,7 @@ def _check_names(state: StoreCheck) -> None:
                 state.add(name, "carries no checksum; `g2l store reindex` adds it", "file", what.slide_id)
     for slide_id, count in strangers.items():
         state.add(
-            "manifest/slides.parquet",
+            layout.SLIDES,
             f"does not list this slide as usable, but it has {count} files",
             "stray",
             slide_id,
@@ -175,13 +176,15 @@ def _check_names(state: StoreCheck) -> None:
 def _check_groups(state: StoreCheck) -> None:
     """The ``zarr.json`` of groups, and whether the options are JSON; both are small."""
     expected = {
-        f"{name.split('/')[0]}/zarr.json" for name in state.listed if name.split("/")[0].endswith(".zarr")
+        layout.metadata_file(name.split("/")[0])
+        for name in state.listed
+        if name.split("/")[0].endswith(".zarr")
     }
     for slide_id, row in state.slides.items():
-        folder = f"{features.ROOT}/{slide_id}"
-        if row["status"] == manifest.OK and f"{folder}/features/zarr.json" in state.listed:
-            expected.add(f"{folder}/zarr.json")
-    for name in sorted(expected | {name for name in state.listed if name.startswith("options/")}):
+        features = layout.metadata_file(layout.feature_array(slide_id, "features"))
+        if row["status"] == manifest.OK and features in state.listed:
+            expected.add(layout.metadata_file(layout.slide_group(slide_id)))
+    for name in sorted(expected | {name for name in state.listed if name.startswith(f"{layout.OPTIONS}/")}):
         raw = read_file(state.store, name, 16 << 20)
         try:
             value = None if raw is None else files.parse_json(raw.decode("utf-8"))

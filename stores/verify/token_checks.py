@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stores.errors import StoreError
-from stores.format import arrays, features, recipe, tokens
+from stores.format import arrays, features, layout, recipe, tokens
 from stores.format.chunks import read_chunk
 from stores.format.metadata import FLOAT16, PLAIN, SEEDS
 from stores.verify.checks import SlideCheck
@@ -23,7 +23,7 @@ def check_tokens(check: SlideCheck, listed: npt.NDArray[np.int8]) -> None:
     if check.state.stored is None:
         return
     about, n_rows = check.state.stored.tokens, listed.shape[1]
-    names = {leaf: features.array_name(check.slide_id, leaf) for leaf in tokens.LEAVES}
+    names = {leaf: layout.feature_array(check.slide_id, leaf) for leaf in tokens.LEAVES}
     if about is None:
         for file in check.files:
             if file.startswith(tuple(f"{name}/" for name in names.values())):
@@ -43,7 +43,7 @@ def check_tokens(check: SlideCheck, listed: npt.NDArray[np.int8]) -> None:
     for leaf, spec in specs.items():
         if spec is not None and spec.chunks != expected[leaf]:
             text = f"chunks {spec.chunks}, expected {expected[leaf]}"
-            check.add(f"{names[leaf]}/zarr.json", text, "metadata")
+            check.add(layout.metadata_file(names[leaf]), text, "metadata")
         elif spec is not None:
             _check_chunks(check, names[leaf], spec, listed, about)
 
@@ -59,7 +59,7 @@ def _check_chunks(
         for start in range(rows.start, rows.stop, spec.chunks[1]):
             part = range(start, min(start + spec.chunks[1], rows.stop))
             at = (seed, start // spec.chunks[1], 0, 0)[: len(spec.chunks)]
-            file = f"{name}/c/{'/'.join(map(str, at))}"
+            file = layout.chunk_file(name, at)
             mine = listed[seed, part.start : part.stop]
             place: dict[str, Any] = {"block": block, "seeds": range(seed, seed + 1), "rows": part}
             if file not in check.state.listed:

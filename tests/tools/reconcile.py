@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from zarr.codecs import ZstdCodec
 
-from stores.format import arrays, features, int8, manifest
+from stores.format import arrays, features, int8, layout, manifest
 from tests.tools.made_stores import DIM
 
 
@@ -17,7 +17,7 @@ def quantised(store: Path, out: Path, codec: str = "int8") -> Path:
         if row["status"] != "ok":
             continue
         slide = features.open_features(store, row["slide_id"])
-        name = features.array_name(row["slide_id"], "features")
+        name = layout.feature_array(row["slide_id"], "features")
         shutil.rmtree(out / name)
         shape, chunks = slide.spec.shape, slide.spec.chunks
         whole = np.asarray(arrays.open_checked(store, name, 3, "float16")[:])
@@ -27,7 +27,7 @@ def quantised(store: Path, out: Path, codec: str = "int8") -> Path:
             continue
         standard = np.stack([np.nanmean(whole, (0, 1)), np.nanstd(whole, (0, 1)) + 1]).astype(np.float32)
         values = arrays.create_array(out, name, shape, chunks, "int8", int8.ABSENT)
-        of_slide = {leaf: features.array_name(row["slide_id"], leaf) for leaf in ("scales", "standard")}
+        of_slide = {leaf: layout.feature_array(row["slide_id"], leaf) for leaf in ("scales", "standard")}
         scales = arrays.create_array(out, of_slide["scales"], shape[:2], chunks[:2], "float32", np.nan)
         arrays.create_array(out, of_slide["standard"], (2, DIM), (2, DIM), "float32", 0)[:] = standard
         for seed in range(shape[0]):

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pipeline.embed.formats.base import Parts, Unit
 from pipeline.embed.parts import feature_matrix
 from stores.errors import OptionError, SlideError
-from stores.format import manifest
+from stores.format import layout, manifest
 from stores.io import files
 
 
@@ -22,7 +22,7 @@ def check_plism(columns: Mapping[str, Any], tiles: bool) -> None:
             "--format plism: takes a CSV of the PLISM tiles with the slide they are of, as --column group=NAME"
         )
     for slide in sorted(set(columns["group"])):
-        if not manifest.is_slide_id(slide) or not re.match(r"[A-Z]+_[A-Z0-9]+_", slide):
+        if not layout.is_slide_id(slide) or not re.match(r"[A-Z]+_[A-Z0-9]+_", slide):
             raise OptionError(
                 f"--format plism: slide {slide!r:.80}; expected STAINING_SCANNER_..., as GMH_S60_to_GMH_S60.tif"
             )

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from stores.combine.merge import merge
 from stores.combine.subset import Selection, subset
 from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError
-from stores.format import features, manifest, pixels, recipe
-from stores.format.chunks import chunk_file
+from stores.format import features, layout, manifest, pixels, recipe
+from stores.format.layout import chunk_file
 from stores.remote.store import open_store
 from tests.tools.commands import g2l, one_error
 from tests.tools.content import content_digest, slide_digest
@@ -77,8 +77,8 @@ def test_content_is_what_is_said_not_how(made: Path, tmp_path: Path) -> None:
         pq.write_table(commit.read(), commit.path, compression="none")
     shutil.rmtree(copy / "options")
     assert content_digest(copy) == before
-    chunk = chunk_file(copy, features.array_name("a", "features"), (0, 0, 0))
-    shutil.copy(chunk_file(copy, features.array_name("a", "features"), (1, 0, 0)), chunk)
+    chunk = copy / chunk_file(layout.feature_array("a", "features"), (0, 0, 0))
+    shutil.copy(copy / chunk_file(layout.feature_array("a", "features"), (1, 0, 0)), chunk)
     assert content_digest(copy) != before
 
 
@@ -265,7 +265,7 @@ def test_features_of_two_forms_are_compared_by_value_and_never_mixed(tmp_path: P
 
 def test_only_known_and_committed_files_are_copied(made: Path, tmp_path: Path) -> None:
     store = Path(shutil.copytree(made, tmp_path / "s"))
-    array = store / features.array_name("a", "features")
+    array = store / layout.feature_array("a", "features")
     for name in ("notes.txt", "features.zarr/a/features/x", "manifest/patches/unlisted.parquet"):
         (store / name).write_text("x")
     (array / "c/7/0").mkdir(parents=True)

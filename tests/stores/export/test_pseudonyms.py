@@ -15,7 +15,7 @@ from stores.errors import OptionError, StoreError
 from stores.export import pseudonyms
 from stores.export.leak_check import Originals
 from stores.export.pseudonyms import Pseudonyms, check_mapping, is_keyed, read_key, write_mapping
-from stores.format import manifest
+from stores.format import layout
 
 KEY = b"0123456789abcdef0123456789abcdef"
 SLIDE, PATIENT = "TCGA-CR-7395-01A-01-TS1", "TCGA-CR-7395"
@@ -48,7 +48,7 @@ def test_equal_only_for_the_same_name_kind_and_key(first: str, second: str) -> N
     assert one.of("slide", first) == again.of("slide", first) != other.of("slide", first)
     assert (one.of("slide", first) == one.of("slide", second)) == (first == second)
     assert one.of("patient", first)[2:] != one.of("slide", first)[2:]
-    assert manifest.is_slide_id(one.of("slide", first))
+    assert layout.is_slide_id(one.of("slide", first))
 
 
 def test_no_digits_and_no_vowels() -> None:

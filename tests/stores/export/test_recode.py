@@ -18,7 +18,7 @@ from pipeline.tile.options import TileOptions
 from stores.errors import CorruptStore, OptionError, RecipeMismatch
 from stores.export import export, recode
 from stores.export.export import ExportOptions
-from stores.format import arrays, features, manifest, recipe
+from stores.format import arrays, features, layout, manifest, recipe
 from stores.format.chunks import decoded_size
 from stores.format.int8 import Cost, neighbour_overlap, relative_error
 from tests.tools.export import contents, ignore, run
@@ -45,7 +45,7 @@ def test_lossless_keeps_every_bit(store: Path, lossless: Path) -> None:
         old, new = features.open_features(store, slide_id), features.open_features(lossless, slide_id)
         for seed in range(3):
             assert old.read_block(seed, 0).tobytes() == new.read_block(seed, 0).tobytes()
-        spec = arrays.read_metadata(lossless, features.array_name(slide_id, "features"))
+        spec = arrays.read_metadata(lossless, layout.feature_array(slide_id, "features"))
         assert spec.compressor == "blosc"
         assert spec.chunks == old.spec.chunks
         plain = zarr.open_array(lossless / "features.zarr" / slide_id / "features", mode="r")

@@ -10,8 +10,9 @@ from zarr.codecs import ZstdCodec
 
 from stores.errors import CorruptStore, StoreError
 from stores.format import arrays, features
-from stores.format.chunks import chunk_file, chunk_limit, write_chunk
+from stores.format.chunks import chunk_limit, write_chunk
 from stores.format.feature_rows import RowReader
+from stores.format.layout import chunk_file
 
 DIM, SEEDS = 5, 3
 ROWS = {"a": 2500, "b": 40, "c": 1500}
@@ -106,7 +107,7 @@ def test_a_chunk_in_given_memory_cannot_be_changed_by_mistake(store: Path) -> No
 
 @pytest.mark.parametrize("damage", ["flipped", "short", "empty", "long", "huge"])
 def test_a_damaged_chunk_is_found_in_memory_that_held_a_good_one(store: Path, damage: str) -> None:
-    chunk = chunk_file(store, "features.zarr/b/features", (2, 0, 0))
+    chunk = store / chunk_file("features.zarr/b/features", (2, 0, 0))
     good = chunk.read_bytes()
     reader = RowReader(store, 1)
     reader.read("b", 1, 0, np.arange(40))
@@ -133,7 +134,7 @@ def test_rows_and_seeds_that_are_not_there(store: Path) -> None:
 
 
 def test_a_lost_chunk_is_an_error(store: Path) -> None:
-    chunk = chunk_file(store, "features.zarr/c/features", (1, 1, 0))
+    chunk = store / chunk_file("features.zarr/c/features", (1, 1, 0))
     good = chunk.read_bytes()
     chunk.unlink()
     try:

@@ -9,13 +9,13 @@ import pytest
 
 from pipeline.views.draw import ViewParams
 from stores.errors import CorruptStore, StoreError
-from stores.format import manifest
+from stores.format import layout, manifest
 from tests.tools.manifest import views_table
 
 
 @pytest.mark.parametrize("text", ["a", "TCGA-CR-7395-01A.x_y", "0" * 200])
 def test_slide_ids(text: str) -> None:
-    assert manifest.check_slide_id(text) == text
+    assert layout.check_slide_id(text) == text
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_slide_ids(text: str) -> None:
 )
 def test_ids_that_would_be_paths_are_refused(text: str) -> None:
     with pytest.raises(CorruptStore, match="slide id"):
-        manifest.check_slide_id(text)
+        layout.check_slide_id(text)
 
 
 def slide(slide_id: str, **values: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stores.errors import CorruptStore, RecipeMismatch, StoreError
-from stores.format import recipe
+from stores.format import layout, recipe
 
 PATCH = recipe.Patch(0.5, 256, "non-overlapping", 0.5, {"kind": "classical", "version": 1})
 TEACHER = recipe.Teacher("t", "ab" * 32, "cls", (0.7, 0.6, 0.7), (0.2, 0.2, 0.2), 224, 1536, "float32")
@@ -92,7 +92,7 @@ def test_no_store(tmp_path: Path) -> None:
 def test_a_saved_recipe_proves_itself(tmp_path: Path) -> None:
     recipe.save(tmp_path, WHOLE)
     assert recipe.load(tmp_path) == WHOLE
-    path = tmp_path / recipe.FILE_NAME
+    path = tmp_path / layout.RECIPE
     path.write_text(path.read_text().replace('"min_tissue": 0.5', '"min_tissue": 0.7'))
     with pytest.raises(CorruptStore, match="its digest differs"):
         recipe.load(tmp_path)

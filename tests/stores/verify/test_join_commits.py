@@ -16,8 +16,8 @@ import pytest
 
 from stores import sampler
 from stores.errors import CorruptStore, OptionError
-from stores.format import features, manifest, recipe
-from stores.format.chunks import chunk_file
+from stores.format import features, layout, manifest, recipe
+from stores.format.layout import chunk_file
 from stores.format.statistics import mean_and_variance
 from stores.io import files
 from stores.verify import join_commits
@@ -30,7 +30,7 @@ from tests.tools.reconcile import quantised
 from tests.tools.settings import ROOT
 from tests.tools.share import contents, edit, nothing
 
-STATS = features.array_name("a", "stats")
+STATS = layout.feature_array("a", "stats")
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_what_another_program_wrote_gets_checksums(store: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["wrong", "flipped", "missing", "no array", "other array"])
 def test_statistics_are_computed_from_the_features(store: Path, made: Path, damage: str) -> None:
-    chunk = chunk_file(store, STATS, (1, 0, 0, 0))
+    chunk = store / chunk_file(STATS, (1, 0, 0, 0))
     if damage == "wrong":
         features.write_stats(store, "a", 1, 0, np.ones((70, 8), np.float16))
     elif damage == "flipped":
@@ -218,7 +218,7 @@ def recipe_fields(store: Path) -> dict[str, object]:
 
 
 def test_leftovers_are_named_and_removed_when_asked(store: Path, made: Path) -> None:
-    array = store / features.array_name("a", "features")
+    array = store / layout.feature_array("a", "features")
     (array / "c/3/0").mkdir(parents=True)
     shutil.copy(array / "c/0/0/0", array / "c/3/0/0")
     for commit in list(manifest.commits(store, "d"))[2:]:
@@ -256,9 +256,9 @@ def test_pixels_of_blocks_that_nobody_lists(tmp_path: Path) -> None:
 def test_contradictions_are_reported_not_changed(store: Path) -> None:
     edit(store, "a", n_patches=71)
     edit(store, "b", slide_id="bb", n_patches=0, status="failed")
-    chunk = chunk_file(store, features.array_name("d", "features"), (0, 1, 0))
+    chunk = store / chunk_file(layout.feature_array("d", "features"), (0, 1, 0))
     chunk.write_bytes(b"\1" + chunk.read_bytes()[1:])
-    chunk_file(store, features.array_name("a", "features"), (2, 0, 0)).unlink()
+    (store / chunk_file(layout.feature_array("a", "features"), (2, 0, 0))).unlink()
     before = {name: value for name, value in contents(store).items() if "manifest/views" not in name}
     problems = run(store, prune=True).problems
     assert problems[0] == "slide a: 70 patches, the slides table says 71"
