@@ -18,15 +18,18 @@ _POLICY = (
 Pairs = Sequence[tuple[str, Any]]
 
 
-def page(title: str, subtitle: str, sections: Sequence[tuple[str, str, str]]) -> str:
+def page(title: str, lead: Sequence[str], subtitle: str, sections: Sequence[tuple[str, str, str]]) -> str:
     """The whole document.
 
     Parameters
     ----------
+    lead
+        Sentences at the top: what was found, and what a reader has to know before sharing the page.
     sections
         Identifier, heading and HTML of each; empty ones are left out.
     """
     kept = [section for section in sections if section[2]]
+    first = "".join(f'<p class="lead">{html.escape(sentence)}</p>' for sentence in lead)
     links = "".join(f'<a href="#{name}">{html.escape(heading)}</a>' for name, heading, _ in kept)
     body = "".join(
         f'<section id="{name}"><h2>{html.escape(heading)}</h2>{content}</section>'
@@ -37,7 +40,7 @@ def page(title: str, subtitle: str, sections: Sequence[tuple[str, str, str]]) ->
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_asset('report.css')}</style></head><body>"
-        f'<header><h1>{html.escape(title)}</h1><p class="soft">{html.escape(subtitle)}</p></header>'
+        f'<header><h1>{html.escape(title)}</h1>{first}<p class="soft">{html.escape(subtitle)}</p></header>'
         f"<nav aria-label='sections'>{links}</nav><main>{body}</main>"
         "<noscript><p>The slide browser needs JavaScript; everything else is there without it.</p></noscript>"
         f"<script>{_asset('report.js')}</script></body></html>\n"
@@ -56,6 +59,11 @@ def facts(pairs: Pairs) -> str:
         if value not in (None, "")
     )
     return f'<dl class="facts">{rows}</dl>'
+
+
+def command(text: str) -> str:
+    """A command line, to be copied."""
+    return f'<p>Made by</p><pre class="command"><code>{html.escape(text)}</code></pre>'
 
 
 def tiles(pairs: Pairs) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.distill.metrics_log import read_metrics
 from pipeline.encoders.encoder import Encoder
 from pipeline.encoders.load import load_encoder
-from pipeline.report import page
+from pipeline.report import origin, page
 from pipeline.report.gather import Gathered, gather
 from pipeline.report.options import ReportOptions
 from pipeline.runtime.progress import Reporter
@@ -17,7 +17,16 @@ from stores.format import layout, recipe
 from stores.format.layout import read_options
 from stores.info import store_info
 from stores.io import files
+from stores.io.location import LOGS
 from stores.io.text import human_bytes
+
+_SUBTITLE = "Made by g2l. The page needs no other file and no network. Not for clinical use."
+_SHARING = "This page contains slide ids and tissue images. Share it only with people who may see the slides."
+_CKA = (
+    "Linear CKA compares how two encoders arrange the same images. It is 1 when the two sets of features are equal up "
+    "to a rotation, a shift and one scale factor. A CKA of 0.9 does not say that the student is as good as the "
+    "teacher at a task: measure that with g2l evaluate. With few views the value comes out too high."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +51,17 @@ def write_report(path: Path, out: Path, options: ReportOptions, report: Reporter
     options.validate()
     tables = [_table(table) for table in options.tables]
     if (path / layout.RECIPE).is_file():
-        title, sections, found = _of_store(path, options, report)
+        title, lead, sections, found = _of_store(path, options, report)
     elif (path / "options.json").is_file() and (path / "metrics.jsonl").is_file():
-        title, sections, found = _of_run(path, options, report)
+        title, lead, sections, found = _of_run(path, options, report)
     else:
         raise OptionError(
             f"{path}: neither a run's folder (options.json, metrics.jsonl) nor a store ({layout.RECIPE})"
         )
     sections.append(("evaluation", "Evaluation", page.evaluation(tables)))
-    subtitle = (
-        "Made by g2l; complete in itself: it can be opened, printed and sent as it is. Not for clinical use."
-    )
-    files.write_text(out, page.page(title, subtitle, sections))
+    if found is not None:
+        lead = [*lead, _SHARING]
+    files.write_text(out, page.page(title, lead, _SUBTITLE, sections))
     slides = found.slides if found else []
     return Report(
         out, out.stat().st_size, len(slides), sum(len(s.rows) for s in slides), found.notes if found else []
@@ -75,44 +83,91 @@ def _table(path: Path) -> Mapping[str, Any]:
 
 
 Sections = list[tuple[str, str, str]]
+Content = tuple[str, list[str], Sections, Gathered | None]
+"""Title, sentences at the top, sections, and what was read of slides."""
 
 
-def _of_store(path: Path, options: ReportOptions, report: Reporter) -> tuple[str, Sections, Gathered | None]:
+def _of_store(path: Path, options: ReportOptions, report: Reporter) -> Content:
     if options.store is not None:
         raise OptionError(f"--store {options.store}: is for the report of a run, and {path} is a store")
     student = None
     if options.student is not None:
         student = load_encoder(options.student, random_weights=options.random_weights)
     found = gather(path, student, options, report)
-    sections = [("about", "What it is", _store_facts(path) + _notes(found)), *_shown(found)]
-    return f"Store {path.resolve().name}", sections, found
+    info = store_info(path)
+    sections = [
+        ("about", "What it is", _figures({}, found) + _store_facts(path, info) + _notes(found)),
+        *_shown(found),
+    ]
+    name = recipe.load_complete(path).teacher.name
+    held = f"The store holds {info['views']:,} views of {info['patches']:,} patches from {info['slides']:,} slides"
+    lead = [f"{held}, with features of {name}; it is {info['complete']:.1%} complete."]
+    if found.cka is not None:
+        lead.append(
+            f"{options.student} reaches a linear CKA of {found.cka:.3f} to the teacher on the patches shown."
+        )
+    return f"Features of {name} in {_short(path)}", lead, sections, found
 
 
-def _of_run(path: Path, options: ReportOptions, report: Reporter) -> tuple[str, Sections, Gathered | None]:
+def _of_run(path: Path, options: ReportOptions, report: Reporter) -> Content:
     begun = files.read_json(path / "options.json")
     records = read_metrics(path / "metrics.jsonl")
     summary = files.read_json(path / "summary.json") if (path / "summary.json").is_file() else {}
     found: Gathered | None = None
-    about = _run_facts(begun, summary)
+    command = origin.distill_command(begun["options"], str(options.store or "STORE"), str(path))
+    about = _run_facts(path, begun, summary) + page.command(command)
     if options.student is not None:
         raise OptionError(f"--student {options.student}: a run has its own; it is for the report of a store")
+    teacher, data = _teacher_of(path), ""
     if options.store is not None:
-        if recipe.load(options.store).digest() != begun["store_recipe"]:
+        stored = recipe.load_complete(options.store)
+        if stored.digest() != begun["store_recipe"]:
             raise OptionError(
                 f"--store {options.store}: another store than the run trained on (recipe {begun['store_recipe'][:12]})"
             )
+        teacher, data = stored.teacher.name, f" on {_short(options.store)}"
         student = _student(path, begun["options"]["student"])
         before, why = _before(begun["options"]) if student else (None, "")
         found = gather(options.store, student, options, report, before)
         found.notes += [why] * bool(why)
-        about += "<h3>Its store</h3>" + _store_facts(options.store) + _notes(found)
-    figures = _figures(summary, found)
+        facts = _store_facts(options.store, store_info(options.store))
+        about += "<h3>Its store</h3>" + facts + _notes(found)
     sections = [
-        ("about", "What it is", figures + about),
+        ("about", "What it is", _figures(summary, found) + about),
         ("training", "Training", page.curves(records)),
         *(_shown(found) if found else []),
     ]
-    return f"Run {path.resolve().name}", sections, found
+    name = str(begun["options"]["student"])
+    title = f"{name}, distilled from {teacher}{data}" if teacher else f"{name}, distilled{data}"
+    return title, [_finding(summary, records)], sections, found
+
+
+def _short(path: Path) -> str:
+    """The last two names of a path: ``run`` or ``store`` alone say little."""
+    return "/".join(part for part in path.parts[-2:] if part not in ("/", "..", "."))
+
+
+def _teacher_of(run: Path) -> str | None:
+    """The teacher's name as it stands in the exported student; None before the export."""
+    config = run / "student" / "config.json"
+    found = files.read_json(config).get("g2l", {}) if config.is_file() else {}
+    name = found.get("extra", {}).get("distilled_from")
+    return None if name is None else str(name)
+
+
+def _finding(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
+    """What the run found, in one sentence."""
+    if not summary:
+        steps = max((record.get("step", 0) for record in records), default=0)
+        return f"The run is not finished: {steps:,} steps are on record."
+    before, after = summary.get("cka_before"), summary.get("cka_after")
+    if after is None:
+        return (
+            f"The loss went from {summary['loss_first']:.3f} to {summary['loss_last']:.3f} in {summary['steps']:,} "
+            "steps; agreement with the teacher was not measured on held-out views."
+        )
+    change = "" if before is None else f" ({before:.3f} before training)"
+    return f"The student reaches a linear CKA of {after:.3f} to the teacher on held-out views{change}."
 
 
 def _student(run: Path, name: str) -> Encoder | None:
@@ -168,10 +223,12 @@ def _figures(summary: Mapping[str, Any], found: Gathered | None) -> str:
         pairs.append(
             ("of the nearest neighbours below are shared with the teacher", f"{found.agreement:.0%}")
         )
-    return page.tiles([(name, value) for name, value in pairs if value is not None])
+    shown = [(name, value) for name, value in pairs if value is not None]
+    explained = f"<p>{_CKA}</p>" if any("CKA" in name for name, _ in shown) else ""
+    return page.tiles(shown) + explained if shown else ""
 
 
-def _run_facts(begun: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+def _run_facts(path: Path, begun: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     options = begun["options"]
     names = ("student", "loss", "alpha", "teacher_norm", "batch_size", "lr", "weight_decay", "seeds", "seed")
     pairs: list[tuple[str, Any]] = [(name.replace("_", " "), options.get(name)) for name in names]
@@ -182,11 +239,15 @@ def _run_facts(begun: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
         pairs.append(("state", "not finished"))
     elif summary.get("stopped_early"):
         pairs.append(("state", "stopped early"))
-    return page.facts([*pairs, ("recipe of its store", str(begun["store_recipe"])[:16])])
+    pairs += [
+        ("date", origin.last_date(path / "log.jsonl")),
+        ("version of g2l", summary.get("g2l_version")),
+        ("recipe of its store", str(begun["store_recipe"])[:16]),
+    ]
+    return page.facts(pairs)
 
 
-def _store_facts(path: Path) -> str:
-    info = store_info(path)
+def _store_facts(path: Path, info: Mapping[str, Any]) -> str:
     stored = recipe.load(path)
     teacher, patch = stored.teacher, stored.patch
     pairs: list[tuple[str, Any]] = [
@@ -201,10 +262,12 @@ def _store_facts(path: Path) -> str:
         ("policy", stored.policy["name"] if stored.policy else ""),
         ("slides", info["slides"]),
         ("patches in all", f"{info['patches']:,}"),
+        *origin.split_sizes(path, info),
         ("views", f"{info['views']:,} under seeds {', '.join(map(str, info['seeds']))}"),
         ("complete", f"{info['complete']:.1%}"),
         ("patches that could not be read", info["bad_reads"]),
         ("size", human_bytes(sum(info["bytes"].values()))),
         ("recipe", stored.digest()[:16]),
+        ("date of its last extraction", origin.last_date(path / LOGS / "extract-teacher.jsonl")),
     ]
     return page.facts(pairs)

@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from dataclasses import replace
@@ -12,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+import cli
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.train import distill
 from pipeline.encoders.load import load_encoder
 from pipeline.report import charts, gather
 from pipeline.report.options import ReportOptions
+from pipeline.report.origin import distill_command, last_date
 from pipeline.report.page import browser, evaluation
 from pipeline.report.report import write_report
 from pipeline.runtime.progress import Silent
@@ -167,18 +170,76 @@ def test_the_report_of_a_run(run: Path, store: Path, tmp_path: Path) -> None:
         assert f"<figcaption>{title}</figcaption>" in text
     assert "data:image/jpeg;base64," in text  # pixels of the store, without the slides
     assert '"thumbnail":null' in text
+    assert f"linear CKA of {summary['cka_after']:.3f} to the teacher on held-out views" in text
+    assert f"({summary['cka_before']:.3f} before training)" in text
+    assert "A CKA of 0.9 does not say" in text
+    assert "contains slide ids and tissue images" in text
+    assert re.search(r"<h1>tests\.tools\.tiny:student, distilled from \S+ on store\d*/store</h1>", text)
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    day, minute = log[-1]["time"][:10], log[-1]["time"][11:16]
+    assert f"<dt>date</dt><dd>{day} {minute} UTC</dd>" in text
+    assert f"<dt>version of g2l</dt><dd>{summary['g2l_version']}</dd>" in text
+    slides = [row for row in manifest.read_slides(store) if row["split"] == "train"]
+    patches = sum(row["n_patches"] for row in slides)
+    sizes = f"{len(slides)} slides, {patches} patches, {summary['views']} views"
+    assert f"<dt>split train</dt><dd>{sizes}</dd>" in text
     again = write_report(run, tmp_path / "again.html", replace(SMALL, store=store), Silent())
     assert again.path.read_bytes() == (tmp_path / "r.html").read_bytes()
     alone = write_report(run, tmp_path / "alone.html", SMALL, Silent())
     assert (alone.slides, alone.patches) == (0, 0)
-    assert 'id="browser"' not in (tmp_path / "alone.html").read_text()
+    without = (tmp_path / "alone.html").read_text()
+    assert 'id="browser"' not in without
+    assert "tissue images" not in without
+    assert re.search(r"<h1>tests\.tools\.tiny:student, distilled from \S+</h1>", without)
+
+
+def test_the_command_on_the_page_gives_the_recorded_options(run: Path, store: Path, tmp_path: Path) -> None:
+    write_report(run, tmp_path / "r.html", SMALL, Silent())
+    found = re.search(r"<code>(g2l distill .*?)</code>", (tmp_path / "r.html").read_text())
+    assert found is not None
+    recorded = files.read_json(run / "options.json")["options"]
+    odd = recorded | {"slides": ["a b", "it's"], "tensorboard": True, "ema": 0.996, "weights": "w.pt"}
+    for command, expected in (
+        (html.unescape(found[1]), recorded),
+        (distill_command(odd, "a store", "run"), odd),
+    ):
+        words = shlex.split(command)
+        assert words[:2] == ["g2l", "distill"]
+        params = cli.g2l.commands["distill"].make_context("distill", words[2:]).params
+        assert to_json_value({name: params[name] for name in expected}) == expected
+    assert "--alpha" not in found[1]  # a default
+
+
+def to_json_value(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def test_the_date_is_that_of_the_last_readable_line(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    assert last_date(log) is None
+    first = '{"time": "2026-01-02T03:04:05.000+00:00", "event": "begin"}\n'
+    log.write_text("x" * 70_000 + "\n" + first + '[1]\n{"time": 5}\n{"time": "2026-01-0')
+    assert last_date(log) == "2026-01-02 03:04 UTC"
+    log.write_text("nothing\n")
+    assert last_date(log) is None
+
+
+def test_a_run_that_held_nothing_out(run: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    summary = files.read_json(run / "summary.json")
+    files.write_json(other / "summary.json", summary | dict.fromkeys(("cka_before", "cka_after")))
+    write_report(other, tmp_path / "r.html", SMALL, Silent())
+    said = f"from {summary['loss_first']:.3f} to {summary['loss_last']:.3f} in 6 steps; agreement"
+    assert said in (tmp_path / "r.html").read_text()
 
 
 def test_a_run_that_is_not_finished(run: Path, tmp_path: Path) -> None:
     begun = Path(shutil.copytree(run, tmp_path / "begun"))
     (begun / "summary.json").unlink()
     write_report(begun, tmp_path / "r.html", SMALL, Silent())
-    assert "not finished" in (tmp_path / "r.html").read_text()
+    text = (tmp_path / "r.html").read_text()
+    assert "The run is not finished: 6 steps are on record." in text
+    assert "version of g2l" not in text
 
 
 def test_what_cannot_be_reported(run: Path, store: Path, small: Path, tmp_path: Path) -> None:
@@ -329,6 +390,21 @@ def test_mouse_and_keyboard(page: Path, tmp_path: Path) -> None:
     assert found["followed"] is True
     assert found["marks"] == 3
     assert (found["grid"], found["outline"]) == ("none", "none")
+
+
+def test_no_heading_ends_a_printed_page(page: Path, tmp_path: Path) -> None:
+    script = """
+    const print = [...document.styleSheets].flatMap((sheet) => [...sheet.cssRules])
+      .filter((rule) => rule instanceof CSSMediaRule && rule.conditionText === "print");
+    const rules = print.flatMap((rule) => [...rule.cssRules]).filter((rule) => rule.style.breakAfter === "avoid");
+    const headings = [...document.querySelectorAll("h1, h2, h3, h4, figcaption")];
+    const open = headings.filter((heading) => !rules.some((rule) => heading.matches(rule.selectorText)));
+    document.getElementById("result").textContent =
+      JSON.stringify({headings: headings.length, open: open.map((heading) => heading.outerHTML)});
+    """
+    found = in_browser(page, script, tmp_path)
+    assert found["headings"] > 6
+    assert found["open"] == []
 
 
 def test_an_address_opens_a_patch(page: Path, tmp_path: Path) -> None:

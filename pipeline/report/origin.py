@@ -1,0 +1,81 @@
+"""Where a run or a store comes from: its date, its command and the sizes of its splits.
+
+Everything is read from files that the run or the store carries, so the same files give the same page on any day.
+"""
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.distill.options import DistillOptions
+from pipeline.runtime.options import to_json
+from stores.format import manifest
+from stores.io.location import StoreLike
+
+_TAIL_BYTES = 1 << 16
+"""A log is read from its end; its last line is far shorter than this."""
+
+
+def last_date(log: Path) -> str | None:
+    """Day and minute (UTC) of the last readable line of a log; None without one.
+
+    The times of files are not used: a copy of the run would get another date.
+    """
+    if not log.is_file():
+        return None
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        lines = file.read().decode("utf-8", errors="replace").splitlines()
+    for line in reversed(lines):
+        try:
+            moment = datetime.fromisoformat(json.loads(line)["time"])
+        except (ValueError, TypeError, KeyError, RecursionError):  # a line cut off by a kill, or foreign
+            continue
+        return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    return None
+
+
+def distill_command(options: Mapping[str, Any], store: str, run: str) -> str:
+    """The command that gives the recorded options: those that differ from the defaults.
+
+    >>> distill_command({"student": "vit_small_patch16_224", "lr": 0.001, "slides": ["my slides"]}, "store", "run")
+    "g2l distill --store store --out run --student vit_small_patch16_224 --lr 0.001 --slides 'my slides'"
+    """
+    defaults = to_json(DistillOptions())
+    words = ["g2l", "distill", "--store", store, "--out", run]
+    for name, value in options.items():
+        if value == defaults.get(name):
+            continue
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            words.append(flag)
+        else:
+            for item in value if isinstance(value, list) else [value]:
+                words += [flag, str(item)]
+    return shlex.join(words)
+
+
+def split_sizes(store: StoreLike, info: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Usable slides, patches and views of each split, in words.
+
+    Parameters
+    ----------
+    info
+        What `stores.info.store_info` says about the store.
+    """
+    usable = Counter(row["split"] for row in manifest.read_slides(store) if row["status"] == manifest.OK)
+    views: Counter[str] = Counter()
+    for by_split in info["views_by_seed_and_split"].values():
+        views.update(by_split)
+    return [
+        (
+            f"split {name}",
+            f"{usable[name]:,} slides, {info['patches_by_split'].get(name, 0):,} patches, {views[name]:,} views",
+        )
+        for name in manifest.SPLITS
+        if usable[name]
+    ]
