@@ -62,6 +62,14 @@ class LoaderOptions:
     world: int = 1
     processes: bool = False
     """Whether the workers that read are processes."""
+    worker: int = 0
+    """Of several workers of a torch DataLoader, this one makes the batches equal to `worker` modulo `workers`."""
+    workers: int = 1
+
+
+def default_window(batch_size: int, world: int) -> int:
+    """The window when none is asked for: 64 views for each view of a step, at least 2048."""
+    return max(2048, 64 * batch_size * world)
 
 
 class ViewLoader:
@@ -152,7 +160,7 @@ class ViewLoader:
         Each window and the room for its views are put into `begun`, the places of each row's views into `places`.
         """
         crop, work = self._policy.crop_px, functools.partial(rebuild_row, self._policy)
-        for plan in self._stream.windows(self._start, self._options.rank, self._options.world):
+        for plan in self._plans():
             rendered = self._memory.take((plan.n_views, crop, crop, 3))
             begun.append((plan, rendered))
             for share in plan.shares:
@@ -169,6 +177,15 @@ class ViewLoader:
                         places.append(list(slots.values()))
                     yield self._pool.submit_run(self._sources[slide_id], work, calls)
 
+    def _plans(self) -> Iterator[sampler.Window]:
+        """What this process renders of each window; of several workers, each renders its own batches alone."""
+        seen = 0  # views of this rank in the windows before
+        for plan in self._stream.windows(self._start, self._options.rank, self._options.world):
+            mine = plan if self._options.workers == 1 else _dealt(plan, seen, self._options)
+            seen += plan.n_views
+            if mine.n_views:
+                yield mine
+
     def _is_checked(self, place: int) -> bool:
         every = {"all": 1, "sample": CHECK_EVERY, "none": 0}[self._options.check_views]
         return every > 0 and place % every == 0
@@ -176,6 +193,20 @@ class ViewLoader:
 
 def _run_number(length: int, view: tuple[int, int, int]) -> int:
     return view[0] // length
+
+
+def _dealt(plan: sampler.Window, seen: int, options: LoaderOptions) -> sampler.Window:
+    """The views of a window that belong to the batches of one worker."""
+    batch = (seen + np.arange(plan.n_views)) // options.batch_size
+    mine = batch % options.workers == options.worker
+    place = np.cumsum(mine) - 1  # among the worker's own
+    shares = []
+    for share in plan.shares:
+        kept = mine[share.places]
+        if kept.any():
+            places = place[share.places[kept]]
+            shares.append(sampler.Share(share.segment, share.rows[kept], share.seeds[kept], places))
+    return sampler.Window(plan.epoch, int(mine.sum()), shares)
 
 
 _ARRAYS = ("views", "targets", "tokens", "positions")

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline.encoders.encoder import Encoder
-from stores.format.recipe import Recipe
+from stores.format.recipe import CompleteRecipe
 
 _FIGURES = (
     "steps",
@@ -19,11 +19,10 @@ _FIGURES = (
 
 
 def model_card(
-    student: Encoder, stored: Recipe, teacher_licence: str, summary: dict[str, Any], averaged: bool
+    student: Encoder, stored: CompleteRecipe, teacher_licence: str, summary: dict[str, Any], averaged: bool
 ) -> str:
     """Markdown with YAML front matter, as model hubs expect it; `averaged` is the moving average of a student."""
     teacher = stored.teacher
-    assert teacher is not None
     figures = "\n".join(
         f"| {name} | {summary[name]:.4f} |"
         if isinstance(summary[name], float)

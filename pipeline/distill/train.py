@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from pipeline.data.loader import Batch, LoaderOptions, ViewLoader
+from pipeline.data.loader import Batch, LoaderOptions, default_window
 from pipeline.distill import checkpoint
 from pipeline.distill import ranks as ranks_of
 from pipeline.distill.curves import draw_curves
@@ -33,11 +33,12 @@ from pipeline.distill.model_card import model_card
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.ranks import Ranks
 from pipeline.distill.schedule import EarlyStop, cosine_annealing
-from pipeline.distill.trainer import Trainer, make_trainer
+from pipeline.distill.trainer import Trainer, make_trainer, require_view_size
 from pipeline.distill.validate import validate
 from pipeline.encoders.encoder import Encoder
 from pipeline.encoders.export import export_encoder
 from pipeline.encoders.load import load_encoder
+from pipeline.encoders.presets import PRESETS
 from pipeline.runtime import devices
 from pipeline.runtime.interrupt import Interrupted, Stop, stop_on_signal
 from pipeline.runtime.log import RunLog
@@ -50,6 +51,7 @@ from stores.errors import OptionError
 from stores.io import files
 from stores.io.files import require_free
 from stores.io.location import StoreLike
+from stores.store import Store
 
 # these change nothing in the student; all other options must be the same when a run goes on
 _FREE = frozenset(
@@ -68,7 +70,7 @@ _FREE = frozenset(
 
 
 def distill(
-    store: StoreLike, run: Path, options: DistillOptions, resume: bool, report: Reporter
+    store: Store | StoreLike, run: Path, options: DistillOptions, resume: bool, report: Reporter
 ) -> dict[str, Any]:
     """Train a student against a store; returns the summary that also stands in ``summary.json``.
 
@@ -98,11 +100,16 @@ def distill(
             if swept:
                 report.note(f"removed {swept} unfinished files of an interrupted run")
         threads = threads_of(options.threads, ranks.local_world)
-        options = dataclasses.replace(options, window=options.window or _window(options, ranks))
-        student = load_student(options)
+        options = dataclasses.replace(
+            options, window=options.window or default_window(options.batch_size, ranks.world)
+        )
         data = open_data(store, options, threads, report)
+        digest = data.train.recipe.digest()
+        _require_same_store(run, digest)
+        _require_view_size(options.student, data)
+        student = load_student(options)  # may download gigabytes: last of what can be refused
         if ranks.leads:
-            _begin_run(run, options, data.recipe.digest())
+            _begin_run(run, options, digest)
         trainer = make_trainer(student, data, options, ranks)
         if ranks.leads:
             _require_room(run, trainer)
@@ -113,10 +120,6 @@ def distill(
         report.note(f"student {options.student} on {trainer.device}, {name}{several}")
         facts = _train(run, data, trainer, options, threads, report)
         return _finish(run, data, trainer, facts) if ranks.leads else {}
-
-
-def _window(options: DistillOptions, ranks: Ranks) -> int:
-    return max(2048, 64 * options.batch_size * ranks.world)
 
 
 def _as_begun(run: Path, options: DistillOptions) -> DistillOptions:
@@ -136,14 +139,25 @@ def _as_begun(run: Path, options: DistillOptions) -> DistillOptions:
     return options
 
 
-def _begin_run(run: Path, options: DistillOptions, digest: str) -> None:
-    path = run / BEGUN
-    if path.exists():
-        old = files.read_json(path)["store_recipe"]
+def _require_same_store(run: Path, digest: str) -> None:
+    """Raise OptionError when the run was begun on a store with another recipe."""
+    if (run / BEGUN).exists():
+        old = files.read_json(run / BEGUN)["store_recipe"]
         if old != digest:
             raise OptionError(
                 f"--out {run}: trained on a store with recipe {old[:12]}, this one has {digest[:12]}"
             )
+
+
+def _require_view_size(student: str, data: Data) -> None:
+    """Raise OptionError when a preset takes views of another size; other students are asked once they are built."""
+    if student in PRESETS:
+        require_view_size(student, PRESETS[student].image_px, data)
+
+
+def _begin_run(run: Path, options: DistillOptions, digest: str) -> None:
+    path = run / BEGUN
+    if path.exists():
         return
     if run.exists() and any(run.iterdir()):
         raise OptionError(f"--out {run}: the folder is not empty and not a run; choose another")
@@ -246,7 +260,7 @@ def _train(
 ) -> dict[str, Any]:
     """Train from the newest checkpoint, or from the start, to the last step; returns the figures."""
     ranks = trainer.ranks
-    epoch_views = sum(unit.n_views for unit in data.train)
+    epoch_views = data.train.n_views
     views_per_step = options.batch_size * ranks.world
     planned = options.steps or max(1, math.ceil(options.epochs * epoch_views / views_per_step))
     facts: dict[str, Any] = {"steps_planned": planned, "views_per_step": views_per_step}
@@ -273,15 +287,7 @@ def _train(
         ranks.world,
         options.readers == "processes" or (options.readers == "auto" and ranks.device.type != "cpu"),
     )
-    loader = ViewLoader(
-        data.store,
-        data.train,
-        data.sources,
-        data.policy,
-        loader_options,
-        facts["views_seen"],
-        data.teaching.tokens,
-    )
+    loader = data.train.loader(loader_options, facts["views_seen"], data.teaching.tokens)
     report.start("distill", facts["steps_planned"], facts["steps"])
     with contextlib.ExitStack() as stack:
         if log is not None:
@@ -346,18 +352,18 @@ def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> d
         "seconds": facts["seconds"],
         **devices.peak_memory(trainer.device),
     }
-    model = trainer.model
+    model, recipe = trainer.model, data.train.recipe
     extra = {
-        "distilled_from": data.teacher.name,
-        "teacher_weights_sha256": data.teacher.weights_sha256,
-        "store_recipe": data.recipe.digest(),
-        "patch_mpp": data.recipe.patch.mpp,
+        "distilled_from": recipe.teacher.name,
+        "teacher_weights_sha256": recipe.teacher.weights_sha256,
+        "store_recipe": recipe.digest(),
+        "patch_mpp": recipe.patch.mpp,
     }
     for folder, student in (("student", model.student), ("student-ema", trainer.averaged)):
         if student is None:
             continue
         export_encoder(student.cpu(), run / folder, extra)
-        text = model_card(student, data.recipe, data.teacher_licence, summary, folder != "student")
+        text = model_card(student, recipe, data.teacher_licence, summary, folder != "student")
         files.write_text(run / folder / "README.md", text)
     for name, module in (("projector", model.projector), ("heads", model.heads)):
         tensors = {} if module is None else module.state_dict()

@@ -87,13 +87,17 @@ def _step_seed(seed: int, position: int, rank: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8, person=b"g2l-step").digest(), "big") >> 1
 
 
+def require_view_size(student: str, image_px: int, data: Data) -> None:
+    """Raise OptionError unless a student takes views of the size that the store's policy makes."""
+    crop_px = data.train.policy.crop_px
+    if image_px != crop_px:
+        raise OptionError(f"--student {student}: takes {image_px} px, the store has {crop_px} px")
+
+
 def make_trainer(student: Encoder, data: Data, options: DistillOptions, ranks: Ranks) -> Trainer:
     """The student on its device with a projector and an optimiser."""
     dtype, _ = devices.choose_dtype(options.dtype, ranks.device)
-    if student.image_px != data.policy.crop_px:
-        raise OptionError(
-            f"--student {options.student}: takes {student.image_px} px, the store has {data.policy.crop_px} px"
-        )
+    require_view_size(options.student, student.image_px, data)
     sync = options.batch_stats == "sync" and ranks.world > 1
     model = build(student, data.teaching, options, dtype, Gather.apply if sync else None)
     model = model.to(ranks.device).train()

@@ -265,7 +265,7 @@ def training(
         loader_options = LoaderOptions(
             batch, 2048, 1, 0, "none", threads, processes=clock.device.type != "cpu"
         )
-        with ViewLoader(data.store, data.train, data.sources, data.policy, loader_options) as loader:
+        with data.train.loader(loader_options) as loader:
             times, waits = steps(trainer, loader, clock, size, teacher)
         median = statistics.median(times)
         what = "teacher online" if teacher is not None else "from the store"

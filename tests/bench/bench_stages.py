@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from pipeline.data.committed import BlockCache
-from pipeline.data.loader import LoaderOptions, ViewLoader
+from pipeline.data.loader import LoaderOptions
 from pipeline.demo.synthetic_slides import paint_slide
 from pipeline.distill.inputs import Data, open_data
 from pipeline.distill.model import Targets
@@ -126,15 +126,15 @@ def calls_of(
     data: Data, window: int, n_views: int
 ) -> list[tuple[Source, int, int, int, list[draw.ViewParams]]]:
     """What the loader reads and renders for the first views of the stream, in its order."""
-    stream = sampler.Stream(data.train, 0, window, 1)
-    cache, found, count = BlockCache(data.store), [], 0
+    stream = sampler.Stream(data.train.units, 0, window, 1)
+    cache, found, count = BlockCache(data.train.store), [], 0
     for plan in stream.windows():
         for share in plan.shares:
             block = cache.commit(share.segment.commit)
             listed = zip(share.rows.tolist(), share.seeds.tolist(), strict=True)
             for row, group in itertools.groupby(listed, key=lambda view: view[0]):
                 x, y, wanted = block.request(row, {seed: False for _, seed in group})
-                source = data.sources[share.segment.commit.slide_id]
+                source = data.train.sources[share.segment.commit.slide_id]
                 found.append((source, row, x, y, [stored.params for stored in wanted]))
         count += plan.n_views
         if count >= n_views:
@@ -154,7 +154,7 @@ def bench_loader(folder: Path, store: Path, kept: bool) -> list[Ratio]:
         STUDENT, slides=slides, random_weights=0, device="cpu", check_views="none", val_views=2
     )
     data = open_data(store, options, threads, Silent())
-    plans = sampler.Stream(data.train, 0, window, 1).windows()
+    plans = sampler.Stream(data.train.units, 0, window, 1).windows()
     ends = list(itertools.accumulate(next(plans).n_views for _ in range(BEFORE + COUNTED)))
     n_before, n_views = ends[BEFORE - 1], ends[-1] - ends[BEFORE - 1]
     listed = calls_of(data, window, n_views)
@@ -164,7 +164,7 @@ def bench_loader(folder: Path, store: Path, kept: bool) -> list[Ratio]:
         """Seconds of the first windows with opening, and of those after."""
         chosen = LoaderOptions(32, window, 1, 0, "none", threads)
         times, seen = [time.perf_counter()], 0
-        with ViewLoader(data.store, data.train, data.sources, data.policy, chosen) as batches:
+        with data.train.loader(chosen) as batches:
             stream = iter(batches)
             for end in (n_before, ends[-1]):
                 while seen + 32 <= end:
@@ -181,7 +181,7 @@ def bench_loader(folder: Path, store: Path, kept: bool) -> list[Ratio]:
                 readers[source.key] = source.open()
             patch = readers[source.key].read(row, x, y)
             for drawn in params:
-                np.copyto(out, render(patch, drawn, data.policy))
+                np.copyto(out, render(patch, drawn, data.train.policy))
         for reader in readers.values():
             reader.close()
 
@@ -220,7 +220,7 @@ def peak_rss() -> float:
 
 def batches_of(data: Data) -> Iterator[Any]:
     chosen = LoaderOptions(BATCH, 1024, 1, 0, "none", threads_of(None, 1))
-    with ViewLoader(data.store, data.train, data.sources, data.policy, chosen) as loader:
+    with data.train.loader(chosen) as loader:
         yield from loader
 
 
@@ -245,7 +245,7 @@ def bench_distill(folder: Path, store: Path) -> list[Ratio]:
         targets = Targets.of(batch)
         if teacher is not None:
             # 192 numbers were stored: as many of the teacher's 768 stand in for its features
-            features = teacher.launch(batch.views)[:, : data.teacher.dim].clone()
+            features = teacher.launch(batch.views)[:, : data.train.recipe.teacher.dim].clone()
             targets = Targets(features, targets.tokens, targets.positions)
         trainer.step(torch.from_numpy(batch.views), targets, 1e-5, 0.05, next(numbers))
 

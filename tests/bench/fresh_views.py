@@ -37,9 +37,9 @@ def distill_fresh(store: StoreLike, options: DistillOptions, teaching: ExtractOp
     fingerprints = {row["slide_id"]: row["fingerprint"] for row in manifest.read_slides(store)}
     commits = BlockCache(store)
     # one seed of each patch: an epoch is a pass over the patches
-    units = [sampler.Segment(unit.commit, (0,), unit.rows) for unit in data.train if 0 in unit.seeds]
+    units = [sampler.Segment(unit.commit, (0,), unit.rows) for unit in data.train.units if 0 in unit.seeds]
     windows = sampler.Stream(units, options.seed, 2048).windows()
-    readers: dict[str, Reader] = {slide_id: source.open() for slide_id, source in data.sources.items()}
+    readers: dict[str, Reader] = {slide_id: source.open() for slide_id, source in data.train.sources.items()}
     assert options.steps is not None
     held: list[tuple[str, int, int, int]] = []
     occurrence = 0
@@ -56,8 +56,8 @@ def distill_fresh(store: StoreLike, options: DistillOptions, teaching: ExtractOp
         batch, held = held[: options.batch_size], held[options.batch_size :]
         views = []
         for slide_id, row, x, y in batch:
-            params = draw(data.policy, fingerprints[slide_id], x, y, FIRST_SEED + occurrence)
-            views.append(render(readers[slide_id].read(row, x, y), params, data.policy))
+            params = draw(data.train.policy, fingerprints[slide_id], x, y, FIRST_SEED + occurrence)
+            views.append(render(readers[slide_id].read(row, x, y), params, data.train.policy))
             occurrence += 1
         stacked = np.stack(views)
         features = teacher.launch(stacked).clone()  # out of inference mode

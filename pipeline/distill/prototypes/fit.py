@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.data.committed import BlockCache
+from pipeline.data.split import find_views
 from pipeline.data.statistics import statistics
 from pipeline.distill.prototypes import files as prototype_files
 from pipeline.distill.prototypes.kmeans import Chunks, SphericalKMeans
@@ -38,8 +39,8 @@ from pipeline.runtime.progress import Reporter
 from pipeline.runtime.resume import BEGUN, require_same_options
 from pipeline.runtime.work import threads_of
 from stores import sampler
-from stores.errors import DistillError, OptionError, StoreError
-from stores.format import recipe
+from stores.errors import DistillError, OptionError
+from stores.format.recipe import CompleteRecipe, load_complete
 from stores.io import files
 from stores.io.location import StoreLike
 
@@ -63,16 +64,12 @@ def fit(store: StoreLike, out: Path, options: PrototypeOptions, report: Reporter
         When the store has no features, or none of the training split.
     """
     options.validate()
-    stored = recipe.load(store)
-    if not stored.complete:
-        raise StoreError(f"{store}: has no teacher features yet; run `g2l extract-teacher` first")
+    stored = load_complete(store)
     if (out / prototype_files.ABOUT).exists():
         _begin(out, options, stored.digest())
         report.note(f"{out} is complete; use another --out to fit again")
         return files.read_json(out / prototype_files.ABOUT)
-    units = sampler.find_units(store, "train", options.seeds)
-    if not units:
-        raise StoreError(f"{store}: no committed views in the training split; see `g2l store info {store}`")
+    units = find_views(store, "train", options.seeds)
     stream = sampler.Stream(units, options.seed, options.window)
     if stream.epoch_views < options.k:
         raise OptionError(
@@ -105,7 +102,7 @@ class _Fit:
     store: StoreLike
     out: Path
     options: PrototypeOptions
-    stored: recipe.Recipe
+    stored: CompleteRecipe
     stream: sampler.Stream
     cache: BlockCache
     chunks: Chunks

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from pipeline.data.loader import Batch
+from pipeline.data.split import Split
 from pipeline.data.statistics import statistics
 from pipeline.distill import checkpoint, train
 from pipeline.distill.heads import standardise
@@ -29,6 +30,8 @@ from pipeline.encoders.load import load_encoder
 from pipeline.encoders.torchvision_cpu import make_importable
 from pipeline.metrics.cka import linear_cka
 from pipeline.runtime.progress import Silent
+from pipeline.tile.options import TileOptions
+from pipeline.tile.tile import tile
 from stores import sampler
 from stores.errors import DistillError, G2LError, OptionError, StoreError
 from stores.format import features, recipe
@@ -195,6 +198,8 @@ encoders.load_encoder = guarded
 from pipeline.distill.train import distill
 from pipeline.distill.options import DistillOptions
 from pipeline.runtime.progress import Silent
+from pipeline.tile.options import TileOptions
+from pipeline.tile.tile import tile
 options = DistillOptions(student={VIT!r}, random_weights=0, steps=2, batch_size=4, threads=1)
 summary = distill(Path({str(store)!r}), Path({str(tmp_path / "r")!r}), options, False, Silent())
 assert summary["peak_rss_bytes"] > 0
@@ -226,10 +231,8 @@ def test_features_of_rebuilt_views_equal_the_stored_ones(store: Path) -> None:
     """The two stages are consistent: cosine of at least 0.9999 for every view."""
     data = open_data(store, OPTIONS, 2, Silent())
     teacher = load_encoder("tests.tools.tiny:teacher", random_weights=0)
-    from pipeline.data.loader import load_views
-
     for seed in range(3):
-        batch = load_views(store, data.train, data.sources, data.policy, seed, 50, 2)
+        batch = data.train.sample(seed, 50, 2)
         with torch.inference_mode():
             features_now = teacher(torch.from_numpy(batch.views))
         cosine = torch.nn.functional.cosine_similarity(features_now, torch.from_numpy(batch.targets).float())
@@ -361,8 +364,36 @@ def test_a_store_without_features_or_training_views(store: Path, tmp_path: Path)
     path = Path(shutil.copytree(store, tmp_path / "s"))
     for slide in "ab":
         shutil.rmtree(path / "manifest/views" / slide)
-    with pytest.raises(StoreError, match="no committed views in the training split"):
+    with pytest.raises(StoreError, match="no committed views in the split 'train'"):
         open_data(path, OPTIONS, 2, Silent())
+
+
+def test_the_store_is_looked_at_before_weights_are_loaded(
+    store: Path, slides: Path, tile_options: TileOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights may be gigabytes to download; what is wrong with the store is said first."""
+
+    def forbidden(*args: object, **values: object) -> None:
+        raise AssertionError("an encoder was loaded")
+
+    monkeypatch.setattr(train, "load_encoder", forbidden)
+    tiles = tmp_path / "tiles"
+    tile([slides], tiles, tile_options, Silent())
+    run, preset = tmp_path / "r", {"student": "h-optimus-0", "random_weights": None}
+    assert "has no teacher features yet; run `g2l extract-teacher`" in attempt(tiles, run, **preset)
+    smaller = Path(shutil.copytree(store, tmp_path / "smaller"))
+    stored = recipe.load(smaller)
+    assert stored.policy is not None
+    recipe.save(smaller, replace(stored, policy={**stored.policy, "crop_px": 196}))
+    unchecked = {**preset, "check_views": "none", "val_views": 2}
+    monkeypatch.setattr(Split, "sample", lambda *_: None)
+    assert "--student h-optimus-0: takes 224 px, the store has 196 px" in attempt(smaller, run, **unchecked)
+    assert "ibot needs patch tokens" in attempt(store, run, **preset, loss="ibot", prototypes=tmp_path)
+    assert "no finished prototypes there" in attempt(store, run, **preset, loss="dino", prototypes=tmp_path)
+    assert "seed 3 is needed" in attempt(store, run, **preset, seeds=7)
+    assert not run.exists() or not (run / "options.json").exists()
+    with pytest.raises(AssertionError, match="an encoder was loaded"):
+        train.distill(store, run, OPTIONS, False, Silent())
 
 
 def test_a_damaged_checkpoint_is_named(run: Path, store: Path, tmp_path: Path) -> None:

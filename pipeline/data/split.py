@@ -1,0 +1,118 @@
+"""The committed views of one split of a store: which there are, where their pixels come from, and batches of them.
+
+Training, `pipeline.data.dataset.ViewDataset` and whatever else reads views as the teacher saw them begin here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.data import statistics
+from pipeline.data.loader import Batch, LoaderOptions, ViewLoader, load_views
+from pipeline.data.sources import find_sources
+from pipeline.slides.sources import Source
+from pipeline.views.draw import RENDERING
+from pipeline.views.policy import Policy
+from stores import sampler
+from stores.errors import StoreError, ViewMismatch
+from stores.format.recipe import CompleteRecipe, Tokens, load_complete
+from stores.io.location import StoreLike
+from stores.store import Store
+
+CHECKED_BEFORE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The committed views of one split under a few seeds. Made by `open_split`."""
+
+    store: StoreLike
+    recipe: CompleteRecipe
+    policy: Policy
+    units: list[sampler.Segment]
+    """In the order of `stores.sampler.find_units`."""
+    sources: Mapping[str, Source]
+    """Where the pixels of each slide come from, by slide id."""
+
+    @property
+    def n_views(self) -> int:
+        """Views of one epoch."""
+        return sum(unit.n_views for unit in self.units)
+
+    def loader(self, options: LoaderOptions, start: int = 0, tokens: Tokens | None = None) -> ViewLoader:
+        """The endless stream of batches, from position `start` on; a context manager."""
+        return ViewLoader(self.store, self.units, self.sources, self.policy, options, start, tokens)
+
+    def sample(self, seed: int, n_views: int, threads: int, tokens: Tokens | None = None) -> Batch:
+        """At most `n_views` views under one seed, evenly spread; each is compared with its checksum."""
+        return load_views(self.store, self.units, self.sources, self.policy, seed, n_views, threads, tokens)
+
+    def check(self, threads: int) -> None:
+        """Rebuild a few views under every seed; ViewMismatch when one is not the view that the teacher saw."""
+        seeds = self.units[0].seeds if self.units else ()
+        for seed in seeds:
+            self.sample(seed, max(1, CHECKED_BEFORE // len(seeds)), threads)
+
+    def statistics(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Mean and variance of the targets, (dim,) each."""
+        return statistics.statistics(self.store, self.units)
+
+
+def files_and_recipe(store: Store | StoreLike) -> tuple[StoreLike, CompleteRecipe]:
+    """The files of a store, and its recipe; StoreError when it has no teacher features yet."""
+    if isinstance(store, Store):
+        return store.files, store.complete
+    return store, load_complete(store)
+
+
+def find_views(store: StoreLike, split: str, n_seeds: int | None) -> list[sampler.Segment]:
+    """The committed views of a split, as `stores.sampler.find_units`; StoreError when there are none."""
+    units = sampler.find_units(store, split, n_seeds)
+    if not units:
+        raise StoreError(f"{store}: no committed views in the split {split!r}; see `g2l store info {store}`")
+    return units
+
+
+def open_split(
+    store: StoreLike,
+    recipe: CompleteRecipe,
+    split: str,
+    n_seeds: int | None,
+    slides: Sequence[Path] = (),
+    may_be_empty: bool = False,
+) -> Split:
+    """Find the views of a split and their pixels. Reads neither pixels nor features.
+
+    Parameters
+    ----------
+    store, recipe
+        See `files_and_recipe`.
+    n_seeds : int, optional
+        Seeds 0 to ``n_seeds - 1``; None takes every seed of the store.
+    slides
+        Slide files or folders, for slides whose pixels the store does not keep.
+    may_be_empty : bool
+        Whether a split without committed views is allowed.
+
+    Raises
+    ------
+    StoreError
+        When the split has no committed views, or lacks one of the seeds.
+    ViewMismatch
+        When another version rendered the views.
+    OptionError
+        When the pixels of a slide are neither in the store nor among `slides`.
+    """
+    if recipe.reader.rendering != RENDERING:
+        raise ViewMismatch(
+            f"{store}: views were rendered by {recipe.reader.rendering}, this version renders {RENDERING}; "
+            "use the version that made the store, or extract again"
+        )
+    policy = Policy.from_json(recipe.policy)
+    find = sampler.find_units if may_be_empty else find_views
+    units = find(store, split, n_seeds)
+    sources = find_sources(store, recipe, {unit.commit.slide_id for unit in units}, slides) if units else {}
+    return Split(store, recipe, policy, units, sources)
