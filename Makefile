@@ -6,7 +6,7 @@ SLIDES ?= ../shared/data/slides
 TILES ?= $(wildcard ../shared/data/tiles/nuclei_density)
 BASE ?= docs/experiments/small.yaml
 
-.PHONY: help install demo test lint format bench bench-gpu experiments clean
+.PHONY: help install demo test test-fast lint format bench bench-gpu experiments clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -24,6 +24,10 @@ demo: install ## Both stages on synthetic slides, in minutes on a CPU; writes de
 
 test: install ## Run the tests, on all CPUs
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+test-fast: install ## The quick tests, in less than a minute on two CPUs: no kills, clusters, S3 or browser
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal \
+		-m "not (kill or cluster or torchrun or s3 or browser or slow)"
 
 lint: install ## ruff (lint, format), mypy and the import rules of the rooms
 	$(BIN)/ruff check .

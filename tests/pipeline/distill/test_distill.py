@@ -100,6 +100,7 @@ def test_a_complete_run_is_left_alone(run: Path, store: Path) -> None:
     assert (run / "summary.json").read_bytes() == before
 
 
+@pytest.mark.kill
 def test_killed_at_any_moment_and_started_again_is_bit_identical(
     run: Path, store: Path, tmp_path: Path
 ) -> None:
@@ -161,6 +162,7 @@ def test_random_layers_go_on_as_they_were(store: Path, tmp_path: Path) -> None:
     assert not same(whole, tmp_path / "none")
 
 
+@pytest.mark.kill
 def test_ctrl_c_on_the_command_line(run: Path, store: Path, tmp_path: Path) -> None:
     path = tmp_path / "r"
     command = [sys.executable, "cli.py", "distill", "--store", str(store), "--out", str(path)]

@@ -162,6 +162,7 @@ def test_threads_change_no_byte_and_seeds_do(fitted: Path, token_store: Path, tm
     assert not equal(fitted, tmp_path / "other")
 
 
+@pytest.mark.kill
 def test_killed_and_started_again_is_bit_identical(fitted: Path, token_store: Path, tmp_path: Path) -> None:
     out, left = tmp_path / "p", set()
 

@@ -46,6 +46,7 @@ def alone(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.torchrun
 def test_two_processes_of_torchrun_are_one_with_twice_the_batch(
     alone: Path, store: Path, tmp_path: Path
 ) -> None:
@@ -78,6 +79,7 @@ def test_two_processes_of_torchrun_are_one_with_twice_the_batch(
         assert got["cosine"] == pytest.approx(wanted["cosine"], abs=1e-5)
 
 
+@pytest.mark.torchrun
 def test_a_student_with_an_unused_parameter(store: Path, tmp_path: Path) -> None:
     processes = several(
         store, tmp_path / "run", replace(OPTIONS, student="tests.tools.faulty:idle", steps=4), 2
@@ -88,6 +90,7 @@ def test_a_student_with_an_unused_parameter(store: Path, tmp_path: Path) -> None
     assert len(losses(tmp_path / "run")) == 4
 
 
+@pytest.mark.torchrun
 def test_local_statistics_are_those_of_each_process(alone: Path, store: Path, tmp_path: Path) -> None:
     processes = several(store, tmp_path / "run", replace(OPTIONS, batch_stats="local", steps=3), 2)
     for process in processes:
@@ -97,6 +100,7 @@ def test_local_statistics_are_those_of_each_process(alone: Path, store: Path, tm
     assert losses(tmp_path / "run")[0] == pytest.approx(losses(alone)[0] - 0.69, abs=0.2)
 
 
+@pytest.mark.torchrun
 def test_a_run_goes_on_with_another_number_of_processes(store: Path, tmp_path: Path) -> None:
     """Three processes, then two, then one, then all over again: every view has come once an epoch."""
     run, options = tmp_path / "run", replace(OPTIONS, steps=40, batch_size=4, checkpoint_every=1000)
@@ -124,6 +128,7 @@ def test_a_run_goes_on_with_another_number_of_processes(store: Path, tmp_path: P
     assert summary["views_seen"] == facts["views_seen"] + -(-left // 4) * 4
 
 
+@pytest.mark.torchrun
 def test_when_one_process_fails_all_end(store: Path, tmp_path: Path) -> None:
     """A chunk is missing, which one of them notices first."""
     path = Path(shutil.copytree(store, tmp_path / "s"))

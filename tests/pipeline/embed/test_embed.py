@@ -116,6 +116,7 @@ def test_either_pooling_of_one_encoder(tiles: Path, tmp_path: Path) -> None:
         embed([tiles / "whole.csv"], tmp_path / "cls", options, TileOptions(), Silent())
 
 
+@pytest.mark.cluster
 def test_bytes_do_not_depend_on_threads_or_processes(
     embedded: Path, slides: Path, tile_options: TileOptions, tmp_path: Path
 ) -> None:
@@ -132,6 +133,7 @@ def test_a_second_run_finds_everything_done(embedded: Path, slides: Path, tile_o
     assert before == {path: path.stat().st_mtime_ns for path in (embedded / "embeddings").iterdir()}
 
 
+@pytest.mark.kill
 def test_kills_lose_nothing(embedded: Path, slides: Path, tile_options: TileOptions, tmp_path: Path) -> None:
     out = tmp_path / "out"
 

@@ -188,6 +188,7 @@ def test_features_that_float16_cannot_hold_are_refused() -> None:
     assert collect(torch.tensor([[65504.0, -65504.0]])).tolist() == [[65504.0, -65504.0]]
 
 
+@pytest.mark.kill
 def test_killed_at_any_moment_and_started_again(
     store: Path, slides: Path, tile_options: TileOptions, tmp_path: Path
 ) -> None:

@@ -326,6 +326,7 @@ def in_browser(page: Path, script: str, tmp_path: Path, address: str = "") -> di
     return dict(json.loads(html.unescape(found[1])))
 
 
+@pytest.mark.browser
 def test_mouse_and_keyboard(page: Path, tmp_path: Path) -> None:
     script = """
     const result = {}, now = () => document.getElementById("now-text").textContent;
@@ -392,6 +393,7 @@ def test_mouse_and_keyboard(page: Path, tmp_path: Path) -> None:
     assert (found["grid"], found["outline"]) == ("none", "none")
 
 
+@pytest.mark.browser
 def test_no_heading_ends_a_printed_page(page: Path, tmp_path: Path) -> None:
     script = """
     const print = [...document.styleSheets].flatMap((sheet) => [...sheet.cssRules])
@@ -407,6 +409,7 @@ def test_no_heading_ends_a_printed_page(page: Path, tmp_path: Path) -> None:
     assert found["open"] == []
 
 
+@pytest.mark.browser
 def test_an_address_opens_a_patch(page: Path, tmp_path: Path) -> None:
     script = """
     const now = document.getElementById("now-text").textContent, slide = document.getElementById("slide").value;

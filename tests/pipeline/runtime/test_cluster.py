@@ -84,6 +84,7 @@ def scheduler(workers: int, **environment: str) -> Iterator[tuple[str, list[subp
         yield address, processes
 
 
+@pytest.mark.cluster
 def test_the_same_bytes_wherever_it_runs(
     store: Path, slides: Path, tile_options: TileOptions, tmp_path: Path
 ) -> None:
@@ -129,6 +130,8 @@ def test_the_same_bytes_wherever_it_runs(
             stage.extract([slides], three, replace(TEACHER, seeds=4), tile_options, Silent(), where)
 
 
+@pytest.mark.cluster
+@pytest.mark.kill
 def test_a_killed_worker_costs_its_block_alone(
     store: Path, slides: Path, tile_options: TileOptions, tmp_path: Path
 ) -> None:
@@ -171,6 +174,8 @@ def with_poison(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.cluster
+@pytest.mark.kill
 @pytest.mark.parametrize(
     ("fault", "workers", "says"),
     [
@@ -205,6 +210,7 @@ def test_a_poisoned_block_is_tried_twice_and_reported(
     assert len(set(attempts)) == {("raises", None): 1, ("raises", 2): 2, ("kills", 2): 2}[fault, workers]
 
 
+@pytest.mark.cluster
 def test_a_worker_that_is_silent_for_long_is_not_dropped(
     slides: Path, tile_options: TileOptions, tmp_path: Path
 ) -> None:
@@ -219,6 +225,7 @@ def test_a_worker_that_is_silent_for_long_is_not_dropped(
     assert any("worker-ttl was 1 s" in note for note in notes.said)
 
 
+@pytest.mark.cluster
 def test_a_scheduler_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask_cluster, "CONNECT_S", 1)
     with (

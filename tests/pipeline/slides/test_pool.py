@@ -28,6 +28,7 @@ def readers_of(parent: int) -> list[psutil.Process]:
     return [p for p in psutil.Process(parent).children() if "spawn_main" in " ".join(p.cmdline())]
 
 
+@pytest.mark.kill
 def test_processes_write_what_threads_write_and_survive_a_death(
     store: Path, slides: Path, tile_options: TileOptions, tmp_path: Path
 ) -> None:
@@ -48,6 +49,7 @@ def test_processes_write_what_threads_write_and_survive_a_death(
     assert readers_of(os.getpid()) == []
 
 
+@pytest.mark.kill
 def test_the_loader_with_processes_and_deaths(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them die, twice in a window: the stream is that of threads."""
     true_submit, submitted = PatchPool.submit, []
@@ -80,6 +82,7 @@ def test_runs_are_short_when_rows_have_many_views(seeds: int, rows: int) -> None
     assert run_length(seeds) == rows
 
 
+@pytest.mark.kill
 def test_a_dead_process_that_another_thread_collects_is_replaced(store: Path) -> None:
     """`multiprocessing` waits for all dead children whenever it starts one, in whatever thread."""
     source = StoreSource("a", store)
@@ -91,6 +94,7 @@ def test_a_dead_process_that_another_thread_collects_is_replaced(store: Path) ->
         assert pool.submit(source, whose, 2).result()[0] == 2
 
 
+@pytest.mark.kill
 def test_work_that_kills_every_process_is_an_error(store: Path) -> None:
     source = StoreSource("a", store)
     with PatchPool(2, processes=True) as pool:

@@ -240,6 +240,7 @@ def test_only_known_files_come_along(whole: Path, tmp_path: Path) -> None:
         part(a, tmp_path / "out2")
 
 
+@pytest.mark.kill
 def test_a_killed_merge_goes_on(whole: Path, tmp_path: Path) -> None:
     part(whole, tmp_path / "a", slides=("a", "b", "d"))
     part(whole, tmp_path / "b", slides=("cv", "ev", "empty"))

@@ -390,6 +390,7 @@ export.export(Path(sys.argv[1]), Path(sys.argv[2]), options, lambda n: None, lam
 """
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize("kind", ["lossless", "int8"])
 def test_killed_at_any_moment_the_bytes_are_the_same(
     lab: Path, key: Pseudonyms, tmp_path: Path, kind: str

@@ -95,6 +95,7 @@ def test_sweep_removes_partials_only(tmp_path: Path) -> None:
     assert (tmp_path / "x/keep").exists()
 
 
+@pytest.mark.kill
 def test_one_command_writes_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     with (

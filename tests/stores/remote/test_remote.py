@@ -33,6 +33,7 @@ from stores.remote.objects import ATTEMPTS, Objects
 from tests.tools.s3_server import BUCKET, Proxy, environment, s3_server
 
 pytestmark = [
+    pytest.mark.s3,
     pytest.mark.filterwarnings(
         "ignore::DeprecationWarning:(botocore|aiobotocore|moto|werkzeug|s3fs|fsspec).*"
     ),
@@ -301,6 +302,7 @@ def test_push_survives_failures_and_does_not_mix_stores(
         put(other, url)
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize("command", ["push", "pull"])
 def test_killed_transfers_go_on(s3: str, uploaded: str, store: Path, tmp_path: Path, command: str) -> None:
     """SIGKILL in the middle; what had arrived is not sent again, and no half of a store is taken for one."""

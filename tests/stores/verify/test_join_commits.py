@@ -111,6 +111,7 @@ reindex.reindex(Path(sys.argv[1]), False, False, print, print)
 """
 
 
+@pytest.mark.kill
 def test_a_kill_between_join_and_removal_lists_no_view_twice(store: Path, made: Path) -> None:
     command = [sys.executable, "-c", JOIN_AND_DIE, str(store)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
