@@ -1,6 +1,7 @@
 """What a store holds, in figures."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from stores.errors import CorruptStore
 from stores.format import features, layout, manifest, recipe
 from stores.format.statistics import RunningStats
 from stores.io.location import StoreLike
+from stores.io.text import human_bytes, one_line, unusable_lines
 
 CONSTANT = 1e-6
 """A dimension with a smaller standard deviation carries nothing."""
@@ -57,6 +59,45 @@ def store_info(store: StoreLike) -> dict[str, Any]:
         "bytes": size,
         "bytes_per_view": (size[layout.FEATURES] + size[layout.MANIFEST]) / n_views if n_views else None,
     }
+
+
+def info_lines(info: Mapping[str, Any]) -> list[str]:
+    """What `store_info` found, to read."""
+    recipe_json, found = info["recipe"], info["statistics"]
+    teacher = recipe_json["teacher"] or {"name": "none yet", "weights_sha256": "", "dim": 0, "dtype": "-"}
+    lines = [
+        f"store     {info['path']}",
+        f"recipe    {info['recipe_digest'] or 'incomplete: no teacher yet'}",
+        f"teacher   {one_line(teacher['name'])}, {teacher['dim']}-d, {one_line(teacher['dtype'])}, "
+        f"weights {one_line(teacher['weights_sha256'], 16)}",
+        f"patch     {recipe_json['patch']['size_px']} px at {recipe_json['patch']['mpp']:g} mpp",
+    ]
+    if (kept := recipe_json.get("tokens")) is not None:
+        grid = f"{kept['grid']}x{kept['grid']}"
+        lines.append(f"tokens    {kept['count']} of {grid} patch tokens a view, {kept['dim']}-d")
+    lines += [
+        f"slides    {info['slides']} ({_join(info['slides_by_status'])}), {info['patients']} patients",
+        f"patches   {info['patches']} ({_join(info['patches_by_split'])})",
+        f"views     {info['views']}, {info['complete']:.1%} complete, {info['bad_reads']} bad reads",
+        *(f"  seed {seed:>3} {_join(splits)}" for seed, splits in info["views_by_seed_and_split"].items()),
+        "bytes     " + ", ".join(f"{name} {human_bytes(size)}" for name, size in info["bytes"].items()),
+    ]
+    if found:
+        lines.append(
+            f"features  per dimension: mean {found['mean_min']:.3g} to {found['mean_max']:.3g}, standard deviation "
+            f"{found['std_min']:.3g} to {found['std_max']:.3g} (median {found['std_median']:.3g}), "
+            f"{found['constant_dimensions']} constant"
+        )
+        if "tissue_p50" in found:
+            share = "{tissue_p05:.0%}, {tissue_p50:.0%}, {tissue_p95:.0%}".format(**found)
+            lines.append(f"tissue    {share} of a patch (5th, 50th and 95th percentile)")
+    if info["bytes_per_view"]:
+        lines.append(f"          {info['bytes_per_view']:.0f} B a view, manifest included")
+    return lines + unusable_lines(info["slides_unusable"])
+
+
+def _join(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{one_line(name)} {count}" for name, count in counts.items())
 
 
 def statistics(store: StoreLike) -> dict[str, float] | None:

@@ -1,6 +1,5 @@
 """The commands ``g2l store ...``: parse, call one function, print. Heavy imports stand inside the commands."""
 
-import dataclasses
 import datetime
 import sys
 from pathlib import Path
@@ -32,11 +31,10 @@ def store() -> None:
 @JSON
 def info(path: str, as_json: bool) -> None:
     """What a store holds: recipe, slides, patches, views per seed and split, bytes, completeness."""
-    from pipeline.commands import summaries
-    from stores.info import store_info
+    from stores.info import info_lines, store_info
 
     result = store_info(opened(path))
-    print_result(as_json, result, lambda: summaries.info_lines(path, result))
+    print_result(as_json, result, lambda: info_lines(result))
 
 
 @store.command()
@@ -45,14 +43,13 @@ def info(path: str, as_json: bool) -> None:
 @options_of(VerifyOptions, ClusterOptions)
 def verify(path: str, cache: Path | None, cache_gb: float, as_json: bool, **values: Any) -> None:
     """Prove a store: structure, views with --slides, features with --teacher. Exit code 1: something is wrong."""
-    from pipeline.commands import summaries
     from pipeline.runtime.progress import reporter_for
     from pipeline.verify.verify import verify as look
 
     with reporter_for(sys.stderr) as report:
         where = build(ClusterOptions, values)
         result = look(opened(path, cache, cache_gb), build(VerifyOptions, values), report, where)
-    print_result(as_json, summaries.verify_json(path, result), lambda: summaries.verify_lines(path, result))
+    print_result(as_json, result.to_json(), result.lines)
     sys.exit(bool(result.findings))
 
 
@@ -66,11 +63,8 @@ def seal(path: Path, as_it_is: bool, as_json: bool) -> None:
     from pipeline.verify.verify import seal_store
 
     with reporter_for(sys.stderr) as report:
-        digest, n_files = seal_store(path, as_it_is, report)
-    result = {"store": str(path), "digest": digest, "files": n_files}
-    print_result(
-        as_json, result, lambda: [f"sealed {n_files} files of {path}", f"digest  {digest}  (publish it)"]
-    )
+        result = seal_store(path, as_it_is, report)
+    print_result(as_json, result.to_json(), result.lines)
 
 
 @store.command()
@@ -80,15 +74,13 @@ def seal(path: Path, as_it_is: bool, as_json: bool) -> None:
 @JSON
 def merge(stores: tuple[str, ...], out: Path, allow_duplicates: bool, as_json: bool) -> None:
     """The union of stores by slide: one recipe, and what they both have has to be equal."""
-    from pipeline.commands.summaries import copy_json, copy_lines
     from pipeline.runtime.progress import reporter_for
     from stores.combine import merge as share
 
     with reporter_for(sys.stderr) as report:
         found = [opened(path) for path in stores]
-        result = share.merge(found, out, allow_duplicates, lambda n: report.start("merge", n), report.advance)
-    summary = copy_json(out, result)
-    print_result(as_json, summary, lambda: copy_lines(summary))
+        result = share.merge(found, out, allow_duplicates, report)
+    print_result(as_json, result.to_json(), result.lines)
 
 
 @store.command()
@@ -116,7 +108,6 @@ def subset(
     **values: Any,
 ) -> None:
     """A store of some slides and seeds of another; all conditions that are given have to hold."""
-    from pipeline.commands.summaries import copy_json, copy_lines
     from pipeline.runtime.progress import reporter_for
     from stores.combine import subset as subsets
 
@@ -125,9 +116,8 @@ def subset(
     )
     with reporter_for(sys.stderr) as report:
         found = opened(path)
-        result = subsets.subset(found, out, chosen, lambda n: report.start("subset", n), report.advance)
-    summary = copy_json(out, result)
-    print_result(as_json, summary, lambda: copy_lines(summary))
+        result = subsets.subset(found, out, chosen, report)
+    print_result(as_json, result.to_json(), result.lines)
 
 
 @store.command()
@@ -146,7 +136,6 @@ def export(
     path: str, out: Path, key: Path | None, mapping: Path | None, as_json: bool, **values: Any
 ) -> None:
     """A copy for others: without the names of slides and patients, or smaller, or both."""
-    from pipeline.commands import summaries
     from pipeline.runtime.progress import reporter_for
     from stores.export import export as exports
     from stores.export.pseudonyms import read_key
@@ -161,8 +150,8 @@ def export(
     )
     with reporter_for(sys.stderr) as report:
         found = opened(path)
-        result = exports.export(found, out, options, lambda n: report.start("export", n), report.advance)
-    print_result(as_json, summaries.export_json(result), lambda: summaries.export_lines(out, result))
+        result = exports.export(found, out, options, report)
+    print_result(as_json, result.to_json(), result.lines)
 
 
 @store.command()
@@ -180,9 +169,8 @@ def card(path: Path, name: str | None, date: datetime.datetime | None, as_json: 
     from stores.publish.card import CardOptions, write_card
 
     day = (date or datetime.datetime.now()).date().isoformat()
-    written = write_card(path, CardOptions(name=name or path.resolve().name, date=day, **values))
-    names = [str(file) for file in written]
-    print_result(as_json, {"written": names}, lambda: names)
+    result = write_card(path, CardOptions(name=name or path.resolve().name, date=day, **values))
+    print_result(as_json, result.to_json(), result.lines)
 
 
 @store.command()
@@ -192,14 +180,12 @@ def card(path: Path, name: str | None, date: datetime.datetime | None, as_json: 
 @JSON
 def reindex(path: Path, dry_run: bool, prune: bool, as_json: bool) -> None:
     """Bring in line what follows from other things. Exit code 1: something contradicts itself."""
-    from pipeline.commands.summaries import reindex_json, reindex_lines
     from pipeline.runtime.progress import reporter_for
     from stores.verify.reindex import reindex as bring_in_line
 
     with reporter_for(sys.stderr) as report:
-        result = bring_in_line(path, dry_run, prune, lambda n: report.start("reindex", n), report.advance)
-    summary = reindex_json(path, dry_run, result)
-    print_result(as_json, summary, lambda: reindex_lines(summary))
+        result = bring_in_line(path, dry_run, prune, report)
+    print_result(as_json, result.to_json(), result.lines)
     sys.exit(bool(result.problems))
 
 
@@ -209,15 +195,14 @@ def reindex(path: Path, dry_run: bool, prune: bool, as_json: bool) -> None:
 @JSON
 def push(path: Path, url: str, as_json: bool) -> None:
     """Upload a store to a URL such as s3://bucket/name; goes on after an interruption."""
-    from pipeline.commands import summaries
     from pipeline.runtime.progress import reporter_for
     from stores.remote import transfer
     from stores.remote.objects import Objects
 
     with reporter_for(sys.stderr) as report:
         objects = Objects(url)
-        result = transfer.push(path, objects, lambda total: report.start("push", total), report.advance)
-    print_result(as_json, dataclasses.asdict(result), lambda: summaries.transfer_lines(url, result))
+        result = transfer.push(path, objects, report)
+    print_result(as_json, result.to_json(), result.lines)
 
 
 @store.command()
@@ -226,12 +211,11 @@ def push(path: Path, url: str, as_json: bool) -> None:
 @JSON
 def pull(url: str, out: Path, as_json: bool) -> None:
     """Download a store from a URL into a new folder; goes on after an interruption."""
-    from pipeline.commands import summaries
     from pipeline.runtime.progress import reporter_for
     from stores.remote import transfer
     from stores.remote.objects import Objects
 
     with reporter_for(sys.stderr) as report:
         objects = Objects(url)
-        result = transfer.pull(objects, out, lambda total: report.start("pull", total), report.advance)
-    print_result(as_json, dataclasses.asdict(result), lambda: summaries.transfer_lines(str(out), result))
+        result = transfer.pull(objects, out, report)
+    print_result(as_json, result.to_json(), result.lines)

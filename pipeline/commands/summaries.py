@@ -1,16 +1,11 @@
 """What the commands print when they are done: one function for JSON, one for people."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stores.combine.copy_slide import Shared
 from stores.info import store_info
 from stores.io.text import human_bytes, one_line
-from stores.verify.reindex import Reindexed
-
-_SHOWN = 20
 
 
 def tile_json(store: Path, result: Any) -> dict[str, Any]:
@@ -164,124 +159,6 @@ def distill_lines(run: Path, summary: Mapping[str, Any]) -> list[str]:
     return [*lines, f"student: {run / 'student'}", f"curves: {run / 'curves.png'}"]
 
 
-def info_lines(store: Any, info: Mapping[str, Any]) -> list[str]:
-    """``store info`` for people."""
-    recipe = info["recipe"]
-    teacher = recipe["teacher"] or {"name": "none yet", "weights_sha256": "", "dim": 0, "dtype": "-"}
-    lines = [
-        f"store     {store}",
-        f"recipe    {info['recipe_digest'] or 'incomplete: no teacher yet'}",
-        f"teacher   {one_line(teacher['name'])}, {teacher['dim']}-d, {one_line(teacher['dtype'])}, "
-        f"weights {one_line(teacher['weights_sha256'], 16)}",
-        f"patch     {recipe['patch']['size_px']} px at {recipe['patch']['mpp']:g} mpp",
-        *_token_lines(recipe.get("tokens")),
-        f"slides    {info['slides']} ({_join(info['slides_by_status'])}), {info['patients']} patients",
-        f"patches   {info['patches']} ({_join(info['patches_by_split'])})",
-        f"views     {info['views']}, {info['complete']:.1%} complete, {info['bad_reads']} bad reads",
-    ]
-    lines += [f"  seed {seed:>3} {_join(splits)}" for seed, splits in info["views_by_seed_and_split"].items()]
-    lines.append(
-        "bytes     " + ", ".join(f"{name} {human_bytes(size)}" for name, size in info["bytes"].items())
-    )
-    if info["statistics"]:
-        found = info["statistics"]
-        lines.append(
-            f"features  per dimension: mean {found['mean_min']:.3g} to {found['mean_max']:.3g}, standard deviation "
-            f"{found['std_min']:.3g} to {found['std_max']:.3g} (median {found['std_median']:.3g}), "
-            f"{found['constant_dimensions']} constant"
-        )
-        if "tissue_p50" in found:
-            share = "{tissue_p05:.0%}, {tissue_p50:.0%}, {tissue_p95:.0%}".format(**found)
-            lines.append(f"tissue    {share} of a patch (5th, 50th and 95th percentile)")
-    if info["bytes_per_view"]:
-        lines.append(f"          {info['bytes_per_view']:.0f} B a view, manifest included")
-    return lines + _reasons(info["slides_unusable"])
-
-
-def _token_lines(tokens: Mapping[str, Any] | None) -> list[str]:
-    if tokens is None:
-        return []
-    grid = f"{tokens['grid']}x{tokens['grid']}"
-    return [f"tokens    {tokens['count']} of {grid} patch tokens a view, {tokens['dim']}-d"]
-
-
-def _join(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{one_line(name)} {count}" for name, count in counts.items())
-
-
-def export_json(result: Any) -> dict[str, Any]:
-    """The outcome of ``store export``; the names that were replaced are not in it."""
-    names = ("slides", "patches", "files", "bytes", "left_out", "compact", "notes")
-    return {name: getattr(result, name) for name in names}
-
-
-def export_lines(out: Path, result: Any) -> list[str]:
-    """The outcome of ``store export`` for people."""
-    lines = [
-        f"{out}: {result.slides} slides, {result.patches} patches; {result.files} files, {human_bytes(result.bytes)}"
-    ]
-    if result.compact:
-        error = result.compact
-        lines.append(
-            f"int8: relative error {error['relative_error']:.2%} on average, {error['max_relative_error']:.2%} at most"
-        )
-        if "nn10_overlap" in error:
-            lines.append(f"      {error['nn10_overlap']:.1%} of the 10 nearest neighbours stay the same")
-    lines += [f"note: {text}" for text in result.notes]
-    return lines + [f"left out, no file of a store: {name!r:.200}" for name in result.left_out]
-
-
-def transfer_lines(where: str, result: Any) -> list[str]:
-    """``store push`` and ``store pull`` for people."""
-    size = human_bytes(result.bytes)
-    return [
-        f"{where}: {result.files} files, {size}; {result.there_before} of them were there from an earlier run",
-        f"proved by: {result.proof}",
-        *(f"left out, no file of a store: {name!r:.200}" for name in result.left_out),
-    ]
-
-
-def verify_json(store: Any, result: Any) -> dict[str, Any]:
-    """The outcome of ``store verify``."""
-    structure = result.structure
-    return {
-        "store": str(store),
-        "ok": not result.findings,
-        "findings": [finding.to_json() for finding in result.findings],
-        "slides": structure.slides,
-        "views": structure.views,
-        "bytes": structure.bytes,
-        "sealed": structure.sealed,
-        "views_checked": result.views_checked,
-        "features_checked": result.features_checked,
-        "cosine_min": result.cosine_min,
-        "error_max": result.error_max,
-        "notes": result.notes,
-        "repaired": result.repaired,
-    }
-
-
-def verify_lines(store: Any, result: Any) -> list[str]:
-    """The outcome of ``store verify`` for people."""
-    structure = result.structure
-    sealed = "sealed, checksums compared" if structure.sealed else "not sealed"
-    lines = [
-        *(f"repaired: {text}" for text in result.repaired),
-        f"structure: {structure.slides} slides, {structure.views} views, {human_bytes(structure.bytes)} read; {sealed}",
-    ]
-    if result.views_checked:
-        lines.append(f"views: {result.views_checked} rendered again and compared")
-    if result.features_checked:
-        lines.append(
-            f"teacher: {result.features_checked} features computed again; smallest cosine {result.cosine_min:.6f}, "
-            f"largest difference {result.error_max:.2e}"
-        )
-    lines += [f"note: {text}" for text in result.notes]
-    lines += [f"wrong: {finding}" for finding in result.findings]
-    count = len(result.findings)
-    return [*lines, f"{store}: {f'{count} wrong' if count else 'nothing is wrong'}"]
-
-
 def model_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """``models`` for people."""
     lines = [f"{'name':<16} {'dim':>5} {'parameters':>13}  {'mpp':>4}  licence"]
@@ -293,54 +170,3 @@ def model_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if row["note"]:
             lines.append(f"{'':<16} {row['note']}")
     return lines
-
-
-def copy_json(out: Path, result: Shared) -> dict[str, Any]:
-    """The summary of ``merge`` and ``subset``."""
-    info = store_info(out)
-    figures = {name: info[name] for name in ("recipe_digest", "seeds", "views", "complete")}
-    return {"store": str(out), **asdict(result), **figures, "bytes": sum(info["bytes"].values())}
-
-
-def copy_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The same for people."""
-    sources = ", ".join(f"{source['name']} ({source['slides']})" for source in summary["sources"])
-    return [
-        f"{summary['store']}: {summary['slides']} slides, {summary['patches']} patches, "
-        f"{summary['views']} views under {len(summary['seeds'])} seeds, {human_bytes(summary['bytes'])}; "
-        f"slides from: {sources}",
-        *(f"note: {text}" for text in summary["notes"]),
-        *_some("left out, no file of a store or of a slide in its table", summary["left_out"]),
-    ]
-
-
-def reindex_json(store: Path, dry_run: bool, result: Reindexed) -> dict[str, Any]:
-    """The summary of ``reindex``."""
-    return {"store": str(store), "dry_run": dry_run, **asdict(result)}
-
-
-def reindex_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The same for people."""
-    verb = "would be " if summary["dry_run"] else ""
-    gone = "removed" if summary["pruned"] else "--prune removes it"
-    return [
-        *(f"{verb}done: {text}" for text in summary["done"]),
-        *_some(f"no commit record lists it, {gone}", summary["leftovers"]),
-        *_some("stray, no file of a store, left alone", summary["strays"]),
-        *(f"wrong: {text}" for text in summary["problems"]),
-        f"{summary['store']}: {_count(summary)}",
-    ]
-
-
-def _count(summary: Mapping[str, Any]) -> str:
-    wrong = len(summary["problems"])
-    if wrong:
-        return f"{wrong} wrong, which nothing else tells how to mend"
-    todo = len(summary["done"]) if summary["dry_run"] else 0
-    return f"{todo} things to do" if todo else "everything is in line"
-
-
-def _some(what: str, names: Sequence[str]) -> list[str]:
-    lines = [f"{what}: {name!r:.300}" for name in names[:_SHOWN]]
-    more = len(names) - _SHOWN
-    return [*lines, f"{what}: {more} more, see --json"] if more > 0 else lines

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -14,35 +14,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from stores.io.progress import Reporter, Silent
+
+__all__ = ["Bar", "Lines", "Reporter", "Silent", "reporter_for"]
+
 LINE_SECONDS = 15.0
-
-
-class Reporter(Protocol):
-    """What a stage tells while it works."""
-
-    def note(self, text: str) -> None:
-        """Say one line."""
-
-    def start(self, what: str, total: int, done: int = 0) -> None:
-        """Begin a piece of work of `total` units, `done` of which an earlier run has finished."""
-
-    def advance(self, by: int = 1, detail: str = "") -> None:
-        """Count units of the current work."""
-
-    def record(self, event: str, **fields: Any) -> None:
-        """Something for the structured log alone."""
-
-
-class Silent:
-    """Says nothing: for tests and for use as a library."""
-
-    def note(self, text: str) -> None: ...
-
-    def start(self, what: str, total: int, done: int = 0) -> None: ...
-
-    def advance(self, by: int = 1, detail: str = "") -> None: ...
-
-    def record(self, event: str, **fields: Any) -> None: ...
 
 
 class Lines:

@@ -52,6 +52,33 @@ class Verified:
     def findings(self) -> list[Finding]:
         return self.structure.findings
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            **self.structure.to_json(),
+            "views_checked": self.views_checked,
+            "features_checked": self.features_checked,
+            "cosine_min": self.cosine_min,
+            "error_max": self.error_max,
+            "notes": self.notes,
+            "repaired": self.repaired,
+        }
+
+    def lines(self) -> list[str]:
+        """The same to read."""
+        lines = [*(f"repaired: {text}" for text in self.repaired), *self.structure.lines()]
+        if self.views_checked:
+            lines.append(f"views: {self.views_checked} rendered again and compared")
+        if self.features_checked:
+            lines.append(
+                f"teacher: {self.features_checked} features computed again; smallest cosine {self.cosine_min:.6f}, "
+                f"largest difference {self.error_max:.2e}"
+            )
+        lines += [f"note: {text}" for text in self.notes]
+        lines += [f"wrong: {finding}" for finding in self.findings]
+        count = f"{len(self.findings)} wrong" if self.findings else "nothing is wrong"
+        return [*lines, f"{self.structure.store}: {count}"]
+
     def take_in(self, part: "Verified") -> None:
         """Add what was found on one slide."""
         self.findings.extend(part.findings)

@@ -19,10 +19,10 @@ from pipeline.verify.options import VerifyOptions
 from pipeline.verify.slide_views import SlideLooker, SlideToLook, Verified
 from pipeline.views.draw import RENDERING
 from stores.errors import ClusterError, OptionError, StoreError
-from stores.format import layout, manifest, recipe
+from stores.format import manifest, recipe
 from stores.io.location import StoreLike
 from stores.verify.findings import Finding
-from stores.verify.seal import seal
+from stores.verify.seal import Sealed, seal
 from stores.verify.structure import Structure, verify_structure
 
 _ROUNDS = 3  # behind broken metadata or a broken record more may come to light
@@ -66,16 +66,13 @@ def verify(
 
 
 def _look(workers: Cluster, store: StoreLike, options: VerifyOptions, report: Reporter) -> Verified:
-    total = sum(store.list_files().values()) if not isinstance(store, Path) else _bytes_below(store)
-    report.start("verify structure", total)
-
     def each(check: Any, slides: Iterable[Any]) -> Iterator[Any]:
         for done in workers.run(functools.partial(_plainly, check), slides, Silent()):
             if done.result is None:
                 raise ClusterError(f"slide {done.item}: could not be looked at: {done.error}")
             yield done.result
 
-    result = Verified(verify_structure(store, options.partial, report.advance, each))
+    result = Verified(verify_structure(store, options.partial, report, each))
     if options.slides or options.views or options.teacher:
         _recompute(workers, store, options, result, report)
     return result
@@ -83,10 +80,6 @@ def _look(workers: Cluster, store: StoreLike, options: VerifyOptions, report: Re
 
 def _plainly(function: Callable[[Any], Any], item: Any, advance: Advance) -> Any:
     return function(item)
-
-
-def _bytes_below(store: Path) -> int:
-    return sum(path.stat().st_size for path in store.rglob("*") if path.is_file()) if store.is_dir() else 0
 
 
 def _recompute(
@@ -131,23 +124,19 @@ def _recompute(
         result.take_in(parts[slide_id])
 
 
-def seal_store(store: Path, as_it_is: bool, report: Reporter) -> tuple[str, int]:
-    """Verify the structure and seal; returns the digest to publish and the number of sealed files.
+def seal_store(store: Path, as_it_is: bool, report: Reporter) -> Sealed:
+    """Verify the structure and seal.
 
     Raises
     ------
     StoreError
         When something is wrong with the store and `as_it_is` is not set.
     """
-    total = _bytes_below(store)
     if not as_it_is:
-        report.start("verify structure", total)
-        found = [f for f in verify_structure(store, False, report.advance).findings if f.kind != "seal"]
+        found = [f for f in verify_structure(store, report=report).findings if f.kind != "seal"]
         if found:
             raise StoreError(
                 f"{store}: not sealed, {len(found)} things are wrong: {found[0]}; see `g2l store verify`, "
                 "or seal it all the same with --as-it-is"
             )
-    report.start("seal", total)
-    digest = seal(store, report.advance)
-    return digest, len(layout.list_files(store)) - 2
+    return seal(store, report)

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from stores.io import files
 from stores.io.location import StoreLike, read_file
 from stores.io.ranges import runs_of
 from stores.io.staging import copy_file
+from stores.io.text import first_of, human_bytes
 
 SEED_AXIS = ("features", "stats", "scales", *tokens.LEAVES)
 """Arrays whose first axis is the seed; the second is cut into the blocks of the slide."""
@@ -40,15 +41,40 @@ Key = tuple[int, int]
 class Shared:
     """What a merge or subset made."""
 
+    store: str
+    """Folder of the new store."""
     slides: int = 0
     patches: int = 0
     files: int = 0
+    """Those that were copied or cut."""
     bytes: int = 0
+    """Size of the new store."""
     sources: list[dict[str, Any]] = field(default_factory=list)
     """Name, recipe digest and number of slides of each store."""
     left_out: list[str] = field(default_factory=list)
     """Files that no store has, or of slides that the table does not list: they were not copied."""
     notes: list[str] = field(default_factory=list)
+    recipe_digest: str | None = None
+    """None while there is no teacher."""
+    seeds: list[int] = field(default_factory=list)
+    views: int = 0
+    """Those that have features."""
+    complete: float = 0.0
+    """Share of patches times seeds that is committed."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The same to read."""
+        sources = ", ".join(f"{source['name']} ({source['slides']})" for source in self.sources)
+        return [
+            f"{self.store}: {self.slides} slides, {self.patches} patches, {self.views} views under "
+            f"{len(self.seeds)} seeds, {human_bytes(self.bytes)}; slides from: {sources}",
+            *(f"note: {text}" for text in self.notes),
+            *first_of("left out, no file of a store or of a slide in its table", self.left_out),
+        ]
 
 
 class Source:
@@ -124,7 +150,6 @@ class Source:
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="copy") as pool:
             for _ in pool.map(lambda one: copy_file(self.store, one[0], one[1], stage), sized):
                 result.files += 1
-        result.bytes += sum(size for _, size in sized)
 
 
 @dataclass(frozen=True, slots=True)

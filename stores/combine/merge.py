@@ -4,7 +4,7 @@ A slide's arrays and its manifest rows are self-contained, so files are copied; 
 several stores have of one slide is compared first (`stores.combine.reconcile`), before anything is written.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,14 @@ from stores.errors import OptionError, RecipeMismatch, StoreError
 from stores.format import layout, manifest, recipe
 from stores.io import files
 from stores.io.location import StoreLike
-from stores.io.progress import Progress
-from stores.io.staging import staged
+from stores.io.progress import SILENT, Reporter
+from stores.io.staging import REQUEST, staged
 
 _MADE_BY = (layout.options_file("tile"), layout.options_file("extract-teacher"))
 
 
 def merge(
-    stores: Sequence[StoreLike],
-    out: Path,
-    allow_duplicates: bool,
-    start: Callable[[int], None],
-    progress: Progress,
+    stores: Sequence[StoreLike], out: Path, allow_duplicates: bool = False, report: Reporter = SILENT
 ) -> Shared:
     """The union of stores by slide. Start it again after an interruption: it goes on.
 
@@ -36,8 +32,8 @@ def merge(
     ----------
     allow_duplicates : bool
         Accept one slide file under two ids.
-    start, progress
-        Told the number of slides, then after each slide.
+    report : Reporter
+        Advances by slide.
 
     Raises
     ------
@@ -53,17 +49,18 @@ def merge(
     sources = [Source(store) for store in stores]
     for other in sources[1:]:
         _require_same_recipe(sources[0], other)
-    start(len({name for source in sources for name in source.rows}))
-    choices = {name: choose(name, sources) for name in sorted({n for s in sources for n in s.rows})}
+    names = sorted({name for source in sources for name in source.rows})
+    report.start("merge", len(names))
+    choices = {name: choose(name, sources) for name in names}
     _require_one_split(choices, sources)
     if not allow_duplicates:
         _require_distinct(choices, sources)
     request = {"command": "merge", "stores": [[str(s), s.identity()] for s in sources]}
-    result = begin(sources)
+    result = begin(out, sources)
     with staged(out, request) as stage:
         for slide_id, choice in choices.items():
             copy_slide(slide_id, choice, None, stage, result)
-            progress(1, slide_id)
+            report.advance(1, slide_id)
         for name in _MADE_BY:
             having = [source for source in sources if name in source.listed]
             for source in having[:1]:
@@ -73,9 +70,9 @@ def merge(
     return result
 
 
-def begin(sources: Sequence[Source]) -> Shared:
+def begin(out: Path, sources: Sequence[Source]) -> Shared:
     """The result before anything is copied: where from, and what stays behind."""
-    result = Shared(sources=[source.about() for source in sources])
+    result = Shared(str(out), sources=[source.about() for source in sources])
     for source in sources:
         result.left_out += [f"{source}/{name}" for name in source.unknown]
         if layout.CHECKSUMS in source.listed:
@@ -87,11 +84,18 @@ def begin(sources: Sequence[Source]) -> Shared:
 
 
 def finish(stage: Path, stored: recipe.Recipe, rows: Sequence[Mapping[str, Any]], result: Shared) -> None:
-    """Write slides table and recipe of a new store."""
+    """Write slides table and recipe of a new store, and count what is in it."""
     manifest.write_slides(stage, rows)
     recipe.save(stage, stored)
     result.slides = len(rows)
     result.patches = sum(row["n_patches"] for row in rows)
+    result.bytes = sum(size for name, size in layout.list_files(stage).items() if name != REQUEST)
+    counts = manifest.count_views(stage).to_pylist()
+    committed = sum(count["views"] for count in counts)
+    result.recipe_digest = stored.digest() if stored.complete else None
+    result.seeds = sorted({count["seed"] for count in counts})
+    result.views = sum(count["views"] for count in counts if count["status"] == manifest.OK)
+    result.complete = committed / (result.patches * len(result.seeds)) if committed else 0.0
 
 
 def _require_same_recipe(first: Source, other: Source) -> None:

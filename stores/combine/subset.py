@@ -1,7 +1,7 @@
 """``store subset``: a store of some of the slides and seeds of another."""
 
 import csv
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from stores.format import layout, manifest
 from stores.format.layout import read_options
 from stores.io import files
 from stores.io.location import StoreLike
-from stores.io.progress import Progress
+from stores.io.progress import SILENT, Reporter
 from stores.io.staging import staged
 
 _EXTRACTED = layout.options_file("extract-teacher")
@@ -93,9 +93,7 @@ def _options_of(selection: Selection) -> dict[str, Any]:
     return without | ({"tokens": None} if not selection.tokens else {})
 
 
-def subset(
-    store: StoreLike, out: Path, selection: Selection, start: Callable[[int], None], progress: Progress
-) -> Shared:
+def subset(store: StoreLike, out: Path, selection: Selection, report: Reporter = SILENT) -> Shared:
     """A store of some of the slides and seeds of another. Start it again after an interruption: it goes on.
 
     Raises
@@ -110,13 +108,13 @@ def subset(
         raise OptionError(f"--seeds {n_seeds}: allowed is 1 or more")
     chosen = asdict(selection) | {"slides": keep, "where": list(selection.where) or None}
     request = {"command": "subset", "store": [str(source), source.identity()], **chosen}
-    result = begin([source])
-    start(len(keep))
+    result = begin(out, [source])
+    report.start("subset", len(keep))
     with staged(out, files.parse_json(files.json_text(request))) as stage:
         for slide_id in keep:
             choice = from_one(source, slide_id, n_seeds, selection.pixels, selection.tokens)
             copy_slide(slide_id, choice, n_seeds, stage, result)
-            progress(1, slide_id)
+            report.advance(1, slide_id)
         source.copy(
             [name for name in (layout.options_file("tile"), _EXTRACTED) if name in source.listed],
             stage,

@@ -9,8 +9,8 @@ not known to be free of names. A self-check reads everything again before the ex
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,9 @@ from stores.format.layout import read_options
 from stores.format.metadata import GROUP
 from stores.io import files
 from stores.io.location import StoreLike
-from stores.io.progress import Progress
+from stores.io.progress import SILENT, Reporter
 from stores.io.staging import REQUEST, copy_file, staged
+from stores.io.text import first_of, human_bytes
 
 _RECODED = re.compile(r"features\.zarr/[^/]+/(?:(?:features|tokens)/.*|zarr\.json)")
 _TOKENS = re.compile(r"features\.zarr/[^/]+/(?:tokens|positions)/.*")
@@ -58,6 +59,8 @@ class ExportOptions:
 class Exported:
     """What an export made."""
 
+    store: str
+    """Folder of the copy."""
     slides: int = 0
     patches: int = 0
     files: int = 0
@@ -67,6 +70,27 @@ class Exported:
     compact: dict[str, Any] | None = None
     """The measured error of an int8 copy."""
     notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; the names that were replaced are not in it."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The same to read."""
+        lines = [
+            f"{self.store}: {self.slides} slides, {self.patches} patches; {self.files} files, "
+            f"{human_bytes(self.bytes)}"
+        ]
+        if self.compact:
+            error = self.compact
+            lines.append(
+                f"int8: relative error {error['relative_error']:.2%} on average, "
+                f"{error['max_relative_error']:.2%} at most"
+            )
+            if "nn10_overlap" in error:
+                lines.append(f"      {error['nn10_overlap']:.1%} of the 10 nearest neighbours stay the same")
+        lines += [f"note: {text}" for text in self.notes]
+        return lines + first_of("left out, no file of a store", self.left_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +113,13 @@ class _Plan:
         return len(self.rows) * (1 if self.names is None else 2)
 
 
-def export(
-    store: StoreLike, out: Path, options: ExportOptions, start: Callable[[int], None], progress: Progress
-) -> Exported:
+def export(store: StoreLike, out: Path, options: ExportOptions, report: Reporter = SILENT) -> Exported:
     """Write an export; one that was interrupted goes on where it was.
 
     Parameters
     ----------
-    start
-        Told how often `progress` will advance by one: a slide written, a slide checked.
+    report : Reporter
+        Advances by one for a slide written and for a slide checked.
 
     Raises
     ------
@@ -109,8 +131,8 @@ def export(
         When the self-check finds an original name; nothing is published then.
     """
     plan = _plan(store, out, options)
-    start(plan.total)
-    return _write(plan, progress)
+    report.start("export", plan.total)
+    return _write(plan, report)
 
 
 def _plan(store: StoreLike, out: Path, options: ExportOptions) -> _Plan:
@@ -160,7 +182,7 @@ def _check_options(store: StoreLike, stored: recipe.Recipe, out: Path, options: 
         )
 
 
-def _write(export: _Plan, advance: Progress) -> Exported:
+def _write(export: _Plan, report: Reporter) -> Exported:
     with staged(export.out, _request(export)) as stage:
         cost = None
         if export.options.compact == INT8:
@@ -168,15 +190,16 @@ def _write(export: _Plan, advance: Progress) -> Exported:
         of_slide = layout.by_slide(export.listing)
         for row in export.rows:
             _write_slide(export, row["slide_id"], of_slide.get(row["slide_id"], []), stage, cost)
-            advance(1, row["slide_id"])
+            report.advance(1, row["slide_id"])
         written = export.recipe if cost is None else replace(export.recipe, compact=cost.to_json())
         _write_rest(export, written, stage)
         size = {name: n for name, n in layout.list_files(stage).items() if name != REQUEST}
         if export.names is not None:
-            _check(export, stage, list(size), advance)
+            _check(export, stage, list(size), report)
             if export.options.mapping is not None:
                 write_mapping(export.options.mapping, export.names.mapping())
     return Exported(
+        str(export.out),
         slides=len(export.rows),
         patches=sum(row["n_patches"] for row in export.rows),
         files=len(size),
@@ -288,7 +311,7 @@ def _hidden(export: _Plan) -> list[str]:
     return [column for column in own_columns(export.rows) if column not in export.options.keep_columns]
 
 
-def _check(export: _Plan, stage: Path, names: Sequence[str], advance: Progress) -> None:
+def _check(export: _Plan, stage: Path, names: Sequence[str], report: Reporter) -> None:
     assert export.names is not None
     open_slides = {export.names.of("slide", row["slide_id"]) for row in export.rows}
 
@@ -296,7 +319,7 @@ def _check(export: _Plan, stage: Path, names: Sequence[str], advance: Progress) 
         known = layout.classify(name)
         if known is not None and known.slide_id in open_slides:
             open_slides.discard(known.slide_id)
-            advance(1, f"self-check: {known.slide_id}")
+            report.advance(1, f"self-check: {known.slide_id}")
 
     issued = export.names.given()
     check_export(stage, names, issued, export.originals, export.options.keep_columns, checked)

@@ -1,6 +1,34 @@
-"""What long work calls to report how far it is."""
+"""Progress of long work: what a function calls while it works, and a reporter that says nothing."""
 
-from collections.abc import Callable
+from typing import Any, Protocol
 
-Progress = Callable[[int, str], None]
-"""``progress(bytes, slide_id)``: told after each piece of work."""
+
+class Reporter(Protocol):
+    """Shows how far long work is. `pipeline.runtime.progress` has a bar and plain lines."""
+
+    def note(self, text: str) -> None:
+        """Say one line."""
+
+    def start(self, what: str, total: int, done: int = 0) -> None:
+        """Begin a piece of work of `total` units, `done` of which an earlier run has finished."""
+
+    def advance(self, by: int = 1, detail: str = "") -> None:
+        """Count units of the current work."""
+
+    def record(self, event: str, **fields: Any) -> None:
+        """Something for the structured log alone."""
+
+
+class Silent:
+    """Says nothing."""
+
+    def note(self, text: str) -> None: ...
+
+    def start(self, what: str, total: int, done: int = 0) -> None: ...
+
+    def advance(self, by: int = 1, detail: str = "") -> None: ...
+
+    def record(self, event: str, **fields: Any) -> None: ...
+
+
+SILENT = Silent()

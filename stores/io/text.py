@@ -1,6 +1,7 @@
 """Text by somebody else, made harmless: for a terminal, a YAML field, a Markdown page."""
 
 import html
+from collections.abc import Mapping, Sequence
 
 _MARKS = "|`*[]~"
 
@@ -38,3 +39,26 @@ def human_bytes(n: float) -> str:
             return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
         n /= 1000
     return f"{n:.1f} TB"
+
+
+def first_of(what: str, names: Sequence[str], shown: int = 20) -> list[str]:
+    """A line for each of the first names, and one for the rest: lists of a result can be long.
+
+    >>> first_of("stray", ["a", "b", "c"], shown=2)
+    ["stray: 'a'", "stray: 'b'", 'stray: 1 more, see --json']
+    """
+    lines = [f"{what}: {name!r:.300}" for name in names[:shown]]
+    return [*lines, f"{what}: {len(names) - shown} more, see --json"] if len(names) > shown else lines
+
+
+def unusable_lines(reasons: Mapping[str, str]) -> list[str]:
+    """Why slides could not be used, a line each; nothing when all could.
+
+    >>> unusable_lines({"a": "no tissue", "b": "b.svs: not a slide"})
+    ['2 slides could not be used:', '  a: no tissue', '  b.svs: not a slide']
+    """
+    lines = [f"{len(reasons)} slides could not be used:"] if reasons else []
+    for slide_id, reason in reasons.items():
+        said = one_line(reason, 500) or "no reason given"
+        lines.append(f"  {said}" if said.startswith(slide_id) else f"  {slide_id}: {said}")
+    return lines

@@ -46,7 +46,22 @@ class CardOptions:
     """The user's own columns that the cohort table counts. None by default: they may say too much."""
 
 
-def write_card(store: Path, options: CardOptions) -> list[Path]:
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The files of a card."""
+
+    files: tuple[Path, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {"written": self.lines()}
+
+    def lines(self) -> list[str]:
+        """The same to read."""
+        return [str(file) for file in self.files]
+
+
+def write_card(store: Path, options: CardOptions) -> Written:
     """Write README.md and croissant.json into a local store; same store and options, same bytes.
 
     Raises
@@ -81,7 +96,7 @@ def write_card(store: Path, options: CardOptions) -> list[Path]:
     described = croissant.croissant(store, card.properties(), own)
     files.write_text(store / layout.README, readme)
     files.write_json(store / layout.CROISSANT, described)
-    return [store / layout.README, store / layout.CROISSANT]
+    return Written((store / layout.README, store / layout.CROISSANT))
 
 
 def size_category(n_views: int) -> str:

@@ -7,15 +7,17 @@ MD5 is right, or where the service tells none, when its bytes are.
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from stores.errors import CorruptStore, OptionError, StoreError
 from stores.format import layout, recipe
 from stores.io import files
 from stores.io.location import read_file
-from stores.io.progress import Progress
+from stores.io.progress import SILENT, Reporter
 from stores.io.staging import staged
+from stores.io.text import first_of, human_bytes
 from stores.remote.objects import THREADS, Object, Objects
 from stores.verify.seal import read_checksums
 
@@ -27,6 +29,8 @@ _MAX_FILE_BYTES = 1 << 32
 class Transferred:
     """What a push or a pull did."""
 
+    store: str
+    """The URL or folder that the store was brought to."""
     files: int = 0
     bytes: int = 0
     there_before: int = 0
@@ -35,6 +39,19 @@ class Transferred:
     """Names that no store has; they stay where they are."""
     proof: str = ""
     """How arrival was proved."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The same to read."""
+        return [
+            f"{self.store}: {self.files} files, {human_bytes(self.bytes)}; {self.there_before} of them were there "
+            "from an earlier run",
+            f"proved by: {self.proof}",
+            *first_of("left out, no file of a store", self.left_out),
+        ]
 
 
 def _each(names: Iterable[str], work: Callable[[str], tuple[int, bool]], result: Transferred) -> None:
@@ -63,13 +80,13 @@ def _known(names: Iterable[str], result: Transferred) -> list[str]:
     return known
 
 
-def push(store: Path, objects: Objects, start: Callable[[int], None], progress: Progress) -> Transferred:
+def push(store: Path, objects: Objects, report: Reporter = SILENT) -> Transferred:
     """Upload a store. Start it again after an interruption: it goes on.
 
     Parameters
     ----------
-    start
-        Told the number of bytes, before the first is sent.
+    report : Reporter
+        Advances by byte.
 
     Raises
     ------
@@ -79,7 +96,7 @@ def push(store: Path, objects: Objects, start: Callable[[int], None], progress: 
         When a file did not arrive as it was sent.
     """
     recipe.load(store)
-    result = Transferred(proof="MD5 or bytes of each file, as the service has it")
+    result = Transferred(objects.url, proof="MD5 or bytes of each file, as the service has it")
     sizes = layout.list_files(store)
     names = _known(sizes, result)
     there = objects.list()
@@ -88,7 +105,7 @@ def push(store: Path, objects: Objects, start: Callable[[int], None], progress: 
         raise OptionError(
             f"{objects.url}: another store is there (its recipe.json differs); choose another URL"
         )
-    start(sum(sizes[name] for name in names))
+    report.start("push", sum(sizes[name] for name in names))
 
     def send(name: str) -> tuple[int, bool]:
         data = (store / name).read_bytes()
@@ -99,7 +116,7 @@ def push(store: Path, objects: Objects, start: Callable[[int], None], progress: 
                 raise StoreError(
                     f"{objects.url}/{name}: arrived other than it was sent; start the push again"
                 )
-        progress(len(data), name)
+        report.advance(len(data), name)
         return len(data), before
 
     _each([name for name in names if name not in _LAST], send, result)
@@ -117,7 +134,7 @@ def _same(objects: Objects, name: str, there: Object | None, data: bytes) -> boo
     return objects.get(name, len(data)) == data
 
 
-def pull(objects: Objects, out: Path, start: Callable[[int], None], progress: Progress) -> Transferred:
+def pull(objects: Objects, out: Path, report: Reporter = SILENT) -> Transferred:
     """Download a store; `out` appears when all of it is there and proved.
 
     Raises
@@ -132,7 +149,7 @@ def pull(objects: Objects, out: Path, start: Callable[[int], None], progress: Pr
         raise StoreError(
             f"{objects.url}: no {layout.RECIPE}, so there is no store, or its upload is unfinished"
         )
-    result = Transferred()
+    result = Transferred(str(out))
     names = _known(listed, result)
     identity = hashlib.sha256(objects.get(layout.RECIPE, 16 << 20) or b"").hexdigest()
     with staged(out, {"command": "pull", "url": objects.url, "recipe": identity}) as stage:
@@ -145,11 +162,11 @@ def pull(objects: Objects, out: Path, start: Callable[[int], None], progress: Pr
         if missing:
             raise StoreError(f"{objects.url}/{missing[0]}: is missing, the seal lists it")
         rest = [name for name in names if name not in (layout.CHECKSUMS, layout.DIGEST)]
-        start(sum(listed[name].size for name in rest))
+        report.start("pull", sum(listed[name].size for name in rest))
 
         def fetch(name: str) -> tuple[int, bool]:
             fetched = _fetch(objects, name, listed[name], stage, sealed)
-            progress(listed[name].size, name)
+            report.advance(listed[name].size, name)
             return fetched
 
         _each(rest, fetch, result)

@@ -7,9 +7,10 @@ record goes only when all of its rows stand in another. Nobody may write to the 
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,8 @@ from stores.format import arrays, features, layout, manifest, recipe
 from stores.format.chunks import read_chunk
 from stores.format.statistics import mean_and_variance
 from stores.io import files
-from stores.io.progress import Progress
+from stores.io.progress import SILENT, Reporter
+from stores.io.text import first_of
 from stores.verify import join_commits
 
 
@@ -28,6 +30,8 @@ from stores.verify import join_commits
 class Reindexed:
     """What a run did, or would do."""
 
+    store: str
+    dry_run: bool = False
     done: list[str] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
     """Chunks that no commit record lists."""
@@ -38,18 +42,36 @@ class Reindexed:
     problems: list[str] = field(default_factory=list)
     """What contradicts itself and cannot be derived from anything else."""
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
 
-def reindex(
-    store: Path, dry_run: bool, prune: bool, start: Callable[[int], None], progress: Progress
-) -> Reindexed:
+    def lines(self) -> list[str]:
+        """The same to read."""
+        verb = "would be " if self.dry_run else ""
+        gone = "removed" if self.pruned else "--prune removes it"
+        todo = len(self.done) if self.dry_run else 0
+        outcome = f"{todo} things to do" if todo else "everything is in line"
+        if self.problems:
+            outcome = f"{len(self.problems)} wrong, which nothing else tells how to mend"
+        return [
+            *(f"{verb}done: {text}" for text in self.done),
+            *first_of(f"no commit record lists it, {gone}", self.leftovers),
+            *first_of("stray, no file of a store, left alone", self.strays),
+            *(f"wrong: {text}" for text in self.problems),
+            f"{self.store}: {outcome}",
+        ]
+
+
+def reindex(store: Path, dry_run: bool = False, prune: bool = False, report: Reporter = SILENT) -> Reindexed:
     """Do what is needed, or with `dry_run` only say it. A killed run is started again.
 
     Parameters
     ----------
     prune : bool
         Remove leftovers: chunks that an interrupted extraction wrote and never committed.
-    start, progress
-        Told the number of usable slides, then after each.
+    report : Reporter
+        Advances by usable slide.
 
     Raises
     ------
@@ -59,12 +81,12 @@ def reindex(
     stored = recipe.load(store)
     layout.require_unsealed(store)
     listed = layout.list_files(store)
-    result = Reindexed(pruned=prune and not dry_run)
+    result = Reindexed(str(store), dry_run, pruned=prune and not dry_run)
     run = _Run(store, dry_run, result, listed)
     run.whole_store(stored)
     rows = manifest.read_slides(store)
     usable = [row for row in rows if row["status"] == manifest.OK]
-    start(len(usable))
+    report.start("reindex", len(usable))
     mine = layout.by_slide(listed)
     for row in usable:
         slide = _Slide(run, row["slide_id"], mine.get(row["slide_id"], []))
@@ -73,7 +95,7 @@ def reindex(
         if stored.compact is None:  # a compact copy keeps the statistics of what it was made from
             slide.statistics()
         slide.find_leftovers()
-        progress(1, row["slide_id"])
+        report.advance(1, row["slide_id"])
     for slide_id in sorted(set(mine) - {row["slide_id"] for row in rows}):
         result.problems.append(f"slide {slide_id}: {len(mine[slide_id])} files, but not in the slides table")
     for name in result.leftovers if result.pruned else ():

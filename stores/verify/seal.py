@@ -8,13 +8,15 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from stores.errors import StoreError
 from stores.format.layout import CHECKSUMS, DIGEST, classify, list_files
 from stores.io import files
 from stores.io.location import StoreLike, read_file
-from stores.io.progress import Progress
+from stores.io.progress import SILENT, Reporter
 from stores.verify.findings import Finding
 
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
@@ -34,9 +36,26 @@ def sha256_of(store: StoreLike, name: str) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _hashes(
-    store: StoreLike, names: Iterable[tuple[str, int]], progress: Progress
-) -> Iterator[tuple[str, str | StoreError]]:
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A store under seal."""
+
+    store: str
+    digest: str
+    """To publish."""
+    files: int
+    """Those that the seal lists."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The same to read."""
+        return [f"sealed {self.files} files of {self.store}", f"digest  {self.digest}  (publish it)"]
+
+
+def _hashes(store: StoreLike, names: Iterable[str]) -> Iterator[tuple[str, str | StoreError]]:
     def hashed(name: str) -> str | StoreError:
         try:
             return sha256_of(store, name)
@@ -45,15 +64,13 @@ def _hashes(
         except OSError as error:
             return StoreError(files.first_line(error))
 
-    sized = list(names)
+    names = list(names)
     with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="sha256") as pool:
-        for (name, size), found in zip(sized, pool.map(hashed, [name for name, _ in sized]), strict=True):
-            progress(size, name)
-            yield name, found
+        yield from zip(names, pool.map(hashed, names), strict=True)
 
 
-def seal(store: Path, progress: Progress) -> str:
-    """Write ``checksums.sha256`` and the digest of it; returns the digest.
+def seal(store: Path, report: Reporter = SILENT) -> Sealed:
+    """Write ``checksums.sha256`` and the digest of it.
 
     Raises
     ------
@@ -69,7 +86,9 @@ def seal(store: Path, progress: Progress) -> str:
                 f"{store}: file {name!r}: a name with control characters or \\; rename or remove it"
             )
     lines = []
-    for name, found in _hashes(store, listed.items(), progress):
+    report.start("seal", sum(listed.values()))
+    for name, found in _hashes(store, listed):
+        report.advance(listed[name], name)
         if isinstance(found, StoreError):
             raise found
         lines.append(f"{found}  {name}\n")
@@ -78,7 +97,7 @@ def seal(store: Path, progress: Progress) -> str:
     (store / DIGEST).unlink(missing_ok=True)  # a kill in between leaves no digest rather than a wrong one
     files.write_text(store / CHECKSUMS, text)
     files.write_text(store / DIGEST, f"{digest}  {CHECKSUMS}\n")
-    return digest
+    return Sealed(str(store), digest, len(listed))
 
 
 def read_checksums(store: StoreLike) -> dict[str, str] | None:
@@ -110,13 +129,15 @@ def read_checksums(store: StoreLike) -> dict[str, str] | None:
     return found
 
 
-def check_seal(store: StoreLike, listed: dict[str, int], progress: Progress) -> list[Finding]:
+def check_seal(store: StoreLike, listed: dict[str, int], report: Reporter = SILENT) -> list[Finding]:
     """Whatever was changed, added or removed since a store was sealed; nothing when it is not sealed.
 
     Parameters
     ----------
     listed
         Files that there are, name to bytes.
+    report : Reporter
+        Shows the names; the bytes were counted when the structure was verified.
     """
     try:
         sealed = read_checksums(store)
@@ -129,8 +150,8 @@ def check_seal(store: StoreLike, listed: dict[str, int], progress: Progress) -> 
         _finding(name, "is not in the seal: added afterwards") for name in sorted(set(here) - set(sealed))
     ]
     found += [_finding(name, "is missing, the seal lists it") for name in sorted(set(sealed) - set(here))]
-    common = [(name, here[name]) for name in sorted(set(here) & set(sealed))]
-    for name, digest in _hashes(store, common, progress):
+    for name, digest in _hashes(store, sorted(set(here) & set(sealed))):
+        report.advance(0, name)
         if isinstance(digest, StoreError):
             found.append(_finding(name, f"cannot be read ({digest})"))
         elif digest != sealed[name]:

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from stores.errors import StoreError
 from stores.format import layout, manifest, recipe
@@ -15,7 +16,8 @@ from stores.format.layout import by_slide, classify
 from stores.format.metadata import GROUP
 from stores.io import files
 from stores.io.location import StoreLike, read_file, walk
-from stores.io.progress import Progress
+from stores.io.progress import SILENT, Reporter
+from stores.io.text import human_bytes
 from stores.verify.checks import SlideFiles, SlideFindings, StoreCheck
 from stores.verify.findings import Finding
 from stores.verify.seal import check_seal
@@ -28,23 +30,47 @@ _MAX_MANIFEST_BYTES = 1 << 30
 class Structure:
     """What a look at every byte of a store brought to light."""
 
+    store: str = ""
     findings: list[Finding] = field(default_factory=list)
     slides: int = 0
     views: int = 0
     bytes: int = 0
     sealed: bool = False
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "store": self.store,
+            "ok": not self.findings,
+            "findings": [finding.to_json() for finding in self.findings],
+            "slides": self.slides,
+            "views": self.views,
+            "bytes": self.bytes,
+            "sealed": self.sealed,
+        }
+
+    def lines(self) -> list[str]:
+        """The same to read, without the findings."""
+        sealed = "sealed, checksums compared" if self.sealed else "not sealed"
+        return [
+            f"structure: {self.slides} slides, {self.views} views, {human_bytes(self.bytes)} read; {sealed}"
+        ]
+
 
 Each = Callable[[Callable[[SlideFiles], SlideFindings], Iterable[SlideFiles]], Iterable[SlideFindings]]
 
 
-def verify_structure(store: StoreLike, partial: bool, progress: Progress, each: Each = map) -> Structure:
+def verify_structure(
+    store: StoreLike, partial: bool = False, report: Reporter = SILENT, each: Each = map
+) -> Structure:
     """Read every byte of a store once (twice when it is sealed) and report what is wrong.
 
     Parameters
     ----------
     partial : bool
         Views that were never extracted are no finding: the store is known to be unfinished.
+    report : Reporter
+        Advances by byte.
     each
         Calls a function for every slide, as `map` does, in any order.
 
@@ -58,12 +84,13 @@ def verify_structure(store: StoreLike, partial: bool, progress: Progress, each: 
     if not any(name.split("/")[0] in (layout.RECIPE, layout.MANIFEST, layout.FEATURES) for name in listed):
         wanted = ", ".join(f"no {name}" for name in (layout.RECIPE, layout.MANIFEST, layout.FEATURES))
         raise StoreError(f"{store}: {wanted}: this is not a store")
+    report.start("verify structure", sum(listed.values()))
     state = StoreCheck(store, listed, {}, None, partial, found=odd)
     _check_recipe(state)
     _check_slides_table(state)
     _check_names(state)
     _check_groups(state)
-    result = Structure(bytes=sum(listed.values()))
+    result = Structure(str(store), bytes=sum(listed.values()))
     mine = by_slide(listed)
     state.n_seeds = _count_seeds(store, mine)
     slides = [
@@ -80,13 +107,13 @@ def verify_structure(store: StoreLike, partial: bool, progress: Progress, each: 
     done: dict[str, SlideFindings] = {}
     for found in each(functools.partial(check_slide, store), slides):
         done[found.slide_id] = found
-        progress(sum(listed[name] for name in mine.get(found.slide_id, ())), found.slide_id)
+        report.advance(sum(listed[name] for name in mine.get(found.slide_id, ())), found.slide_id)
     for slide_id in sorted(done):
         state.found += done[slide_id].findings
         result.views += done[slide_id].views
     result.slides = sum(row["status"] == manifest.OK for row in state.slides.values())
     result.sealed = layout.CHECKSUMS in listed
-    state.found += check_seal(store, listed, lambda n, name: progress(0, name))
+    state.found += check_seal(store, listed, report)
     result.findings = state.found
     return result
 

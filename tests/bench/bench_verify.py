@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,9 +16,6 @@ from tests.bench.measure import Ratio, race, ratios, spread
 from tests.tools import stores
 
 SLIDES, ROWS, DIM, ROUNDS = 3, 4096, 1536, 7
-
-
-def ignore(*args: Any) -> None: ...
 
 
 def main() -> list[Ratio]:
@@ -34,9 +30,9 @@ def main() -> list[Ratio]:
         store = stores.make_store(Path(folder) / "s", {f"slide-{i}": ROWS for i in range(SLIDES)})
         files = [path for path in store.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)
-        assert verify_structure(store, False, ignore).findings == []
+        assert verify_structure(store).findings == []
         jobs: dict[str, Callable[[], object]] = {
-            "verify": lambda: verify_structure(store, False, ignore),
+            "verify": lambda: verify_structure(store),
             "read": lambda: [np.frombuffer(path.read_bytes(), np.uint8)[0] for path in files],
             "sha256": lambda: [hashlib.sha256(path.read_bytes()).digest() for path in files],
         }

@@ -9,11 +9,8 @@ from stores.export.export import ExportOptions
 from stores.format import layout
 
 
-def ignore(*args: Any) -> None: ...
-
-
 def run(store: Path, out: Path, **options: Any) -> export.Exported:
-    return export.export(store, out, ExportOptions(**options), ignore, ignore)
+    return export.export(store, out, ExportOptions(**options))
 
 
 def contents(store: Path) -> dict[str, str]:

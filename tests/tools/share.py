@@ -20,20 +20,17 @@ SLIDES = [
 ]
 
 
-def nothing(*told: object) -> None: ...
-
-
 def joined(stores: list[Path], out: Path, allow_duplicates: bool = False) -> Shared:
-    return merge(stores, out, allow_duplicates, nothing, nothing)
+    return merge(stores, out, allow_duplicates)
 
 
 def part(store: StoreLike, out: Path, **selection: Any) -> Path:
-    subset(store, out, Selection(**selection), nothing, nothing)
+    subset(store, out, Selection(**selection))
     return out
 
 
 def wrong(store: Path, partial: bool = False) -> list[str]:
-    return [str(finding) for finding in verify_structure(store, partial, nothing).findings]
+    return [str(finding) for finding in verify_structure(store, partial).findings]
 
 
 def contents(store: Path) -> dict[str, str]:

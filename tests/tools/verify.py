@@ -15,11 +15,8 @@ from stores.verify.structure import verify_structure
 SAME_TEACHER = VerifyOptions(teacher="tests.tools.tiny:teacher", random_weights=0, threads=2)
 
 
-def nothing(n: int, detail: str) -> None: ...
-
-
 def structure(store: Path, partial: bool = False) -> list[Finding]:
-    return verify_structure(store, partial, nothing).findings
+    return verify_structure(store, partial).findings
 
 
 def look(store: Path, options: VerifyOptions) -> verify_module.Verified:

@@ -61,7 +61,7 @@ def test_it_comes_out_as_planned(slides: Path, tmp_path: Path, max_patches: int 
 
 
 def test_a_store_behind_a_url(store: Path) -> None:
-    transfer.push(store, Objects("memory://plan/store"), lambda n: None, lambda n, name: None)
+    transfer.push(store, Objects("memory://plan/store"))
     done = CliRunner().invoke(
         cli.g2l, ["plan", "memory://plan/store", "--dim", "24", "--seeds", "3", "--json"]
     )

@@ -38,7 +38,7 @@ from stores.errors import CorruptStore, EncoderError, OptionError, ReadError, Re
 from stores.format import features, layout, manifest, recipe, tokens
 from stores.verify import reindex
 from tests.tools.settings import TEACHER, VIT
-from tests.tools.share import contents, nothing
+from tests.tools.share import contents
 from tests.tools.stores import content, files_of
 from tests.tools.verify import SAME_TEACHER, look, named, structure
 
@@ -402,5 +402,5 @@ def test_leftover_chunks_of_tokens_are_seen(slides: Path, tile_options: TileOpti
     problems = [str(finding) for finding in structure(path)]
     assert any("tokens/c/0/0/0/0" in text and "not listed" in text for text in problems)
     assert structure(path, partial=True) == []
-    result = reindex.reindex(path, False, True, nothing, nothing)
+    result = reindex.reindex(path, False, True)
     assert {name.split("/")[2] for name in result.leftovers} == {"features", "stats", "tokens", "positions"}

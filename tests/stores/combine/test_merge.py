@@ -36,19 +36,16 @@ from tests.tools.stores import RECIPE, content, files_of, make_store
 SLIDES = {"a": 5, "b": 40, "cv": 33, "d": 1, "ev": 70, "empty": 0}
 
 
-def ignore(*args: Any) -> None: ...
-
-
 def join(*stores: Path, out: Path, allow_duplicates: bool = False) -> Shared:
-    return merge(list(stores), out, allow_duplicates, ignore, ignore)
+    return merge(list(stores), out, allow_duplicates)
 
 
 def part(store: Path, out: Path, **selection: Any) -> Shared:
-    return subset(store, out, Selection(**selection), ignore, ignore)
+    return subset(store, out, Selection(**selection))
 
 
 def sound(store: Path) -> bool:
-    return verify_structure(store, False, ignore).findings == []
+    return verify_structure(store).findings == []
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +247,7 @@ def test_a_killed_merge_goes_on(whole: Path, tmp_path: Path) -> None:
         "def slow(*args):\n    copy(*args); print('.', flush=True); time.sleep(0.05)\n"
         "copy_slide.copy_file = slow\n"
         "a, b, out = map(pathlib.Path, sys.argv[1:])\n"
-        "merge.merge([a, b], out, False, lambda *x: None, lambda *x: None)"
+        "merge.merge([a, b], out, False)"
     )
     arguments = [sys.executable, "-c", script, *(str(tmp_path / n) for n in ("a", "b", "out"))]
     process = subprocess.Popen(
@@ -275,10 +272,10 @@ def test_a_killed_merge_goes_on(whole: Path, tmp_path: Path) -> None:
 
 
 def test_from_a_url(whole: Path, tmp_path: Path) -> None:
-    transfer.push(whole, Objects("memory://share/store"), ignore, ignore)
+    transfer.push(whole, Objects("memory://share/store"))
     with open_store("memory://share/store") as found:
-        subset(found, tmp_path / "a", Selection(slides=("a", "b")), ignore, ignore)
-        merge([found, tmp_path / "a"], tmp_path / "c", False, ignore, ignore)
+        subset(found, tmp_path / "a", Selection(slides=("a", "b")))
+        merge([found, tmp_path / "a"], tmp_path / "c", False)
     assert content(tmp_path / "c") == content(whole)
 
 

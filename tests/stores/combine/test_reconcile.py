@@ -22,9 +22,10 @@ from stores.format.layout import chunk_file
 from stores.remote.store import open_store
 from tests.tools.commands import g2l, one_error
 from tests.tools.content import content_digest, slide_digest
+from tests.tools.interrupted import Interrupted
 from tests.tools.made_stores import RECIPE, MadeSlide, make_store
 from tests.tools.reconcile import quantised
-from tests.tools.share import SLIDES, contents, edit, joined, nothing, part, wrong
+from tests.tools.share import SLIDES, contents, edit, joined, part, wrong
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +273,7 @@ def test_only_known_and_committed_files_are_copied(made: Path, tmp_path: Path) -
     shutil.copy(array / "c/0/0/0", array / "c/7/0/0")
     (store / "README.md").write_text("card")
     (store / "checksums.sha256").write_text("seal")
-    result = subset(store, tmp_path / "out", Selection(), nothing, nothing)
+    result = subset(store, tmp_path / "out", Selection())
     assert contents(tmp_path / "out") == contents(made)
     assert [name.removeprefix(f"{store}/") for name in result.left_out] == [
         "features.zarr/a/features/x",
@@ -325,12 +326,8 @@ def test_out_is_never_overwritten_and_one_store_is_too_few(made: Path, tmp_path:
 def test_what_was_left_is_not_used_when_a_source_has_changed(made: Path, tmp_path: Path) -> None:
     store = Path(shutil.copytree(made, tmp_path / "s"))
 
-    def killed(n: int, detail: str) -> None:
-        if detail == "a":
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        subset(store, tmp_path / "out", Selection(), nothing, killed)
+        subset(store, tmp_path / "out", Selection(), Interrupted())
     assert (tmp_path / ".out.partial/features.zarr/a").is_dir()
     damage_feature(store)
     assert content_digest(part(store, tmp_path / "out")) == content_digest(store) != content_digest(made)
@@ -340,7 +337,7 @@ def test_a_remote_store_is_a_source(made: Path, tmp_path: Path) -> None:
     with open_store(f"file://{made}") as remote:
         out = part(remote, tmp_path / "a", slides=("a", "b", "c"))
         assert content_digest(out) == content_digest(part(made, tmp_path / "same", slides=("a", "b", "c")))
-        merge([out, remote], tmp_path / "out", False, nothing, nothing)
+        merge([out, remote], tmp_path / "out", False)
     assert content_digest(tmp_path / "out") == content_digest(made)
 
 

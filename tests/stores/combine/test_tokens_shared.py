@@ -12,7 +12,7 @@ from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError
 from stores.export import export
 from stores.export.pseudonyms import Pseudonyms
 from stores.format import manifest, recipe, tokens
-from tests.tools.share import joined, nothing, part, wrong
+from tests.tools.share import joined, part, wrong
 from tests.tools.stores import TOKENS, content, files_of, make_store
 
 
@@ -72,7 +72,7 @@ def test_lost_tokens_are_not_copied_in_silence(made: Path, tmp_path: Path) -> No
 
 def test_exports(made: Path, tmp_path: Path) -> None:
     def exported(out: str, **options: Any) -> Path:
-        export.export(made, tmp_path / out, export.ExportOptions(**options), nothing, nothing)
+        export.export(made, tmp_path / out, export.ExportOptions(**options))
         assert wrong(tmp_path / out) == []
         return tmp_path / out
 

@@ -32,6 +32,7 @@ from stores.export.pseudonyms import Pseudonyms, read_key
 from stores.format import features, manifest, recipe
 from stores.format.int8 import neighbour_overlap, relative_error
 from stores.verify.structure import verify_structure
+from tests.tools.interrupted import Interrupted
 from tests.tools.stores import content, files_of, make_store
 
 KEY = Pseudonyms(b"0123456789abcdef")
@@ -43,11 +44,8 @@ OPTIONS = DistillOptions(
 )  # fmt: skip
 
 
-def ignore(*args: Any) -> None: ...
-
-
 def give(store: Path, out: Path, **options: Any) -> Exported:
-    return export(store, out, ExportOptions(**options), ignore, ignore)
+    return export(store, out, ExportOptions(**options))
 
 
 def grep(text: str, folder: Path) -> bool:
@@ -110,7 +108,7 @@ def test_nothing_that_names_anybody_leaves(named: Path, secret: Path) -> None:
     )
     assert not any(word in text for word in words)
     assert not (secret / "pictures").exists()
-    assert verify_structure(secret, False, ignore).findings == []
+    assert verify_structure(secret).findings == []
     assert len(manifest.read_slides(secret)) == 4
 
 
@@ -132,11 +130,11 @@ def test_views_of_a_pseudonymised_store_can_still_be_checked(secret: Path) -> No
 
 def test_one_key_one_pseudonym(named: Path, secret: Path, tmp_path: Path) -> None:
     """So exports of parts can be merged, and the parts of one patient stay together."""
-    subset(named, tmp_path / "x", Selection(slides=NAMES[:2]), ignore, ignore)
-    subset(named, tmp_path / "y", Selection(slides=NAMES[2:]), ignore, ignore)
+    subset(named, tmp_path / "x", Selection(slides=NAMES[:2]))
+    subset(named, tmp_path / "y", Selection(slides=NAMES[2:]))
     for name in "xy":
         give(tmp_path / name, tmp_path / f"{name}-out", pseudonyms=KEY)
-    merge([tmp_path / "x-out", tmp_path / "y-out"], tmp_path / "z", False, ignore, ignore)
+    merge([tmp_path / "x-out", tmp_path / "y-out"], tmp_path / "z", False)
     assert content(tmp_path / "z") == content(secret)
     assert KEY.of("slide", "a") != Pseudonyms(b"f" * 16).of("slide", "a") != KEY.of("patient", "a")
 
@@ -212,8 +210,8 @@ def test_lossless_is_smaller_and_the_same(store: Path, tmp_path: Path) -> None:
     assert content(tmp_path / "l") == content(big)  # the recipe too: no value has changed
     sizes = [(s / "features.zarr/a/features/c/0/0/0").stat().st_size for s in (big, tmp_path / "l")]
     assert sizes[1] < 0.92 * sizes[0]
-    assert verify_structure(tmp_path / "l", False, ignore).findings == []
-    merge([big, tmp_path / "l"], tmp_path / "m", False, ignore, ignore)
+    assert verify_structure(tmp_path / "l").findings == []
+    merge([big, tmp_path / "l"], tmp_path / "m", False)
     give(store, tmp_path / "copy", compact="lossless")
     assert losses(store, tmp_path / "r1") == losses(tmp_path / "copy", tmp_path / "r2")
 
@@ -240,12 +238,12 @@ def test_int8_says_what_it_cost(store: Path, tmp_path: Path) -> None:
     assert 0 < result.compact["relative_error"] < 0.02
     assert 0.9 < result.compact["nn10_overlap"] <= 1
     assert stored.digest() != recipe.load(big).digest()
-    assert verify_structure(tmp_path / "q", False, ignore).findings == []
+    assert verify_structure(tmp_path / "q").findings == []
     np.testing.assert_array_equal(features.read_stats(big, "a"), features.read_stats(tmp_path / "q", "a"))
     with pytest.raises(OptionError, match="is a compact copy already"):
         give(tmp_path / "q", tmp_path / "qq", compact="int8")
     with pytest.raises(RecipeMismatch, match=r"recipe.compact"):
-        merge([big, tmp_path / "q"], tmp_path / "m", False, ignore, ignore)
+        merge([big, tmp_path / "q"], tmp_path / "m", False)
 
 
 def test_training_on_int8_follows_the_original(store: Path, tmp_path: Path) -> None:
@@ -265,9 +263,9 @@ def test_damage_of_a_compact_copy_is_found(tmp_path: Path) -> None:
             damaged = bytearray(whole)
             damaged[len(whole) // 2] ^= 2
             path.write_bytes(damaged)
-            assert verify_structure(copy, False, ignore).findings, name
+            assert verify_structure(copy).findings, name
             path.unlink()
-            assert verify_structure(copy, False, ignore).findings, name
+            assert verify_structure(copy).findings, name
             path.write_bytes(whole)
 
 
@@ -283,7 +281,7 @@ def test_extraction_does_not_go_on_in_a_compact_copy(
     give(store, tmp_path / "l", compact="lossless")
     extract([slides], tmp_path / "l", options, tile_options, Silent())
     assert features.open_features(tmp_path / "l", "a").n_seeds == 4
-    assert verify_structure(tmp_path / "l", False, ignore).findings == []
+    assert verify_structure(tmp_path / "l").findings == []
 
 
 def test_a_lost_chunk_is_not_exported_as_zeros(tmp_path: Path) -> None:
@@ -297,15 +295,8 @@ def test_a_lost_chunk_is_not_exported_as_zeros(tmp_path: Path) -> None:
 def test_a_second_run_after_an_interruption_gives_the_same_bytes(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", {"a": 40, "b": 70, "d": 5}, with_pixels=True)
     give(store, tmp_path / "whole", compact="int8", pseudonyms=KEY)
-    seen = []
-
-    def stop(n: int, slide_id: str) -> None:
-        seen.append(slide_id)
-        if len(seen) == 2:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        export(store, tmp_path / "out", ExportOptions(compact="int8", pseudonyms=KEY), ignore, stop)
+        export(store, tmp_path / "out", ExportOptions(compact="int8", pseudonyms=KEY), Interrupted(2))
     assert not (tmp_path / "out").exists()
     give(store, tmp_path / "out", compact="int8", pseudonyms=KEY)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")

@@ -32,7 +32,8 @@ from stores.export.pseudonyms import Pseudonyms, is_keyed
 from stores.format import features, layout, manifest, recipe
 from stores.info import store_info
 from stores.io import files
-from tests.tools.export import contents, ignore, run
+from tests.tools.export import contents, run
+from tests.tools.interrupted import Interrupted
 from tests.tools.settings import ROOT, TEACHER
 
 PATIENTS = {
@@ -386,7 +387,7 @@ def counting(*args):
 
 os.replace = counting
 options = export.ExportOptions(sys.argv[4], pseudonyms.Pseudonyms(sys.argv[3].encode()))
-export.export(Path(sys.argv[1]), Path(sys.argv[2]), options, lambda n: None, lambda n, detail: None)
+export.export(Path(sys.argv[1]), Path(sys.argv[2]), options)
 """
 
 
@@ -445,11 +446,8 @@ def test_a_source_that_was_repaired_since_the_interruption(
     values = features.open_features(store, slide_id).read_block(0, 0)
     features.write_block(store, slide_id, 0, 0, values + np.float16(1))
 
-    def interrupt(n: int, detail: str) -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        export.export(store, tmp_path / "o", ExportOptions(pseudonyms=key), ignore, interrupt)
+        export.export(store, tmp_path / "o", ExportOptions(pseudonyms=key), Interrupted())
     features.write_block(store, slide_id, 0, 0, values)
     run(store, tmp_path / "o", pseudonyms=key)
     new = features.open_features(tmp_path / "o", key.of("slide", slide_id))

@@ -21,7 +21,8 @@ from stores.export.export import ExportOptions
 from stores.format import arrays, features, layout, manifest, recipe
 from stores.format.chunks import decoded_size
 from stores.format.int8 import Cost, neighbour_overlap, relative_error
-from tests.tools.export import contents, ignore, run
+from tests.tools.export import contents, run
+from tests.tools.interrupted import Interrupted
 from tests.tools.settings import TEACHER
 
 
@@ -217,11 +218,8 @@ def test_a_source_that_grew_since_the_interruption(
 ) -> None:
     path = Path(shutil.copytree(store, tmp_path / "s"))
 
-    def interrupt(n: int, detail: str) -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        export.export(path, tmp_path / "o", ExportOptions(compact="int8"), ignore, interrupt)
+        export.export(path, tmp_path / "o", ExportOptions(compact="int8"), Interrupted())
     assert (tmp_path / ".o.partial/features.zarr/a/standard/zarr.json").is_file()
     extract([slides], path, replace(TEACHER, seeds=4), tile_options, Silent())
     run(path, tmp_path / "o", compact="int8")

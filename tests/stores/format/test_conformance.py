@@ -20,9 +20,6 @@ from stores.format import features, manifest, tokens
 from tests.tools.stores import TOKENS, make_store
 
 
-def ignore(*args: Any) -> None: ...
-
-
 def change(column: str, values: Callable[[list[Any]], list[Any]]) -> Callable[[Path], None]:
     def damage(store: Path) -> None:
         commit = next(manifest.commits(store, "a"))
@@ -127,8 +124,8 @@ def judge(*stores: Path) -> dict[str, set[str]]:
 
 def test_damaged_stores_fail_and_whole_ones_pass(tmp_path: Path) -> None:
     whole = make_store(tmp_path / "whole", {"a": 40, "b": 33}, about=TOKENS)
-    export(whole, tmp_path / "lossless", ExportOptions(compact="lossless"), ignore, ignore)
-    export(whole, tmp_path / "int8", ExportOptions(compact="int8", tokens=False), ignore, ignore)
+    export(whole, tmp_path / "lossless", ExportOptions(compact="lossless"))
+    export(whole, tmp_path / "int8", ExportOptions(compact="int8", tokens=False))
     sealed = Path(shutil.copytree(whole, tmp_path / "sealed"))
     seal_store(sealed, False, Silent())
     stores = [whole, tmp_path / "lossless", tmp_path / "int8", sealed]

@@ -16,9 +16,6 @@ from tests.tools import stranger
 from tests.tools.stores import make_store
 
 
-def ignore(*args: Any) -> None: ...
-
-
 def read(store: Path) -> dict[str, Any]:
     """What the stranger finds, in a process of its own and not from this folder."""
     script = Path(stranger.__file__)
@@ -57,7 +54,7 @@ def test_features_and_every_view(store: Path) -> None:
 @pytest.mark.parametrize("kind", ["lossless", "int8"])
 def test_compact_copies(tmp_path: Path, kind: str) -> None:
     make_store(tmp_path / "s", {"a": 40, "b": 1100})
-    export(tmp_path / "s", tmp_path / "c", ExportOptions(compact=kind), ignore, ignore)
+    export(tmp_path / "s", tmp_path / "c", ExportOptions(compact=kind))
     assert read(tmp_path / "c")["sums"] == ours(tmp_path / "c")
 
 

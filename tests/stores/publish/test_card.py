@@ -31,9 +31,6 @@ from tests.tools.stores import make_store
 OPTIONS = CardOptions("brca", "2026-11-26", title="TCGA breast, H-optimus-0", creator="Lab A")
 
 
-def ignore(*args: Any) -> None: ...
-
-
 @pytest.fixture
 def copy(store: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(store, tmp_path / "store"))
@@ -157,9 +154,7 @@ def test_the_code_of_the_card_reads_the_features(tmp_path: Path) -> None:
 
 
 def test_the_code_of_the_card_rebuilds_a_compact_copy(tmp_path: Path) -> None:
-    export(
-        make_store(tmp_path / "s", {"a": 40}), tmp_path / "q", ExportOptions(compact="int8"), ignore, ignore
-    )
+    export(make_store(tmp_path / "s", {"a": 40}), tmp_path / "q", ExportOptions(compact="int8"))
     write_card(tmp_path / "q", OPTIONS)
     block = features.open_features(tmp_path / "q", "a").read_block(0, 0)
     np.save(tmp_path / "expected.npy", np.delete(block, 1, axis=0))
@@ -306,7 +301,7 @@ def test_own_columns_are_asked_for_by_name(copy: Path) -> None:
 def test_a_compact_copy_says_what_it_lost(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", {"a": 40})
     assert _compact_lines(recipe.load(store).to_json()) == ""
-    export(store, tmp_path / "q", ExportOptions(compact="int8"), ignore, ignore)
+    export(store, tmp_path / "q", ExportOptions(compact="int8"))
     write_card(tmp_path / "q", OPTIONS)
     found = recipe.load(tmp_path / "q").compact
     assert found is not None

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import pytest
@@ -68,11 +67,8 @@ def s3(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return endpoint
 
 
-def ignore(*args: Any) -> None: ...
-
-
 def put(store: Path, url: str) -> transfer.Transferred:
-    return transfer.push(store, Objects(url), ignore, ignore)
+    return transfer.push(store, Objects(url))
 
 
 def quick(url: str, attempts: int = ATTEMPTS) -> Objects:
@@ -231,7 +227,7 @@ def test_other_kinds_of_url(store: Path, tmp_path: Path) -> None:
     url = f"file://{tmp_path}/there"
     assert "bytes of each file" in put(store, url).proof
     assert files_of(tmp_path / "there") == files_of(store)
-    transfer.pull(quick(url), tmp_path / "back", ignore, ignore)
+    transfer.pull(quick(url), tmp_path / "back")
     assert files_of(tmp_path / "back") == files_of(store)
 
 
@@ -290,9 +286,9 @@ def test_push_survives_failures_and_does_not_mix_stores(
     url = f"s3://{BUCKET}/mixed"
     with Proxy(s3, first) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        transfer.push(store, quick(url), ignore, ignore)
+        transfer.push(store, quick(url))
         assert {kind for kind in kinds if proxy.done.get(kind)} == set(kinds)
-        transfer.pull(quick(url), tmp_path / "back", ignore, ignore)
+        transfer.pull(quick(url), tmp_path / "back")
     assert files_of(tmp_path / "back") == files_of(store)
     other = Path(shutil.copytree(store, tmp_path / "other"))
     text = (other / "recipe.json").read_text()
@@ -330,12 +326,12 @@ def test_killed_transfers_go_on(s3: str, uploaded: str, store: Path, tmp_path: P
         process.stderr.close()
     if command == "push":
         with pytest.raises(StoreError, match="upload is unfinished"):
-            transfer.pull(quick(url), out, ignore, ignore)
+            transfer.pull(quick(url), out)
         result = put(store, url)
-        transfer.pull(quick(url), out, ignore, ignore)
+        transfer.pull(quick(url), out)
     else:
         assert not out.exists()
-        result = transfer.pull(quick(url), out, ignore, ignore)
+        result = transfer.pull(quick(url), out)
     assert result.there_before > 0
     assert files_of(out) == files_of(store)
 
@@ -349,10 +345,10 @@ def test_a_changed_object_is_noticed_on_the_way_back(s3: str, store: Path, tmp_p
     whole = (sealed / name).read_bytes()
     quick(url).put(name, whole[:9] + bytes([whole[9] ^ 1]) + whole[10:])
     with pytest.raises(CorruptStore, match=f"{name}: is not what was sealed"):
-        transfer.pull(quick(url), tmp_path / "back", ignore, ignore)
+        transfer.pull(quick(url), tmp_path / "back")
     assert not (tmp_path / "back").exists()
     quick(url).put(name, whole)
-    assert transfer.pull(quick(url), tmp_path / "back", ignore, ignore).there_before > 0
+    assert transfer.pull(quick(url), tmp_path / "back").there_before > 0
 
 
 def test_hostile_keys_stay_outside(s3: str, store: Path, tmp_path: Path) -> None:
@@ -373,7 +369,7 @@ def test_hostile_keys_stay_outside(s3: str, store: Path, tmp_path: Path) -> None
     with remote.open_store(url, tmp_path / "cache") as found:
         assert store_info(found)["views"] == store_info(store)["views"]
         assert not list(tmp_path.rglob("*evil*"))
-    result = transfer.pull(quick(url), tmp_path / "x/back", ignore, ignore)
+    result = transfer.pull(quick(url), tmp_path / "x/back")
     assert sorted(result.left_out) == sorted(hostile)
     assert files_of(tmp_path / "x/back") == files_of(store)
     assert {p for p in tmp_path.parent.rglob("*") if tmp_path not in p.parents} == before

@@ -28,7 +28,7 @@ from tests.tools.content import content_digest
 from tests.tools.made_stores import MadeSlide, make_store
 from tests.tools.reconcile import quantised
 from tests.tools.settings import ROOT
-from tests.tools.share import contents, edit, nothing
+from tests.tools.share import contents, edit
 
 STATS = layout.feature_array("a", "stats")
 
@@ -50,11 +50,11 @@ def store(made: Path, tmp_path: Path) -> Path:
 
 
 def run(store: Path, dry_run: bool = False, prune: bool = False) -> Reindexed:
-    return reindex(store, dry_run, prune, nothing, nothing)
+    return reindex(store, dry_run, prune)
 
 
 def wrong(store: Path) -> list[str]:
-    return [str(finding) for finding in verify_structure(store, False, nothing).findings]
+    return [str(finding) for finding in verify_structure(store).findings]
 
 
 def names(store: Path) -> list[str]:
@@ -64,7 +64,7 @@ def names(store: Path) -> list[str]:
 def test_a_store_in_line_is_left_alone(store: Path) -> None:
     run(store)
     before = contents(store)
-    assert run(store) == Reindexed()
+    assert run(store) == Reindexed(str(store))
     assert contents(store) == before
 
 
@@ -107,7 +107,7 @@ def write_and_die(*arguments):
     write(*arguments)
     os.kill(os.getpid(), signal.SIGKILL)
 join_commits.manifest.write_commit = write_and_die
-reindex.reindex(Path(sys.argv[1]), False, False, print, print)
+reindex.reindex(Path(sys.argv[1]))
 """
 
 

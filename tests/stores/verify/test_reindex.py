@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,15 +16,12 @@ from stores.verify.structure import verify_structure
 from tests.tools.stores import content, files_of, make_store
 
 
-def ignore(*args: Any) -> None: ...
-
-
 def run(store: Path, dry_run: bool = False) -> list[str]:
-    return reindex(store, dry_run, False, ignore, ignore).done
+    return reindex(store, dry_run, False).done
 
 
 def findings(store: Path) -> list[str]:
-    return [str(f) for f in verify_structure(store, False, ignore).findings]
+    return [str(f) for f in verify_structure(store).findings]
 
 
 def test_a_store_in_line_stays_as_it_is(tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ from stores.errors import StoreError
 from stores.format import features, manifest, recipe
 from stores.verify.structure import verify_structure
 from tests.tools.settings import TEACHER
-from tests.tools.verify import edit_commit, named, names_of, nothing, structure, with_column
+from tests.tools.verify import edit_commit, named, names_of, structure, with_column
 
 
 def test_a_whole_store_has_no_findings(store: Path, small: Path) -> None:
     for path in (store, small):
-        result = verify_structure(path, False, nothing)
+        result = verify_structure(path)
         assert result.findings == []
         assert result.slides == 3
         assert result.views == manifest.count_views(path)["views"].to_numpy().sum()
