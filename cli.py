@@ -11,12 +11,27 @@ from pipeline.commands import evaluate, stages, store, tools
 from pipeline.commands.click_options import Commands
 
 
+def _show_version(ctx: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        from pipeline.runtime.version import g2l_version
+
+        click.echo(f"g2l, version {g2l_version()}")
+        ctx.exit()
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="g2l")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_version,
+    help="Show the version.",
+)
 def g2l() -> None:
     """Distil a giant pathology encoder into a small one, from a store of teacher features.
 
-    tile -> extract-teacher -> distill. Every command can be stopped at any moment and started again.
+    tile -> extract-teacher -> distill. Every command can be stopped at any moment: the same command continues.
     """
 
 

@@ -1,18 +1,25 @@
 """The command line: exit codes, one-line errors, config files, JSON, no torch for --help."""
 
+import importlib.metadata
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+import cli
 from pipeline.commands import stages
 from pipeline.distill.options import DistillOptions
 from pipeline.extract.options import ExtractOptions
+from pipeline.runtime import version
 from pipeline.runtime.options import from_json, to_json
+from pipeline.tile import tile as tiling
 from pipeline.tile.options import TileOptions
 from stores.errors import OptionError
 from tests.tools.commands import g2l, one_error
@@ -31,11 +38,56 @@ def test_help_loads_nothing_heavy() -> None:
         assert f"'{heavy}'" not in done.stdout
 
 
-@pytest.mark.parametrize(
-    "command", ["tile", "extract-teacher", "distill", "store", "models", "doctor", "demo"]
-)
-def test_every_command_has_help(command: str) -> None:
-    assert g2l(command, "--help").exit_code == 0
+def every_command(group: click.Group, *names: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name, command in group.commands.items():
+        yield (*names, name), command
+        if isinstance(command, click.Group):
+            yield from every_command(command, *names, name)
+
+
+COMMANDS = dict(every_command(cli.g2l))
+
+
+@pytest.mark.parametrize("names", COMMANDS, ids=" ".join)
+def test_every_command_has_help(names: tuple[str, ...]) -> None:
+    shown = g2l(*names, "--help")
+    assert shown.exit_code == 0
+    assert 0 < len(COMMANDS[names].short_help or "") <= 45
+    for option in COMMANDS[names].params:
+        if isinstance(option, click.Option):
+            assert option.help, option.name
+
+
+@pytest.mark.parametrize("names", [(), ("store",), ("evaluate",)])
+def test_no_summary_of_a_command_is_cut_off(names: tuple[str, ...]) -> None:
+    shown = g2l(*names, "--help").stdout
+    assert "Commands:" in shown
+    assert not [line for line in shown.splitlines() if line.endswith("...") and not line.startswith("Usage")]
+
+
+def test_long_commands_have_headings() -> None:
+    for command, headings in {
+        "distill": ("Encoder", "Loss", "Training", "Data", "Validation and checkpoints", "Machine", "Other"),
+        "extract-teacher": ("Encoder", "Views", "Tiling", "Machine", "Other"),
+        "embed": ("Encoder", "Tiles from a CSV", "Tiling", "Machine", "Other"),
+    }.items():
+        shown = g2l(command, "--help").stdout.splitlines()
+        assert [f"{heading}:" for heading in headings] == [
+            line for line in shown if line.endswith(":") and line[0].isalpha() and line != "Options:"
+        ]
+    assert "Other:" not in g2l("models", "--help").stdout
+
+
+def test_defaults_are_in_brackets() -> None:
+    shown = " ".join(g2l("distill", "--help").stdout.split())
+    for text in (
+        "[default: number of CPUs]",
+        "[default: 32]",
+        "[default: temporary]",
+        "Fail unless a checkpoint exists.",
+        "[default: auto: processes with a GPU, threads on a CPU]",
+    ):
+        assert text in shown
 
 
 def test_tile_extract_info_distill(slides: Path, tmp_path: Path) -> None:
@@ -175,10 +227,10 @@ def test_interrupted_says_how_to_go_on(slides: Path, tmp_path: Path, monkeypatch
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.tile.tile.find_patches", interrupted)
+    monkeypatch.setattr(tiling, "find_patches", interrupted)
     result = g2l("tile", slides, "--store", tmp_path)
     assert result.exit_code == 130
-    assert "interrupted: start the same command again to go on" in result.stderr
+    assert "interrupted: start the same command again to continue" in result.stderr
 
 
 def test_a_full_disk_is_one_line(slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +254,20 @@ def test_models_and_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["weights"]["demo-teacher"] == "shipped"
     assert found["weights"]["h-optimus-0"] == "HF_HUB_OFFLINE is set"
     assert "OpenSlide 4" in g2l("doctor").stdout
+
+
+def test_version_of_a_checkout_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    written = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    monkeypatch.setattr(importlib.metadata, "version", absent)
+    version.g2l_version.cache_clear()
+    assert g2l("--version").stdout == f"g2l, version {written}\n"
+    version.g2l_version.cache_clear()
+    monkeypatch.setattr(version, "_PYPROJECT", ROOT / "absent.toml")
+    assert g2l("--version").stdout == "g2l, version unknown\n"
+    version.g2l_version.cache_clear()
 
 
 def test_installed_command_and_module_are_one() -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 
 import click
 
-from pipeline.runtime.options import from_json
+from pipeline.runtime.options import MACHINE, convert, from_json, types_of
 from pipeline.tile.options import TileOptions
-from stores.errors import G2LError
+from stores.errors import G2LError, OptionError
 from stores.io.files import is_full
 from stores.io.location import StoreLike
 
@@ -33,7 +32,6 @@ class _LocalPath(click.Path):
 PATH = _LocalPath(path_type=Path)
 STORE = click.UNPROCESSED
 """A store to be read: a folder, or a URL of any kind that fsspec knows; see `opened`."""
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _INTERRUPTED = 130
 
 
@@ -50,12 +48,13 @@ class Commands(click.Group):
             if not is_full(error):
                 raise
             click.echo(
-                "error: the disk is full; all that was committed is kept: make room, run it again", err=True
+                "error: the disk is full; all that was committed is kept: make room and run the command again",
+                err=True,
             )
             ctx.exit(2)
         except KeyboardInterrupt as error:
             said = f"{error}; " if str(error) else ""
-            click.echo(f"interrupted: {said}start the same command again to go on", err=True)
+            click.echo(f"interrupted: {said}start the same command again to continue", err=True)
             ctx.exit(_INTERRUPTED)
 
 
@@ -85,56 +84,145 @@ def options_of(*kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any
     """Click options from the fields of option dataclasses; a name that two share is taken from the first."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        seen: dict[str, Any] = {}
+        seen: dict[str, click.Option] = {}
         for kind in kinds:
             for field in dataclasses.fields(kind):
-                seen.setdefault(field.name, field)
-        for field in reversed(seen.values()):
-            command = _click_option(field)(command)
-        command = click.option(
-            "--config",
-            type=PATH,
-            is_eager=True,
-            expose_value=False,
-            callback=_load_config,
-            help="YAML file of options.",
+                seen.setdefault(field.name, _click_option(field, types_of(kind)[field.name]))
+        for one in reversed(seen.values()):
+            command = _added(one)(command)
+        command = _added(
+            Option(
+                ["--config"],
+                type=PATH,
+                metavar="FILE",
+                is_eager=True,
+                expose_value=False,
+                callback=_load_config,
+                help="YAML file of options. The command line overrides it.",
+                heading=_OUTPUT,
+            )
         )(command)
-        return click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")(command)
+        return JSON(command)
 
     return decorate
 
 
-def _click_option(field: Any) -> Callable[..., Any]:
-    flag = "--" + field.name.replace("_", "-")
-    kind = field.type
-    if isinstance(kind, types.UnionType):
-        kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
+def _added(parameter: click.Option) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """What ``@click.option`` does, with an option that exists."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        command.__dict__.setdefault("__click_params__", []).append(parameter)
+        return command
+
+    return decorate
+
+
+_OUTPUT = "Other"
+_METAVARS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
+
+
+class Option(click.Option):
+    """An option that knows the heading under which the help page shows it."""
+
+    def __init__(self, *args: Any, heading: str = "", **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.heading = heading
+
+
+class Command(click.Command):
+    """A command whose help page groups the options under headings, if they have some."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        parts: dict[str, list[tuple[str, str]]] = {"": []}
+        options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
+        for parameter in sorted(options, key=lambda p: not p.required):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                heading = _OUTPUT if "--help" in parameter.opts else getattr(parameter, "heading", "")
+                parts.setdefault(heading, []).append(record)
+        if set(parts) <= {"", _OUTPUT}:
+            parts = {"": [record for records in parts.values() for record in records]}
+        last = [(heading, parts.pop(heading, [])) for heading in (MACHINE, _OUTPUT)]
+        for heading, records in [*parts.items(), *last]:
+            if records:
+                with formatter.section(heading or "Options"):
+                    formatter.write_dl(records)
+
+
+class Group(click.Group):
+    """A group whose commands are `Command`."""
+
+    command_class = Command
+
+
+class _Value(click.ParamType):
+    """A value of a type that click does not have, such as a number or ``all``."""
+
+    name = "value"
+
+    def __init__(self, hint: Any) -> None:
+        self.hint = hint
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return convert(self.hint, value, "" if param is None else str(param.name))
+        except OptionError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _click_option(field: dataclasses.Field[Any], kind: Any) -> click.Option:
+    about = field.metadata
+    default: Any = field.default
+    shown = about["shown"]
     settings: dict[str, Any] = {
-        "help": field.metadata["help"],
-        "default": field.default,
-        "show_default": True,
+        "default": default,
+        "metavar": about["metavar"],
+        "heading": about["heading"],
+        "help": about["help"],
     }
     if kind is bool:
-        return click.option(flag, field.name, is_flag=True, **settings)
-    if typing.get_origin(kind) is tuple:
-        kind, settings["multiple"] = typing.get_args(kind)[0], True
-    if field.metadata["choices"]:
-        settings["type"] = click.Choice(field.metadata["choices"])
+        settings["is_flag"] = True
     else:
-        settings["type"] = PATH if kind is Path else kind
-    if field.default in ((), None, ""):
-        settings["show_default"] = False
-    if field.default == "":
-        settings |= {"required": True, "default": None}
-    return click.option(flag, field.name, **settings)
+        if typing.get_origin(kind) is tuple:
+            kind, settings["multiple"] = typing.get_args(kind)[0], True
+            shown = shown or ", ".join(map(str, default))
+        if default == "":
+            settings |= {"required": True, "default": None}
+        elif shown is None and default is not None:
+            shown = str(default)
+        if shown:
+            settings["help"] += f" [default: {shown}]"
+        if about["choices"]:
+            settings["type"] = click.Choice(about["choices"])
+        else:
+            settings["type"] = PATH if kind is Path else kind if isinstance(kind, type) else _Value(kind)
+            settings["metavar"] = about["metavar"] or _METAVARS[kind]
+    return Option(["--" + field.name.replace("_", "-"), field.name], **settings)
+
+
+JSON = click.option(
+    "--json", "as_json", is_flag=True, cls=Option, heading=_OUTPUT, help="Print the result as JSON."
+)
 
 
 def remote_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """``--cache`` and ``--cache-gb`` of commands that read stores."""
     command = click.option(
-        "--cache-gb", default=20.0, show_default=True, help="Size of the cache of a store behind a URL."
+        "--cache-gb",
+        default=20.0,
+        metavar="GB",
+        cls=Option,
+        heading=_OUTPUT,
+        help="Size of the cache for remote stores. [default: 20]",
     )(command)
-    return click.option("--cache", type=PATH, help="Folder for that cache; a temporary one.")(command)
+    return click.option(
+        "--cache",
+        type=PATH,
+        metavar="DIR",
+        cls=Option,
+        heading=_OUTPUT,
+        help="Cache folder for remote stores. [default: temporary]",
+    )(command)
 
 
 def opened(store: str, cache: Path | None = None, cache_gb: float = 20.0) -> StoreLike:

@@ -7,16 +7,16 @@ from typing import Any
 
 import click
 
-from pipeline.commands.click_options import JSON, PATH, build, options_of, print_result
+from pipeline.commands.click_options import JSON, PATH, Group, build, options_of, print_result
 from pipeline.evaluate import options as opts
 
-_OUT = click.option("--out", type=PATH, help="Write the result as JSON into this file too.")
+_OUT = click.option("--out", type=PATH, metavar="FILE", help="Also write the result as JSON into this file.")
 _EMBEDDINGS = click.argument("embeddings", type=PATH)
 
 
-@click.group()
+@click.group(cls=Group, short_help="Evaluate a student")
 def evaluate() -> None:
-    """Prove a student: protocols on the embeddings that `g2l embed` wrote, on stores and on h5 folders."""
+    """Evaluate a student: protocols on the embeddings that `g2l embed` wrote, on stores and on h5 folders."""
 
 
 def _report(as_json: bool, out: Path | None, result: Any) -> None:
@@ -27,19 +27,19 @@ def _report(as_json: bool, out: Path | None, result: Any) -> None:
     print_result(as_json, result.to_json(), result.lines)
 
 
-@evaluate.command()
+@evaluate.command(short_help="Vote of the nearest neighbours")
 @_EMBEDDINGS
 @_OUT
 @options_of(opts.KnnOptions)
 def knn(embeddings: Path, out: Path | None, as_json: bool, **values: Any) -> None:
-    """Accuracy of a vote of the nearest neighbours; no training."""
+    """Accuracy of a vote of the nearest neighbours. Nothing is trained."""
     from pipeline.evaluate.embeddings import load_embeddings
     from pipeline.evaluate.protocols import run_knn
 
     _report(as_json, out, run_knn(load_embeddings(embeddings), build(opts.KnnOptions, values)))
 
 
-@evaluate.command()
+@evaluate.command(short_help="Linear probe")
 @_EMBEDDINGS
 @_OUT
 @options_of(opts.LinearOptions)
@@ -51,13 +51,13 @@ def linear(embeddings: Path, out: Path | None, as_json: bool, **values: Any) -> 
     _report(as_json, out, run_linear(load_embeddings(embeddings), build(opts.LinearOptions, values)))
 
 
-@evaluate.command()
+@evaluate.command(short_help="Likeness of two encoders (CKA)")
 @_EMBEDDINGS
 @click.argument("other", type=PATH)
 @_OUT
 @options_of(opts.CkaOptions)
 def cka(embeddings: Path, other: Path, out: Path | None, as_json: bool, **values: Any) -> None:
-    """How alike two encoders see the same patches; OTHER may be the teacher's store."""
+    """How alike two encoders are on the same patches. OTHER may be the teacher's store."""
     from pipeline.evaluate.embeddings import load_embeddings
     from pipeline.evaluate.protocols import run_cka
 
@@ -65,7 +65,7 @@ def cka(embeddings: Path, other: Path, out: Path | None, as_json: bool, **values
     _report(as_json, out, found)
 
 
-@evaluate.command()
+@evaluate.command(short_help="Robustness index: biology or centre")
 @_EMBEDDINGS
 @_OUT
 @options_of(opts.RobustnessOptions)
@@ -77,12 +77,12 @@ def robustness(embeddings: Path, out: Path | None, as_json: bool, **values: Any)
     _report(as_json, out, run_robustness(load_embeddings(embeddings), build(opts.RobustnessOptions, values)))
 
 
-@evaluate.command()
+@evaluate.command(short_help="Robustness to scanners and stainings")
 @click.argument("folder", type=PATH)
 @_OUT
 @options_of(opts.PlismOptions)
 def plism(folder: Path, out: Path | None, as_json: bool, **values: Any) -> None:
-    """Robustness to scanners and stainings, of a folder as `embed --format plism` writes it."""
+    """Robustness to scanners and stainings, from a folder that `g2l embed --format plism` wrote."""
     from pipeline.evaluate.protocols import run_plism
     from pipeline.runtime.progress import reporter_for
 
@@ -92,7 +92,7 @@ def plism(folder: Path, out: Path | None, as_json: bool, **values: Any) -> None:
     _report(as_json, out, found)
 
 
-@evaluate.command()
+@evaluate.command(short_help="Gene expression from morphology")
 @_EMBEDDINGS
 @_OUT
 @options_of(opts.HestOptions)
@@ -104,24 +104,26 @@ def hest(embeddings: Path, out: Path | None, as_json: bool, **values: Any) -> No
     _report(as_json, out, run_hest(load_embeddings(embeddings), build(opts.HestOptions, values)))
 
 
-@evaluate.command()
+@evaluate.command(short_help="Tasks of whole slides")
 @_EMBEDDINGS
 @_OUT
 @options_of(opts.SlideOptions)
 def slides(embeddings: Path, out: Path | None, as_json: bool, **values: Any) -> None:
-    """A task of whole slides, such as TP53: mean pooling or gated attention, cross-validated by patient."""
+    """Predict a label of whole slides, such as TP53: mean pooling or gated attention, cross-validated by patient."""
     from pipeline.evaluate.embeddings import load_embeddings
     from pipeline.evaluate.protocols import run_slides
 
     _report(as_json, out, run_slides(load_embeddings(embeddings), build(opts.SlideOptions, values)))
 
 
-@evaluate.command("all")
-@click.option("--config", required=True, type=PATH, help="YAML: encoders, data and tasks.")
-@click.option("--out", required=True, type=PATH, help="Folder for embeddings and tables.")
+@evaluate.command("all", short_help="All tables of a paper, from one YAML file")
+@click.option(
+    "--config", required=True, type=PATH, metavar="FILE", help="YAML file of encoders, data and tasks."
+)
+@click.option("--out", required=True, type=PATH, metavar="DIR", help="Folder for embeddings and tables.")
 @JSON
 def evaluate_all(config: Path, out: Path, as_json: bool) -> None:
-    """The paper's tables: embed data with several encoders, run all tasks, write CSV, Markdown and JSON."""
+    """Make the paper's tables: embed data with several encoders, run all tasks, write CSV, Markdown and JSON."""
     from pipeline.evaluate.tables import read_bench, run_bench
     from pipeline.runtime.progress import reporter_for
 

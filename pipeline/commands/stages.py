@@ -9,6 +9,7 @@ import click
 from pipeline.commands.click_options import (
     PATH,
     STORE,
+    Command,
     build,
     opened,
     options_of,
@@ -26,12 +27,12 @@ from pipeline.tile.options import TileOptions
 from stores.errors import SOME_SLIDES_FAILED
 
 
-@click.command("tile")
+@click.command("tile", cls=Command, short_help="Find tissue and lay the patch grid")
 @click.argument("slides", nargs=-1, required=True, type=PATH)
-@click.option("--store", required=True, type=PATH, help="Folder of the store.")
+@click.option("--store", required=True, type=PATH, metavar="DIR", help="Folder of the store.")
 @options_of(TileOptions, ClusterOptions)
 def tile_command(slides: tuple[Path, ...], store: Path, as_json: bool, **values: Any) -> None:
-    """Find tissue, lay the patch grid, split by patient; writes a picture of each slide."""
+    """Find tissue, lay the patch grid, split by patient, and draw a picture of each slide."""
     from pipeline.commands import summaries
     from pipeline.runtime.log import RunLog
     from pipeline.runtime.progress import reporter_for
@@ -47,11 +48,11 @@ def tile_command(slides: tuple[Path, ...], store: Path, as_json: bool, **values:
     _exit_if(bool(result.unusable))
 
 
-@click.command("plan")
+@click.command("plan", cls=Command, short_help="Predict patches, disk space and time")
 @click.argument("inputs", nargs=-1, required=True, type=STORE)
 @options_of(PlanOptions, TileOptions)
 def plan_command(inputs: tuple[str, ...], as_json: bool, **values: Any) -> None:
-    """What slides, or a store that is tiled, will come to: patches, views, bytes, files, hours. Writes nothing."""
+    """Predict what slides, or a tiled store, will need: patches, views, bytes, files and hours. Writes nothing."""
     from pipeline.extract import plan
     from pipeline.runtime.progress import reporter_for
     from stores.format import layout
@@ -67,12 +68,12 @@ def plan_command(inputs: tuple[str, ...], as_json: bool, **values: Any) -> None:
     _exit_if(bool(result.unusable))
 
 
-@click.command("extract-teacher")
+@click.command("extract-teacher", cls=Command, short_help="Run the teacher over all views, once")
 @click.argument("slides", nargs=-1, required=True, type=PATH)
-@click.option("--store", required=True, type=PATH, help="Folder of the store.")
+@click.option("--store", required=True, type=PATH, metavar="DIR", help="Folder of the store.")
 @options_of(ExtractOptions, TileOptions, ClusterOptions)
 def extract_command(slides: tuple[Path, ...], store: Path, as_json: bool, **values: Any) -> None:
-    """Run the teacher once over every view of every patch; tiles first what is not tiled."""
+    """Run the teacher once over every view of every patch. Slides that are not tiled yet are tiled first."""
     from pipeline.commands import summaries
     from pipeline.extract import extract
     from pipeline.runtime.log import RunLog
@@ -89,16 +90,19 @@ def extract_command(slides: tuple[Path, ...], store: Path, as_json: bool, **valu
     _exit_if(bool(result.failed_slides or result.failed_blocks or result.bad_reads))
 
 
-@click.command("distill")
-@click.option("--store", required=True, type=STORE, help="Folder or URL of the store.")
-@click.option("--out", "run", required=True, type=PATH, help="Folder of the run.")
-@click.option("--resume", is_flag=True, help="Insist on going on from a checkpoint; a run goes on anyway.")
+@click.command("distill", cls=Command, short_help="Train a student on a store")
+@click.option("--store", required=True, type=STORE, metavar="DIR|URL", help="The store: a folder or a URL.")
+@click.option("--out", "run", required=True, type=PATH, metavar="DIR", help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Fail unless a checkpoint exists.")
 @remote_options
 @options_of(DistillOptions)
 def distill_command(
     store: str, run: Path, resume: bool, cache: Path | None, cache_gb: float, as_json: bool, **values: Any
 ) -> None:
-    """Train a student against the store, with no teacher in memory."""
+    """Train a student on the teacher features of a store. The teacher itself is not loaded.
+
+    The same command continues a run that was stopped.
+    """
     from pipeline.commands import summaries
     from pipeline.distill.train import distill as train
     from pipeline.runtime.progress import reporter_for
@@ -113,15 +117,20 @@ def distill_command(
         print_result(as_json, result, lambda: lines)
 
 
-@click.command("prototypes")
-@click.option("--store", required=True, type=STORE, help="Folder or URL of the store.")
-@click.option("--out", type=PATH, help="Folder to write into; STORE-prototypes-K beside a local store.")
+@click.command("prototypes", cls=Command, short_help="Fit prototypes for the dino and ibot losses")
+@click.option("--store", required=True, type=STORE, metavar="DIR|URL", help="The store: a folder or a URL.")
+@click.option(
+    "--out",
+    type=PATH,
+    metavar="DIR",
+    help="Folder to write into. [default: STORE-prototypes-K, beside a local store]",
+)
 @remote_options
 @options_of(PrototypeOptions)
 def prototypes_command(
     store: str, out: Path | None, cache: Path | None, cache_gb: float, as_json: bool, **values: Any
 ) -> None:
-    """Prototypes of the teacher's features and tokens, for distill --loss dino and ibot."""
+    """Fit prototypes of the teacher's features and tokens, which `distill --loss dino` and `ibot` need."""
     from pipeline.distill.prototypes import fit
     from pipeline.runtime.progress import reporter_for
     from stores.remote.objects import is_url
@@ -136,12 +145,12 @@ def prototypes_command(
     print_result(as_json, result, lambda: fit.lines(out, result))
 
 
-@click.command("embed")
+@click.command("embed", cls=Command, short_help="Compute features with any encoder")
 @click.argument("inputs", nargs=-1, required=True, type=PATH)
-@click.option("--out", required=True, type=PATH, help="Folder to write into.")
+@click.option("--out", required=True, type=PATH, metavar="DIR", help="Folder to write into.")
 @options_of(EmbedOptions, TileOptions, ClusterOptions)
 def embed_command(inputs: tuple[Path, ...], out: Path, as_json: bool, **values: Any) -> None:
-    """Features of slides, or of the tiles in a CSV, with any encoder; in the formats that other tools read."""
+    """Compute features of slides, or of the tiles in a CSV, with any encoder, in formats that other tools read."""
     from pipeline.commands import summaries
     from pipeline.embed.block import TILING
     from pipeline.embed.embed import embed

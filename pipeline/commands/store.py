@@ -11,6 +11,7 @@ from pipeline.commands.click_options import (
     JSON,
     PATH,
     STORE,
+    Group,
     build,
     opened,
     options_of,
@@ -21,12 +22,12 @@ from pipeline.runtime.options import ClusterOptions
 from pipeline.verify.options import VerifyOptions
 
 
-@click.group()
+@click.group(cls=Group, short_help="Look at a store, check it, share it, join it")
 def store() -> None:
     """Look at a store, prove it, share it, combine it."""
 
 
-@store.command()
+@store.command(short_help="Show what a store holds")
 @click.argument("path", type=STORE)
 @JSON
 def info(path: str, as_json: bool) -> None:
@@ -37,7 +38,7 @@ def info(path: str, as_json: bool) -> None:
     print_result(as_json, result, lambda: info_lines(result))
 
 
-@store.command()
+@store.command(short_help="Check a store, as deep as you ask")
 @click.argument("path", type=STORE)
 @remote_options
 @options_of(VerifyOptions, ClusterOptions)
@@ -53,7 +54,7 @@ def verify(path: str, cache: Path | None, cache_gb: float, as_json: bool, **valu
     sys.exit(bool(result.findings))
 
 
-@store.command()
+@store.command(short_help="Write checksums of every file")
 @click.argument("path", type=PATH)
 @click.option("--as-it-is", is_flag=True, help="Seal without verifying the structure first.")
 @JSON
@@ -67,7 +68,7 @@ def seal(path: Path, as_it_is: bool, as_json: bool) -> None:
     print_result(as_json, result.to_json(), result.lines)
 
 
-@store.command()
+@store.command(short_help="Join stores by slide")
 @click.argument("stores", nargs=-1, required=True, type=STORE)
 @click.option("--out", required=True, type=PATH, help="Folder of the new store.")
 @click.option("--allow-duplicates", is_flag=True, help="Accept one slide file under two ids.")
@@ -83,7 +84,7 @@ def merge(stores: tuple[str, ...], out: Path, allow_duplicates: bool, as_json: b
     print_result(as_json, result.to_json(), result.lines)
 
 
-@store.command()
+@store.command(short_help="Copy some slides and seeds of a store")
 @click.argument("path", type=STORE)
 @click.option("--out", required=True, type=PATH, help="Folder of the new store.")
 @click.option("--slides", multiple=True, help="A slide id, or a file: an id a line, or a CSV with slide_id.")
@@ -120,7 +121,7 @@ def subset(
     print_result(as_json, result.to_json(), result.lines)
 
 
-@store.command()
+@store.command(short_help="Copy a store for other labs")
 @click.argument("path", type=STORE)
 @click.option("--out", required=True, type=PATH, help="Folder of the copy.")
 @click.option(
@@ -154,7 +155,7 @@ def export(
     print_result(as_json, result.to_json(), result.lines)
 
 
-@store.command()
+@store.command(short_help="Write a README and Croissant metadata")
 @click.argument("path", type=PATH)
 @click.option("--name", help="Short name of the data set; the folder's.")
 @click.option("--title", help="Heading of the card; the name.")
@@ -173,7 +174,7 @@ def card(path: Path, name: str | None, date: datetime.datetime | None, as_json: 
     print_result(as_json, result.to_json(), result.lines)
 
 
-@store.command()
+@store.command(short_help="Rebuild files that follow from others")
 @click.argument("path", type=PATH)
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("--prune", is_flag=True, help="Remove chunks that no commit record lists.")
@@ -189,7 +190,7 @@ def reindex(path: Path, dry_run: bool, prune: bool, as_json: bool) -> None:
     sys.exit(bool(result.problems))
 
 
-@store.command()
+@store.command(short_help="Upload a store")
 @click.argument("path", type=PATH)
 @click.argument("url")
 @JSON
@@ -205,7 +206,7 @@ def push(path: Path, url: str, as_json: bool) -> None:
     print_result(as_json, result.to_json(), result.lines)
 
 
-@store.command()
+@store.command(short_help="Download a store")
 @click.argument("url")
 @click.argument("out", type=PATH)
 @JSON

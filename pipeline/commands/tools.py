@@ -7,16 +7,21 @@ from typing import Any
 
 import click
 
-from pipeline.commands.click_options import JSON, PATH, build, options_of, print_result
+from pipeline.commands.click_options import JSON, PATH, Command, build, options_of, print_result
 from pipeline.report.options import ReportOptions
 
 
-@click.command("report")
+@click.command("report", cls=Command, short_help="Write one HTML page on a run or a store")
 @click.argument("path", type=PATH)
-@click.option("--out", type=PATH, help="File to write; report.html beside or in PATH.")
+@click.option(
+    "--out",
+    type=PATH,
+    metavar="FILE",
+    help="File to write. [default: report.html in a run, STORE-report.html beside a store]",
+)
 @options_of(ReportOptions)
 def report_command(path: Path, out: Path | None, as_json: bool, **values: Any) -> None:
-    """One HTML page about a run or a store: curves, slides, features, neighbours, views, tables. Works offline."""
+    """Write one HTML page on a run or a store: curves, slides, features, neighbours, views, tables. Works offline."""
     from pipeline.report.report import write_report
     from pipeline.runtime.progress import reporter_for
 
@@ -30,10 +35,10 @@ def report_command(path: Path, out: Path | None, as_json: bool, **values: Any) -
     print_result(as_json, summary, lambda: [said, *(f"note: {note}" for note in result.notes)])
 
 
-@click.command("models")
+@click.command("models", cls=Command, short_help="List the encoders that are known by name")
 @JSON
 def models_command(as_json: bool) -> None:
-    """The encoders that are known by name, with dimension, size and licence."""
+    """List the encoders that are known by name, with dimension, size and licence."""
     from pipeline.commands import summaries
     from pipeline.encoders.presets import PRESETS
 
@@ -41,21 +46,21 @@ def models_command(as_json: bool) -> None:
     print_result(as_json, {"models": rows}, lambda: summaries.model_lines(rows))
 
 
-@click.command("doctor")
+@click.command("doctor", cls=Command, short_help="Check this machine")
 @JSON
 def doctor_command(as_json: bool) -> None:
-    """Check this machine: versions, devices, OpenSlide, free disk, whether weights can be reached."""
+    """Check this machine: versions, devices, OpenSlide, free disk space, and access to weights."""
     from pipeline.demo import doctor as examine
 
     result = examine.examine(Path.cwd())
     print_result(as_json, result, lambda: examine.lines(result))
 
 
-@click.command("demo")
-@click.option("--out", default="demo", show_default=True, type=PATH, help="Folder to write into.")
+@click.command("demo", cls=Command, short_help="Run both stages on synthetic slides")
+@click.option("--out", default="demo", type=PATH, metavar="DIR", help="Folder to write into. [default: demo]")
 @JSON
 def demo_command(out: Path, as_json: bool) -> None:
-    """Both stages on small synthetic slides that the command writes itself; a few minutes on a CPU."""
+    """Run both stages on small synthetic slides that the command itself writes. Takes a few minutes on a CPU."""
     from pipeline.demo import demo as whole
     from pipeline.runtime.progress import reporter_for
 

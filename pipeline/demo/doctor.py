@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.runtime.version import g2l_version
+
 _PACKAGES = (
     "torch",
     "torchvision",
@@ -30,7 +32,7 @@ def examine(folder: Path) -> dict[str, Any]:
     problems: list[str] = []
     free = shutil.disk_usage(folder).free
     result: dict[str, Any] = {
-        "g2l": _version("g2l"),
+        "g2l": g2l_version(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "devices": _devices(problems),

@@ -56,19 +56,6 @@ class DinoHead(nn.Module):
         return functional.normalize(self.mlp(e_NS), dim=1) @ functional.normalize(self.prototypes, dim=1).T
 
 
-class PrototypeHead(nn.Module):
-    """A linear layer into the teacher's space, then cosines to the teacher's own prototypes, which stay as they are."""
-
-    def __init__(self, student_dim: int, space: Space) -> None:
-        super().__init__()
-        self.linear = nn.Linear(student_dim, space.prototypes.shape[1])
-        self.register_buffer("prototypes", torch.from_numpy(space.prototypes), persistent=False)
-
-    def forward(self, e_NS: Tensor) -> Tensor:
-        """Cosines (N, K)."""
-        return functional.normalize(self.linear(e_NS), dim=1) @ self.prototypes.T  # type: ignore[operator]
-
-
 class TargetNorm(nn.Module):
     """Normalisation of the targets: ``batch`` (as the projector's), ``store`` (fixed statistics) or ``none``."""
 
@@ -101,8 +88,8 @@ class Assigner(nn.Module):
     Parameters
     ----------
     balance : str
-        ``centre``: the prototypes' mean cosines over the training split are taken off; ``sinkhorn``: balanced
-        within the batch; ``none``.
+        ``centre``: the prototypes' mean cosines over the training split are subtracted; ``sinkhorn``: balanced
+        within the batch.
     """
 
     mean: Tensor
@@ -121,4 +108,4 @@ class Assigner(nn.Module):
         similarity = functional.normalize((t_ND - self.mean) / self.std, dim=1) @ self.prototypes.T
         if self.balance == "sinkhorn":
             return sinkhorn(similarity, self.temperature)
-        return sharpened(similarity, self.centre if self.balance == "centre" else None, self.temperature)
+        return sharpened(similarity, self.centre, self.temperature)

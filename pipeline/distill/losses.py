@@ -65,10 +65,9 @@ def assignment(logits_NK: Tensor, targets_NK: Tensor, temperature: float) -> Ten
     return -(targets_NK * functional.log_softmax(logits_NK / temperature, dim=1)).sum(dim=1).mean()
 
 
-def sharpened(similarity_NK: Tensor, centre_K: Tensor | None, temperature: float) -> Tensor:
-    """The teacher's assignments: softmax of its similarities, less their mean where `centre_K` is given."""
-    centred = similarity_NK if centre_K is None else similarity_NK - centre_K
-    return functional.softmax(centred / temperature, dim=1)
+def sharpened(similarity_NK: Tensor, centre_K: Tensor, temperature: float) -> Tensor:
+    """The teacher's assignments: softmax of its similarities, less their mean `centre_K`."""
+    return functional.softmax((similarity_NK - centre_K) / temperature, dim=1)
 
 
 def sinkhorn(similarity_NK: Tensor, temperature: float, iterations: int = 3) -> Tensor:

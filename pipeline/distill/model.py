@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.data.loader import Batch
 from pipeline.distill import loss_spec
-from pipeline.distill.heads import Assigner, DinoHead, Projector, PrototypeHead, TargetNorm, standardise
+from pipeline.distill.heads import Assigner, DinoHead, Projector, TargetNorm, standardise
 from pipeline.distill.losses import assignment, cosine, feature_loss, koleo
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.prototypes.files import Space
@@ -123,7 +123,9 @@ class Distiller(nn.Module):
             if term in loss:
                 assert teaching.spaces is not None  # `open_data` has loaded them
                 space = teaching.spaces[of]
-                self.heads[term] = _head(side, space, options)
+                self.heads[term] = DinoHead(
+                    side, len(space.prototypes), options.head_hidden, options.head_bottleneck
+                )
                 self.assigners[term] = Assigner(space, options.assign, options.teacher_temp)
         if "token-cosine" in loss:
             assert teaching.tokens is not None
@@ -214,12 +216,6 @@ def _token_width(student: Encoder, about: Tokens, name: str) -> int:
             f"of the same grid, as timm:NAME?img_size={student.image_px}&patch_size={student.image_px // about.grid}"
         )
     return width
-
-
-def _head(dim: int, space: Space, options: DistillOptions) -> nn.Module:
-    if options.head == "prototypes":
-        return PrototypeHead(dim, space)
-    return DinoHead(dim, len(space.prototypes), options.head_hidden, options.head_bottleneck)
 
 
 def build(

@@ -4,86 +4,159 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.distill import loss_spec
-from pipeline.runtime.options import option, require, require_machine, require_weights
+from pipeline.runtime.options import (
+    ENCODER,
+    MACHINE,
+    DeviceOptions,
+    PoolingOptions,
+    ReadingOptions,
+    WeightsOptions,
+    option,
+    require,
+    require_one_or_more,
+)
 from stores.errors import OptionError
 
+_LOSS, _TRAINING, _CHECKS, _DATA = "Loss", "Training", "Validation and checkpoints", "Data"
 
-@dataclass(frozen=True, slots=True)
-class DistillOptions:
-    """Stage two: the student against the store."""
 
-    student: str = option("", "Preset, timm name, hf-hub:owner/name, folder, or module:function.")
-    slides: tuple[Path, ...] = option((), "Slide files or folders; not needed when the store has pixels.")
-    weights: Path | None = option(None, "Checkpoint to start from, instead of the published weights.")
-    random_weights: int | None = option(None, "Seed of random weights, to train from scratch.")
+@dataclass(frozen=True)
+class LossOptions:
+    """What the student is compared with, and how."""
+
     loss: str = option(
         "log-sum",
-        "Terms and weights, as log-sum:1,ibot:0.5. Of log-sum, mse, l1, smooth-l1, cosine, relational, dino, ibot, "
-        "token-cosine, koleo; dino+ibot is H0-mini's.",
+        "Terms and weights, such as log-sum:1,ibot:0.5. Terms: log-sum, mse, l1, smooth-l1, cosine, relational, "
+        "dino, ibot, token-cosine, koleo. dino+ibot is the loss of H0-mini.",
+        metavar="TERMS",
+        heading=_LOSS,
     )
-    alpha: float = option(4.0, "Exponent of the log-sum loss.")
-    prototypes: Path | None = option(None, "Folder of `g2l prototypes`, for dino and ibot.")
-    head: str = option(
-        "dino",
-        "The student's for dino and ibot: DINO's, with prototypes that are learned, or linear onto the teacher's.",
-        ("dino", "prototypes"),
+    alpha: float = option(4.0, "Exponent of the log-sum loss.", heading=_LOSS)
+    prototypes: Path | None = option(
+        None, "Folder that `g2l prototypes` wrote. dino and ibot need it.", metavar="DIR", heading=_LOSS
     )
-    head_hidden: int = option(2048, "Width of DINO's head.")
-    head_bottleneck: int = option(256, "Length of the vector before its prototypes.")
-    student_temp: float = option(0.1, "Temperature of the student's assignments.")
-    teacher_temp: float = option(0.04, "Temperature of the teacher's assignments.")
+    head_hidden: int = option(2048, "Width of the student's head for dino and ibot.", heading=_LOSS)
+    head_bottleneck: int = option(
+        256, "Length of the vector that this head compares with its prototypes.", heading=_LOSS
+    )
+    student_temp: float = option(0.1, "Temperature of the student's assignments.", heading=_LOSS)
+    teacher_temp: float = option(0.04, "Temperature of the teacher's assignments.", heading=_LOSS)
     assign: str = option(
         "centre",
-        "Balance of the teacher's assignments: mean similarities off, Sinkhorn in a batch, none.",
-        ("centre", "sinkhorn", "none"),
+        "How the teacher's assignments are balanced: subtract the mean similarities, or Sinkhorn in each batch.",
+        choices=("centre", "sinkhorn"),
+        heading=_LOSS,
     )
     teacher_norm: str = option(
         "batch",
-        "Normalisation of the targets: by batch, by the store's statistics, none.",
-        ("batch", "store", "none"),
+        "Normalisation of the targets: by batch, by the statistics of the store, or none.",
+        choices=("batch", "store", "none"),
+        heading=_LOSS,
     )
-    pooling: str | None = option(
-        None, "Of the student: cls, or cls+mean of the patch tokens; its own.", ("cls", "cls+mean")
+
+    def validate(self) -> None:
+        """Raise OptionError that names the first value that is not allowed."""
+        for name in ("alpha", "student_temp", "teacher_temp"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        require_one_or_more(self, "head_hidden", "head_bottleneck")
+        wants = [term for term in loss_spec.parse(self.loss) if term in loss_spec.PROTOTYPE_TERMS]
+        if wants and self.prototypes is None:
+            raise OptionError(
+                f"--loss {self.loss}: {wants[0]} needs --prototypes; `g2l prototypes` makes them"
+            )
+
+
+@dataclass(frozen=True)
+class OptimiserOptions:
+    """How the student is trained, and for how long."""
+
+    ema: float | None = option(
+        None,
+        "Also keep a moving average of the student, with this momentum, such as 0.996.",
+        metavar="MOMENTUM",
+        heading=_TRAINING,
     )
-    ema: float | None = option(None, "Keep a moving average of the student too, with this momentum (0.996).")
-    seeds: int | None = option(None, "Train on seeds 0 to N-1; all that the store has.")
-    batch_size: int = option(32, "Views per step and process.")
-    steps: int | None = option(None, "Training steps; overrides --epochs.")
-    epochs: float = option(10.0, "Passes over all training views (the paper does not say how many).")
-    lr: float = option(1e-4, "Learning rate at the start; cosine annealing to 0.")
-    weight_decay: float = option(0.05, "Weight decay at the start; cosine annealing to 0.")
-    warmup_steps: int = option(0, "Steps of linear warm-up of the learning rate.")
+    steps: int | None = option(None, "Training steps. Overrides --epochs.", heading=_TRAINING)
+    epochs: float = option(
+        10.0, "Passes over all training views. The paper does not give their number.", heading=_TRAINING
+    )
+    lr: float = option(1e-4, "Learning rate at the start; cosine annealing to 0.", heading=_TRAINING)
+    weight_decay: float = option(0.05, "Weight decay at the start; cosine annealing to 0.", heading=_TRAINING)
+    warmup_steps: int = option(0, "Steps of linear warm-up of the learning rate.", heading=_TRAINING)
     early_stop: str = option(
         "in-a-row",
-        "Stop when the loss exceeded the mean of its last 100 values more than 10 times: in a row, in total, or never.",
-        ("in-a-row", "cumulative", "off"),
-    )
-    val_every: int = option(500, "Steps between validations; also before the first and after the last step.")
-    val_views: int = option(1024, "Views of the held-out split in a validation, seed 0.")
-    checkpoint_every: int = option(200, "Steps between checkpoints.")
-    check_views: str = option(
-        "sample", "Compare rebuilt views with the manifest's checksums.", ("sample", "all", "none")
-    )
-    views_per_read: int = option(1, "Seeds rendered from one decoding of a patch.")
-    window: int | None = option(
-        None,
-        "Views mixed in memory (150 KB each), over all processes; 64 for each view of a step, at least 2048.",
+        "Stop when the loss was above the mean of its last 100 values more than 10 times in a row, or never (off).",
+        choices=("in-a-row", "off"),
+        heading=_TRAINING,
     )
     batch_stats: str = option(
         "sync",
-        "With several processes: batch normalisation and loss over the batches of all, or of each its own.",
-        ("sync", "local"),
+        "With several processes: compute batch normalisation and loss over all their batches, or in each process.",
+        choices=("sync", "local"),
+        heading=_TRAINING,
     )
-    seed: int = option(0, "Seed of the order of views and of the projector.")
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.")
-    dtype: str = option("auto", "Arithmetic of the student.", ("auto", "float32", "bfloat16"))
-    threads: int | None = option(None, "Workers that read and render; the number of CPUs.")
-    readers: str = option(
-        "auto",
-        "What reads and renders: threads, or processes, which leave Python to the device; processes beside a GPU.",
-        ("auto", "threads", "processes"),
+    seed: int = option(
+        0, "Seed of the order of views and of the projector.", metavar="SEED", heading=_TRAINING
     )
-    tensorboard: bool = option(False, "Write TensorBoard events beside the JSON lines.")
+
+    def validate(self) -> None:
+        """Raise OptionError that names the first value that is not allowed."""
+        require_one_or_more(self, "steps")
+        for name in ("lr", "epochs"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        require(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "above 0, below 1")
+        for name in ("weight_decay", "warmup_steps", "seed"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+
+
+@dataclass(frozen=True)
+class DistillOptions(
+    ReadingOptions, DeviceOptions, OptimiserOptions, LossOptions, PoolingOptions, WeightsOptions
+):
+    """Stage two: the student against the store."""
+
+    student: str = option(
+        "",
+        "Preset, timm name, hf-hub:owner/name, folder, or module:function.",
+        metavar="ENCODER",
+        heading=ENCODER,
+    )
+    slides: tuple[Path, ...] = option(
+        (),
+        "Slide file or folder. Not needed when the store has pixels. May be repeated.",
+        metavar="PATH",
+        heading=_DATA,
+    )
+    seeds: int | None = option(
+        None, "Train on seeds 0 to N-1.", heading=_DATA, shown="all seeds of the store"
+    )
+    batch_size: int = option(32, "Views of a step, in each process.", heading=_TRAINING)
+    val_every: int = option(
+        500,
+        "Steps between validations. There is one before the first and after the last step.",
+        heading=_CHECKS,
+    )
+    val_views: int = option(
+        1024, "Views of the validation split in a validation, all of seed 0.", heading=_CHECKS
+    )
+    checkpoint_every: int = option(200, "Steps between checkpoints.", heading=_CHECKS)
+    check_views: str = option(
+        "sample",
+        "Which rebuilt views are compared with the checksums of the store.",
+        choices=("sample", "all", "none"),
+        heading=_DATA,
+    )
+    views_per_read: int = option(1, "Seeds rendered from one decoding of a patch.", heading=_DATA)
+    window: int | None = option(
+        None,
+        "Views mixed in memory, over all processes (150 KB each).",
+        heading=_DATA,
+        shown="64 for each view of a step, at least 2048",
+    )
+    dtype: str = option(
+        "auto", "Arithmetic of the student.", choices=("auto", "float32", "bfloat16"), heading=MACHINE
+    )
+    tensorboard: bool = option(False, "Also write TensorBoard events.", heading=_CHECKS)
 
     def validate(self) -> None:
         """Raise OptionError that names the first value that is not allowed."""
@@ -93,22 +166,8 @@ class DistillOptions:
         for name in ("batch_size", "val_views"):
             value = getattr(self, name)
             require(value >= 2, name, value, "2 or more (batch normalisation needs two views)")
-        for name in ("val_every", "checkpoint_every", "views_per_read"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        for name in ("steps", "seeds", "window"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, value, "1 or more")
-        for name in ("alpha", "lr", "epochs", "student_temp", "teacher_temp"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        for name in ("head_hidden", "head_bottleneck"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        require(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "above 0, below 1")
-        wants = [term for term in loss_spec.parse(self.loss) if term in loss_spec.PROTOTYPE_TERMS]
-        if wants and self.prototypes is None:
-            raise OptionError(
-                f"--loss {self.loss}: {wants[0]} needs --prototypes; `g2l prototypes` makes them"
-            )
-        for name in ("weight_decay", "warmup_steps", "seed"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        require_machine(self)
-        require_weights(self)
+        require_one_or_more(self, "val_every", "checkpoint_every", "views_per_read", "seeds", "window")
+        LossOptions.validate(self)
+        OptimiserOptions.validate(self)
+        ReadingOptions.validate(self)
+        WeightsOptions.validate(self)

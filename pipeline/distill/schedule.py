@@ -23,8 +23,8 @@ def cosine_annealing(start: float, step: float, steps: int, warmup_steps: int = 
 class EarlyStop:
     """Stops when the loss exceeded the mean of its last 100 values more than 10 times.
 
-    G2L does not say whether the times are counted in a row. Counted in total, noise alone stops any run within some
-    120 iterations, since a stationary loss is above its mean half of the time: hence in a row is the default.
+    G2L does not say whether the times are counted in a row. Counted in total, noise alone would stop any run after
+    about 120 steps, since a stationary loss is above its mean half of the time. Only times in a row are counted here.
     """
 
     def __init__(self, mode: str) -> None:
@@ -35,10 +35,8 @@ class EarlyStop:
     def update(self, loss: float) -> bool:
         """Take in the loss of a step; True when training should stop."""
         if len(self.recent) == WINDOW:
-            if loss > sum(self.recent) / WINDOW:
-                self.exceeded += 1
-            elif self.mode == "in-a-row":
-                self.exceeded = 0
+            above = loss > sum(self.recent) / WINDOW
+            self.exceeded = self.exceeded + 1 if above else 0
         self.recent.append(loss)
         return self.mode != "off" and self.exceeded > PATIENCE
 

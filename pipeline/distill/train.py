@@ -11,7 +11,6 @@
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import math
 import time
 from collections.abc import Iterator
@@ -45,6 +44,7 @@ from pipeline.runtime.log import RunLog
 from pipeline.runtime.options import to_json
 from pipeline.runtime.progress import Reporter, Silent
 from pipeline.runtime.resume import BEGUN, require_same_options
+from pipeline.runtime.version import g2l_version
 from pipeline.runtime.work import threads_of
 from stores import sampler
 from stores.errors import OptionError
@@ -67,6 +67,10 @@ _FREE = frozenset(
         "tensorboard",
     ]
 )
+
+
+_GONE = {"head": "prototypes", "assign": "none", "early_stop": "cumulative"}
+"""Choices that earlier versions had. A run that was begun with one can be read, but not continued."""
 
 
 def distill(
@@ -133,6 +137,12 @@ def _as_begun(run: Path, options: DistillOptions) -> DistillOptions:
             f"--out {run}: begun with the order of views {old.get('stream')}, this version has {sampler.STREAM}; "
             "use another --out"
         )
+    for name, value in _GONE.items():
+        if old.get("options", {}).get(name) == value:
+            raise OptionError(
+                f"--out {run}: begun with --{name.replace('_', '-')} {value}, which this version does not have; "
+                "use another --out"
+            )
     if options.window is None:
         options = dataclasses.replace(options, window=old.get("options", {}).get("window"))
     require_same_options(run, options, _FREE)
@@ -334,7 +344,7 @@ def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> d
     """Export the student and write the summary, last: its presence says that the run is complete."""
     before, after = facts.get("before", {}), facts.get("after", {})
     summary = {
-        "g2l_version": importlib.metadata.version("g2l"),
+        "g2l_version": g2l_version(),
         "steps": facts["steps"],
         "steps_planned": facts["steps_planned"],
         "stopped_early": facts["stopped_early"],

@@ -3,161 +3,199 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.runtime.options import option, require
+from pipeline.runtime.options import option, require, require_one_or_more
 
-_GROUP = (
-    "Column of what belongs together: slide, image or patient; group or slide_id where there is one, none."
-)
-_LABELS = "CSV with further columns, by slide_id (with x_px0, y_px0) or path."
-_REPLICATES = "Bootstrap replicates for the 95 % intervals."
-_SHUFFLE = "Control: labels shuffled over the samples; figures should be those of chance."
+_CLASSES = "Column of the classes."
 
 
-@dataclass(frozen=True, slots=True)
-class KnnOptions:
-    """k nearest neighbours."""
+@dataclass(frozen=True)
+class LabelOptions:
+    """Samples with classes: where the classes are, and how sure the figures are."""
 
-    label: str = option("label", "Column of classes.")
-    group: str | None = option(None, _GROUP)
-    labels: Path | None = option(None, _LABELS)
-    k: tuple[int, ...] = option(
-        (5, 10, 20), "Neighbours that vote; may be repeated (the paper does not say its k)."
+    label: str = option("label", _CLASSES, metavar="COLUMN")
+    labels: Path | None = option(
+        None, "CSV of further columns, joined by slide_id (with x_px0, y_px0) or path.", metavar="FILE"
     )
-    by: str = option(
-        "auto",
-        "Who votes: the train split on val and test, everybody outside one's group; split where there is one.",
-        ("auto", "split", "leave-out"),
+    shuffle_labels: bool = option(
+        False, "Control: shuffle the labels over the samples. The figures should be those of chance."
     )
-    shuffle_labels: bool = option(False, _SHUFFLE)
-    seed: int = option(0, "Seed of the bootstrap and the shuffle.")
-    replicates: int = option(1000, _REPLICATES)
-    device: str = option("cpu", "Where similarities are computed: cpu, cuda.")
+    seed: int = option(0, "Seed of everything that is drawn at random.", metavar="SEED")
+    replicates: int = option(1000, "Bootstrap replicates for the 95 % intervals.")
 
     def validate(self) -> None:
         """Raise OptionError that names the first value that is not allowed."""
-        require(bool(self.k) and min(self.k) >= 1, "k", ", ".join(map(str, self.k)), "1 or more")
         require(self.replicates >= 0, "replicates", self.replicates, "0 or more")
 
 
-@dataclass(frozen=True, slots=True)
-class LinearOptions:
+@dataclass(frozen=True)
+class GroupOptions:
+    """Which samples belong together."""
+
+    group: str | None = option(
+        None,
+        "Column of the slide, image or patient. Samples with the same value never vote for each other.",
+        metavar="COLUMN",
+        shown="group, else slide_id; none switches it off",
+    )
+
+
+@dataclass(frozen=True)
+class SimilarityOptions:
+    """Where similarities are computed."""
+
+    device: str = option("cpu", "Where similarities are computed: cpu or cuda.", metavar="DEVICE")
+
+
+def _require_neighbours(k: tuple[int, ...]) -> None:
+    require(bool(k) and min(k) >= 1, "k", ", ".join(map(str, k)), "1 or more")
+
+
+def _require_folds(folds: int) -> None:
+    require(folds >= 3, "folds", folds, "3 or more: one tests, one chooses, the others train")
+
+
+@dataclass(frozen=True)
+class KnnOptions(SimilarityOptions, LabelOptions, GroupOptions):
+    """k nearest neighbours."""
+
+    k: tuple[int, ...] = option(
+        (5, 10, 20), "Neighbours that vote. May be repeated. The paper does not give its k."
+    )
+    by: str = option(
+        "auto",
+        "Who votes. split: the train split, on val and test. leave-out: all samples of other groups.",
+        choices=("auto", "split", "leave-out"),
+        shown="auto: split where there is such a column",
+    )
+
+    def validate(self) -> None:
+        """Raise OptionError that names the first value that is not allowed."""
+        _require_neighbours(self.k)
+        LabelOptions.validate(self)
+
+
+@dataclass(frozen=True)
+class LinearOptions(LabelOptions):
     """Linear probes."""
 
-    label: str = option("label", "Column of classes.")
-    group: str | None = option(None, _GROUP)
-    labels: Path | None = option(None, _LABELS)
+    group: str | None = option(
+        None,
+        "Column of the slide, image or patient. Samples with the same value are in the same fold.",
+        metavar="COLUMN",
+        shown="group, else slide_id; none switches it off",
+    )
     head: str = option(
         "logistic",
         "Logistic regression with C chosen on validation, or eva's linear head.",
-        ("logistic", "eva"),
+        choices=("logistic", "eva"),
     )
     by: str = option(
         "auto",
-        "The split column, or cross-validation by group; split where there is one.",
-        ("auto", "split", "folds"),
+        "split: the split column says what trains and what tests. folds: cross-validation by group.",
+        choices=("auto", "split", "folds"),
+        shown="auto: split where there is such a column",
     )
     folds: int = option(5, "Folds of the cross-validation.")
-    patience: int = option(400, "eva: epochs without a better validation.")
-    runs: int = option(5, "eva: runs.")
-    steps: int = option(12_500, "eva: steps at most.")
-    shuffle_labels: bool = option(False, _SHUFFLE)
-    seed: int = option(0, "Seed of folds, heads, bootstrap and shuffle.")
-    replicates: int = option(1000, _REPLICATES)
+    patience: int = option(400, "With --head eva: epochs without a better validation.")
+    runs: int = option(5, "With --head eva: runs.")
+    steps: int = option(12_500, "With --head eva: largest number of steps.")
 
     def validate(self) -> None:
         """Raise OptionError that names the first value that is not allowed."""
-        require(self.folds >= 3, "folds", self.folds, "3 or more: one tests, one chooses, the others train")
-        for name in ("patience", "runs", "steps"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        require(self.replicates >= 0, "replicates", self.replicates, "0 or more")
+        _require_folds(self.folds)
+        require_one_or_more(self, "patience", "runs", "steps")
+        LabelOptions.validate(self)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CkaOptions:
     """Linear CKA."""
 
-    batch: int | None = option(None, "Unbiased form, averaged over batches of so many samples.")
-    seed: int = option(0, "Seed of the batches.")
+    batch: int | None = option(
+        None, "Use the unbiased form, averaged over batches of N samples.", shown="all samples at once"
+    )
+    seed: int = option(0, "Seed of the batches.", metavar="SEED")
 
     def validate(self) -> None:
         """Raise OptionError that names the first value that is not allowed."""
         require(self.batch is None or self.batch >= 4, "batch", self.batch, "4 or more")
 
 
-@dataclass(frozen=True, slots=True)
-class RobustnessOptions:
+@dataclass(frozen=True)
+class RobustnessOptions(SimilarityOptions, LabelOptions, GroupOptions):
     """Robustness index."""
 
-    label: str = option("label", "Column of biological classes.")
-    site: str = option("site", "Column of centres, scanners or stainings.")
-    group: str | None = option(None, _GROUP)
-    labels: Path | None = option(None, _LABELS)
+    label: str = option("label", "Column of the biological classes.", metavar="COLUMN")
+    site: str = option("site", "Column of the centres, scanners or stainings.", metavar="COLUMN")
     k: tuple[int, ...] = option(
-        (3, 5, 10, 20), "Neighbours; may be repeated. The default is the paper's list."
+        (3, 5, 10, 20), "Neighbours to look at. May be repeated. The default is the paper's list."
     )
-    queries: int | None = option(None, "Look at the neighbours of so many samples only.")
-    shuffle_labels: bool = option(False, _SHUFFLE)
-    seed: int = option(0, "Seed of queries, bootstrap and shuffle.")
-    replicates: int = option(1000, _REPLICATES)
-    device: str = option("cpu", "Where similarities are computed: cpu, cuda.")
+    queries: int | None = option(None, "Look at the neighbours of N samples only.", shown="of all samples")
 
     def validate(self) -> None:
         """Raise OptionError that names the first value that is not allowed."""
-        require(bool(self.k) and min(self.k) >= 1, "k", ", ".join(map(str, self.k)), "1 or more")
-        require(self.queries is None or self.queries >= 1, "queries", self.queries, "1 or more")
-        require(self.replicates >= 0, "replicates", self.replicates, "0 or more")
+        _require_neighbours(self.k)
+        require_one_or_more(self, "queries")
+        LabelOptions.validate(self)
 
 
-@dataclass(frozen=True, slots=True)
-class PlismOptions:
+@dataclass(frozen=True)
+class PlismOptions(SimilarityOptions):
     """PLISM."""
 
-    k: tuple[int, ...] = option((1, 3, 5, 10), "Of top-k accuracy; may be repeated.")
-    n_tiles: int | None = option(None, "Tiles of each slide, drawn; all. The benchmark's default is 8139.")
-    tiles: Path | None = option(
-        None, "A .npy file of row numbers instead, such as the benchmark's own lists."
+    k: tuple[int, ...] = option((1, 3, 5, 10), "The k of the top-k accuracy. May be repeated.")
+    n_tiles: int | None = option(
+        None, "Draw N tiles of each slide. The benchmark draws 8139.", shown="all tiles"
     )
-    seed: int = option(0, "Seed of the tiles that are drawn.")
-    device: str = option("cpu", "Where similarities are computed: cpu, cuda.")
+    tiles: Path | None = option(
+        None,
+        "File of row numbers (.npy) instead of a draw, such as the benchmark's own lists.",
+        metavar="FILE",
+    )
+    seed: int = option(0, "Seed of the draw.", metavar="SEED")
 
     def validate(self) -> None:
         """Raise OptionError that names the first value that is not allowed."""
-        require(bool(self.k) and min(self.k) >= 1, "k", ", ".join(map(str, self.k)), "1 or more")
+        _require_neighbours(self.k)
         require(self.n_tiles is None or self.n_tiles >= 6, "n_tiles", self.n_tiles, "6 or more")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class HestOptions:
     """HEST."""
 
-    genes: Path | None = option(None, "CSV of log1p expression: what names a sample, and a column a gene.")
-    fold: str = option("patient_id", "Column of what is left out together.")
-    components: int = option(256, "Numbers that PCA leaves.")
+    genes: Path | None = option(
+        None,
+        "CSV of log1p expression: the columns that name a sample, and one column for each gene. Required.",
+        metavar="FILE",
+    )
+    fold: str = option(
+        "patient_id", "Column whose values are left out one after the other.", metavar="COLUMN"
+    )
+    components: int = option(256, "Components that PCA keeps.")
 
     def validate(self) -> None:
         """Raise OptionError that names the first value that is not allowed."""
         require(self.genes is not None, "genes", "(missing)", "a CSV of expression")
-        require(self.components >= 1, "components", self.components, "1 or more")
+        require_one_or_more(self, "components")
 
 
-@dataclass(frozen=True, slots=True)
-class SlideOptions:
+@dataclass(frozen=True)
+class SlideOptions(LabelOptions):
     """Slide level."""
 
-    label: str = option("label", "Column of classes, one a slide.")
-    group: str = option("patient_id", "Column of patients: none is in two folds.")
-    labels: Path | None = option(None, _LABELS)
+    label: str = option("label", "Column of the classes, one for each slide.", metavar="COLUMN")
+    group: str = option("patient_id", "Column of the patients. No patient is in two folds.", metavar="COLUMN")
     pool: str = option(
-        "mean", "Mean pooling with a logistic regression, or gated attention.", ("mean", "abmil")
+        "mean",
+        "Mean pooling with a logistic regression, or gated attention (abmil).",
+        choices=("mean", "abmil"),
     )
     folds: int = option(5, "Folds of the cross-validation.")
-    epochs: int = option(30, "abmil: epochs at most.")
-    shuffle_labels: bool = option(False, _SHUFFLE)
-    seed: int = option(0, "Seed of folds, training, bootstrap and shuffle.")
-    replicates: int = option(1000, _REPLICATES)
+    epochs: int = option(30, "With --pool abmil: largest number of epochs.")
 
     def validate(self) -> None:
         """Raise OptionError that names the first value that is not allowed."""
-        require(self.folds >= 3, "folds", self.folds, "3 or more: one tests, one chooses, the others train")
-        require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
-        require(self.replicates >= 0, "replicates", self.replicates, "0 or more")
+        _require_folds(self.folds)
+        require_one_or_more(self, "epochs")
+        LabelOptions.validate(self)

@@ -1,20 +1,65 @@
-"""The options of every stage as frozen dataclasses, shared by command line, config file and written JSON.
+"""The options of every stage as frozen dataclasses, shared by command line, Python, config file and written JSON.
 
-A field is the option ``--name-with-dashes``, the key in ``--config FILE.yaml`` and the key in ``options/*.json``.
-Its metadata carry the help text. This module imports nothing heavy, so that ``--help`` stays quick.
+A field is the option ``--name-with-dashes``, the key in
+``--config FILE.yaml`` and the key in ``options/*.json``. Its metadata say how ``--help`` shows it. Options that several
+commands have (weights, device, threads, ...) are small dataclasses from which the options of a command inherit.
+This module imports nothing heavy, so that ``--help`` stays quick.
 """
 
+import functools
+import os
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, SupportsIndex
 
 from stores.errors import OptionError
 
+ENCODER, VIEWS, TILES, MACHINE = "Encoder", "Views", "Tiling", "Machine"
+"""Headings that several commands have in their help."""
 
-def option(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
-    """A dataclass field with a help text, and the allowed values where they are a list."""
-    return field(default=default, metadata={"help": text, "choices": choices})
+
+def option(
+    default: Any,
+    text: str,
+    *,
+    choices: Sequence[str] | None = None,
+    metavar: str | None = None,
+    heading: str = "",
+    shown: str | None = None,
+) -> Any:
+    """A dataclass field with what the help page shows about it.
+
+    Parameters
+    ----------
+    text
+        One or two short sentences.
+    choices
+        The allowed values, where they are a list.
+    metavar
+        What stands for the value, such as ``FILE``; by default it follows from the type.
+    heading
+        Heading of the help page under which the option stands; empty for the first one.
+    shown
+        The default in words, where the default itself is None or says too little.
+    """
+    about = {"help": text, "choices": choices, "metavar": metavar, "heading": heading, "shown": shown}
+    return field(default=default, metadata=about)
+
+
+@functools.cache
+def types_of(kind: type) -> dict[str, Any]:
+    """The type of each field of an options dataclass, without ``| None``."""
+    hints = typing.get_type_hints(kind)
+    return {f.name: _not_none(hints[f.name]) for f in fields(kind)}
+
+
+def _not_none(hint: Any) -> Any:
+    if typing.get_origin(hint) not in (types.UnionType, typing.Union):
+        return hint
+    return typing.Union[tuple(t for t in typing.get_args(hint) if t is not types.NoneType)]  # noqa: UP007
 
 
 def to_json(options: Any) -> dict[str, Any]:
@@ -29,22 +74,71 @@ def _plain(value: Any) -> Any:
 
 
 def from_json(kind: Any, value: Mapping[str, Any]) -> Any:
-    """Options from parsed JSON or YAML: what `to_json` wrote; unknown keys are an OptionError."""
-    known = {f.name: f.type for f in fields(kind)}
+    """Options from plain values: what `to_json` wrote, parsed YAML, or keywords of a call.
+
+    Raises
+    ------
+    OptionError
+        For an unknown name, and for a value of another type.
+    """
+    known = types_of(kind)
     for key in value:
         if key not in known:
             raise OptionError(f"option {key!r}: not one of {', '.join(known)}")
-    return kind(**{key: _typed(known[key], item) for key, item in value.items()})
+    return kind(
+        **{key: None if item is None else convert(known[key], item, key) for key, item in value.items()}
+    )
 
 
-def _typed(kind: Any, item: Any) -> Any:
-    if isinstance(item, list | tuple):
-        inner = next((t for t in (Path, int) if t.__name__ in str(kind)), str)
+def convert(hint: Any, item: Any, name: str) -> Any:
+    """`item` as a value of the type `hint`.
+
+    >>> convert(tuple[int, ...], [1, 2], "k"), convert(Path, "a/b", "out"), convert(float, 1, "lr")
+    ((1, 2), PosixPath('a/b'), 1.0)
+
+    Raises
+    ------
+    OptionError
+        When it is none.
+    """
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        if isinstance(item, str) or not isinstance(item, Sequence):
+            raise OptionError(f"option {name!r}: {item!r} is not a list; an item is {_word(inner[0])}")
+        return tuple(convert(inner[0], each, name) for each in item)
+    if origin is Literal:
+        if item in inner:
+            return item
+    elif origin in (types.UnionType, typing.Union):
+        for one in inner:
+            try:
+                return convert(one, item, name)
+            except OptionError:
+                continue
+    elif isinstance(item, hint) and (hint is bool or not isinstance(item, bool)):
+        return item
+    elif isinstance(item, _TAKES.get(hint, ())) and not isinstance(item, bool):
         try:
-            return tuple(inner(x) for x in item)
-        except (TypeError, ValueError):
-            raise OptionError(f"{item}: a list of {inner.__name__} is expected") from None
-    return Path(item) if item is not None and "Path" in str(kind) else item
+            return hint(item)
+        except ValueError:
+            pass
+    raise OptionError(f"option {name!r}: {item!r} is not {_word(hint)}")
+
+
+_TAKES: dict[type, tuple[Any, ...]] = {
+    Path: (str, os.PathLike),
+    float: (str, SupportsIndex),
+    int: (str, SupportsIndex),
+}
+"""Types from which a value is made: YAML reads 1e-4 as text, and numpy has integers of its own."""
+
+
+def _word(hint: Any) -> str:
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return " or ".join(map(_word, typing.get_args(hint)))
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
+    return {int: "an integer", float: "a number", str: "text", bool: "true or false", Path: "a path"}[hint]
 
 
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
@@ -53,31 +147,125 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
         raise OptionError(f"--{name.replace('_', '-')} {value}: allowed is {allowed}")
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterOptions:
-    """Where work runs. Changes no byte of a result on a CPU, hence stands in no recipe."""
+def require_one_or_more(options: Any, *names: str) -> None:
+    """Raise OptionError unless each of the named options is None or at least 1."""
+    for name in names:
+        value = getattr(options, name)
+        require(value is None or value >= 1, name, value, "1 or more")
 
-    workers: int | None = option(None, "Run in so many processes on this machine.")
-    scheduler: str | None = option(None, "Run on the workers of this dask scheduler, as tcp://host:8786.")
+
+_CPUS = "number of CPUs"
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class WeightsOptions:
+    """Which weights an encoder gets, when not the published ones."""
+
+    weights: Path | None = option(
+        None, "Checkpoint file or folder.", metavar="PATH", heading=ENCODER, shown="the published weights"
+    )
+    random_weights: int | None = option(
+        None, "Seed of random weights: an encoder that was never trained.", metavar="SEED", heading=ENCODER
+    )
 
     def validate(self) -> None:
         """Raise OptionError that names the first value that is not allowed."""
-        require(self.workers is None or self.workers >= 1, "workers", self.workers, "1 or more")
+        if self.weights is not None and self.random_weights is not None:
+            raise OptionError("--weights and --random-weights: give one of them")
+        if self.weights is not None and not self.weights.exists():
+            raise OptionError(f"--weights {self.weights}: no such file or folder")
+
+
+@dataclass(frozen=True)
+class PoolingOptions:
+    """How an encoder makes one feature of its tokens."""
+
+    pooling: str | None = option(
+        None,
+        "cls, or cls joined with the mean of the patch tokens.",
+        choices=("cls", "cls+mean"),
+        heading=ENCODER,
+        shown="the encoder's own",
+    )
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Where an encoder runs."""
+
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE", heading=MACHINE)
+
+
+@dataclass(frozen=True)
+class ForwardOptions(DeviceOptions):
+    """How an encoder runs where nothing is trained."""
+
+    dtype: str = option("auto", "Arithmetic of the forward pass.", choices=_DTYPES, heading=MACHINE)
+    batch_size: int | None = option(
+        None, "Views of a forward pass.", heading=MACHINE, shown="256 on a GPU, 16 on a CPU"
+    )
+
+    def validate(self) -> None:
+        """Raise OptionError that names the first value that is not allowed."""
+        require_one_or_more(self, "batch_size")
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """Whether an encoder is compiled first."""
+
+    compile: bool = option(
+        False,
+        "Compile the encoder (torch.compile): takes half a minute or more, then it is faster.",
+        heading=MACHINE,
+    )
+
+
+@dataclass(frozen=True)
+class ThreadsOptions:
+    """How many threads work."""
+
+    threads: int | None = option(None, "Threads that read and render.", heading=MACHINE, shown=_CPUS)
+
+    def validate(self) -> None:
+        """Raise OptionError that names the first value that is not allowed."""
+        require_one_or_more(self, "threads")
+
+
+@dataclass(frozen=True)
+class ReadingOptions(ThreadsOptions):
+    """What reads and renders patches, and how many."""
+
+    threads: int | None = option(None, "Number of readers.", heading=MACHINE, shown=_CPUS)
+    readers: str = option(
+        "auto",
+        "What reads and renders patches: threads or processes.",
+        choices=("auto", "threads", "processes"),
+        heading=MACHINE,
+        shown="auto: processes with a GPU, threads on a CPU",
+    )
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Where work runs. It changes no byte of a result on a CPU and is therefore in no recipe."""
+
+    workers: int | None = option(
+        None, "Processes on this machine that share the work.", heading=MACHINE, shown="this process alone"
+    )
+    scheduler: str | None = option(
+        None,
+        "Use the workers of this dask scheduler, such as tcp://host:8786.",
+        metavar="URL",
+        heading=MACHINE,
+    )
+
+    def validate(self) -> None:
+        """Raise OptionError that names the first value that is not allowed."""
+        require_one_or_more(self, "workers")
         if self.workers is not None and self.scheduler is not None:
             raise OptionError("--workers and --scheduler: give one of them")
 
 
 IN_PROCESS = ClusterOptions()
-
-
-def require_machine(options: Any) -> None:
-    for name in ("batch_size", "threads"):
-        value = getattr(options, name)
-        require(value is None or value >= 1, name, value, "1 or more")
-
-
-def require_weights(options: Any) -> None:
-    if options.weights is not None and options.random_weights is not None:
-        raise OptionError("--weights and --random-weights: give one of them")
-    if options.weights is not None and not options.weights.exists():
-        raise OptionError(f"--weights {options.weights}: no such file or folder")

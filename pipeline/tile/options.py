@@ -3,24 +3,49 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.runtime.options import option, require
+from pipeline.runtime.options import TILES, option, require, require_one_or_more
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TileOptions:
     """Stage zero: tissue, patch grid, splits."""
 
-    mpp: float = option(0.5, "Target resolution in micrometres per pixel.")
-    patch: int = option(256, "Side of a patch in pixels at that resolution.")
-    min_tissue: float = option(0.5, "Smallest share of tissue in a patch, 0 to 1.")
-    max_patches: int | None = option(None, "Keep at most this many patches a slide, drawn by position.")
-    val: float = option(0.1, "Share of patients in the validation split, when the CSV gives none.")
-    slides_csv: Path | None = option(
-        None, "CSV with slide_id and any of mpp, patient_id, split, and columns of your own."
+    mpp: float = option(
+        0.5, "Target resolution in micrometres per pixel (mpp).", metavar="MPP", heading=TILES
     )
-    slide_mpp: tuple[str, ...] = option((), "Level-0 mpp of one slide, as ID=0.25; may be repeated.")
+    patch: int = option(
+        256, "Side of a patch in pixels at the target resolution.", metavar="PX", heading=TILES
+    )
+    min_tissue: float = option(
+        0.5, "Smallest share of tissue in a patch, above 0, up to 1.", metavar="SHARE", heading=TILES
+    )
+    max_patches: int | None = option(
+        None, "Keep at most N patches of a slide, chosen by position.", heading=TILES, shown="all"
+    )
+    val: float = option(
+        0.1,
+        "Share of patients in the validation split, where --slides-csv names no split.",
+        metavar="SHARE",
+        heading=TILES,
+    )
+    slides_csv: Path | None = option(
+        None,
+        "CSV with slide_id and any of mpp, patient_id, split, and columns of your own.",
+        metavar="FILE",
+        heading=TILES,
+    )
+    slide_mpp: tuple[str, ...] = option(
+        (),
+        "Level-0 resolution of one slide, such as a1=0.25. May be repeated.",
+        metavar="ID=MPP",
+        heading=TILES,
+    )
     masks: Path | None = option(
-        None, "Folder with a tissue mask (ID.png, ID.tif) or annotation (ID.geojson) for every slide."
+        None,
+        "Folder with a tissue mask (ID.png, ID.tif) or an annotation (ID.geojson) of every slide.",
+        metavar="DIR",
+        heading=TILES,
+        shown="tissue is found by colour",
     )
 
     def validate(self) -> None:
@@ -28,7 +53,5 @@ class TileOptions:
         require(0.05 <= self.mpp <= 5, "mpp", self.mpp, "0.05 to 5")
         require(32 <= self.patch <= 4096, "patch", self.patch, "32 to 4096")
         require(0 < self.min_tissue <= 1, "min_tissue", self.min_tissue, "above 0, up to 1")
-        require(
-            self.max_patches is None or self.max_patches > 0, "max_patches", self.max_patches, "1 or more"
-        )
+        require_one_or_more(self, "max_patches")
         require(0 <= self.val < 1, "val", self.val, "0 up to, not including, 1")

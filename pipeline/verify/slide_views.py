@@ -15,7 +15,7 @@ from pipeline.runtime import work
 from pipeline.slides import slide as slide_files
 from pipeline.slides.pool import PatchPool
 from pipeline.slides.sources import Reader, SlideSource, Source, StoreSource
-from pipeline.verify.options import VerifyOptions
+from pipeline.verify.options import ALL, VerifyOptions
 from pipeline.views import draw
 from pipeline.views.policy import Policy
 from pipeline.views.render import render, view_crc32
@@ -230,7 +230,7 @@ class _SlideViews:
             except StoreError:
                 continue  # structure has named it
             chosen = np.sort(ok)
-            if not self.options.every:
+            if self.options.sample != ALL:
                 share = max(1, round(self.options.sample * len(ok) / max(self.slide.row["n_patches"], 1)))
                 order = sampler.permutation(len(ok), "verify", self.slide_id, commit.block)
                 chosen = np.sort(ok[order[:share]])

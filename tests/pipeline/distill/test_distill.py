@@ -100,6 +100,21 @@ def test_a_complete_run_is_left_alone(run: Path, store: Path) -> None:
     assert (run / "summary.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("head", "prototypes"), ("assign", "none"), ("early_stop", "cumulative")]
+)
+def test_a_run_with_a_choice_that_is_gone_is_not_continued(
+    run: Path, store: Path, tmp_path: Path, name: str, value: str
+) -> None:
+    begun = json.loads((run / "options.json").read_text())
+    begun["options"] |= {"head": "dino", name: value}
+    (tmp_path / "options.json").write_text(json.dumps(begun))
+    said = f"begun with --{name.replace('_', '-')} {value}, which this version does not have"
+    with pytest.raises(OptionError, match=said):
+        train.distill(store, tmp_path, OPTIONS, False, Silent())
+    assert [file.name for file in tmp_path.iterdir()] == ["options.json"]
+
+
 @pytest.mark.kill
 def test_killed_at_any_moment_and_started_again_is_bit_identical(
     run: Path, store: Path, tmp_path: Path
@@ -177,7 +192,7 @@ def test_ctrl_c_on_the_command_line(run: Path, store: Path, tmp_path: Path) -> N
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
     assert process.returncode == 130, said
-    assert "checkpoint written; start the same command again to go on" in said
+    assert "checkpoint written; start the same command again to continue" in said
     assert len(checkpoint.saved(path)) == 1
 
 

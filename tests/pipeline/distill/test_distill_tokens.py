@@ -68,9 +68,9 @@ def first_of(batch: Batch, count: int) -> tuple[torch.Tensor, Targets]:
         {"loss": "dino"},
         {"loss": "ibot"},
         {"loss": "dino+ibot", "assign": "sinkhorn"},
-        {"loss": "dino,ibot:0.5", "head": "prototypes"},
+        {"loss": "dino,ibot:0.5"},
         {"loss": "token-cosine", "teacher_norm": "none"},
-        {"loss": "log-sum:1,ibot:0.5,koleo:0.1", "assign": "none"},
+        {"loss": "log-sum:1,ibot:0.5,koleo:0.1"},
     ],
     ids=lambda change: "-".join(map(str, change.values())),
 )
@@ -194,7 +194,7 @@ def test_a_run_of_an_older_version_goes_on(
     (run / "summary.json").unlink()
     checkpoint.saved(run)[-1].unlink()
     begun = json.loads((run / "options.json").read_text())
-    for name in ("head", "assign", "ema", "student_temp", "pooling", "prototypes", "head_hidden"):
+    for name in ("assign", "ema", "student_temp", "pooling", "prototypes", "head_hidden"):
         del begun["options"][name]
     (run / "options.json").write_text(json.dumps(begun))
     with pytest.raises(OptionError, match=r"--ema 0\.9: .* was begun with None"):

@@ -102,7 +102,7 @@ def softmax(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def test_assignments_are_sharpened_and_centred() -> None:
     found = sharpened(torch.tensor(SIMILARITY), torch.tensor(CENTRE), 0.07).numpy()
     np.testing.assert_allclose(found, softmax((SIMILARITY - CENTRE) / 0.07), rtol=1e-9)
-    plain = sharpened(torch.tensor(SIMILARITY), None, 0.5).numpy()
+    plain = sharpened(torch.tensor(SIMILARITY), torch.zeros(5), 0.5).numpy()
     np.testing.assert_allclose(plain, softmax(SIMILARITY / 0.5), rtol=1e-9)
     assert (found.max(axis=1) > plain.max(axis=1)).all()
 

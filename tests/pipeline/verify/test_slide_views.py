@@ -21,7 +21,7 @@ from tests.tools.verify import SAME_TEACHER, edit_commit, look, names_of, struct
 
 
 def test_views_and_features_agree(store: Path, slides: Path) -> None:
-    result = look(store, replace(SAME_TEACHER, slides=(slides,), every=True))
+    result = look(store, replace(SAME_TEACHER, slides=(slides,), sample="all"))
     assert result.findings == []
     assert result.views_checked == result.features_checked == result.structure.views
     assert result.cosine_min is not None
@@ -38,7 +38,7 @@ def test_a_dishonest_manifest_is_noticed(store: Path, tmp_path: Path) -> None:
     edit_commit(path, "a", with_column("view_crc32", lambda v: [5, *v[1:]]))
     edit_commit(path, "b", with_column("hflip", lambda v: [not x for x in v]))
     assert structure(path) == []
-    text = "\n".join(str(f) for f in look(path, VerifyOptions(views=True, every=True, threads=2)).findings)
+    text = "\n".join(str(f) for f in look(path, VerifyOptions(views=True, sample="all", threads=2)).findings)
     assert "slide a seed 0 rows 0: 1 of" in text
     assert "another view than the teacher saw" in text
     assert "slide b seed 1" in text
@@ -50,7 +50,7 @@ def test_other_pixels_than_the_slide_has(store: Path, slides: Path, tmp_path: Pa
     patches = pixels.open_pixels(path, "a").read_chunk(0).copy()
     patches[2, 0, 0] ^= 1
     pixels.write_rows(path, "a", 0, patches)
-    (found,) = look(path, VerifyOptions(slides=(slides,), every=True, threads=2)).findings
+    (found,) = look(path, VerifyOptions(slides=(slides,), sample="all", threads=2)).findings
     assert "slide a seed 0 rows 2: 1 of" in str(found)
     assert "the stored pixels are not the slide's" in str(found)
 
@@ -62,7 +62,7 @@ def test_features_of_another_teacher(store: Path, tmp_path: Path) -> None:
     values = features.open_features(path, "c").read_block(2, 0).copy()
     values[1] = values[1][::-1]
     features.write_block(path, "c", 2, 0, values)
-    (found,) = look(path, replace(SAME_TEACHER, every=True)).findings
+    (found,) = look(path, replace(SAME_TEACHER, sample="all")).findings
     assert "slide c seed 2 rows 1: 1 features are not the teacher's: cosine down to" in str(found)
 
 
@@ -123,7 +123,7 @@ def test_repair_restores_the_same_bytes(store: Path, slides: Path, tmp_path: Pat
 def test_repair_mends_a_dishonest_record_too(store: Path, slides: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(store, tmp_path / "s"))
     name = edit_commit(path, "a", with_column("view_crc32", lambda v: [5, *v[1:]]))
-    result = look(path, replace(SAME_TEACHER, slides=(slides,), repair=True, every=True))
+    result = look(path, replace(SAME_TEACHER, slides=(slides,), repair=True, sample="all"))
     assert result.findings == []
     assert (path / name).read_bytes() == (store / name).read_bytes()
 
