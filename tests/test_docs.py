@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.encoders.torchvision_cpu import make_importable
 from stores.format import features, manifest
 from tests.tools.settings import ROOT
 
@@ -41,6 +42,22 @@ def test_the_reader_in_the_store_format_reads_a_store(store: Path) -> None:
     for row in manifest.read_slides(store):
         slide = features.open_features(store, row["slide_id"])
         np.testing.assert_array_equal(names["targets"][row["slide_id"]], slide.read_block(0, 0))
+
+
+def test_the_training_loop_trains(store: Path) -> None:
+    """As it is written, but for the store, fewer steps and smaller batches."""
+    text = (ROOT / "docs/how-to/train-in-your-own-loop.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(code.splitlines()) <= 25
+    code = code.replace("import pipeline as g2l", "import pipeline.data.dataset as g2l")
+    for written, used in (('"brca", 1000', f"{str(store)!r}, 2"), ("batch_size=32", "batch_size=4")):
+        assert written in code
+        code = code.replace(written, used)
+    make_importable()  # the example imports timm itself
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["saved"]["data"]["views_consumed"] == 8
+    assert np.isfinite(names["loss"].item())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
