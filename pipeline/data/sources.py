@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.slides import slide as slide_files
-from pipeline.slides.sources import SlideSource, Source, StoreSource
-from stores.errors import OptionError, SlideError
+from pipeline.slides.registry import find_slides
+from pipeline.slides.sources import Source, StoreSource, open_slide_source
+from stores.errors import OptionError
 from stores.export import pseudonyms
 from stores.format import manifest, pixels, recipe
 from stores.io.location import StoreLike
@@ -22,9 +22,9 @@ def find_sources(
     OptionError
         When a slide is in neither.
     SlideError
-        When a slide file is not the one that the teacher saw.
+        When a slide file does not open, or is not the one that was tiled.
     """
-    paths = slide_files.find_slides(given) if given else {}
+    paths = find_slides(given) if given else {}
     rows: dict[str, dict[str, Any]] = {row["slide_id"]: row for row in manifest.read_slides(store)}
     sources: dict[str, Source] = {}
     for slide_id in sorted(slide_ids):
@@ -39,10 +39,5 @@ def find_sources(
         if slide_id not in paths:
             where = f"not found in {', '.join(map(str, given))}" if given else "give the slides with --slides"
             raise OptionError(f"slide {slide_id}: the store keeps no pixels of it; {where}")
-        row = rows[slide_id]
-        info = slide_files.inspect(slide_id, paths[slide_id], row["mpp"], row["mpp_source"])
-        if info.fingerprint != row["fingerprint"]:
-            raise SlideError(f"{paths[slide_id]}: not the file that the teacher saw (fingerprint differs)")
-        plan = slide_files.plan_read(info, stored.patch.mpp, stored.patch.size_px)
-        sources[slide_id] = SlideSource(slide_id, info.path, plan)
+        sources[slide_id] = open_slide_source(rows[slide_id], paths[slide_id], stored.patch)
     return sources

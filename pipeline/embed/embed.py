@@ -7,10 +7,10 @@ removed.
 """
 
 import dataclasses
-import functools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from pipeline.runtime.cluster import open_cluster
 from pipeline.runtime.options import IN_PROCESS, ClusterOptions
 from pipeline.runtime.progress import Reporter
 from pipeline.runtime.work import Cluster
-from pipeline.slides import slide as slide_files
-from pipeline.slides.sources import SlideSource
+from pipeline.slides.registry import find_slides
+from pipeline.slides.sources import Source, open_slide_source
 from pipeline.tile.grid import patch_recipe
 from pipeline.tile.options import TileOptions
 from pipeline.tile.slides_csv import read_slides_csv
@@ -81,10 +81,9 @@ def embed(
             units = [Unit(TILES, len(table), summary.dim, about, columns=table.columns)]
         publisher = Publisher(out, options.format, summary)
         files.sweep_partials(out)
-        paths = {} if table is not None else slide_files.find_slides(inputs)
-        tasks = _plan(
-            publisher, units, functools.partial(_source, paths, stage.crop_px, options.fit, table), summary
-        )
+        paths = {} if table is not None else find_slides(inputs)
+        given = _Inputs(paths, patch_recipe(tile_options)[0], table, stage.crop_px, options.fit)
+        tasks = _plan(publisher, units, given, summary)
         _require_room(out, tasks, publisher.left, summary.dim)
         report.note(f"encoder {encoder.described()}")
         total = summary.views_before + sum(task.n_views for task in tasks)
@@ -175,7 +174,7 @@ def _slides(
     report: Reporter,
 ) -> list[Unit]:
     """Tile the inputs that are not tiled yet; the usable slides among them."""
-    paths = slide_files.find_slides(inputs)
+    paths = find_slides(inputs)
     result = tile_on(workers, inputs, out / TILING, tile_options, report)
     units = []
     for row in result.slides:
@@ -191,47 +190,52 @@ def _slides(
     return units
 
 
-def _source(
-    inputs: Mapping[str, Path], crop_px: int, fit: str, table: TileTable | None, unit: Unit, rows: range
-) -> Any:
-    """Where the patches of some rows come from."""
-    if table is not None:
-        part = slice(rows.start, rows.stop)
-        names = table.columns["path"][part]
-        return TilesSource(unit.name, rows.start, table.files[part], names, crop_px, fit)
-    path = inputs[unit.name]
-    info = slide_files.inspect(unit.name, path, unit.row["mpp"], unit.row["mpp_source"])
-    if info.fingerprint != unit.row["fingerprint"]:
-        raise SlideError(f"{unit.name}: another file than the one that was tiled; use another --out")
-    patch = unit.about["patch"]
-    plan = slide_files.plan_read(info, patch["mpp"], patch["size_px"])
-    return SlideSource(unit.name, info.path.absolute(), plan)
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """Where the patches of units come from."""
+
+    paths: Mapping[str, Path]
+    """The slide files, by slide id."""
+    patch: recipe.Patch
+    table: TileTable | None
+    """The tiles; None for slides."""
+    crop_px: int
+    fit: str
+
+    def sources(self, unit: Unit, blocks: Sequence[range]) -> list[Source]:
+        """A source for each block of rows; SlideError when the slide is not the one that was tiled."""
+        if not blocks:
+            return []
+        if self.table is None:
+            return [open_slide_source(unit.row, self.paths[unit.name], self.patch)] * len(blocks)
+        files, names = self.table.files, self.table.columns["path"]
+        parts = [(rows.start, slice(rows.start, rows.stop)) for rows in blocks]
+        return [
+            TilesSource(unit.name, first, files[part], names[part], self.crop_px, self.fit)
+            for first, part in parts
+        ]
 
 
-def _plan(
-    publisher: Publisher,
-    units: Sequence[Unit],
-    source: Callable[[Unit, range], Any],
-    summary: EmbedSummary,
-) -> list[Task]:
+def _plan(publisher: Publisher, units: Sequence[Unit], inputs: _Inputs, summary: EmbedSummary) -> list[Task]:
     """A task for every block that has no part, of the units that are not published."""
     tasks: list[Task] = []
     for unit in units:
         if publisher.is_published(unit):
             summary.views_before += unit.n_patches
             continue
-        missing = parts.missing_blocks(publisher.out, unit.name, unit.n_patches)
+        n_patches = unit.n_patches
+        missing = parts.missing_blocks(publisher.out, unit.name, n_patches)
+        blocks = [features.block_range(n_patches, block) for block in missing]
         try:
-            of_unit = []
-            for block in missing:
-                rows = features.block_range(unit.n_patches, block)
-                fingerprint, split = unit.row.get("fingerprint", ""), unit.row.get("split", "")
-                of_unit.append(
-                    Task(source(unit, rows), fingerprint, split, unit.n_patches, block, range(1), rows)
-                )
+            sources = inputs.sources(unit, blocks)
         except SlideError as error:
             summary.failed_slides[unit.name] = str(error)
             continue
+        fingerprint, split = unit.row.get("fingerprint", ""), unit.row.get("split", "")
+        of_unit = [
+            Task(source, fingerprint, split, n_patches, block, range(1), rows)
+            for source, block, rows in zip(sources, missing, blocks, strict=True)
+        ]
         tasks += of_unit
         summary.views_before += unit.n_patches - sum(len(task.rows) for task in of_unit)
         publisher.wait_for(unit)

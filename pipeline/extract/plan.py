@@ -15,8 +15,10 @@ import numpy as np
 from pipeline.encoders.presets import PRESETS
 from pipeline.extract.options import PlanOptions
 from pipeline.runtime.progress import Reporter
-from pipeline.slides import slide as slide_files
-from pipeline.tile.grid import find_patches, patch_recipe
+from pipeline.slides.registry import find_slides, open_slide
+from pipeline.slides.slide import plan_read
+from pipeline.slides.thumbnail import read_thumbnail
+from pipeline.tile.grid import THUMBNAIL_MPP, find_patches, patch_recipe
 from pipeline.tile.options import TileOptions
 from pipeline.tile.slides_csv import mpp_overrides, patient_of, read_slides_csv, split_of
 from stores.errors import OptionError, SlideError
@@ -192,7 +194,7 @@ def _count(
 ) -> tuple[list[SlidePlan], dict[str, str]]:
     table = read_slides_csv(options.slides_csv)
     overrides = mpp_overrides(options.slide_mpp, table)
-    paths = slide_files.find_slides(inputs)
+    paths = find_slides(inputs)
     _, rule = patch_recipe(options)
     found, unusable = [], {}
     report.start("plan", len(paths))
@@ -201,8 +203,11 @@ def _count(
         patient_id = own.get("patient_id", patient_of(slide_id))
         split = own.get("split", split_of(patient_id, options.val))
         try:
-            info = slide_files.inspect(slide_id, path, *overrides.get(slide_id, (None, "")))
-            grid = find_patches(info, slide_files.plan_read(info, options.mpp, options.patch), rule, options)
+            with open_slide(path) as file:
+                info = file.inspect(slide_id, *overrides.get(slide_id, (None, "")))
+                read = plan_read(info, options.mpp, options.patch)
+                thumbnail = read_thumbnail(file, info, THUMBNAIL_MPP)
+            grid = find_patches(info, thumbnail, read, rule, options)
             if len(grid.patches):
                 found.append(SlidePlan(slide_id, len(grid.patches), split, patient_id))
             else:

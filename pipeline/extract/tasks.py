@@ -9,8 +9,7 @@ import pyarrow.compute as pc
 
 from pipeline.extract.options import ExtractOptions
 from pipeline.inference.task import Tally, Task
-from pipeline.slides import slide as slide_files
-from pipeline.slides.sources import SlideSource
+from pipeline.slides.sources import open_slide_source
 from stores.errors import SlideError
 from stores.format import features, manifest, pixels, recipe, tokens
 from stores.io.ranges import runs_of
@@ -18,7 +17,7 @@ from stores.io.ranges import runs_of
 
 def plan_tasks(
     store: Path,
-    wanted: recipe.Patch,
+    patch: recipe.Patch,
     paths: Mapping[str, Path],
     options: ExtractOptions,
     summary: Tally,
@@ -36,21 +35,16 @@ def plan_tasks(
         if take == 0 or slide_id not in paths:
             continue
         try:
-            info = slide_files.inspect(slide_id, paths[slide_id], row["mpp"], row["mpp_source"])
-            if info.fingerprint != row["fingerprint"]:
-                raise SlideError(f"{slide_id}: another file than the one that was tiled; use another --store")
+            source = open_slide_source(row, paths[slide_id], patch)
         except SlideError as error:
             summary.failed_slides[slide_id] = str(error)
             continue
-        source = SlideSource(
-            slide_id, info.path.absolute(), slide_files.plan_read(info, wanted.mpp, wanted.size_px)
-        )
         n_patches = row["n_patches"]
         for block in range(features.n_blocks(n_patches)):
             rows = features.block_range(n_patches, block)
             rows = range(rows.start, min(rows.stop, take))
             for seeds in _missing(store, slide_id, block, rows, options.seeds, summary):
-                tasks.append(Task(source, info.fingerprint, row["split"], n_patches, block, seeds, rows))
+                tasks.append(Task(source, row["fingerprint"], row["split"], n_patches, block, seeds, rows))
     return tasks
 
 

@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.slides.sources import SlideSource
+from pipeline.slides.sources import Source
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """What one writer owns: the chunks of `seeds` of one block. Small, for it travels to the worker."""
 
-    source: SlideSource
+    source: Source
     fingerprint: str
     split: str
     n_patches: int

@@ -26,10 +26,10 @@ from pipeline.report.options import ReportOptions
 from pipeline.runtime import devices
 from pipeline.runtime.progress import Reporter
 from pipeline.runtime.work import threads_of
-from pipeline.slides import slide as slide_files
 from pipeline.slides.pool import PatchPool
-from pipeline.slides.reader import read_thumbnail
-from pipeline.slides.sources import Source
+from pipeline.slides.registry import find_slides, open_slide
+from pipeline.slides.sources import Source, inspect_again
+from pipeline.slides.thumbnail import read_thumbnail
 from pipeline.tile import tissue
 from pipeline.tile.grid import THUMBNAIL_MPP
 from pipeline.views.draw import ViewParams
@@ -128,7 +128,7 @@ def gather(
     result = Gathered(n_slides=len(usable))
     chosen = _spread(usable, options.max_slides)
     sources = find_sources(store, stored, {row["slide_id"] for row in chosen}, options.slides)
-    paths = slide_files.find_slides(options.slides) if options.slides else {}
+    paths = find_slides(options.slides) if options.slides else {}
     cache = BlockCache(store)
     targets, pictures = [], []
     report.start("report", len(chosen))
@@ -230,8 +230,9 @@ class _Slide:
         """Thumbnail and outline of the tissue."""
         row = self._row
         try:
-            info = slide_files.inspect(row["slide_id"], path, row["mpp"], row["mpp_source"])
-            thumbnail = read_thumbnail(info, THUMBNAIL_MPP)
+            with open_slide(path) as file:
+                info = inspect_again(file, row, path)
+                thumbnail = read_thumbnail(file, info, THUMBNAIL_MPP)
         except SlideError as error:
             result.notes.append(str(error))
             return None, []

@@ -1,1 +1,5 @@
-"""Slide files: opening, resolution, patches read by OpenSlide or by a faster reader that proves itself."""
+"""Slide files and the pixels of patches.
+
+`contract` says what a reader of a file format does, `registry` lists the readers and finds slides, `sources` says where
+the patches of one slide come from, and `pool` reads them in threads or processes.
+"""

@@ -1,4 +1,4 @@
-"""Slides: find them, open them, know their mpp and fingerprint, read a patch at a target mpp.
+"""What is known of a slide: its size, resolution and identity, and how patches at a target mpp are read from it.
 
 Coordinates are level-0 pixels of the top-left corner, x to the right, y down.
 
@@ -11,20 +11,13 @@ target: 507 x 507 pixels are read there and area-resampled to 256 x 256.
 import hashlib
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import openslide
-
-from stores.errors import MppError, OptionError, SlideError
+from stores.errors import MppError, OptionError
 from stores.format.layout import is_slide_id
-from stores.io.files import first_line
 
-SUFFIXES = frozenset(
-    (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm")
-)
 MPP_MIN, MPP_MAX = 0.05, 5.0
 AS_IS_TOLERANCE = 0.05
 
@@ -45,6 +38,8 @@ class SlideInfo:
     """``slide``, ``option`` or ``csv``."""
     downsamples: tuple[float, ...]
     """Of each pyramid level."""
+    level_sizes_px: tuple[tuple[int, int], ...]
+    """Width and height of each pyramid level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,105 +65,38 @@ def slide_id_of(path: Path) -> str:
     return slide_id
 
 
-def find_slides(inputs: Sequence[Path]) -> dict[str, Path]:
-    """Slide files by slide id, sorted. Folders are searched recursively, hidden files left out.
-
-    Raises
-    ------
-    OptionError
-        When an input does not exist, nothing is found, or two files give one slide id.
-    """
-    paths: list[Path] = []
-    for given in inputs:
-        if given.is_dir():
-            found = (p for p in given.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            paths += [
-                p for p in found if not any(part.startswith(".") for part in p.relative_to(given).parts)
-            ]
-        elif given.is_file():
-            paths.append(given)
-        else:
-            raise OptionError(f"{given}: no such file or folder")
-    slides: dict[str, Path] = {}
-    for path in sorted(set(paths)):
-        slide_id = slide_id_of(path)
-        if slide_id in slides:
-            raise OptionError(
-                f"slide id {slide_id!r}: both {slides[slide_id]} and {path}; rename one of them"
-            )
-        slides[slide_id] = path
-    if not slides:
-        where = ", ".join(map(str, inputs)) or "no input"
-        raise OptionError(f"{where}: no slide found; looked for {' '.join(sorted(SUFFIXES))}")
-    return dict(sorted(slides.items()))
-
-
-def open_slide(path: Path) -> openslide.OpenSlide:
-    """Open a slide; SlideError says why it does not open."""
-    try:
-        return openslide.OpenSlide(path)
-    except FileNotFoundError:
-        raise SlideError(f"{path.name}: no such file") from None
-    except openslide.OpenSlideUnsupportedFormatError:
-        raise SlideError(f"{path.name}: not a slide format that OpenSlide knows") from None
-    except openslide.OpenSlideError as error:
-        raise SlideError(f"{path.name}: does not open ({first_words(error, path)})") from None
-
-
-def first_words(error: Exception, path: Path) -> str:
-    """What OpenSlide says, without the folders of this machine: a reason stands in the store, which others get."""
-    return first_line(Exception(str(error).replace(str(path), path.name)))
-
-
-def inspect(slide_id: str, path: Path, mpp: float | None = None, mpp_source: str = "option") -> SlideInfo:
-    """Open a slide and read its properties.
+def choose_mpp(
+    slide_id: str, own: tuple[Any, Any] | None, given: float | None, given_source: str
+) -> tuple[float, str]:
+    """The mpp of level 0 and where it comes from: `given` if there is one, else the slide's own.
 
     Parameters
     ----------
-    mpp : float, optional
-        Overrides the slide's own, in micrometres per level-0 pixel; `mpp_source` says where it comes from.
+    own
+        What the file says of x and y: numbers or text; None when it says nothing.
 
     Raises
     ------
-    SlideError
-        When it does not open.
     MppError
-        When there is no plausible mpp.
+        When there is none, its pixels are not square, or it is not plausible.
     """
-    with open_slide(path) as slide:
-        properties = slide.properties
-        if mpp is None:
-            mpp, mpp_source = _own_mpp(slide_id, properties), "slide"
-        if not MPP_MIN <= mpp <= MPP_MAX:
-            raise MppError(
-                f"{slide_id}: mpp {mpp:g} from the {mpp_source} is not plausible ({MPP_MIN} to {MPP_MAX}); "
-                f"give the true one: --slide-mpp {slide_id}=0.5"
-            )
-        width, height = slide.dimensions
-        return SlideInfo(
-            slide_id=slide_id,
-            path=path,
-            fingerprint=_fingerprint(path, properties),
-            vendor=properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown"),
-            width_px0=width,
-            height_px0=height,
-            mpp=float(mpp),
-            mpp_source=mpp_source,
-            downsamples=tuple(float(d) for d in slide.level_downsamples),
+    mpp, source = (_square(slide_id, own), "slide") if given is None else (given, given_source)
+    if not MPP_MIN <= mpp <= MPP_MAX:
+        raise MppError(
+            f"{slide_id}: mpp {mpp:g} from the {source} is not plausible ({MPP_MIN} to {MPP_MAX}); "
+            f"give the true one: --slide-mpp {slide_id}=0.5"
         )
+    return float(mpp), source
 
 
-def _own_mpp(slide_id: str, properties: Any) -> float:
-    values = []
-    for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y):
-        try:
-            values.append(float(properties[name]))
-        except (KeyError, ValueError):
-            raise MppError(
-                f"{slide_id}: the slide has no mpp; give it by --slide-mpp {slide_id}=0.5 "
-                "or in a column mpp of --slides-csv"
-            ) from None
-    x, y = values
+def _square(slide_id: str, own: tuple[Any, Any] | None) -> float:
+    try:
+        x, y = map(float, own or ())
+    except (TypeError, ValueError):
+        raise MppError(
+            f"{slide_id}: the slide has no mpp; give it by --slide-mpp {slide_id}=0.5 "
+            "or in a column mpp of --slides-csv"
+        ) from None
     if not (math.isfinite(x) and math.isfinite(y)) or abs(x - y) > AS_IS_TOLERANCE * max(abs(x), abs(y)):
         raise MppError(
             f"{slide_id}: mpp {x:g} in x and {y:g} in y; pixels must be square, or give --slide-mpp"
@@ -176,10 +104,8 @@ def _own_mpp(slide_id: str, properties: Any) -> float:
     return (x + y) / 2
 
 
-def _fingerprint(path: Path, properties: Any) -> str:
-    quickhash = properties.get(openslide.PROPERTY_NAME_QUICKHASH1)
-    if quickhash:
-        return f"quickhash-1:{quickhash}"
+def sha256_fingerprint(path: Path) -> str:
+    """The identity of a file whose format has no hash of its own: the SHA-256 of all its bytes."""
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 

@@ -1,15 +1,18 @@
 """Where the pixels of patches come from: a slide file, or a store that keeps them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.slides.reader import PatchReader
-from pipeline.slides.slide import ReadPlan
-from stores.format import pixels
+from pipeline.slides.contract import PatchReader, SlideFile, SlideReader
+from pipeline.slides.registry import reader_of
+from pipeline.slides.slide import ReadPlan, SlideInfo, plan_read
+from stores.errors import SlideError
+from stores.format import pixels, recipe
 from stores.io.location import StoreLike
 
 
@@ -44,14 +47,46 @@ class SlideSource:
 
     slide_id: str
     path: Path
+    """Absolute: workers may stand in another folder."""
     plan: ReadPlan
+    reader: SlideReader
 
     @property
     def key(self) -> str:
         return self.slide_id
 
     def open(self) -> Reader:
-        return _FromSlide(PatchReader(self.path, self.plan))
+        return _FromSlide(self.reader.patches(self.path, self.plan))
+
+
+def open_slide_source(row: Mapping[str, Any], path: Path, patch: recipe.Patch) -> SlideSource:
+    """The file of a slide that was tiled, as a source of its patches.
+
+    Parameters
+    ----------
+    row
+        Of the slides table.
+
+    Raises
+    ------
+    SlideError
+        When the file does not open, or is another one than that which was tiled.
+    """
+    reader = reader_of(path)
+    with reader.open(path) as file:
+        info = inspect_again(file, row, path)
+    return SlideSource(info.slide_id, path.absolute(), plan_read(info, patch.mpp, patch.size_px), reader)
+
+
+def inspect_again(file: SlideFile, row: Mapping[str, Any], path: Path) -> SlideInfo:
+    """What is known of a slide that was tiled; SlideError when the file is another one than that."""
+    info = file.inspect(row["slide_id"], row["mpp"], row["mpp_source"])
+    if info.fingerprint != row["fingerprint"]:
+        raise SlideError(
+            f"{info.slide_id}: {path.name} is another file than the one that was tiled (its fingerprint differs); "
+            "give that file, or begin in a new folder"
+        )
+    return info
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.slides.reader import read_thumbnail
 from pipeline.slides.slide import ReadPlan, SlideInfo
 from pipeline.tile import tissue
 from pipeline.tile.masks import load_user_mask
@@ -50,12 +49,18 @@ class Grid:
 
 def find_patches(
     info: SlideInfo,
+    thumbnail: npt.NDArray[np.uint8],
     plan: ReadPlan,
     rule: tissue.TissueRule,
     options: TileOptions,
 ) -> Grid:
-    """Tissue mask of a slide and the patches with enough of it, in row order."""
-    thumbnail = read_thumbnail(info, THUMBNAIL_MPP)
+    """Tissue mask of a slide and the patches with enough of it, in row order.
+
+    Parameters
+    ----------
+    thumbnail : uint8 (h, w, 3)
+        The whole slide at about `THUMBNAIL_MPP`.
+    """
     size_px0 = (info.width_px0, info.height_px0)
     if options.masks is None:
         mask = tissue.tissue_mask(

@@ -16,9 +16,11 @@ from pipeline.runtime.cluster import open_cluster
 from pipeline.runtime.options import IN_PROCESS, ClusterOptions, to_json
 from pipeline.runtime.progress import Reporter
 from pipeline.runtime.work import Advance, Cluster
-from pipeline.slides import slide as slide_files
+from pipeline.slides.registry import find_slides, open_slide
+from pipeline.slides.slide import ReadPlan, SlideInfo, plan_read
+from pipeline.slides.thumbnail import read_thumbnail
 from pipeline.tile import tissue
-from pipeline.tile.grid import Grid, find_patches, patch_recipe
+from pipeline.tile.grid import THUMBNAIL_MPP, Grid, find_patches, patch_recipe
 from pipeline.tile.options import TileOptions
 from pipeline.tile.picture import draw_slide
 from pipeline.tile.slides_csv import mpp_overrides, patient_of, read_slides_csv, split_of
@@ -113,7 +115,7 @@ def tile_on(
     require_extendable(store)
     table = read_slides_csv(options.slides_csv)
     overrides = mpp_overrides(options.slide_mpp, table)
-    paths = slide_files.find_slides(inputs)
+    paths = find_slides(inputs)
     for name in sorted((set(table) | set(overrides)) - set(paths)):
         report.note(f"{name}: named in an option or CSV, but there is no such slide among the inputs")
     prepare_store(store, options)
@@ -180,23 +182,25 @@ def tile_slide(store: Path, options: TileOptions, slide: SlideWork, advance: Adv
 def _tile_slide(store: Path, slide: SlideWork, options: TileOptions) -> dict[str, Any]:
     slide_id, old, row = slide.slide_id, slide.old, dict(slide.row)
     try:
-        info = slide_files.inspect(slide_id, slide.path, *(slide.mpp or (None, "")))
-        plan = slide_files.plan_read(info, options.mpp, options.patch)
-        row |= {
-            "fingerprint": info.fingerprint,
-            "vendor": info.vendor,
-            "width_px0": info.width_px0,
-            "height_px0": info.height_px0,
-            "mpp": info.mpp,
-            "mpp_source": info.mpp_source,
-            "patch_px0": plan.patch_px0,
-            "patch_mpp": plan.mpp,
-        }
-        if old is not None and old["status"] == manifest.OK:
-            _require_unchanged(old, row, ("fingerprint", "mpp"))
-            return {**old, **row, "status": manifest.OK, "reason": "", "n_patches": old["n_patches"]}
+        with open_slide(slide.path) as file:
+            info = file.inspect(slide_id, *(slide.mpp or (None, "")))
+            plan = plan_read(info, options.mpp, options.patch)
+            row |= {
+                "fingerprint": info.fingerprint,
+                "vendor": info.vendor,
+                "width_px0": info.width_px0,
+                "height_px0": info.height_px0,
+                "mpp": info.mpp,
+                "mpp_source": info.mpp_source,
+                "patch_px0": plan.patch_px0,
+                "patch_mpp": plan.mpp,
+            }
+            if old is not None and old["status"] == manifest.OK:
+                _require_unchanged(old, row, ("fingerprint", "mpp"))
+                return {**old, **row, "status": manifest.OK, "reason": "", "n_patches": old["n_patches"]}
+            thumbnail = read_thumbnail(file, info, THUMBNAIL_MPP)
         _, rule = patch_recipe(options)
-        grid = find_patches(info, plan, rule, options)
+        grid = find_patches(info, thumbnail, plan, rule, options)
     except SlideError as error:
         return row | {"status": "failed", "reason": str(error)}
     draw_slide(store / layout.picture_file(slide_id), info, plan, grid.thumbnail, grid.mask, grid.patches)
@@ -215,9 +219,7 @@ def _require_unchanged(old: Mapping[str, Any], new: Mapping[str, Any], names: Se
             )
 
 
-def _why_none(
-    info: slide_files.SlideInfo, plan: slide_files.ReadPlan, grid: Grid, options: TileOptions
-) -> str:
+def _why_none(info: SlideInfo, plan: ReadPlan, grid: Grid, options: TileOptions) -> str:
     if min(info.width_px0, info.height_px0) < plan.patch_px0:
         return f"{info.width_px0}x{info.height_px0} px, smaller than one patch of {plan.patch_px0} px"
     return (

@@ -26,10 +26,10 @@ from pipeline.inference.loaded import OnDevice, load_on_device
 from pipeline.inference.task import Task
 from pipeline.runtime.progress import Reporter
 from pipeline.runtime.work import threads_of
-from pipeline.slides.slide import find_slides
-from pipeline.slides.sources import SlideSource
+from pipeline.slides.registry import find_slides
+from pipeline.slides.sources import open_slide_source
 from pipeline.verify.options import VerifyOptions
-from pipeline.verify.slide_views import find_source, require_teacher_of, spec_of
+from pipeline.verify.slide_views import require_teacher_of, spec_of
 from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError, ViewMismatch
 from stores.format import features, layout, manifest, pixels, recipe, tokens
 from stores.io import files
@@ -160,8 +160,7 @@ class _Repair:
         return str(self.row["slide_id"])
 
     def run(self, paths: Mapping[str, Path]) -> None:
-        source = find_source(self.store, self.stored, self.row, paths.get(self.slide_id))
-        assert isinstance(source, SlideSource)  # the slide is among the paths
+        source = open_slide_source(self.row, paths[self.slide_id], self.stored.patch)
         if self.what.patches:
             self._patches()
         patches = manifest.read_patches(self.store, self.slide_id)

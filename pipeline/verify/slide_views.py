@@ -1,7 +1,7 @@
 """What ``store verify`` makes again of one slide: views from its pixels, features from its views, and compares."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +12,8 @@ import numpy.typing as npt
 
 from pipeline.data.committed import BlockCache, CommittedBlock, read_commit
 from pipeline.runtime import work
-from pipeline.slides import slide as slide_files
 from pipeline.slides.pool import PatchPool
-from pipeline.slides.sources import Reader, SlideSource, Source, StoreSource
+from pipeline.slides.sources import Reader, SlideSource, Source, StoreSource, open_slide_source
 from pipeline.verify.options import ALL, VerifyOptions
 from pipeline.views import draw
 from pipeline.views.policy import Policy
@@ -131,12 +130,14 @@ class SlideLooker:
     def look(self, slide: SlideToLook, advance: work.Advance) -> Verified:
         """Render views of one slide again and compare, and with a teacher their features."""
         result, slide_id = Verified(Structure()), str(slide)
-        try:
-            source = find_source(self.store, self.stored, slide.row, slide.path)
-        except SlideError as error:
-            assert slide.path is not None
-            result.findings.append(Finding(str(slide.path.name), str(error), "view", slide_id))
-            source = None
+        source: Source | None = None
+        if slide.path is not None:
+            try:
+                source = open_slide_source(slide.row, slide.path, self.stored.patch)
+            except SlideError as error:
+                result.findings.append(Finding(slide.path.name, str(error), "view", slide_id))
+        elif pixels.has_pixels(self.store, slide_id):
+            source = StoreSource(slide_id, self.store)
         if source is None:
             result.notes.append(f"slide {slide_id}: views not looked at, neither slide nor pixels are there")
         else:
@@ -168,21 +169,6 @@ def require_teacher_of(stored: recipe.CompleteRecipe, teacher: "OnDevice", optio
                 f"--teacher {options.teacher}: its {name} is {new!r}, the store was made with {old!r}; "
                 "give the same encoder and weights"
             )
-
-
-def find_source(
-    store: StoreLike, stored: recipe.Recipe, row: Mapping[str, Any], path: Path | None
-) -> Source | None:
-    """The slide file when it was given, else the store's pixels, else None; SlideError when it is another file."""
-    slide_id = row["slide_id"]
-    if path is None:
-        return StoreSource(slide_id, store) if pixels.has_pixels(store, slide_id) else None
-    info = slide_files.inspect(slide_id, path.absolute(), row["mpp"], row["mpp_source"])
-    if info.fingerprint != row["fingerprint"]:
-        raise SlideError(f"{slide_id}: another file than the one that the teacher saw (fingerprint differs)")
-    return SlideSource(
-        slide_id, info.path, slide_files.plan_read(info, stored.patch.mpp, stored.patch.size_px)
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from pipeline.runtime.cluster import open_cluster
 from pipeline.runtime.options import IN_PROCESS, ClusterOptions
 from pipeline.runtime.progress import Reporter, Silent
 from pipeline.runtime.work import Advance, Cluster
-from pipeline.slides.slide import find_slides
+from pipeline.slides.registry import find_slides
 from pipeline.verify.options import VerifyOptions
 from pipeline.verify.slide_views import SlideLooker, SlideToLook, Verified
 from pipeline.views.draw import RENDERING

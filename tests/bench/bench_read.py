@@ -17,7 +17,7 @@ import openslide
 import tifffile
 
 from pipeline.demo.synthetic_slides import paint_slide
-from pipeline.slides.reader import PatchReader, flatten
+from pipeline.slides.openslide_reader import OpenSlidePatches, flatten
 from pipeline.slides.resample import resample_area
 from pipeline.slides.slide import ReadPlan
 from pipeline.tile.grid import morton_order
@@ -67,7 +67,7 @@ def compare(name: str, path: Path, read_px: int, least: float | None, exact: boo
                     resample_area(flatten(region, (255, 255, 255)), 256)
 
     def ours() -> None:
-        reader = PatchReader(path, plan)
+        reader = OpenSlidePatches(path, plan)
         for corner in corners:
             reader.read(*corner)
         reader.close()
@@ -83,7 +83,7 @@ def compare(name: str, path: Path, read_px: int, least: float | None, exact: boo
 
 def same(path: Path, plan: ReadPlan, corners: Sequence[tuple[int, int]]) -> int:
     """How many patches have OpenSlide's pixels."""
-    reader, count = PatchReader(path, plan), 0
+    reader, count = OpenSlidePatches(path, plan), 0
     with openslide.OpenSlide(path) as slide:
         for corner in corners:
             expected = flatten(slide.read_region(corner, 0, (plan.read_px, plan.read_px)), (255, 255, 255))
@@ -105,7 +105,7 @@ def profile(path: Path) -> None:
             ],
         }
         plan = ReadPlan(0, 256, 256, 256, 0.5)
-        reader = PatchReader(path, plan)
+        reader = OpenSlidePatches(path, plan)
         tiles = reader._tiles
         assert tiles is not None
         level = tiles._level

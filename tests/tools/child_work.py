@@ -16,3 +16,7 @@ def fails(reader: Any, error: Exception) -> None:
 def whose(reader: Any, number: int) -> tuple[int, str]:
     """The number, and which process and thread has it."""
     return number, f"{os.getpid()} {threading.get_ident()}"
+
+
+def reads(reader: Any, row: int, x_px0: int, y_px0: int) -> Any:
+    return reader.read(row, x_px0, y_px0)

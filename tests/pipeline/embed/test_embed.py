@@ -27,8 +27,9 @@ from pipeline.embed.parts import feature_matrix
 from pipeline.encoders.load import load_encoder
 from pipeline.runtime.options import ClusterOptions
 from pipeline.runtime.progress import Silent
-from pipeline.slides import slide as slide_files
-from pipeline.slides.reader import PatchReader
+from pipeline.slides.openslide_reader import OpenSlidePatches
+from pipeline.slides.registry import inspect
+from pipeline.slides.slide import plan_read
 from pipeline.tile.options import TileOptions
 from stores.errors import CorruptStore, OptionError, ReadError, RecipeMismatch
 from stores.format import manifest
@@ -86,8 +87,8 @@ def test_an_embedding_is_the_encoders_of_the_centre_crop(embedded: Path, slides:
     assert (set(table["slide_id"].to_pylist()), set(table["patient_id"].to_pylist())) == ({"b"}, {"p2"})
     values = feature_matrix(table["features"])
     assert values.shape == (len(patches), 24)
-    info = slide_files.inspect("b", slides / "b.tiff")
-    reader = PatchReader(info.path, slide_files.plan_read(info, 0.5, 256))
+    info = inspect("b", slides / "b.tiff")
+    reader = OpenSlidePatches(info.path, plan_read(info, 0.5, 256))
     for row in range(0, len(patches), 5):
         patch = reader.read(int(patches.x_px0[row]), int(patches.y_px0[row]))
         with torch.inference_mode():
@@ -187,14 +188,14 @@ def test_a_mistake_leaves_no_identity_behind(tiles: Path, tmp_path: Path) -> Non
 def test_bad_reads_and_bad_slides_have_reasons(
     slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: Path
 ) -> None:
-    true_read = PatchReader.read
+    true_read = OpenSlidePatches.read
 
-    def read(self: PatchReader, x_px0: int, y_px0: int) -> Any:
+    def read(self: OpenSlidePatches, x_px0: int, y_px0: int) -> Any:
         if x_px0 == 512 and "b" in self._path.name:
             raise ReadError("b.tiff at 512: broken")
         return true_read(self, x_px0, y_px0)
 
-    monkeypatch.setattr(PatchReader, "read", read)
+    monkeypatch.setattr(OpenSlidePatches, "read", read)
     options = replace(TINY, format="trident-h5")
     result = embed([slides, shared / "bad_slides"], tmp_path / "out", options, TileOptions(), Silent())
     assert result.published == 3
@@ -211,11 +212,11 @@ def test_bad_reads_and_bad_slides_have_reasons(
 def test_a_slide_of_which_nothing_can_be_read_fails_and_is_tried_again(
     slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(self: PatchReader, x_px0: int, y_px0: int) -> Any:
+    def read(self: OpenSlidePatches, x_px0: int, y_px0: int) -> Any:
         raise ReadError("the disk is away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(PatchReader, "read", read)
+        patch.setattr(OpenSlidePatches, "read", read)
         result = embed([slides / "a.tiff"], tmp_path / "out", TINY, TileOptions(), Silent())
     assert result.failed_slides == {"a": "a: no patch of it could be read, the first: the disk is away"}
     assert embed([slides / "a.tiff"], tmp_path / "out", TINY, TileOptions(), Silent()).published == 1

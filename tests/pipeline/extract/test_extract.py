@@ -14,8 +14,9 @@ from pipeline.extract import extract as stage
 from pipeline.extract.options import ExtractOptions
 from pipeline.extract.teacher import collect
 from pipeline.runtime.progress import Silent
-from pipeline.slides import slide as slide_files
-from pipeline.slides.reader import PatchReader
+from pipeline.slides.openslide_reader import OpenSlidePatches
+from pipeline.slides.registry import inspect
+from pipeline.slides.slide import plan_read
 from pipeline.tile.options import TileOptions
 from pipeline.views import draw
 from pipeline.views.policy import POLICIES
@@ -50,8 +51,8 @@ def test_a_stored_feature_is_the_teachers_of_the_view(
     teacher = load_encoder("tests.tools.tiny:teacher", random_weights=0)
     policy = POLICIES["g2l"]
     row = manifest.read_slides(store)[0]
-    info = slide_files.inspect("a", slides / "a.tiff")
-    reader = PatchReader(slides / "a.tiff", slide_files.plan_read(info, 0.5, 256))
+    info = inspect("a", slides / "a.tiff")
+    reader = OpenSlidePatches(slides / "a.tiff", plan_read(info, 0.5, 256))
     request.addfinalizer(reader.close)
     (commit,) = manifest.commits(store, "a")
     kept = pixels.open_pixels(store, "a").read_chunk(0)
@@ -143,15 +144,15 @@ def test_policy_must_fit_patch_and_teacher(slides: Path, tile_options: TileOptio
 def test_a_bad_read_is_a_status_not_white_pixels(
     slides: Path, tile_options: TileOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    true_read = PatchReader.read
+    true_read = OpenSlidePatches.read
     bad = (512, 512)
 
-    def read(self: PatchReader, x_px0: int, y_px0: int) -> Any:
+    def read(self: OpenSlidePatches, x_px0: int, y_px0: int) -> Any:
         if (x_px0, y_px0) == bad:
             raise ReadError("a.tiff at 512,512: corrupt tile")
         return true_read(self, x_px0, y_px0)
 
-    monkeypatch.setattr(PatchReader, "read", read)
+    monkeypatch.setattr(OpenSlidePatches, "read", read)
     result = stage.extract([slides / "a.tiff"], tmp_path, TEACHER, tile_options, Silent())
     (text,) = result.bad_reads
     assert "corrupt tile" in text

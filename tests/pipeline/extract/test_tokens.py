@@ -26,8 +26,9 @@ from pipeline.extract import extract as stage
 from pipeline.extract import plan
 from pipeline.extract.options import PlanOptions
 from pipeline.runtime.progress import Silent
-from pipeline.slides import slide as slide_files
-from pipeline.slides.reader import PatchReader
+from pipeline.slides.openslide_reader import OpenSlidePatches
+from pipeline.slides.registry import inspect
+from pipeline.slides.slide import plan_read
 from pipeline.tile.options import TileOptions
 from pipeline.verify.options import VerifyOptions
 from pipeline.views import draw
@@ -104,8 +105,8 @@ def test_kept_tokens_are_those_of_a_full_forward_pass(
     encoder = load_encoder(VIT, random_weights=0)
     model: Any = encoder.backbone
     for row in rows_of(token_store):
-        info = slide_files.inspect(row["slide_id"], slides / row["file_name"])
-        reader = PatchReader(info.path, slide_files.plan_read(info, 0.5, 256))
+        info = inspect(row["slide_id"], slides / row["file_name"])
+        reader = OpenSlidePatches(info.path, plan_read(info, 0.5, 256))
         request.addfinalizer(reader.close)
         opened = open_of(token_store, row["slide_id"])
         patches = manifest.read_patches(token_store, row["slide_id"])
@@ -188,7 +189,7 @@ def test_tokens_that_cannot_be(
 def test_a_bad_read_has_no_tokens(
     slides: Path, tile_options: TileOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = PatchReader.read
+    original = OpenSlidePatches.read
     seen: list[int] = []
 
     def read(self: Any, x: int, y: int) -> npt.NDArray[np.uint8]:
@@ -197,7 +198,7 @@ def test_a_bad_read_has_no_tokens(
             raise ReadError("a.tiff: broken here")
         return original(self, x, y)
 
-    monkeypatch.setattr(PatchReader, "read", read)
+    monkeypatch.setattr(OpenSlidePatches, "read", read)
     options = replace(WITH_TOKENS, threads=1, pixels=False)
     stage.extract([slides / "a.tiff"], tmp_path, options, tile_options, Silent())
     opened = open_of(tmp_path, "a")

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.demo.synthetic_slides import write_slide
-from pipeline.slides import reader as reader_module
+from pipeline.slides import openslide_reader, registry
 from pipeline.slides import slide as slides
-from pipeline.slides.reader import PatchReader, flatten, read_thumbnail
+from pipeline.slides.openslide_reader import OpenSlidePatches, flatten
+from pipeline.slides.registry import open_slide
 from pipeline.slides.resample import area_weights, resample_area
+from pipeline.slides.thumbnail import read_thumbnail
 from stores.errors import MppError, OptionError, ReadError, SlideError
 
 
@@ -28,14 +30,16 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def info(mpp: float, *downsamples: float) -> slides.SlideInfo:
-    return slides.SlideInfo("a", Path("a"), "f", "v", 10_000, 10_000, mpp, "slide", downsamples)
+    return slides.SlideInfo(
+        "a", Path("a"), "f", "v", 10_000, 10_000, mpp, "slide", downsamples, ((10_000, 10_000),)
+    )
 
 
 def test_finds_slides_recursively_but_not_hidden(tmp_path: Path) -> None:
     for name in ("x/b.SVS", "a.tif", ".cache/c.svs", "notes.txt", "y/My slide (1).ndpi"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert list(slides.find_slides([tmp_path])) == ["My_slide__1_", "a", "b"]
+    assert list(registry.find_slides([tmp_path])) == ["My_slide__1_", "a", "b"]
 
 
 def test_two_files_of_one_id_are_refused(tmp_path: Path) -> None:
@@ -43,25 +47,25 @@ def test_two_files_of_one_id_are_refused(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
     with pytest.raises(OptionError, match=r"slide id 'a': both .* rename one"):
-        slides.find_slides([tmp_path])
+        registry.find_slides([tmp_path])
 
 
 def test_nothing_found_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"no slide found; looked for .*\.svs"):
-        slides.find_slides([tmp_path])
+        registry.find_slides([tmp_path])
     with pytest.raises(OptionError, match="no such file or folder"):
-        slides.find_slides([tmp_path / "absent"])
+        registry.find_slides([tmp_path / "absent"])
 
 
 def test_mpp_of_the_slide_and_override(slide: Path) -> None:
-    own = slides.inspect("a", slide)
+    own = registry.inspect("a", slide)
     assert own.mpp == pytest.approx(0.25, rel=1e-3)
     assert own.mpp_source == "slide"
     assert own.fingerprint.startswith("quickhash-1:")
-    given_mpp = slides.inspect("a", slide, 0.5, "csv")
+    given_mpp = registry.inspect("a", slide, 0.5, "csv")
     assert (given_mpp.mpp, given_mpp.mpp_source) == (0.5, "csv")
     with pytest.raises(MppError, match=r"mpp 9 from the csv is not plausible \(0.05 to 5.0\)"):
-        slides.inspect("a", slide, 9.0, "csv")
+        registry.inspect("a", slide, 9.0, "csv")
 
 
 @pytest.mark.parametrize(
@@ -155,8 +159,8 @@ def test_flatten_blends_with_the_background() -> None:
 
 
 def test_reads_what_openslide_reads(slide: Path) -> None:
-    plan = slides.plan_read(slides.inspect("a", slide), 0.25, 256)
-    reader = PatchReader(slide, plan)
+    plan = slides.plan_read(registry.inspect("a", slide), 0.25, 256)
+    reader = OpenSlidePatches(slide, plan)
     with openslide.OpenSlide(slide) as whole:
         expected = np.asarray(whole.read_region((256, 128), 0, (256, 256)))[:, :, :3]
     np.testing.assert_array_equal(reader.read(256, 128), expected)
@@ -164,8 +168,8 @@ def test_reads_what_openslide_reads(slide: Path) -> None:
 
 
 def test_thumbnail_covers_the_slide_in_pieces(slide: Path) -> None:
-    own = slides.inspect("a", slide)
-    thumbnail = read_thumbnail(own, 2.0)
+    with open_slide(slide) as file:
+        thumbnail = read_thumbnail(file, file.inspect("a"), 2.0)
     assert thumbnail.shape == (96, 128, 3)
     with openslide.OpenSlide(slide) as whole:
         level0 = np.asarray(whole.read_region((0, 0), 0, (1024, 768)))[:, :, :3]
@@ -196,8 +200,8 @@ def test_a_failed_read_is_tried_once_more_on_a_new_handle(
     monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
     Flaky.opened = 0
-    monkeypatch.setattr(reader_module, "open_slide", lambda path: Flaky(path, failures))
-    reader = PatchReader(Path("a.svs"), slides.ReadPlan(0, 8, 8, 8, 0.5))
+    monkeypatch.setattr(openslide_reader, "open_slide", lambda path: Flaky(path, failures))
+    reader = OpenSlidePatches(Path("a.svs"), slides.ReadPlan(0, 8, 8, 8, 0.5))
     if failures == 1:
         assert reader.read(0, 0).shape == (8, 8, 3)
     else:
@@ -208,10 +212,10 @@ def test_a_failed_read_is_tried_once_more_on_a_new_handle(
 
 
 def test_real_slides(shared: Path) -> None:
-    cmu = slides.inspect("cmu", shared / "slides/CMU-1-Small-Region.svs")
+    cmu = registry.inspect("cmu", shared / "slides/CMU-1-Small-Region.svs")
     assert (cmu.mpp, cmu.vendor) == (0.499, "aperio")
     with pytest.raises(MppError, match=r"the slide has no mpp; give it by --slide-mpp tcga=0\.5"):
-        slides.inspect("tcga", shared / "slides/TCGA-CR-7395-01A-01-TS1.svs")
+        registry.inspect("tcga", shared / "slides/TCGA-CR-7395-01A-01-TS1.svs")
 
 
 @pytest.mark.parametrize(
@@ -226,12 +230,13 @@ def test_real_slides(shared: Path) -> None:
 )
 def test_bad_slides_say_why(shared: Path, name: str, match: str) -> None:
     with pytest.raises(SlideError, match=match) as caught:
-        slides.inspect("x", shared / "bad_slides" / name)
+        registry.inspect("x", shared / "bad_slides" / name)
     assert str(shared) not in str(caught.value)  # a reason stands in the store
     assert "\n" not in str(caught.value)
 
 
 def test_a_slide_that_opens_but_cannot_be_read(shared: Path) -> None:
-    own = slides.inspect("x", shared / "bad_slides/opens_but_every_read_fails.svs")
-    with pytest.raises(ReadError, match="cannot be read"):
-        read_thumbnail(own, 8.0)
+    with open_slide(shared / "bad_slides/opens_but_every_read_fails.svs") as file:
+        own = file.inspect("x")
+        with pytest.raises(ReadError, match="cannot be read"):
+            read_thumbnail(file, own, 8.0)

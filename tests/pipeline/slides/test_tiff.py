@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline.demo.synthetic_slides import paint_slide
 from pipeline.slides import tiff as tiff_tiles
-from pipeline.slides.reader import PatchReader
+from pipeline.slides.openslide_reader import OpenSlidePatches
 from pipeline.slides.slide import ReadPlan
 from pipeline.slides.tiff import TileReader
 from pipeline.slides.tiff_codecs import DecodeError, Deflate, Jpeg, Jpeg2000
@@ -264,7 +264,7 @@ def test_a_patch_of_a_damaged_tile_is_a_read_error(folder: Path, tmp_path: Path)
     with path.open("r+b") as file:
         file.seek(offset + size // 2)
         file.write(b"\xff\xd9")
-    reader = PatchReader(path, ReadPlan(0, 240, 240, 240, 0.5))
+    reader = OpenSlidePatches(path, ReadPlan(0, 240, 240, 240, 0.5))
     with pytest.raises(ReadError, match=r"a\.tiff at 480,240: "):
         reader.read(480, 240)
     assert reader.read(720, 240).shape == (240, 240, 3)

@@ -1,0 +1,112 @@
+"""What a reader of slide files does. A new one is a file in this folder and a line in `registry.READERS`.
+
+Coordinates are level-0 pixels of the slide's own frame: the origin is the top-left corner, x runs to the right, y down.
+Level 0 has the full resolution. Pixels are RGB, uint8, without colour management; a reader never invents any: what was
+never scanned has the file's own background colour, and what cannot be read is an error.
+"""
+
+from pathlib import Path
+from typing import Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.slides.resample import resample_area
+from pipeline.slides.slide import ReadPlan, SlideInfo
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class SlideFile(Protocol):
+    """A slide file that is open; belongs to one thread; a context manager that closes it."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def inspect(self, slide_id: str, mpp: float | None = None, mpp_source: str = "option") -> SlideInfo:
+        """What is known of the slide without reading pixels.
+
+        Parameters
+        ----------
+        mpp : float, optional
+            Takes precedence over the file's own, in micrometres per level-0 pixel; `mpp_source` says where it comes
+            from. `slide.choose_mpp` does this.
+
+        Raises
+        ------
+        MppError
+            When there is no plausible mpp.
+        """
+
+    def region(self, x_px0: int, y_px0: int, level: int, width_px: int, height_px: int) -> Pixels:
+        """A region of a level, uint8 (height_px, width_px, 3).
+
+        Parameters
+        ----------
+        x_px0, y_px0 : int
+            Top-left corner in level-0 pixels, whatever the level.
+        width_px, height_px : int
+            In pixels of the level. What lies outside of the slide has the background colour.
+
+        Raises
+        ------
+        ReadError
+            When it cannot be read.
+        """
+
+    def close(self) -> None:
+        """Release the file."""
+
+
+class PatchReader(Protocol):
+    """Reads patches of one slide file as a `ReadPlan` says; belongs to one thread."""
+
+    def read(self, x_px0: int, y_px0: int) -> Pixels:
+        """The patch at a level-0 position, uint8 (size_px, size_px, 3); ReadError when it cannot be read."""
+
+    def close(self) -> None:
+        """Release the file."""
+
+
+class SlideReader(Protocol):
+    """A reader of one or more file formats.
+
+    It travels to the processes that read, so it is picklable: an instance of a class at the top of its module.
+    """
+
+    @property
+    def suffixes(self) -> frozenset[str]:
+        """Endings of the files that `registry.find_slides` looks for in folders, such as ``.svs``; lower case."""
+
+    def takes(self, path: Path) -> bool:
+        """Whether this reader is the one for a file, by its ending or its first bytes; opens no slide."""
+
+    def open(self, path: Path) -> SlideFile:
+        """Open a slide file.
+
+        Raises
+        ------
+        SlideError
+            When it does not open; the message names the file without its folder, as it is kept in the store.
+        """
+
+    def patches(self, path: Path, plan: ReadPlan) -> PatchReader:
+        """A reader of patches; `RegionPatches` where there is no faster way."""
+
+
+class RegionPatches:
+    """Patches out of the regions of a slide file: read at the level of the plan, area-resampled to its size."""
+
+    def __init__(self, file: SlideFile, plan: ReadPlan) -> None:
+        self._file, self._plan = file, plan
+
+    def read(self, x_px0: int, y_px0: int) -> Pixels:
+        """The patch at a level-0 position, uint8 (size_px, size_px, 3)."""
+        side = self._plan.read_px
+        pixels = self._file.region(x_px0, y_px0, self._plan.level, side, side)
+        return pixels if side == self._plan.size_px else resample_area(pixels, self._plan.size_px)
+
+    def close(self) -> None:
+        """Close the slide file."""
+        self._file.close()
