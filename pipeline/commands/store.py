@@ -22,28 +22,31 @@ from pipeline.runtime.options import ClusterOptions
 from pipeline.verify.options import VerifyOptions
 
 
-@click.group(cls=Group, short_help="Look at a store, check it, share it, join it")
+@click.group(cls=Group, short_help="Inspect, check, share, combine stores")
 def store() -> None:
-    """Look at a store, prove it, share it, combine it."""
+    """Inspect, check, share and combine stores."""
 
 
 @store.command(short_help="Show what a store holds")
 @click.argument("path", type=STORE)
 @JSON
 def info(path: str, as_json: bool) -> None:
-    """What a store holds: recipe, slides, patches, views per seed and split, bytes, completeness."""
+    """Show what a store holds: recipe, slides, patches, views per seed and split, bytes, completeness."""
     from stores.info import info_lines, store_info
 
     result = store_info(opened(path))
     print_result(as_json, result, lambda: info_lines(result))
 
 
-@store.command(short_help="Check a store, as deep as you ask")
+@store.command(short_help="Check a store for damage and mistakes")
 @click.argument("path", type=STORE)
 @remote_options
 @options_of(VerifyOptions, ClusterOptions)
 def verify(path: str, cache: Path | None, cache_gb: float, as_json: bool, **values: Any) -> None:
-    """Prove a store: structure, views with --slides, features with --teacher. Exit code 1: something is wrong."""
+    """Check a store: its structure; its views with --slides; its features with --teacher.
+
+    Exit code 1 means that something is wrong.
+    """
     from pipeline.runtime.progress import reporter_for
     from pipeline.verify.verify import verify as look
 
@@ -54,12 +57,15 @@ def verify(path: str, cache: Path | None, cache_gb: float, as_json: bool, **valu
     sys.exit(bool(result.findings))
 
 
-@store.command(short_help="Write checksums of every file")
+@store.command(short_help="Write checksums over every file")
 @click.argument("path", type=PATH)
-@click.option("--as-it-is", is_flag=True, help="Seal without verifying the structure first.")
+@click.option("--as-it-is", is_flag=True, help="Do not check the structure first.")
 @JSON
 def seal(path: Path, as_it_is: bool, as_json: bool) -> None:
-    """Write checksums.sha256 over every file, and the digest of it to publish; refuses a store with mistakes."""
+    """Write checksums.sha256 over every file, and its digest to publish.
+
+    The structure is checked first: a store with mistakes is not sealed.
+    """
     from pipeline.runtime.progress import reporter_for
     from pipeline.verify.verify import seal_store
 
@@ -68,13 +74,13 @@ def seal(path: Path, as_it_is: bool, as_json: bool) -> None:
     print_result(as_json, result.to_json(), result.lines)
 
 
-@store.command(short_help="Join stores by slide")
+@store.command(short_help="Unite stores of one recipe")
 @click.argument("stores", nargs=-1, required=True, type=STORE)
-@click.option("--out", required=True, type=PATH, help="Folder of the new store.")
-@click.option("--allow-duplicates", is_flag=True, help="Accept one slide file under two ids.")
+@click.option("--out", required=True, type=PATH, metavar="DIR", help="Folder of the new store.")
+@click.option("--allow-duplicates", is_flag=True, help="Accept the same slide file under two ids.")
 @JSON
 def merge(stores: tuple[str, ...], out: Path, allow_duplicates: bool, as_json: bool) -> None:
-    """The union of stores by slide: one recipe, and what they both have has to be equal."""
+    """Unite stores of one recipe, slide by slide. What several of them have must be equal."""
     from pipeline.runtime.progress import reporter_for
     from stores.combine import merge as share
 
@@ -84,20 +90,26 @@ def merge(stores: tuple[str, ...], out: Path, allow_duplicates: bool, as_json: b
     print_result(as_json, result.to_json(), result.lines)
 
 
-@store.command(short_help="Copy some slides and seeds of a store")
+@store.command(short_help="Copy some slides or seeds to a new store")
 @click.argument("path", type=STORE)
-@click.option("--out", required=True, type=PATH, help="Folder of the new store.")
-@click.option("--slides", multiple=True, help="A slide id, or a file: an id a line, or a CSV with slide_id.")
-@click.option("--split", "splits", multiple=True, help="train, val or test; may be repeated.")
-@click.option("--seeds", type=int, help="Keep seeds 0 to N-1.")
+@click.option("--out", required=True, type=PATH, metavar="DIR", help="Folder of the new store.")
+@click.option(
+    "--slides",
+    multiple=True,
+    metavar="ID|FILE",
+    help="A slide id, or a file: one id per line, or a CSV with a column slide_id. May be repeated.",
+)
+@click.option("--split", "splits", multiple=True, metavar="NAME", help="train, val or test. May be repeated.")
+@click.option("--seeds", type=int, metavar="N", help="Keep seeds 0 to N-1 [default: all].")
 @click.option(
     "--where",
     multiple=True,
     metavar="COLUMN=VALUE",
-    help="Value of a column of the slides table; may be repeated: columns must all fit, with any value given for them.",
+    help="Slides with this value in a column of the slides table. May be repeated: slides must fit every column, "
+    "with one of the values given for it.",
 )
-@click.option("--no-pixels", is_flag=True, help="Leave the pixels of the patches out.")
-@click.option("--no-tokens", is_flag=True, help="Leave the teacher's patch tokens out.")
+@click.option("--no-pixels", is_flag=True, help="Leave out the pixels of the patches.")
+@click.option("--no-tokens", is_flag=True, help="Leave out the teacher's patch tokens.")
 @JSON
 def subset(
     path: str,
@@ -108,7 +120,7 @@ def subset(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """A store of some slides and seeds of another; all conditions that are given have to hold."""
+    """Copy some slides or seeds of a store to a new one. A slide must fit every option that is given."""
     from pipeline.runtime.progress import reporter_for
     from stores.combine import subset as subsets
 
@@ -121,22 +133,36 @@ def subset(
     print_result(as_json, result.to_json(), result.lines)
 
 
-@store.command(short_help="Copy a store for other labs")
+@store.command(short_help="Copy a store without names, or in fewer bytes")
 @click.argument("path", type=STORE)
-@click.option("--out", required=True, type=PATH, help="Folder of the copy.")
+@click.option("--out", required=True, type=PATH, metavar="DIR", help="Folder of the copy.")
 @click.option(
-    "--pseudonymise", "key", type=PATH, help="File with a secret key: ids and names become keyed hashes."
+    "--pseudonymise",
+    "key",
+    type=PATH,
+    metavar="KEYFILE",
+    help="Replace ids and file names by hashes under the secret key in this file.",
 )
-@click.option("--compact", type=click.Choice(["lossless", "int8"]), help="A smaller copy, for slow lines.")
-@click.option("--keep-column", multiple=True, help="A column of your own that may leave under pseudonyms.")
-@click.option("--no-pixels", is_flag=True, help="Leave the patches' pixels out.")
-@click.option("--no-tokens", is_flag=True, help="Leave the teacher's patch tokens out.")
-@click.option("--mapping", type=PATH, help="CSV file for yourself: names and pseudonyms.")
+@click.option("--compact", type=click.Choice(["lossless", "int8"]), help="Fewer bytes, for slow networks.")
+@click.option(
+    "--keep-column",
+    multiple=True,
+    metavar="COLUMN",
+    help="With --pseudonymise: a column of your own to keep. May be repeated.",
+)
+@click.option("--no-pixels", is_flag=True, help="Leave out the pixels of the patches.")
+@click.option("--no-tokens", is_flag=True, help="Leave out the teacher's patch tokens.")
+@click.option(
+    "--mapping",
+    type=PATH,
+    metavar="FILE",
+    help="With --pseudonymise: write a CSV of originals and pseudonyms, to keep private.",
+)
 @JSON
 def export(
     path: str, out: Path, key: Path | None, mapping: Path | None, as_json: bool, **values: Any
 ) -> None:
-    """A copy for others: without the names of slides and patients, or smaller, or both."""
+    """Copy a store for others: without the names of slides and patients, in fewer bytes, or both."""
     from pipeline.runtime.progress import reporter_for
     from stores.export import export as exports
     from stores.export.pseudonyms import read_key
@@ -155,18 +181,28 @@ def export(
     print_result(as_json, result.to_json(), result.lines)
 
 
-@store.command(short_help="Write a README and Croissant metadata")
+@store.command(short_help="Write README.md and croissant.json")
 @click.argument("path", type=PATH)
-@click.option("--name", help="Short name of the data set; the folder's.")
-@click.option("--title", help="Heading of the card; the name.")
-@click.option("--creator", help="Who made it.")
-@click.option("--licence", help="Licence of the features; the teacher's as the store recorded it.")
-@click.option("--url", help="Where it is published.")
-@click.option("--date", type=click.DateTime(["%Y-%m-%d"]), help="Day of publication; today.")
-@click.option("--cohort-column", multiple=True, help="A column of your own that the cohort table counts.")
+@click.option("--name", help="Short name of the data set [default: name of the folder].")
+@click.option("--title", help="Heading of the card [default: the short name].")
+@click.option("--creator", help="Who made the store, for the citation.")
+@click.option("--licence", help="Licence of the features [default: the teacher's, as recorded in the store].")
+@click.option("--url", metavar="URL", help="Where the store is published.")
+@click.option(
+    "--date",
+    type=click.DateTime(["%Y-%m-%d"]),
+    metavar="YYYY-MM-DD",
+    help="Day of publication [default: today].",
+)
+@click.option(
+    "--cohort-column",
+    multiple=True,
+    metavar="COLUMN",
+    help="Count slides and patients by this column of your own. May be repeated.",
+)
 @JSON
 def card(path: Path, name: str | None, date: datetime.datetime | None, as_json: bool, **values: Any) -> None:
-    """Write README.md and croissant.json: what it is, whose licence binds, who is in it, how to load it."""
+    """Write README.md and croissant.json: contents, licence, cohort, how to load the store and cite it."""
     from stores.publish.card import CardOptions, write_card
 
     day = (date or datetime.datetime.now()).date().isoformat()
@@ -174,28 +210,31 @@ def card(path: Path, name: str | None, date: datetime.datetime | None, as_json: 
     print_result(as_json, result.to_json(), result.lines)
 
 
-@store.command(short_help="Rebuild files that follow from others")
+@store.command(short_help="Rebuild derived files")
 @click.argument("path", type=PATH)
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
-@click.option("--prune", is_flag=True, help="Remove chunks that no commit record lists.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and change nothing.")
+@click.option("--prune", is_flag=True, help="Also remove chunks that no commit record lists.")
 @JSON
 def reindex(path: Path, dry_run: bool, prune: bool, as_json: bool) -> None:
-    """Bring in line what follows from other things. Exit code 1: something contradicts itself."""
+    """Rebuild derived files: block statistics, checksums, merged commit records.
+
+    Exit code 1 means that parts of the store contradict each other.
+    """
     from pipeline.runtime.progress import reporter_for
-    from stores.verify.reindex import reindex as bring_in_line
+    from stores.verify.reindex import reindex as rebuild
 
     with reporter_for(sys.stderr) as report:
-        result = bring_in_line(path, dry_run, prune, report)
+        result = rebuild(path, dry_run, prune, report)
     print_result(as_json, result.to_json(), result.lines)
     sys.exit(bool(result.problems))
 
 
-@store.command(short_help="Upload a store")
+@store.command(short_help="Upload a store to a URL")
 @click.argument("path", type=PATH)
 @click.argument("url")
 @JSON
 def push(path: Path, url: str, as_json: bool) -> None:
-    """Upload a store to a URL such as s3://bucket/name; goes on after an interruption."""
+    """Upload a store to a URL such as s3://bucket/name. Run it again after an interruption to continue."""
     from pipeline.runtime.progress import reporter_for
     from stores.remote import transfer
     from stores.remote.objects import Objects
@@ -206,12 +245,12 @@ def push(path: Path, url: str, as_json: bool) -> None:
     print_result(as_json, result.to_json(), result.lines)
 
 
-@store.command(short_help="Download a store")
+@store.command(short_help="Download a store from a URL")
 @click.argument("url")
 @click.argument("out", type=PATH)
 @JSON
 def pull(url: str, out: Path, as_json: bool) -> None:
-    """Download a store from a URL into a new folder; goes on after an interruption."""
+    """Download a store from a URL to a new folder. Run it again after an interruption to continue."""
     from pipeline.runtime.progress import reporter_for
     from stores.remote import transfer
     from stores.remote.objects import Objects

@@ -168,8 +168,8 @@ def _check_options(store: StoreLike, stored: recipe.Recipe, out: Path, options: 
                 raise OptionError(f"{flag}: only with --pseudonymise; without it every column and name stays")
     if isinstance(store, Path) and out.resolve().is_relative_to(store.resolve()):
         raise OptionError(f"--out {out}: inside the store {store}; choose a place beside it")
-    if options.compact is not None and not stored.complete:
-        raise StoreError(f"{store}: has no teacher features yet; run `g2l extract-teacher` first")
+    if options.compact is not None:
+        recipe.require_complete(stored, store)
     if options.compact == INT8 and stored.tokens is not None and options.tokens:
         raise OptionError(
             f"--compact int8: keeps no tokens, and {store} has {stored.tokens.count} a view; add --no-tokens, or use "
@@ -195,7 +195,7 @@ def _write(export: _Plan, report: Reporter) -> Exported:
         _write_rest(export, written, stage)
         size = {name: n for name, n in layout.list_files(stage).items() if name != REQUEST}
         if export.names is not None:
-            _check(export, stage, list(size), report)
+            _check(export.names, export, stage, list(size), report)
             if export.options.mapping is not None:
                 write_mapping(export.options.mapping, export.names.mapping())
     return Exported(
@@ -311,9 +311,8 @@ def _hidden(export: _Plan) -> list[str]:
     return [column for column in own_columns(export.rows) if column not in export.options.keep_columns]
 
 
-def _check(export: _Plan, stage: Path, names: Sequence[str], report: Reporter) -> None:
-    assert export.names is not None
-    open_slides = {export.names.of("slide", row["slide_id"]) for row in export.rows}
+def _check(issued: Pseudonyms, export: _Plan, stage: Path, names: Sequence[str], report: Reporter) -> None:
+    open_slides = {issued.of("slide", row["slide_id"]) for row in export.rows}
 
     def checked(name: str) -> None:
         known = layout.classify(name)
@@ -321,8 +320,7 @@ def _check(export: _Plan, stage: Path, names: Sequence[str], report: Reporter) -
             open_slides.discard(known.slide_id)
             report.advance(1, f"self-check: {known.slide_id}")
 
-    issued = export.names.given()
-    check_export(stage, names, issued, export.originals, export.options.keep_columns, checked)
+    check_export(stage, names, issued.given(), export.originals, export.options.keep_columns, checked)
 
 
 def _notes(export: _Plan) -> list[str]:

@@ -24,7 +24,7 @@ from stores.io.location import StoreLike
 
 _SAFE_LENGTH = 8
 _TEXT_LENGTH = 4
-_WORDS = frozenset((*manifest.SPLITS, manifest.OK, manifest.BAD_READ, "slide", "option", "csv"))
+WORDS = frozenset((*manifest.SPLITS, manifest.OK, manifest.BAD_READ, "slide", "option", "csv"))
 """Values that every store has: a slide of the name ``test`` is not told by them."""
 _ID_COLUMNS = ("slide_id", "patient_id", "file_name", "fingerprint")
 _STAYS = ("README.md", "croissant.json", CHECKSUMS, DIGEST)
@@ -141,7 +141,7 @@ def check_export(
 def _first(
     look: _Look, texts: Iterable[str], issued: frozenset[str], shortest: int = _TEXT_LENGTH
 ) -> str | None:
-    found = (look(text, shortest) for text in texts if text not in issued and text not in _WORDS)
+    found = (look(text, shortest) for text in texts if text not in issued and text not in WORDS)
     return next((name for name in found if name is not None), None)
 
 

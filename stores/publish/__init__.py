@@ -1,1 +1,5 @@
-"""Publishing a store: the data set card, Croissant metadata, licences."""
+"""The description of a store for people and for data-set hubs.
+
+`card` writes README.md and calls `croissant` for croissant.json, the machine-readable form. `licences` holds what is
+known of licences.
+"""

@@ -74,10 +74,10 @@ def write_card(store: Path, options: CardOptions) -> Written:
     layout.require_unsealed(store)
     if options.url is not None and not re.fullmatch(r"https?://[^\s<>\"|`]{1,200}", options.url):
         raise OptionError(f"--url {options.url!r}: expected http:// or https://, at most 200 characters")
-    stored = recipe.load(store)
+    stored = recipe.load_complete(store)
     about = store_info(store)
-    if stored.teacher is None or stored.policy is None or not about["views"]:
-        raise StoreError(f"{store}: has no teacher features yet; run `g2l extract-teacher` first")
+    if not about["views"]:
+        raise StoreError(f"{store}: {recipe.NO_FEATURES}")
     rows = manifest.read_slides(store)
     if not rows:
         raise StoreError(f"{store}: has views but no {manifest.slides_path(Path())}; is it complete?")
@@ -112,7 +112,7 @@ class _Card:
     """All that both files are written from."""
 
     about: Mapping[str, Any]
-    stored: recipe.Recipe
+    stored: recipe.CompleteRecipe
     rows: Sequence[Mapping[str, Any]]
     views: Mapping[str, int]
     """Views by slide."""
@@ -131,7 +131,6 @@ class _Card:
     def properties(self) -> dict[str, Any]:
         """What Croissant wants to know of the data set as a whole."""
         teacher, spdx = self.stored.teacher, licence_of(self.licence).spdx
-        assert teacher is not None
         found: dict[str, Any] = {
             "name": one_line(self.options.name),
             "alternateName": self.title,
@@ -148,8 +147,7 @@ class _Card:
 
     def readme(self) -> str:
         teacher, about = self.stored.teacher, self.about
-        assert teacher is not None
-        compact = _compact_lines(self.stored.to_json())
+        compact = compact_lines(self.stored.to_json())
         url, cite = self.options.url, markdown(self._citation(), 1000)
         cite = cite.replace(markdown(url, 1000), f"<{url}>") if url else cite
         sections = [
@@ -217,15 +215,8 @@ class _Card:
         return "\n\n".join(parts)
 
     def _contents(self) -> str:
-        teacher, patch, policy, reader = (
-            self.stored.teacher,
-            self.stored.patch,
-            self.stored.policy,
-            self.stored.reader,
-        )
-        assert teacher is not None
-        assert policy is not None
-        assert reader is not None
+        stored = self.stored
+        teacher, patch, policy, reader = stored.teacher, stored.patch, stored.policy, stored.reader
         drawn = ", ".join(f"{name} {value}" for name, value in policy.items() if name != "name")
         seeds, about = self.about["seeds"], self.about
         facts = [
@@ -310,7 +301,7 @@ class _Card:
         return ". ".join(one_line(part) for part in parts if part) + f". Store recipe {self.stored.digest()}."
 
 
-def _compact_lines(recipe_json: Mapping[str, Any]) -> str:
+def compact_lines(recipe_json: Mapping[str, Any]) -> str:
     """What a compact copy says of its error, as a table; empty where the features are as extracted."""
     found = recipe_json.get("compact")
     if not isinstance(found, Mapping):

@@ -267,7 +267,8 @@ class SlideCheck:
                 values = opened.read_block(seed, block)
             else:
                 chunk = read_chunk(self.state.store, name, spec, (seed, block, 0))
-                assert chunk is not None  # it is listed
+                if chunk is None:
+                    raise StoreError("was listed, and is gone")
                 values = chunk[0, : len(rows)]
         except StoreError as error:
             return self.add(file, error, "features", **place)

@@ -68,10 +68,11 @@ def _check_chunks(
                 continue
             try:
                 chunk = read_chunk(check.state.store, name, spec, at)
+                if chunk is None:
+                    raise StoreError("was listed, and is gone")
             except StoreError as error:
                 check.add(file, error, "features", **place)
                 continue
-            assert chunk is not None  # it is listed
             values = chunk[0, : len(part)]
             if values.dtype == np.int32:
                 _check_positions(check, file, values[mine == 2], about, place)

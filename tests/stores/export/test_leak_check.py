@@ -461,7 +461,7 @@ def test_a_store_without_slides_or_features(lab: Path, key: Pseudonyms, tmp_path
 
 
 def test_every_word_of_the_format_is_known_to_the_check() -> None:
-    assert {*manifest.SPLITS, manifest.OK, manifest.BAD_READ} <= leak_check._WORDS
+    assert {*manifest.SPLITS, manifest.OK, manifest.BAD_READ} <= leak_check.WORDS
 
 
 def test_pseudonyms_for_int8_in_one_step_or_two(lab: Path, key: Pseudonyms, tmp_path: Path) -> None:

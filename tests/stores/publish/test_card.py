@@ -24,7 +24,7 @@ from stores.export.export import ExportOptions, export
 from stores.format import features, manifest, recipe
 from stores.io import files
 from stores.io.text import markdown, one_line
-from stores.publish.card import MAX_GROUPS, CardOptions, _compact_lines, size_category, write_card
+from stores.publish.card import MAX_GROUPS, CardOptions, compact_lines, size_category, write_card
 from stores.publish.licences import LICENCES, Licence, licence_of
 from tests.tools.stores import make_store
 
@@ -300,7 +300,7 @@ def test_own_columns_are_asked_for_by_name(copy: Path) -> None:
 
 def test_a_compact_copy_says_what_it_lost(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", {"a": 40})
-    assert _compact_lines(recipe.load(store).to_json()) == ""
+    assert compact_lines(recipe.load(store).to_json()) == ""
     export(store, tmp_path / "q", ExportOptions(compact="int8"))
     write_card(tmp_path / "q", OPTIONS)
     found = recipe.load(tmp_path / "q").compact
@@ -308,7 +308,7 @@ def test_a_compact_copy_says_what_it_lost(tmp_path: Path) -> None:
     body = (tmp_path / "q/README.md").read_text()
     assert f"| relative_error | {found['relative_error']} |" in body
     assert "stored in int8" in body
-    lines = _compact_lines({"compact": {"kind": "<x>", "error": 0.25, "by": {"no": "scalar"}}})
+    lines = compact_lines({"compact": {"kind": "<x>", "error": 0.25, "by": {"no": "scalar"}}})
     assert lines.splitlines()[-2:] == ["| error | 0.25 |", "| kind | &lt;x&gt; |"]
 
 
