@@ -169,7 +169,7 @@ def _begin_run(run: Path, options: DistillOptions, digest: str) -> None:
     path = run / BEGUN
     if path.exists():
         return
-    if run.exists() and any(run.iterdir()):
+    if not files.is_unused(run):
         raise OptionError(f"--out {run}: the folder is not empty and not a run; choose another")
     begun = {"options": to_json(options), "store_recipe": digest, "stream": sampler.STREAM}
     files.write_json(path, begun)

@@ -12,7 +12,6 @@ here, where plain Zarr would return wrong numbers in silence.
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,19 +126,10 @@ def write_seeds(
         raise StoreError(
             f"{slide_id} block {block}: got {features.dtype} {features.shape}, expected float16 {expected}"
         )
-    with ThreadPoolExecutor(2) as disk:  # they wait for the disk while statistics are reckoned
-        jobs = []
-        for seed, values in zip(seeds, features, strict=True):
-            at = seed, block, 0
-            jobs.append(disk.submit(write_chunk, store, names[0], spec, at, values[None], math.nan))
-            found = mean_and_variance(values)[None, None]
-            of = store, names[1], stats_spec, (*at, 0), found, math.nan
-            if seed != seeds[-1]:
-                jobs.append(disk.submit(write_chunk, *of))
-            else:  # nothing is left to reckon meanwhile
-                write_chunk(*of)
-        for job in jobs:
-            job.result()
+    for seed, values in zip(seeds, features, strict=True):
+        write_chunk(store, names[0], spec, (seed, block, 0), values[None], math.nan)
+        found = mean_and_variance(values)[None, None]
+        write_chunk(store, names[1], stats_spec, (seed, block, 0, 0), found, math.nan)
 
 
 def write_stats(store: Path, slide_id: str, seed: int, block: int, features: npt.NDArray[np.float16]) -> None:

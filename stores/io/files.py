@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import json
 import math
 import os
@@ -15,6 +14,9 @@ from stores.errors import DiskFull, G2LError, OptionError, StoreError
 from stores.io.text import human_bytes
 
 PARTIAL = ".partial"
+LOGS = "logs"
+"""Folder with the logs of the commands that made a store. It is no part of the store: no copy or seal includes it."""
+_LOCK = ".lock"
 _FULL_BYTES = 64 << 10
 MARGIN_BYTES = 16 << 20
 """Left free, for the small files around a large one."""
@@ -27,7 +29,9 @@ def first_line(error: BaseException) -> str:
 
 def fsync_path(path: Path) -> None:
     """Flush a file or a folder (its list of names) to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    if os.name != "posix" and path.is_dir():
+        return  # Windows cannot flush a folder
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:
@@ -36,11 +40,18 @@ def fsync_path(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is flushed and renamed onto `path`.
+    """Yield a temporary path beside `path`; on success it is flushed and renamed onto `path`, else removed.
 
     The name ends in ``.partial`` and carries the process id, so that two writers do not share it.
+
+    Raises
+    ------
+    DiskFull
+        When the disk is full; `path` is then as it was.
     """
-    with _partial(path) as partial:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    try:
         partial.touch()
         mode = partial.stat().st_mode
         yield partial
@@ -48,32 +59,6 @@ def replacing(path: Path) -> Iterator[Path]:
         fsync_path(partial)
         os.replace(partial, path)
         fsync_path(path.parent)
-
-
-def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file atomically, as with `replacing`, from its parts; with 11 system calls, not 20."""
-    with _partial(path) as partial:
-        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        try:
-            for part in parts:
-                left = memoryview(part).cast("B")
-                while left:
-                    left = left[os.write(handle, left) :]
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        os.replace(partial, path)
-        fsync_path(path.parent)
-
-
-@contextlib.contextmanager
-def _partial(path: Path) -> Iterator[Path]:
-    """The temporary path beside `path`, in a folder that is there; removed after an error."""
-    if not path.parent.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
-    try:
-        yield partial
     except BaseException as error:
         partial.unlink(missing_ok=True)
         # torch and safetensors do not say in their errors that a disk is full
@@ -83,6 +68,13 @@ def _partial(path: Path) -> Iterator[Path]:
                 f"{path}: the disk is full; all that was committed is kept: make room, run it again"
             ) from None
         raise
+
+
+def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file atomically, as with `replacing`, from its parts."""
+    with replacing(path) as partial, partial.open("wb") as file:
+        for part in parts:
+            file.write(part)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -138,29 +130,46 @@ def read_json(path: Path, limit_bytes: int = 16 << 20, finite: bool = False) -> 
 
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder while a command writes into it; it ends with the process, however that ends.
+    """Hold the lock of a folder while a command writes into it. The lock ends with the process, even a killed one.
+
+    The lock is on the file ``logs/.lock``, which is no part of a store. It is removed at the end, and so is a folder
+    into which nothing was written.
 
     Raises
     ------
     OptionError
-        When another process holds it. File systems that know no locks are trusted.
+        When another process holds the lock. Where the file system has no locks, none is held.
     """
+    import filelock  # here, since it takes a third of the time of `--help`
+
+    logs = folder / LOGS
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    lock = filelock.FileLock(logs / _LOCK, mode=0o666)  # colleagues may write into a shared folder, in turn
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            logs.mkdir(exist_ok=True)
+            lock.acquire(blocking=False)
+        except (filelock.Timeout, FileNotFoundError, FileExistsError):  # or removed just now, by the other
             raise OptionError(
                 f"{folder}: another command is writing into it; wait until it is done, or stop it first"
             ) from None
         except OSError:
-            pass  # some network file systems have no locks on folders
+            pass  # the file system has no locks, or nothing can be written: then the command itself says so
         yield
     finally:
-        os.close(handle)
         with contextlib.suppress(OSError):
-            folder.rmdir()  # nothing was written
+            if lock.is_locked:
+                # while it is held: a process that already opened this file then finds that it is gone, and retries
+                (logs / _LOCK).unlink()
+        lock.release()
+        for empty in (logs, folder):
+            with contextlib.suppress(OSError):
+                empty.rmdir()  # nothing was written
+
+
+def is_unused(folder: Path) -> bool:
+    """Whether a folder is absent or empty; logs, with the lock of the command that asks, do not count."""
+    return not folder.exists() or all(entry.name == LOGS for entry in folder.iterdir())
 
 
 def sweep_partials(root: Path) -> int:

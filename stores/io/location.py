@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from stores.errors import CorruptStore
-from stores.io.files import PARTIAL, first_line
+from stores.io.files import LOGS, PARTIAL, first_line
 
 _T = TypeVar("_T")
-LOGS = "logs"
-"""Folder of what happened when a store was made: it belongs to whoever made it and is no part of the store."""
 
 
 class RemoteFiles(Protocol):

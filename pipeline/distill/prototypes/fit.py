@@ -87,7 +87,7 @@ def _begin(out: Path, options: PrototypeOptions, digest: str) -> None:
     path = out / BEGUN
     begun = {"options": to_json(options), "store_recipe": digest, "stream": sampler.STREAM}
     if not path.exists():
-        if out.exists() and any(out.iterdir()):
+        if not files.is_unused(out):
             raise OptionError(f"--out {out}: the folder is not empty and holds no prototypes; choose another")
         files.write_json(path, begun)
         return

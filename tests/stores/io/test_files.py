@@ -10,6 +10,7 @@ import pytest
 
 from stores.errors import DiskFull, OptionError, StoreError
 from stores.io import files
+from stores.io.location import walk
 from tests.tools.settings import ROOT
 
 
@@ -29,20 +30,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("parts", [(b"",), (b"abc", memoryview(b"defg")), (bytes(1 << 20), b"x")])
-def test_bytes_are_written_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: tuple[bytes, ...]
-) -> None:
+def test_bytes_are_written_whole_or_not_at_all(tmp_path: Path, parts: tuple[bytes, ...]) -> None:
     path = tmp_path / "new" / "a"
-    write = os.write
-    monkeypatch.setattr(os, "write", lambda handle, data: write(handle, data[:4096]))  # as a disk may
     files.write_bytes(path, *parts)
     assert path.read_bytes() == b"".join(parts)
     assert os.listdir(path.parent) == ["a"]
-
-    def full(handle: int, data: memoryview) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "write", full)
+    path.with_name(f".a.{os.getpid()}.partial").symlink_to("/dev/full")  # a disk on which nothing fits
     with pytest.raises(DiskFull, match="the disk is full"):
         files.write_bytes(path, b"other")
     assert path.read_bytes() == b"".join(parts)
@@ -116,5 +109,33 @@ def test_one_command_writes_at_a_time(tmp_path: Path) -> None:
         pass
     holder.kill()
     holder.communicate()
+    assert (
+        list(walk(folder, lambda name, what: pytest.fail(name))) == []
+    )  # what is left is no part of a store
     with files.only_writer(folder):  # a lock ends with its process
-        pass
+        (folder / "a").touch()
+    assert os.listdir(folder) == ["a"]
+
+
+def test_a_folder_without_locks_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(lock: object, **options: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", unsupported)
+    with files.only_writer(tmp_path / "s"):
+        (tmp_path / "s" / "a").touch()
+    assert os.listdir(tmp_path / "s") == ["a"]
+
+
+def test_stores_need_no_module_that_only_unix_has() -> None:
+    code = """
+import sys
+sys.modules |= dict.fromkeys(("fcntl", "resource", "pwd", "grp", "termios"))
+import importlib, pkgutil, stores
+for module in pkgutil.walk_packages(stores.__path__, "stores."):
+    importlib.import_module(module.name)
+assert stores.open and stores.Store and stores.Recipe
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
