@@ -26,8 +26,8 @@ class LossOptions:
 
     loss: str = option(
         "log-sum",
-        "Terms and weights, such as log-sum:1,ibot:0.5. Terms: log-sum, mse, l1, smooth-l1, cosine, relational, "
-        "dino, ibot, token-cosine, koleo. dino+ibot is the loss of H0-mini.",
+        f"Terms and weights, such as log-sum:1,ibot:0.5. Terms: {', '.join(loss_spec.TERMS)}. "
+        "dino+ibot is the loss of H0-mini.",
         metavar="TERMS",
         heading=_LOSS,
     )

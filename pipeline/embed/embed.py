@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.embed import parts
 from pipeline.embed.block import TILING, PartStage
 from pipeline.embed.formats.base import TILES, Unit
-from pipeline.embed.formats.registry import BY_NAME
+from pipeline.embed.formats.registry import format_of
 from pipeline.embed.options import EmbedOptions
 from pipeline.embed.publish import EmbedSummary, Publisher
 from pipeline.embed.tiles import RESAMPLING, TilesSource, TileTable, read_tiles
@@ -144,7 +144,7 @@ def _about(
 def _check_format(options: EmbedOptions, tile_options: TileOptions, table: TileTable | None) -> None:
     own = read_slides_csv(tile_options.slides_csv) if table is None else {}
     columns = {name: None for row in own.values() for name in row} if table is None else table.columns
-    BY_NAME[options.format].check(columns, table is not None)
+    format_of(options.format).check(columns, table is not None)
 
 
 def _settle(out: Path, wanted: Mapping[str, Any]) -> None:

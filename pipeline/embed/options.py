@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.embed.formats.registry import FORMATS
 from pipeline.runtime.options import (
     ENCODER,
     CompileOptions,
@@ -13,8 +14,6 @@ from pipeline.runtime.options import (
     option,
     require,
 )
-
-FORMATS = ("parquet", "trident-h5", "clam", "eva", "plism")
 
 _CSV = "Tiles from a CSV"
 

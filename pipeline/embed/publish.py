@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.embed import parts
 from pipeline.embed.formats.base import FOLDER, Unit
-from pipeline.embed.formats.registry import BY_NAME
+from pipeline.embed.formats.registry import format_of
 from pipeline.inference.task import Tally
 from pipeline.runtime.progress import Reporter
 from stores.errors import SlideError, StoreError
@@ -35,7 +35,7 @@ class Publisher:
 
     def __init__(self, out: Path, name: str, summary: EmbedSummary) -> None:
         self.out = out
-        self._format, self._summary = BY_NAME[name], summary
+        self._format, self._summary = format_of(name), summary
         self._units: dict[str, Unit] = {}
         self._published: list[Unit] = []
         self.bad_reads: list[str] = []

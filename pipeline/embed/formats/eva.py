@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.embed.formats.base import Parts, Unit, ok_rows
+from pipeline.embed.formats.base import Format, Parts, Unit, ok_rows
 from pipeline.embed.parts import feature_matrix
 from stores.errors import OptionError
 from stores.io import files
@@ -80,3 +80,6 @@ def finish_eva(folder: Path, units: Iterable[Unit]) -> None:
             for unit in slides
         ]
         _write_eva_manifest(folder, rows)
+
+
+EVA = Format(check_eva, write_eva, finish_eva)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.embed.formats.base import Parts, Unit, ok_rows
+from pipeline.embed.formats.base import Format, Parts, Unit, ok_rows, slides_only
 from pipeline.embed.parts import feature_matrix
 from stores.io import files
 
@@ -70,3 +70,7 @@ def write_clam(folder: Path, unit: Unit, parts: Parts) -> list[Path]:
     with h5py.File(h5) as file, files.replacing(path) as partial:
         torch.save(torch.from_numpy(file["features"][:]), partial)
     return [h5, path]
+
+
+TRIDENT_H5 = Format(slides_only("trident-h5"), write_h5)
+CLAM = Format(slides_only("clam"), write_clam)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.embed.formats.base import Parts, Unit
+from pipeline.embed.formats.base import Format, Parts, Unit, any_columns
 from stores.format import manifest
 from stores.io import files
 
@@ -44,3 +44,6 @@ def _with_columns(unit: Unit, part: pa.Table) -> pa.Table:
     names = ["slide_id", "patient_id", "split", *own_names]
     fixed = {name: pa.array([unit.row[name]] * len(part), pa.string()) for name in names}
     return pa.table({**fixed, **{name: part[name] for name in part.column_names}})
+
+
+PARQUET = Format(any_columns, write_parquet)

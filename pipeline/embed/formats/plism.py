@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.embed.formats.base import Parts, Unit
+from pipeline.embed.formats.base import Format, Parts, Unit
 from pipeline.embed.parts import feature_matrix
 from stores.errors import OptionError, SlideError
 from stores.format import layout, manifest
@@ -76,3 +76,6 @@ def _require_all(unit: Unit, part: pa.Table) -> None:
             f"{unit.columns['path'][bad[0]]}: cannot be read, nor {len(bad) - 1} others near it; plism-benchmark "
             "compares the same tiles of all slides: mend them, or leave them out of every slide"
         )
+
+
+PLISM = Format(check_plism, write_plism)

@@ -1,36 +1,35 @@
-"""The embeddings of a slide, or of a CSV of tiles, in the files that other tools read.
+"""The output formats of ``embed``: the files that other tools read, of the embeddings of a slide or of a CSV of tiles.
 
-``parquet`` is ours and keeps everything. ``trident-h5`` is what TRIDENT, Patho-Bench and CLAM read for a slide,
-``clam`` the two folders of CLAM, ``eva`` its offline manifest with a tensor a sample, ``plism`` the folders of
-plism-benchmark.
-A patch that could not be read stays in a Parquet file as an empty row, and is left out of the others, which have no
-such thing; it is named in the summary in any case.
+``parquet`` is the project's own and keeps everything. ``trident-h5`` is what TRIDENT, Patho-Bench and CLAM read for a
+slide, ``clam`` the two folders of CLAM, ``eva`` its offline manifest with a tensor for each sample, ``plism`` the
+folders of plism-benchmark.
+
+A patch that could not be read is an empty row in a Parquet file. The other formats have no such row and leave it out.
+The summary names it in any case.
+
+A format is a file in this folder with a `pipeline.embed.formats.base.Format`, and a line here. This module imports no
+format until it is asked for one, so that the options may list the names.
 """
 
-from collections.abc import Mapping
+import importlib
+from typing import TYPE_CHECKING
 
-from pipeline.embed.formats.base import Format, any_columns, slides_only
-from pipeline.embed.formats.eva import check_eva, finish_eva, write_eva
-from pipeline.embed.formats.h5 import write_clam, write_h5
-from pipeline.embed.formats.parquet import write_parquet
-from pipeline.embed.formats.plism import check_plism, write_plism
+if TYPE_CHECKING:
+    from pipeline.embed.formats.base import Format
 
-# parquet
-
-
-# TRIDENT, Patho-Bench, CLAM
-
-
-# eva
-
-
-# plism-benchmark
-
-
-BY_NAME: Mapping[str, Format] = {
-    "parquet": Format(any_columns, write_parquet),
-    "trident-h5": Format(slides_only("trident-h5"), write_h5),
-    "clam": Format(slides_only("clam"), write_clam),
-    "eva": Format(check_eva, write_eva, finish_eva),
-    "plism": Format(check_plism, write_plism),
+_HOMES = {
+    "parquet": "parquet:PARQUET",
+    "trident-h5": "h5:TRIDENT_H5",
+    "clam": "h5:CLAM",
+    "eva": "eva:EVA",
+    "plism": "plism:PLISM",
 }
+"""For each name its module in this folder, and the name of the `Format` in it."""
+FORMATS = tuple(_HOMES)
+
+
+def format_of(name: str) -> "Format":
+    """The format of a name in `FORMATS`."""
+    module, _, attribute = _HOMES[name].partition(":")
+    found: Format = getattr(importlib.import_module(f"pipeline.embed.formats.{module}"), attribute)
+    return found

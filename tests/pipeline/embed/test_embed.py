@@ -20,8 +20,8 @@ import torch
 from pipeline.embed import parts
 from pipeline.embed.block import TILING
 from pipeline.embed.embed import embed
+from pipeline.embed.formats import parquet
 from pipeline.embed.formats.base import Format, Parts, Unit
-from pipeline.embed.formats.registry import BY_NAME
 from pipeline.embed.options import EmbedOptions
 from pipeline.embed.parts import feature_matrix
 from pipeline.encoders.load import load_encoder
@@ -378,7 +378,7 @@ def test_a_damaged_part_is_named(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setitem(BY_NAME, "parquet", Format(lambda columns, tiles: None, no_disk))
+        patch.setattr(parquet, "PARQUET", Format(lambda columns, tiles: None, no_disk))
         with pytest.raises(KeyboardInterrupt):
             embed([slides / "a.tiff"], tmp_path / "out", TINY, tile_options, Silent())
     (path,) = (tmp_path / "out" / parts.FOLDER).rglob("*.parquet")
