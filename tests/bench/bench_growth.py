@@ -24,7 +24,7 @@ from pipeline.extract import extract
 from pipeline.extract.options import ExtractOptions
 from pipeline.tile.options import TileOptions
 from pipeline.runtime.progress import Silent
-options = ExtractOptions("tests.tools.tiny:teacher", random_weights=0, seeds=4, device="cpu", pixels=True)
+options = ExtractOptions(teacher="tests.tools.tiny:teacher", random_weights=0, seeds=4, device="cpu", pixels=True)
 extract([Path(sys.argv[1]) / "s0.tiff"], Path(sys.argv[2] + "-first"), options, TileOptions(), Silent())
 began = time.perf_counter()
 result = extract([Path(sys.argv[1])], Path(sys.argv[2]), options, TileOptions(), Silent())

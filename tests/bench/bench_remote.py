@@ -65,7 +65,9 @@ def main() -> list[Ratio]:
         write_cohort(folder / "slides", SLIDES, 0)
         store = folder / "store"
         tiling = TileOptions(slides_csv=folder / "slides" / "slides.csv")
-        extract([folder / "slides"], store, ExtractOptions("demo-teacher", pixels=True), tiling, Silent())
+        extract(
+            [folder / "slides"], store, ExtractOptions(teacher="demo-teacher", pixels=True), tiling, Silent()
+        )
         subprocess.run(
             [sys.executable, "cli.py", "store", "push", str(store), url], check=True, capture_output=True
         )

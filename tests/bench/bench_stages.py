@@ -78,7 +78,7 @@ def bench_extract(folder: Path, tiling: TileOptions) -> Ratio:
     )
     before = folder / "tiled"
     tile([folder], before, tiling, Silent())
-    options = ExtractOptions(TEACHER, random_weights=0, seeds=SEEDS, batch_size=16, device="cpu")
+    options = ExtractOptions(teacher=TEACHER, random_weights=0, seeds=SEEDS, batch_size=16, device="cpu")
     numbers = itertools.count()
     views_of: list[int] = []
 

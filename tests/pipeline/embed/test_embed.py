@@ -37,7 +37,7 @@ from stores.io.location import LOGS
 from tests.tools.kill import embed_job, kill_at_random
 from tests.tools.settings import VIT
 
-TINY = EmbedOptions("tests.tools.tiny:teacher", random_weights=0, threads=2)
+TINY = EmbedOptions(encoder="tests.tools.tiny:teacher", random_weights=0, threads=2)
 
 
 def contents(out: Path) -> dict[str, str]:
@@ -104,7 +104,7 @@ def test_either_pooling_of_one_encoder(tiles: Path, tmp_path: Path) -> None:
     """H0-mini is judged by its class token, and with the mean of its patch tokens."""
     found = {}
     for pooling in ("cls", "cls+mean"):
-        options = EmbedOptions(VIT, random_weights=0, threads=2, pooling=pooling)
+        options = EmbedOptions(encoder=VIT, random_weights=0, threads=2, pooling=pooling)
         embed([tiles / "whole.csv"], tmp_path / pooling, options, TileOptions(), Silent())
         table = pa.concat_tables(
             [pq.read_table(path) for path in (tmp_path / pooling / "embeddings").glob("*")]

@@ -34,7 +34,9 @@ def test_it_comes_out_as_planned(slides: Path, tmp_path: Path, max_patches: int 
     extract(
         [slides],
         store,
-        ExtractOptions("tests.tools.tiny:teacher", 3, random_weights=0, pixels=pixels, threads=2),
+        ExtractOptions(
+            teacher="tests.tools.tiny:teacher", seeds=3, random_weights=0, pixels=pixels, threads=2
+        ),
         tiling,
         Silent(),
     )

@@ -215,7 +215,7 @@ def test_a_worker_that_is_silent_for_long_is_not_dropped(
     slides: Path, tile_options: TileOptions, tmp_path: Path
 ) -> None:
     """A library that holds the interpreter lock stops heartbeats; here for longer than the scheduler's worker-ttl."""
-    options = ExtractOptions("tests.tools.faulty:deaf", random_weights=0, seeds=1, threads=1, limit=2)
+    options = ExtractOptions(teacher="tests.tools.faulty:deaf", random_weights=0, seeds=1, threads=1, limit=2)
     notes = Notes()
     with scheduler(1, DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="1s") as (address, _):
         where = ClusterOptions(scheduler=address)
