@@ -285,10 +285,9 @@ def _train(
     course = Course(run, data, trainer, options, stop_early, facts, log)
     if facts["steps"] == 0:
         course.validate(0)
-    assert options.window is not None  # `distill` has chosen it
     loader_options = LoaderOptions(
         options.batch_size,
-        options.window,
+        options.window or default_window(options.batch_size, ranks.world),
         options.views_per_read,
         options.seed,
         options.check_views,

@@ -215,8 +215,6 @@ encoders.load_encoder = guarded
 from pipeline.distill.train import distill
 from pipeline.distill.options import DistillOptions
 from pipeline.runtime.progress import Silent
-from pipeline.tile.options import TileOptions
-from pipeline.tile.tile import tile
 options = DistillOptions(student={VIT!r}, random_weights=0, steps=2, batch_size=4, threads=1)
 summary = distill(Path({str(store)!r}), Path({str(tmp_path / "r")!r}), options, False, Silent())
 assert summary["peak_rss_bytes"] > 0
