@@ -1,1 +1,5 @@
-"""Stage one, ``extract-teacher``: the teacher over every view of every patch, once; and ``plan``."""
+"""Stage one, ``extract-teacher``, and ``plan``.
+
+`extract` is the door: every view of every patch goes through the teacher, once, into the store. `tasks` cuts the work,
+`block` says what is kept of a block and writes it, and `plan` calculates the cost before anything runs.
+"""

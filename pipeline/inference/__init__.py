@@ -1,1 +1,6 @@
-"""An encoder over blocks of patches: read, render, encode, hand over. Stage one, embed and verify use it."""
+"""An encoder over blocks of patches: read, render, encode, hand over.
+
+`worker` is the door: what a stage sends to its workers. `loaded` puts an encoder on its device, `engine` runs it over
+the blocks of `task`, and `facts` says to the planning process what was loaded. Stage one, ``embed`` and ``store
+verify`` use it.
+"""

@@ -1,1 +1,5 @@
-"""``store verify`` beyond the structure: views rendered again, features computed again, repair."""
+"""``store verify`` beyond the structure.
+
+`verify` is the door. `slide_views` renders the views of a slide again, computes their features again, and compares.
+`repair` makes what is broken again.
+"""
