@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import stores
 from pipeline.encoders.torchvision_cpu import make_importable
 from stores.format import features, manifest
 from tests.tools.settings import ROOT
@@ -58,6 +59,23 @@ def test_the_training_loop_trains(store: Path) -> None:
     exec(code, names)
     assert names["saved"]["data"]["views_consumed"] == 8
     assert np.isfinite(names["loss"].item())
+
+
+def test_the_features_of_a_slide_are_read_into_numpy(store: Path) -> None:
+    text = (ROOT / "docs/how-to/read-features-into-numpy.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(code.splitlines()) <= 10
+    names: dict[str, Any] = {}
+    exec(code.replace('"brca"', repr(str(store))), names)
+    slide = features.open_features(store, names["slide_id"])
+    np.testing.assert_array_equal(names["features"], slide.read_block(0, 0))
+    np.testing.assert_array_equal(names["coords"], features.read_coords(store, names["slide_id"]))
+
+
+def test_every_member_of_a_store_is_in_the_api_reference() -> None:
+    text = (ROOT / "docs/reference/api.md").read_text(encoding="utf-8")
+    for name in dir(stores.Store):
+        assert name.startswith("_") or re.search(rf"`{name}\b", text), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
