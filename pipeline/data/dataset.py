@@ -139,7 +139,7 @@ class ViewDataset(IterableDataset[ViewBatch]):
             threads_of(threads, _local_world()),
             rank,
             world,
-            readers == "processes",
+            self._split.readers_are_processes(readers, beside_gpu=False),
         )
         self._start = self._consumed = 0
         # shared with workers, which set it: then this process cannot know which batches were taken

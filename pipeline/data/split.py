@@ -13,11 +13,11 @@ import numpy.typing as npt
 from pipeline.data import statistics
 from pipeline.data.loader import Batch, LoaderOptions, ViewLoader, load_views
 from pipeline.data.sources import find_sources
-from pipeline.slides.sources import Source
+from pipeline.slides.sources import Source, StoreSource
 from pipeline.views.draw import RENDERING
 from pipeline.views.policy import Policy
 from stores import sampler
-from stores.errors import StoreError, ViewMismatch
+from stores.errors import OptionError, StoreError, ViewMismatch
 from stores.format.recipe import CompleteRecipe, Tokens, load_complete
 from stores.io.location import StoreLike
 from stores.store import Store
@@ -41,6 +41,25 @@ class Split:
     def n_views(self) -> int:
         """Views of one epoch."""
         return sum(unit.n_views for unit in self.units)
+
+    def readers_are_processes(self, readers: str, beside_gpu: bool) -> bool:
+        """Whether processes read the pixels; `readers` is ``threads``, ``processes`` or ``auto``.
+
+        Raises
+        ------
+        OptionError
+            When processes are asked for and the pixels come over a network connection, which they cannot share.
+        """
+        remote = any(
+            isinstance(source, StoreSource) and not isinstance(source.store, Path)
+            for source in self.sources.values()
+        )
+        if readers == "processes" and remote:
+            raise OptionError(
+                f"readers processes: the pixels of {self.store} come over a network connection, which processes cannot "
+                "share; use threads, or copy the store"
+            )
+        return readers == "processes" or (readers == "auto" and beside_gpu and not remote)
 
     def loader(self, options: LoaderOptions, start: int = 0, tokens: Tokens | None = None) -> ViewLoader:
         """The endless stream of batches, from position `start` on; a context manager."""

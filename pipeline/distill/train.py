@@ -294,7 +294,7 @@ def _train(
         threads,
         ranks.rank,
         ranks.world,
-        options.readers == "processes" or (options.readers == "auto" and ranks.device.type != "cpu"),
+        data.train.readers_are_processes(options.readers, ranks.device.type != "cpu"),
     )
     loader = data.train.loader(loader_options, facts["views_seen"], data.teaching.tokens)
     report.start("distill", facts["steps_planned"], facts["steps"])
