@@ -3,14 +3,13 @@
 import dataclasses
 import json
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
-from pipeline.runtime.options import MACHINE, convert, from_json, types_of
-from pipeline.tile.options import TileOptions
+from pipeline.runtime.options import MACHINE, convert, types_of
 from stores.errors import G2LError, OptionError
 from stores.io.files import is_full
 from stores.io.location import StoreLike
@@ -237,29 +236,29 @@ def build(kind: type, values: Mapping[str, Any]) -> Any:
     return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
 
 
-def tile_options(store: Path, values: Mapping[str, Any]) -> TileOptions:
-    """What was given explicitly; the rest as the store was tiled, or the defaults."""
-    from stores.format.layout import read_options
-
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the command line or the config file gives; the others keep the defaults of the function."""
     ctx = click.get_current_context()
-    unset = (click.core.ParameterSource.DEFAULT,)
-    given = {f.name for f in dataclasses.fields(TileOptions) if ctx.get_parameter_source(f.name) not in unset}
-    stored = {name: value for name, value in read_options(store, "tile").items() if name not in given}
-    return dataclasses.replace(
-        build(TileOptions, values), **_fields_of(from_json(TileOptions, stored), stored)
-    )
+    return {
+        name: value
+        for name, value in values.items()
+        if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+    }
 
 
-def _fields_of(options: Any, names: Iterable[str]) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in names}
+class Result(Protocol):
+    """What a command prints."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+
+    def lines(self) -> list[str]:
+        """The same as text."""
 
 
-def write_summary(path: Path, summary: Mapping[str, Any], lines: Iterable[str]) -> None:
-    """Keep the summary of a run beside its log, for machines and for people."""
-    from stores.io.files import write_json, write_text
-
-    write_json(path.with_name(f"{path.name}-summary.json"), summary)
-    write_text(path.with_name(f"{path.name}-summary.txt"), "\n".join(lines) + "\n")
+def show(as_json: bool, result: Result) -> None:
+    """Print a result."""
+    print_result(as_json, result.to_json() if as_json else {}, result.lines)
 
 
 def print_result(as_json: bool, summary: Mapping[str, Any], lines: Callable[[], list[str]]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipeline.commands.click_options import JSON, PATH, Group, build, options_of, print_result
+from pipeline.commands.click_options import JSON, PATH, Group, build, options_of, show
 from pipeline.evaluate import options as opts
 
 _OUT = click.option("--out", type=PATH, metavar="FILE", help="Also write the result as JSON into this file.")
@@ -24,7 +24,7 @@ def _report(as_json: bool, out: Path | None, result: Any) -> None:
 
     if out is not None:
         write_json(out, result.to_json())
-    print_result(as_json, result.to_json(), result.lines)
+    show(as_json, result)
 
 
 @evaluate.command(short_help="Vote of the nearest neighbours")

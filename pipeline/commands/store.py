@@ -7,16 +7,18 @@ from typing import Any
 
 import click
 
+from pipeline import api
 from pipeline.commands.click_options import (
     JSON,
     PATH,
     STORE,
     Group,
-    build,
+    given,
     opened,
     options_of,
     print_result,
     remote_options,
+    show,
 )
 from pipeline.runtime.options import ClusterOptions
 from pipeline.verify.options import VerifyOptions
@@ -42,18 +44,16 @@ def info(path: str, as_json: bool) -> None:
 @click.argument("path", type=STORE)
 @remote_options
 @options_of(VerifyOptions, ClusterOptions)
-def verify(path: str, cache: Path | None, cache_gb: float, as_json: bool, **values: Any) -> None:
+def verify(path: str, as_json: bool, **values: Any) -> None:
     """Check a store: its structure; its views with --slides; its features with --teacher.
 
     Exit code 1 means that something is wrong.
     """
     from pipeline.runtime.progress import reporter_for
-    from pipeline.verify.verify import verify as look
 
     with reporter_for(sys.stderr) as report:
-        where = build(ClusterOptions, values)
-        result = look(opened(path, cache, cache_gb), build(VerifyOptions, values), report, where)
-    print_result(as_json, result.to_json(), result.lines)
+        result = api.verify(path, report=report, **given(values))
+    show(as_json, result)
     sys.exit(bool(result.findings))
 
 
@@ -71,7 +71,7 @@ def seal(path: Path, as_it_is: bool, as_json: bool) -> None:
 
     with reporter_for(sys.stderr) as report:
         result = seal_store(path, as_it_is, report)
-    print_result(as_json, result.to_json(), result.lines)
+    show(as_json, result)
 
 
 @store.command(short_help="Unite stores of one recipe")
@@ -87,7 +87,7 @@ def merge(stores: tuple[str, ...], out: Path, allow_duplicates: bool, as_json: b
     with reporter_for(sys.stderr) as report:
         found = [opened(path) for path in stores]
         result = share.merge(found, out, allow_duplicates, report)
-    print_result(as_json, result.to_json(), result.lines)
+    show(as_json, result)
 
 
 @store.command(short_help="Copy some slides or seeds to a new store")
@@ -130,7 +130,7 @@ def subset(
     with reporter_for(sys.stderr) as report:
         found = opened(path)
         result = subsets.subset(found, out, chosen, report)
-    print_result(as_json, result.to_json(), result.lines)
+    show(as_json, result)
 
 
 @store.command(short_help="Copy a store without names, or in fewer bytes")
@@ -178,7 +178,7 @@ def export(
     with reporter_for(sys.stderr) as report:
         found = opened(path)
         result = exports.export(found, out, options, report)
-    print_result(as_json, result.to_json(), result.lines)
+    show(as_json, result)
 
 
 @store.command(short_help="Write README.md and croissant.json")
@@ -207,7 +207,7 @@ def card(path: Path, name: str | None, date: datetime.datetime | None, as_json: 
 
     day = (date or datetime.datetime.now()).date().isoformat()
     result = write_card(path, CardOptions(name=name or path.resolve().name, date=day, **values))
-    print_result(as_json, result.to_json(), result.lines)
+    show(as_json, result)
 
 
 @store.command(short_help="Rebuild derived files")
@@ -225,7 +225,7 @@ def reindex(path: Path, dry_run: bool, prune: bool, as_json: bool) -> None:
 
     with reporter_for(sys.stderr) as report:
         result = rebuild(path, dry_run, prune, report)
-    print_result(as_json, result.to_json(), result.lines)
+    show(as_json, result)
     sys.exit(bool(result.problems))
 
 
@@ -242,7 +242,7 @@ def push(path: Path, url: str, as_json: bool) -> None:
     with reporter_for(sys.stderr) as report:
         objects = Objects(url)
         result = transfer.push(path, objects, report)
-    print_result(as_json, result.to_json(), result.lines)
+    show(as_json, result)
 
 
 @store.command(short_help="Download a store from a URL")
@@ -258,4 +258,4 @@ def pull(url: str, out: Path, as_json: bool) -> None:
     with reporter_for(sys.stderr) as report:
         objects = Objects(url)
         result = transfer.pull(objects, out, report)
-    print_result(as_json, result.to_json(), result.lines)
+    show(as_json, result)

@@ -4,7 +4,7 @@ Everything goes through the public functions that the commands call. Figures are
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,45 @@ DISTILL = DistillOptions(
 REPORT = ReportOptions(max_slides=3, max_patches=100)
 
 
-def run_demo(out: Path, report: Reporter) -> dict[str, Any]:
-    """Write slides, tile, extract, distill and evaluate below `out`; returns what ``summary.json`` holds."""
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What the demo found."""
+
+    out: Path
+    summary: Mapping[str, Any]
+    """What ``summary.json`` holds."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dict(self.summary)
+
+    def lines(self) -> list[str]:
+        """The same as a table."""
+        found = self.summary
+        rows = [
+            ("views", f"{found['views']}"),
+            ("bytes per view", f"{found['bytes_per_view']:.0f}"),
+            ("steps", f"{found['steps']}"),
+            ("loss", f"{found['loss_first']:.3f} -> {found['loss_last']:.3f}"),
+            ("cosine to the teacher", f"{found['cosine_before']:.3f} -> {found['cosine_after']:.3f}"),
+            ("CKA to the teacher", f"{found['cka_before']:.3f} -> {found['cka_after']:.3f}"),
+            ("kNN accuracy of tissue types", ""),
+            ("  always the commonest type", f"{found['knn_chance']:.3f}"),
+            ("  untrained student", f"{found['knn_untrained']:.3f}"),
+            ("  distilled student", f"{found['knn_student']:.3f}"),
+            ("  teacher", f"{found['knn_teacher']:.3f}"),
+        ]
+        return [
+            *(f"{name:<30} {value}".rstrip() for name, value in rows),
+            "pictures:",
+            *(f"  {path}" for path in found["pictures"]),
+            f"figures: {self.out / 'summary.json'}",
+            f"open in a browser: {self.out / 'report.html'}",
+        ]
+
+
+def run_demo(out: Path, report: Reporter) -> Shown:
+    """Write slides, tile, extract, distill and evaluate below `out`."""
     folder, store, run = out / "slides", out / "store", out / "run"
     cohort = write_cohort(folder, SLIDES, SEED)
     tile_options = TileOptions(slides_csv=folder / "slides.csv")
@@ -74,7 +111,7 @@ def run_demo(out: Path, report: Reporter) -> dict[str, Any]:
     }
     files.write_json(out / "summary.json", summary)
     write_report(run, out / "report.html", replace(REPORT, store=store, slides=(folder,)), report)
-    return summary
+    return Shown(out, summary)
 
 
 def _knn_accuracies(
@@ -122,28 +159,3 @@ def _labels_of(
             place = int(patches.x_px0[row]), int(patches.y_px0[row])
             found.append(label_of_patch(labels[unit.commit.slide_id], *place))
     return np.array(found, np.int64)
-
-
-def lines(out: Path, summary: Mapping[str, Any]) -> list[str]:
-    """The table at the end of the demo."""
-    rows = [
-        ("views", f"{summary['views']}"),
-        ("bytes per view", f"{summary['bytes_per_view']:.0f}"),
-        ("steps", f"{summary['steps']}"),
-        ("loss", f"{summary['loss_first']:.3f} -> {summary['loss_last']:.3f}"),
-        ("cosine to the teacher", f"{summary['cosine_before']:.3f} -> {summary['cosine_after']:.3f}"),
-        ("CKA to the teacher", f"{summary['cka_before']:.3f} -> {summary['cka_after']:.3f}"),
-        ("kNN accuracy of tissue types", ""),
-        ("  always the commonest type", f"{summary['knn_chance']:.3f}"),
-        ("  untrained student", f"{summary['knn_untrained']:.3f}"),
-        ("  distilled student", f"{summary['knn_student']:.3f}"),
-        ("  teacher", f"{summary['knn_teacher']:.3f}"),
-    ]
-    table = [f"{name:<30} {value}".rstrip() for name, value in rows]
-    return [
-        *table,
-        "pictures:",
-        *(f"  {path}" for path in summary["pictures"]),
-        f"figures: {out / 'summary.json'}",
-        f"open in a browser: {out / 'report.html'}",
-    ]

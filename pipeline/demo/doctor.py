@@ -6,6 +6,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,33 @@ _PACKAGES = (
 _FREE_WARNING = 20e9
 
 
-def examine(folder: Path) -> dict[str, Any]:
-    """Versions, devices, OpenSlide, free disk of `folder`, reach of published weights; ``problems`` in words."""
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What was found on this machine."""
+
+    found: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dict(self.found)
+
+    def lines(self) -> list[str]:
+        """The same as text."""
+        found = self.found
+        packages = ", ".join(f"{name} {version or 'MISSING'}" for name, version in found["packages"].items())
+        lines = [f"g2l {found['g2l']}, Python {found['python']}", f"packages: {packages}"]
+        for device in found["devices"]:
+            size = f", {device['bytes'] / 1e9:.0f} GB" if device["bytes"] else ""
+            lines.append(f"device {device['device']}{size}: {device['dtype']} ({device['reason']})")
+        slides = found["openslide"]
+        lines.append(f"OpenSlide {slides['version']}: {', '.join(slides['formats'])}")
+        lines.append(f"free disk at {found['folder']}: {found['free_bytes'] / 1e9:.1f} GB")
+        lines += [f"weights of {name}: {state}" for name, state in found["weights"].items()]
+        return lines + ([f"PROBLEM: {problem}" for problem in found["problems"]] or ["no problems found"])
+
+
+def examine(folder: Path) -> Diagnosis:
+    """Look at versions, devices, OpenSlide, free disk of `folder` and access to weights; ``problems`` are sentences."""
     problems: list[str] = []
     free = shutil.disk_usage(folder).free
     result: dict[str, Any] = {
@@ -47,7 +73,7 @@ def examine(folder: Path) -> dict[str, Any]:
     ]
     if free < _FREE_WARNING:
         problems.append(f"{folder}: {free / 1e9:.1f} GB free; a million views take 3.1 GB")
-    return result
+    return Diagnosis(result)
 
 
 def _version(package: str) -> str | None:
@@ -138,21 +164,3 @@ def _weights() -> dict[str, str]:
         else:
             states[name] = "no published weights: --weights PATH or --random-weights SEED"
     return states
-
-
-def lines(result: Mapping[str, Any]) -> list[str]:
-    """``doctor`` for people."""
-    packages = ", ".join(f"{name} {version or 'MISSING'}" for name, version in result["packages"].items())
-    text = [f"g2l {result['g2l']}, Python {result['python']}", f"packages: {packages}"]
-    for device in result["devices"]:
-        size = f", {device['bytes'] / 1e9:.0f} GB" if device["bytes"] else ""
-        text.append(f"device {device['device']}{size}: {device['dtype']} ({device['reason']})")
-    slides = result["openslide"]
-    text.append(f"OpenSlide {slides['version']}: {', '.join(slides['formats'])}")
-    text.append(f"free disk at {result['folder']}: {result['free_bytes'] / 1e9:.1f} GB")
-    text += [f"weights of {name}: {state}" for name, state in result["weights"].items()]
-    return (
-        text
-        + [f"PROBLEM: {problem}" for problem in result["problems"]]
-        + ([] if result["problems"] else ["no problems found"])
-    )

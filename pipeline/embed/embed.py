@@ -74,7 +74,7 @@ def embed(
         about = _about(encoder, options, tile_options, table)
         _check_format(options, tile_options, table)
         _settle(out, {**about, "format": options.format})
-        summary = EmbedSummary(dim=encoder.identity.dim)
+        summary = EmbedSummary(out=out, dim=encoder.identity.dim)
         if table is None:
             units = _slides(workers, inputs, out, options, tile_options, about, summary, report)
         else:

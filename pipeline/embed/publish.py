@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.embed import parts
 from pipeline.embed.formats.base import FOLDER, Unit
@@ -13,17 +14,41 @@ from pipeline.inference.task import Tally
 from pipeline.runtime.progress import Reporter
 from stores.errors import SlideError, StoreError
 from stores.io import files
+from stores.io.text import human_bytes
 
 _DONE = "done"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class EmbedSummary(Tally):
-    """What a run did; ``summary`` of the command line."""
+    """What a run of ``embed`` did."""
 
+    out: Path
     published: int = 0
     """Slides (or CSVs of tiles) that are whole, with those of earlier runs."""
     dim: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "out": str(self.out),
+            "embeddings": str(self.out / FOLDER),
+            "dim": self.dim,
+            "published": self.published,
+            "patches_new": self.views,
+            "patches_before": self.views_before,
+            **self.figures_json(),
+        }
+
+    def lines(self) -> list[str]:
+        """The same as text."""
+        lines = [
+            f"{self.views + self.views_before} patches ({self.views} new, {self.views_before} found done), "
+            f"{self.dim} numbers each; {self.published} published in {self.out / FOLDER}"
+        ]
+        if self.views:
+            lines.append(f"{self.speed()}, peak memory {human_bytes(self.figures['peak_rss_bytes'])}")
+        return lines + self.failed_lines()
 
 
 class Publisher:

@@ -7,7 +7,9 @@ Work is cut into tasks of (slide, block of rows, seeds). A `BlockWorker` does on
 import dataclasses
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.extract.block import StoreStage
 from pipeline.extract.options import ExtractOptions
@@ -27,8 +29,43 @@ from pipeline.views.policy import Policy, load_policy
 from stores.errors import DiskFull, OptionError
 from stores.format import layout, manifest, recipe
 from stores.format.layout import read_options
+from stores.info import store_info
 from stores.io import files
 from stores.io.text import human_bytes
+
+
+@dataclass(slots=True, kw_only=True)
+class Extracted(Tally):
+    """What a run of ``extract-teacher`` did, and what the store holds now."""
+
+    store: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        info = store_info(self.store)
+        return {
+            "store": str(self.store),
+            "recipe_digest": info["recipe_digest"],
+            "views": info["views"],
+            "views_new": self.views,
+            "views_before": self.views_before,
+            "complete": info["complete"],
+            "bytes": info["bytes"],
+            "bytes_per_view": info["bytes_per_view"],
+            **self.figures_json(),
+        }
+
+    def lines(self) -> list[str]:
+        """The same as text."""
+        found = self.to_json()
+        lines = [
+            f"{found['views']} views in {self.store} ({self.views} new, {self.views_before} found done), "
+            f"{found['complete']:.1%} of all patches; recipe {found['recipe_digest'][:12]}"
+        ]
+        if self.views:
+            size, memory = human_bytes(found["bytes_per_view"]), human_bytes(found["peak_rss_bytes"])
+            lines.append(f"{self.speed()}; {size} a view, peak memory {memory}")
+        return lines + self.failed_lines()
 
 
 def extract(
@@ -38,7 +75,7 @@ def extract(
     tile_options: TileOptions,
     report: Reporter,
     where: ClusterOptions = IN_PROCESS,
-) -> Tally:
+) -> Extracted:
     """Run stage one over `inputs`; tiles slides that the store does not know yet.
 
     Raises
@@ -76,7 +113,7 @@ def extract(
             tile_on(workers, new, store, tile_options, report)
         else:
             prepare_store(store, tile_options)
-        summary = Tally()
+        summary = Extracted(store=store)
         tiled = recipe.load(store)
         tasks = plan_tasks(store, tiled.patch, paths, options, summary)
         _require_room(store, tasks, teacher, policy.patch_px, options)

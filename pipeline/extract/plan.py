@@ -24,7 +24,7 @@ from pipeline.tile.slides_csv import mpp_overrides, patient_of, read_slides_csv,
 from stores.errors import OptionError, SlideError
 from stores.format import features, manifest, tokens
 from stores.io.location import StoreLike
-from stores.io.text import human_bytes
+from stores.io.text import human_bytes, unusable_lines
 
 MANIFEST_BYTES_PER_VIEW = 44
 """Commit records and patches of the demo's store, 968 patches under 4 seeds: 44.0 B a view."""
@@ -124,6 +124,76 @@ class Plan:
     def hours(self) -> float | None:
         """Hours of the device that the speed belongs to."""
         return self.views / self.views_per_s / 3600 if self.views_per_s else None
+
+    @property
+    def some_failed(self) -> bool:
+        """Whether some slide could not be used."""
+        return bool(self.unusable)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        dim = self.dim
+        return {
+            "slides": len(self.slides),
+            "patients": len({slide.patient_id for slide in self.slides}),
+            "patches": self.patches,
+            "patches_by_slide": {slide.slide_id: slide.patches for slide in self.slides},
+            "patches_by_split": dict(sorted(self.splits.items())),
+            "seeds": self.seeds,
+            "views": self.views,
+            "dim": dim,
+            "feature_bytes": self.feature_bytes(dim) if dim else None,
+            "tokens": self.tokens.count if self.tokens else None,
+            "token_bytes": self.token_bytes(self.tokens) if self.tokens and self.tokens.dim else None,
+            "manifest_bytes_estimate": self.views * MANIFEST_BYTES_PER_VIEW,
+            "pixel_bytes_estimate": self.pixel_bytes,
+            "files": self.files,
+            "views_per_s": self.views_per_s,
+            "speed_source": self.speed_source,
+            "hours": self.hours,
+            "unusable": self.unusable,
+        }
+
+    def lines(self) -> list[str]:
+        """The same as text."""
+        most = sorted(self.slides, key=lambda slide: -slide.patches)[:10]
+        width = max([len(slide.slide_id) for slide in most] or [0])
+        said = [f"{slide.slide_id:<{width}} {slide.patches:>9,} patches  {slide.split}" for slide in most]
+        if len(self.slides) > len(most):
+            rest = self.patches - sum(slide.patches for slide in most)
+            said.append(f"{f'and {len(self.slides) - len(most)} more':<{width}} {rest:>9,}")
+        splits = ", ".join(f"{name} {count:,}" for name, count in sorted(self.splits.items())) or "none"
+        said += [
+            f"slides    {len(self.slides)} usable, {len(self.unusable)} not",
+            f"patches   {self.patches:,} ({splits})",
+            f"views     {self.views:,} under {self.seeds} seeds",
+        ]
+        if "val" not in self.splits:
+            said.append("          no validation split: raise --val, or give splits in --slides-csv")
+        if self.dim:
+            exact = self.feature_bytes(self.dim)
+            rows = human_bytes(self.views * MANIFEST_BYTES_PER_VIEW)
+            parts = [f"features {human_bytes(exact)}", f"manifest about {rows}"]
+            if self.tokens is not None:
+                of_tokens = self.token_bytes(self.tokens)
+                a_view = of_tokens / max(self.views, 1)
+                parts.append(f"tokens {human_bytes(of_tokens)} ({human_bytes(a_view)} a view)")
+            if self.pixels_px is not None:
+                parts.append(f"pixels about {human_bytes(self.pixel_bytes)}")
+            said.append(f"bytes     {', '.join(parts)}")
+            said.append(f"files     {self.files:,}")
+        else:
+            said.append("bytes     give --teacher or --dim")
+        if self.hours is not None:
+            said.append(
+                f"time      {self.hours:.2g} hours at {self.views_per_s:.1f} views/s ({self.speed_source})"
+            )
+        else:
+            said.append(
+                "time      unknown: give the teacher's speed with --views-per-s, or --measure it "
+                "(H-optimus-0: about 630 views/s on an H200)"
+            )
+        return said + unusable_lines(self.unusable)
 
 
 def plan(
@@ -233,74 +303,3 @@ def _measure(options: PlanOptions) -> tuple[float, int, str]:
     speed = _MEASURED_BATCHES * teacher.batch_size / (time.monotonic() - began)
     where = f"measured here: {teacher.device}, {teacher.identity.dtype}, batch {teacher.batch_size}"
     return speed, teacher.identity.dim, where
-
-
-def to_json(result: Plan) -> dict[str, Any]:
-    """Plain JSON types."""
-    dim = result.dim
-    return {
-        "slides": len(result.slides),
-        "patients": len({slide.patient_id for slide in result.slides}),
-        "patches": result.patches,
-        "patches_by_slide": {slide.slide_id: slide.patches for slide in result.slides},
-        "patches_by_split": dict(sorted(result.splits.items())),
-        "seeds": result.seeds,
-        "views": result.views,
-        "dim": dim,
-        "feature_bytes": result.feature_bytes(dim) if dim else None,
-        "tokens": result.tokens.count if result.tokens else None,
-        "token_bytes": result.token_bytes(result.tokens) if result.tokens and result.tokens.dim else None,
-        "manifest_bytes_estimate": result.views * MANIFEST_BYTES_PER_VIEW,
-        "pixel_bytes_estimate": result.pixel_bytes,
-        "files": result.files,
-        "views_per_s": result.views_per_s,
-        "speed_source": result.speed_source,
-        "hours": result.hours,
-        "unusable": result.unusable,
-    }
-
-
-def lines(result: Plan) -> list[str]:
-    """The plan for people."""
-    most = sorted(result.slides, key=lambda slide: -slide.patches)[:10]
-    width = max([len(slide.slide_id) for slide in most] or [0])
-    said = [f"{slide.slide_id:<{width}} {slide.patches:>9,} patches  {slide.split}" for slide in most]
-    if len(result.slides) > len(most):
-        rest = result.patches - sum(slide.patches for slide in most)
-        said.append(f"{f'and {len(result.slides) - len(most)} more':<{width}} {rest:>9,}")
-    splits = ", ".join(f"{name} {count:,}" for name, count in sorted(result.splits.items())) or "none"
-    said += [
-        f"slides    {len(result.slides)} usable, {len(result.unusable)} not",
-        f"patches   {result.patches:,} ({splits})",
-        f"views     {result.views:,} under {result.seeds} seeds",
-    ]
-    if "val" not in result.splits:
-        said.append("          no validation split: raise --val, or give splits in --slides-csv")
-    if result.dim:
-        exact = result.feature_bytes(result.dim)
-        rows = human_bytes(result.views * MANIFEST_BYTES_PER_VIEW)
-        parts = [f"features {human_bytes(exact)}", f"manifest about {rows}"]
-        if result.tokens is not None:
-            of_tokens = result.token_bytes(result.tokens)
-            a_view = of_tokens / max(result.views, 1)
-            parts.append(f"tokens {human_bytes(of_tokens)} ({human_bytes(a_view)} a view)")
-        if result.pixels_px is not None:
-            parts.append(f"pixels about {human_bytes(result.pixel_bytes)}")
-        said.append(f"bytes     {', '.join(parts)}")
-        said.append(f"files     {result.files:,}")
-    else:
-        said.append("bytes     give --teacher or --dim")
-    if result.hours is not None:
-        said.append(
-            f"time      {result.hours:.2g} hours at {result.views_per_s:.1f} views/s ({result.speed_source})"
-        )
-    else:
-        said.append(
-            f"time      {result.views / 86400:.1f} views/s would take a day; give --views-per-s, or --measure"
-        )
-    if result.unusable:
-        said.append(f"{len(result.unusable)} slides could not be used:")
-        said += [
-            f"  {why if why.startswith(name) else f'{name}: {why}'}" for name, why in result.unusable.items()
-        ]
-    return said

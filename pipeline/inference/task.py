@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.slides.sources import Source
+from stores.io.text import one_line, unusable_lines
+
+_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class Task:
 
 @dataclass(slots=True)
 class Tally:
-    """What a run over blocks did; ``summary`` of the command line."""
+    """What a run over blocks did."""
 
     views: int = 0
     views_before: int = 0
@@ -55,3 +58,38 @@ class Tally:
         self.wait_seconds += outcome.wait_seconds
         for name, value in outcome.figures.items():
             self.figures[name] = max(value, self.figures.get(name, 0))
+
+    @property
+    def some_failed(self) -> bool:
+        """Whether a slide, a block or a patch could not be done."""
+        return bool(self.failed_slides or self.failed_blocks or self.bad_reads)
+
+    def figures_json(self) -> dict[str, Any]:
+        """Speed, memory and what failed, as plain JSON types."""
+        return {
+            "seconds": self.seconds,
+            "views_per_s": self.views / self.seconds if self.views else None,
+            "data_wait": self.wait_seconds / self.device_seconds if self.views else None,
+            "bad_reads": self.bad_reads,
+            "failed_blocks": self.failed_blocks,
+            "unusable": self.failed_slides,
+            **self.figures,
+        }
+
+    def speed(self) -> str:
+        """Views per second and the time without a batch; only after some views."""
+        waited = self.wait_seconds / self.device_seconds
+        return f"{self.views / self.seconds:.1f} views/s, waited for data {waited:.1%} of the time"
+
+    def failed_lines(self) -> list[str]:
+        """What could not be done, and why: patches, blocks, slides."""
+        lines = []
+        if self.bad_reads:
+            lines.append(f"{len(self.bad_reads)} patches could not be read (status bad_read):")
+            lines += [f"  {one_line(text, 300)}" for text in self.bad_reads[:_SHOWN]]
+        if self.failed_blocks:
+            lines.append(f"{len(self.failed_blocks)} blocks failed twice; the same command tries them again:")
+            lines += [
+                f"  {name}: {one_line(why, 300)}" for name, why in list(self.failed_blocks.items())[:_SHOWN]
+            ]
+        return lines + unusable_lines(self.failed_slides)

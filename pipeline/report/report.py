@@ -1,5 +1,6 @@
 """``report``: one HTML page about a run or a store, complete in itself: no server, no other file, no network."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +36,22 @@ class Report:
 
     path: Path
     size: int
+    """Bytes."""
     slides: int
     patches: int
     notes: Sequence[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {**dataclasses.asdict(self), "path": str(self.path)}
+
+    def lines(self) -> list[str]:
+        """The same as text."""
+        size = f"{self.size / 1e6:.1f} MB"
+        return [
+            f"{self.path}: {size}, {self.slides} slides, {self.patches} patches",
+            *(f"note: {note}" for note in self.notes),
+        ]
 
 
 def write_report(path: Path, out: Path, options: ReportOptions, report: Reporter) -> Report:

@@ -129,6 +129,7 @@ _TAKES: dict[type, tuple[Any, ...]] = {
     Path: (str, os.PathLike),
     float: (str, SupportsIndex),
     int: (str, SupportsIndex),
+    str: (os.PathLike,),
 }
 """Types from which a value is made: YAML reads 1e-4 as text, and numpy has integers of its own."""
 

@@ -29,12 +29,14 @@ from stores.export import pseudonyms
 from stores.format import layout, manifest, recipe
 from stores.format.layout import read_options
 from stores.io import files
+from stores.io.text import unusable_lines
 
 
 @dataclass(frozen=True, slots=True)
 class TileSummary:
     """What a run of ``tile`` left in the store."""
 
+    store: Path
     slides: list[dict[str, Any]]
     """All rows of the slides table."""
 
@@ -45,7 +47,39 @@ class TileSummary:
 
     @property
     def n_patches(self) -> int:
+        """Patches of all slides."""
         return sum(row["n_patches"] for row in self.slides)
+
+    @property
+    def some_failed(self) -> bool:
+        """Whether some slide could not be used."""
+        return bool(self.unusable)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        usable = [row for row in self.slides if row["status"] == manifest.OK]
+        return {
+            "store": str(self.store),
+            "slides": len(self.slides),
+            "slides_usable": len(usable),
+            "patches": self.n_patches,
+            "patches_by_slide": {row["slide_id"]: row["n_patches"] for row in self.slides},
+            "splits": {
+                name: sum(row["split"] == name for row in usable) for name in ("train", "val", "test")
+            },
+            "unusable": {row["slide_id"]: row["reason"] for row in self.unusable},
+        }
+
+    def lines(self) -> list[str]:
+        """The same as text."""
+        found = self.to_json()
+        splits = ", ".join(f"{name} {count}" for name, count in found["splits"].items() if count)
+        return [
+            f"{found['slides_usable']} of {found['slides']} slides usable, {found['patches']} patches; "
+            f"slides by split: {splits or 'none'}",
+            f"pictures: {self.store / 'pictures'}",
+            *unusable_lines(found["unusable"]),
+        ]
 
 
 def require_extendable(store: Path) -> None:
@@ -128,7 +162,7 @@ def tile_on(
         unusable = {**done.item.row, "status": "failed", "reason": done.error}
         rows[done.item.slide_id] = unusable if done.result is None else done.result
         manifest.write_slides(store, list(rows.values()))
-    return TileSummary(manifest.read_slides(store))
+    return TileSummary(store, manifest.read_slides(store))
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,8 +53,33 @@ _FREE = frozenset(["device", "threads"])
 Vectors = dict[str, npt.NDArray[np.float16]]
 
 
-def fit(store: StoreLike, out: Path, options: PrototypeOptions, report: Reporter) -> dict[str, Any]:
-    """Fit prototypes; returns what also stands in ``prototypes.json``. Start it again when it was interrupted.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fitted:
+    """Prototypes that were written."""
+
+    out: Path
+    about: Mapping[str, Any]
+    """What ``prototypes.json`` holds."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dict(self.about)
+
+    def lines(self) -> list[str]:
+        """The same as text."""
+        lines = []
+        for name, found in self.about["figures"].items():
+            spread = ", ".join(f"{n:.1f} at {t}" for t, n in found["perplexity"].items())
+            lines += [
+                f"{name:<9} {found['used']} of {self.about['k']} prototypes used by {found['vectors']:,} vectors, as "
+                f"evenly as {found['effective']:.0f} equal ones; mean cosine {found['mean_cosine']:.3f}",
+                f"          prototypes over which a teacher's assignment is spread, by --teacher-temp: {spread}",
+            ]
+        return [*lines, f"prototypes: {self.out}", f"picture: {self.out / 'prototypes.png'}"]
+
+
+def fit(store: StoreLike, out: Path, options: PrototypeOptions, report: Reporter) -> Fitted:
+    """Fit prototypes and write them into `out`. A call that was interrupted can be repeated: it continues.
 
     Raises
     ------
@@ -68,7 +93,7 @@ def fit(store: StoreLike, out: Path, options: PrototypeOptions, report: Reporter
     if (out / prototype_files.ABOUT).exists():
         _begin(out, options, stored.digest())
         report.note(f"{out} is complete; use another --out to fit again")
-        return files.read_json(out / prototype_files.ABOUT)
+        return Fitted(out, files.read_json(out / prototype_files.ABOUT))
     units = find_views(store, "train", options.seeds)
     stream = sampler.Stream(units, options.seed, options.window)
     if stream.epoch_views < options.k:
@@ -80,7 +105,7 @@ def fit(store: StoreLike, out: Path, options: PrototypeOptions, report: Reporter
     with files.only_writer(out), RunLog(report, out / "log.jsonl") as log, contextlib.closing(chunks):
         files.sweep_partials(out)
         work = _Fit(store, out, options, stored, stream, BlockCache(store, stored.tokens), chunks, log)
-        return work.run()
+        return Fitted(out, work.run())
 
 
 def _begin(out: Path, options: PrototypeOptions, digest: str) -> None:
@@ -312,16 +337,3 @@ def _effective(usage: npt.NDArray[np.int64]) -> float:
     """How many equally used prototypes have the same entropy."""
     share = usage[usage > 0] / usage.sum()
     return float(np.exp(-(share * np.log(share)).sum()))
-
-
-def lines(out: Path, about: Mapping[str, Any]) -> list[str]:
-    """The outcome for people."""
-    said = []
-    for name, found in about["figures"].items():
-        spread = ", ".join(f"{n:.1f} at {t}" for t, n in found["perplexity"].items())
-        said += [
-            f"{name:<9} {found['used']} of {about['k']} prototypes used by {found['vectors']:,} vectors, as evenly as "
-            f"{found['effective']:.0f} equal ones; mean cosine {found['mean_cosine']:.3f}",
-            f"          prototypes that a teacher's assignment is spread over, by --teacher-temp: {spread}",
-        ]
-    return [*said, f"prototypes: {out}", f"picture: {out / 'prototypes.png'}"]

@@ -102,7 +102,7 @@ def test_speed_is_given_or_measured_or_asked_for(slides: Path) -> None:
     assert measured.speed_source == "measured here: cpu, float32, batch 4"
     unknown = plan.plan([slides], OPTIONS, TileOptions(), Silent())
     assert unknown.hours is None
-    assert any("views/s would take a day" in line for line in plan.lines(unknown))
+    assert any("time      unknown: give the teacher's speed" in line for line in unknown.lines())
 
 
 def test_known_teachers_need_no_weights(slides: Path) -> None:

@@ -229,7 +229,7 @@ def test_a_view_of_h_optimus_0_with_all_tokens_is_786_kb() -> None:
     size = planned.token_bytes(plan.TokenPlan(256, 1536)) / planned.views
     assert size == pytest.approx(786_432 + 1024, abs=1)  # of tokens, of their positions; checksums
     planned.tokens = plan.TokenPlan(256, 1536)
-    assert any("tokens 6.5 GB (787.5 kB a view)" in line for line in plan.lines(planned))
+    assert any("tokens 6.5 GB (787.5 kB a view)" in line for line in planned.lines())
 
 
 # Memory: a chunk at a time

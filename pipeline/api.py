@@ -1,0 +1,402 @@
+"""The stages as functions: what ``import pipeline as g2l`` offers, and what the command line calls.
+
+Every option of a command is a keyword here: ``--min-tissue 0.3`` is ``min_tissue=0.3``, an option that may be repeated
+takes a list, and ``g2l COMMAND --help`` explains each. A function does what its command does, log and summary files
+included. It is silent unless it gets a reporter, as `pipeline.runtime.progress.reporter_for` makes one. A call that
+was interrupted can be repeated: it continues. Errors are those of `stores.errors`.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from pipeline.runtime.options import ClusterOptions, from_json, types_of
+from pipeline.tile.options import TileOptions
+from stores.errors import OptionError
+from stores.io.location import LOGS, StoreLike
+from stores.io.progress import SILENT, Reporter
+
+if TYPE_CHECKING:
+    from pipeline.distill.prototypes.fit import Fitted
+    from pipeline.distill.result import Distilled
+    from pipeline.embed.publish import EmbedSummary
+    from pipeline.extract.extract import Extracted
+    from pipeline.extract.plan import Plan
+    from pipeline.runtime.log import RunLog
+    from pipeline.tile.tile import TileSummary
+    from pipeline.verify.slide_views import Verified
+    from stores.store import Store
+
+
+AnyPath = str | Path
+AnyStore: TypeAlias = "str | Path | Store"
+
+
+def tile(
+    slides: AnyPath | Iterable[AnyPath], store: AnyPath, *, report: Reporter = SILENT, **options: Any
+) -> "TileSummary":
+    """Find tissue, lay the patch grid and split by patient: ``g2l tile``.
+
+    Parameters
+    ----------
+    slides
+        Slide files, or folders of slides.
+    store
+        Folder of the store, new or begun.
+    report
+        Shows progress.
+    **options
+        Fields of `pipeline.tile.options.TileOptions` (``mpp=0.5``, ``patch=256``, ...) and of
+        `pipeline.runtime.options.ClusterOptions`. What is not given is as the store was tiled before, or the default.
+
+    Returns
+    -------
+    TileSummary
+        ``slides`` (rows of the slides table), ``unusable``, ``n_patches``; ``lines()`` and ``to_json()``.
+
+    Raises
+    ------
+    OptionError
+        For an unknown option, a value that is not allowed, or one that contradicts the store.
+    """
+    from pipeline.tile.tile import tile as run
+
+    folder = _folder(store)
+    given = _checked("tile", options, TileOptions, ClusterOptions)
+    with _logged(report, folder / LOGS / "tile") as log:
+        result = run(_paths(slides), folder, _as_tiled(folder, given), log, _made(ClusterOptions, given))
+    _write_summary(folder / LOGS / "tile", result)
+    return result
+
+
+def plan(inputs: "AnyStore | Iterable[AnyPath]", *, report: Reporter = SILENT, **options: Any) -> "Plan":
+    """Predict patches, bytes, files and hours without writing anything: ``g2l plan``.
+
+    Parameters
+    ----------
+    inputs
+        Slide files or folders of slides; or one tiled store, as a folder, a URL or an open `stores.Store`.
+    **options
+        Fields of `pipeline.extract.options.PlanOptions` (``seeds=4``, ``teacher=...``) and of
+        `pipeline.tile.options.TileOptions`.
+
+    Returns
+    -------
+    Plan
+        ``slides``, ``patches``, ``views``, ``feature_bytes(dim)``, ``hours``; ``lines()`` and ``to_json()``.
+
+    Raises
+    ------
+    OptionError
+        For an unknown option, or a value that is not allowed.
+    """
+    from pipeline.extract.options import PlanOptions
+    from pipeline.extract.plan import plan as run
+    from stores.format import layout
+
+    given = _checked("plan", options, PlanOptions, TileOptions)
+    asked, tiling = _made(PlanOptions, given), _made(TileOptions, given)
+    listed: list[Any] = _listed(inputs)
+    only = listed[0] if len(listed) == 1 else None
+    is_path = isinstance(only, str | Path)
+    if only is not None and (not is_path or _is_url(only) or (Path(only) / layout.RECIPE).is_file()):
+        with _opened(only) as files:
+            return run(files, asked, tiling, report)
+    return run(_paths(listed), asked, tiling, report)
+
+
+def extract(
+    slides: AnyPath | Iterable[AnyPath], store: AnyPath, *, report: Reporter = SILENT, **options: Any
+) -> "Extracted":
+    """Run the teacher once over every view of every patch: ``g2l extract-teacher``.
+
+    Slides that are not tiled yet are tiled first.
+
+    Parameters
+    ----------
+    slides
+        Slide files, or folders of slides.
+    store
+        Folder of the store, new or begun.
+    **options
+        ``teacher=...`` is required. Fields of `pipeline.extract.options.ExtractOptions` (``seeds=4``, ``pixels=False``,
+        ``device="auto"``, ...), of `pipeline.tile.options.TileOptions` and of
+        `pipeline.runtime.options.ClusterOptions`.
+
+    Returns
+    -------
+    Extracted
+        ``views`` (new), ``views_before``, ``bad_reads``, ``failed_slides``; ``lines()`` and ``to_json()``.
+
+    Raises
+    ------
+    RecipeMismatch
+        When the store was made with other options, weights or software.
+    OptionError
+        For an unknown option, or a value that is not allowed.
+    DiskFull
+        When there is no room for what is to be written.
+    """
+    from pipeline.extract.extract import extract as run
+    from pipeline.extract.options import ExtractOptions
+
+    folder = _folder(store)
+    given = _checked("extract", options, ExtractOptions, TileOptions, ClusterOptions)
+    asked, tiling = _made(ExtractOptions, given), _as_tiled(folder, given)
+    with _logged(report, folder / LOGS / "extract-teacher") as log:
+        result = run(_paths(slides), folder, asked, tiling, log, _made(ClusterOptions, given))
+    _write_summary(folder / LOGS / "extract-teacher", result)
+    return result
+
+
+def distill(
+    store: AnyStore,
+    out: AnyPath,
+    *,
+    resume: bool = False,
+    cache: AnyPath | None = None,
+    cache_gb: float = 20.0,
+    report: Reporter = SILENT,
+    **options: Any,
+) -> "Distilled":
+    """Train a student on a store: ``g2l distill``. Under ``torchrun`` every process calls it.
+
+    Parameters
+    ----------
+    store
+        Folder or URL of a store with teacher features, or an open `stores.Store`.
+    out
+        Folder of the run. A run that is there is continued.
+    resume
+        Fail unless a checkpoint exists.
+    cache, cache_gb
+        Cache folder for a store behind a URL, by default a temporary one, and its size.
+    **options
+        ``student=...`` is required. Fields of `pipeline.distill.options.DistillOptions` (``loss="log-sum"``,
+        ``epochs=10.0``, ``batch_size=32``, ``lr=1e-4``, ...).
+
+    Returns
+    -------
+    Distilled
+        ``figures`` (those of ``summary.json``) and ``student`` (its folder); ``lines()`` and ``to_json()``.
+
+    Raises
+    ------
+    OptionError
+        For an unknown option, a value that is not allowed, or one that contradicts the run.
+    StoreError
+        When the store has no teacher features.
+    """
+    from pipeline.distill.options import DistillOptions
+    from pipeline.distill.result import Distilled
+    from pipeline.distill.train import distill as run
+    from stores.io.files import write_text
+
+    asked = _made(DistillOptions, _checked("distill", options, DistillOptions))
+    folder = Path(out)
+    with _opened(store, cache, cache_gb) as files:
+        result = Distilled(folder, run(files, folder, asked, resume, report))
+    if result.figures:  # the first of several processes
+        write_text(folder / "summary.txt", "\n".join(result.lines()) + "\n")
+    return result
+
+
+def prototypes(
+    store: AnyStore,
+    out: AnyPath | None = None,
+    *,
+    cache: AnyPath | None = None,
+    cache_gb: float = 20.0,
+    report: Reporter = SILENT,
+    **options: Any,
+) -> "Fitted":
+    """Fit prototypes of the teacher's features and tokens, for the losses dino and ibot: ``g2l prototypes``.
+
+    Parameters
+    ----------
+    store
+        Folder or URL of a store with teacher features, or an open `stores.Store`.
+    out
+        Folder to write into; by default ``STORE-prototypes-K`` beside a local store.
+    **options
+        Fields of `pipeline.distill.prototypes.options.PrototypeOptions` (``k=4096``, ``epochs=3``, ...).
+
+    Returns
+    -------
+    Fitted
+        ``out`` and ``about``, the content of ``prototypes.json``; ``lines()`` and ``to_json()``.
+
+    Raises
+    ------
+    OptionError
+        For an unknown option or a value that is not allowed, and without `out` for a store behind a URL.
+    StoreError
+        When the store has no teacher features.
+    """
+    from pipeline.distill.prototypes.fit import fit
+    from pipeline.distill.prototypes.options import PrototypeOptions
+
+    asked = _made(PrototypeOptions, _checked("prototypes", options, PrototypeOptions))
+    if out is None:
+        if _is_url(store):
+            raise OptionError("--out: give a folder, since the store is behind a URL")
+        out = Path(f"{str(store).rstrip('/')}-prototypes-{asked.k}")
+    with _opened(store, cache, cache_gb) as files:
+        return fit(files, Path(out), asked, report)
+
+
+def embed(
+    inputs: AnyPath | Iterable[AnyPath], out: AnyPath, *, report: Reporter = SILENT, **options: Any
+) -> "EmbedSummary":
+    """Compute features of slides, or of the tiles in a CSV, with any encoder: ``g2l embed``.
+
+    Parameters
+    ----------
+    inputs
+        Slide files, folders of slides, or one CSV of tiles.
+    out
+        Folder to write into.
+    **options
+        ``encoder=...`` is required. Fields of `pipeline.embed.options.EmbedOptions` (``format="parquet"``,
+        ``pooling=None``, ...), of `pipeline.tile.options.TileOptions` and of `pipeline.runtime.options.ClusterOptions`.
+
+    Returns
+    -------
+    EmbedSummary
+        ``views`` (patches done now), ``views_before``, ``published``, ``dim``; ``lines()`` and ``to_json()``.
+
+    Raises
+    ------
+    RecipeMismatch
+        When `out` was begun with another encoder, patch, format or software.
+    OptionError
+        For an unknown option, or a value that is not allowed.
+    """
+    from pipeline.embed.block import TILING
+    from pipeline.embed.embed import embed as run
+    from pipeline.embed.options import EmbedOptions
+
+    folder = Path(out)
+    given = _checked("embed", options, EmbedOptions, TileOptions, ClusterOptions)
+    asked, tiling = _made(EmbedOptions, given), _as_tiled(folder / TILING, given)
+    with _logged(report, folder / LOGS / "embed") as log:
+        result = run(_paths(inputs), folder, asked, tiling, log, _made(ClusterOptions, given))
+    _write_summary(folder / LOGS / "embed", result)
+    return result
+
+
+def verify(
+    store: AnyStore,
+    *,
+    cache: AnyPath | None = None,
+    cache_gb: float = 20.0,
+    report: Reporter = SILENT,
+    **options: Any,
+) -> "Verified":
+    """Check a store: structure; views with ``slides``; features with ``teacher``. ``g2l store verify``.
+
+    Parameters
+    ----------
+    store
+        Folder or URL of a store, or an open `stores.Store`.
+    cache, cache_gb
+        Cache folder for a store behind a URL, by default a temporary one, and its size.
+    **options
+        Fields of `pipeline.verify.options.VerifyOptions` (``slides=[...]``, ``sample=32`` or ``"all"``, ...) and of
+        `pipeline.runtime.options.ClusterOptions`.
+
+    Returns
+    -------
+    Verified
+        ``findings``, empty when nothing is wrong; ``lines()`` and ``to_json()``.
+
+    Raises
+    ------
+    StoreError
+        When it is no store.
+    RecipeMismatch
+        When the teacher that was given is not the store's.
+    OptionError
+        For an unknown option, or a value that is not allowed.
+    """
+    from pipeline.verify.options import VerifyOptions
+    from pipeline.verify.verify import verify as run
+
+    given = _checked("verify", options, VerifyOptions, ClusterOptions)
+    with _opened(store, cache, cache_gb) as files:
+        return run(files, _made(VerifyOptions, given), report, _made(ClusterOptions, given))
+
+
+def _checked(function: str, options: Mapping[str, Any], *kinds: type) -> Mapping[str, Any]:
+    """`options`, all of which are fields of one of `kinds`; else an OptionError that names the first."""
+    import difflib
+
+    known = sorted({name for kind in kinds for name in types_of(kind)})
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(known)}"
+            raise OptionError(f"{function}: no option {name!r}; {hint}")
+    return options
+
+
+def _made(kind: type, given: Mapping[str, Any]) -> Any:
+    return from_json(kind, {name: value for name, value in given.items() if name in types_of(kind)})
+
+
+def _as_tiled(folder: Path, given: Mapping[str, Any]) -> TileOptions:
+    """What was given; the rest as the store in `folder` was tiled, or the defaults."""
+    from stores.format.layout import read_options
+
+    own = {name: value for name, value in given.items() if name in types_of(TileOptions)}
+    options: TileOptions = from_json(TileOptions, {**read_options(folder, "tile"), **own})
+    return options
+
+
+def _is_url(place: object) -> bool:
+    from stores.remote.objects import is_url
+
+    return is_url(str(place))
+
+
+def _listed(paths: Any) -> list[Any]:
+    return list(paths) if isinstance(paths, Iterable) and not isinstance(paths, str) else [paths]
+
+
+def _paths(paths: AnyPath | Iterable[AnyPath]) -> list[Path]:
+    return [Path(path) for path in _listed(paths)]
+
+
+def _folder(store: AnyPath) -> Path:
+    if _is_url(store):
+        raise OptionError(
+            f"{store}: a URL; this works on local folders: `g2l store push` and `pull` copy stores"
+        )
+    return Path(store)
+
+
+@contextlib.contextmanager
+def _opened(store: Any, cache: AnyPath | None = None, cache_gb: float = 20.0) -> Iterator[StoreLike]:
+    """The files of a store, also of one that is too broken for `stores.open`."""
+    if not isinstance(store, str | Path):
+        yield store.files
+        return
+    from stores.remote.store import open_store
+
+    with open_store(str(store), None if cache is None else Path(cache), cache_gb) as files:
+        yield files
+
+
+def _logged(report: Reporter, path: Path) -> "RunLog":
+    from pipeline.runtime.log import RunLog
+
+    return RunLog(report, path.with_name(f"{path.name}.jsonl"))
+
+
+def _write_summary(path: Path, result: Any) -> None:
+    """Keep the summary of a run beside its log."""
+    from stores.io.files import write_json, write_text
+
+    write_json(path.with_name(f"{path.name}-summary.json"), result.to_json())
+    write_text(path.with_name(f"{path.name}-summary.txt"), "\n".join(result.lines()) + "\n")

@@ -1,0 +1,50 @@
+"""What ``distill`` hands back: the figures of ``summary.json``, and where the student is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stores.io.text import human_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Distilled:
+    """A finished training."""
+
+    run: Path
+    """Folder of the run."""
+    figures: Mapping[str, Any]
+    """What ``summary.json`` holds; empty in the processes of a ``torchrun`` that are not the first."""
+
+    @property
+    def student(self) -> Path:
+        """Folder of the student, which `pipeline.load_encoder` and timm open."""
+        return self.run / "student"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dict(self.figures)
+
+    def lines(self) -> list[str]:
+        """The same as text."""
+        found = self.figures
+        if not found:
+            return []
+        early = ", stopped early" if found["stopped_early"] else ""
+        lines = [
+            f"{found['steps']} of {found['steps_planned']} steps{early}: "
+            f"loss {found['loss_first']:.3f} -> {found['loss_last']:.3f}"
+        ]
+        if found["cka_after"] is not None:
+            held_out = [f"CKA to the teacher {found['cka_before']:.3f} -> {found['cka_after']:.3f}"]
+            if found["cosine_after"] is not None:
+                held_out.insert(0, f"cosine {found['cosine_before']:.3f} -> {found['cosine_after']:.3f}")
+            if "cka_ema_after" in found:
+                held_out.append(f"of the moving average {found['cka_ema_after']:.3f}")
+            lines.append(f"held out: {', '.join(held_out)}")
+        lines.append(
+            f"{found['views_per_s']:.1f} views/s, waited for data {found['data_wait']:.1%} of the time, "
+            f"peak memory {human_bytes(found['peak_rss_bytes'])}"
+        )
+        return [*lines, f"student: {self.student}", f"curves: {self.run / 'curves.png'}"]

@@ -1,0 +1,22 @@
+"""``models``: the presets as a table."""
+
+import dataclasses
+from typing import Any
+
+from pipeline.encoders.presets import PRESETS
+
+
+def to_json() -> dict[str, Any]:
+    """Every preset as plain JSON types."""
+    return {"models": [dataclasses.asdict(preset) for preset in PRESETS.values()]}
+
+
+def lines() -> list[str]:
+    """The same as text."""
+    lines = [f"{'name':<16} {'dim':>5} {'parameters':>13}  {'mpp':>4}  licence"]
+    for p in PRESETS.values():
+        gated = ", gated" if p.gated else ""
+        lines.append(f"{p.name:<16} {p.dim:>5} {p.params:>13,}  {p.mpp:>4g}  {p.licence}{gated}")
+        if p.note:
+            lines.append(f"{'':<16} {p.note}")
+    return lines
