@@ -93,7 +93,7 @@ def test_no_machine_paths_are_documented() -> None:
 
 
 _PATH = re.compile(r"""(?<![\w./"'-])(?:pipeline|stores|tests|docs)/[\w./*-]*\w""")
-_DOTTED = re.compile(r"(?<![\w./-])(?:pipeline|stores|tests)(?:\.[A-Za-z_]\w*)+")
+_DOTTED = re.compile(r"(?<![\w./-])(?:pipeline|stores|tests)(?!\.py\b)(?:\.[A-Za-z_]\w*)+")
 
 
 def _prose(path: Path) -> str:
