@@ -1,7 +1,7 @@
-"""The one tree of errors that users see.
+"""Every error that the project raises on purpose, in one tree.
 
-Every message is one line: the value, what was allowed, what to do. ``exit_code`` is what the
-command line returns; a run that finished although some slides failed returns `SOME_SLIDES_FAILED`.
+A message is one line: the value, what was allowed, what to do. ``exit_code`` is what the command line returns. A
+command that finished although some slides failed returns `SOME_SLIDES_FAILED`.
 """
 
 SOME_SLIDES_FAILED = 3
@@ -18,7 +18,7 @@ class OptionError(G2LError):
 
 
 class SlideError(G2LError):
-    """A slide cannot be used; the run goes on and the reason stands in the slide's row."""
+    """A slide cannot be used. The command continues; the slides table gives the reason."""
 
 
 class MppError(SlideError):
@@ -46,7 +46,7 @@ class StoreError(G2LError):
 
 
 class RecipeMismatch(StoreError):
-    """Two recipes differ; names the field and both values."""
+    """Two recipes differ; the message names the field and both values."""
 
 
 class CorruptStore(StoreError):
@@ -62,7 +62,7 @@ class FeatureError(G2LError):
 
 
 class DistillError(G2LError):
-    """Training cannot go on (loss not finite, checkpoint of another run)."""
+    """Training cannot continue: the loss is not finite, or a checkpoint is of another run."""
 
 
 class EvaluationError(G2LError):
@@ -74,4 +74,4 @@ class DiskFull(G2LError):
 
 
 class ClusterError(G2LError):
-    """The workers that were asked for cannot be reached, or all of them fail."""
+    """The workers cannot be reached, or all of them fail."""

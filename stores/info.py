@@ -15,7 +15,7 @@ from stores.io.location import StoreLike
 from stores.io.text import human_bytes, one_line, unusable_lines
 
 CONSTANT = 1e-6
-"""A dimension with a smaller standard deviation carries nothing."""
+"""A dimension with a smaller standard deviation counts as constant."""
 
 
 def store_info(store: StoreLike) -> dict[str, Any]:
@@ -101,14 +101,14 @@ def _join(counts: Mapping[str, int]) -> str:
 
 
 def statistics(store: StoreLike) -> dict[str, float] | None:
-    """The features' mean and standard deviation per dimension, over all committed views, in a few figures.
+    """A few figures on the features' mean and standard deviation per dimension, over all committed views.
 
-    None while there are no features. The tissue share is that of the patches of the first seed.
+    None while there are no features. The share of tissue is that of patches with a committed view of seed 0.
 
     Raises
     ------
     CorruptStore
-        When statistics of a committed block are missing or damaged, or are none that float16 features can have.
+        When statistics of a committed block are missing or damaged, or impossible for float16 features.
     """
     running = RunningStats()
     tissue: list[npt.NDArray[np.float32]] = []
@@ -128,7 +128,7 @@ def statistics(store: StoreLike) -> dict[str, float] | None:
     std = np.sqrt(running.variance)
     share = np.concatenate(tissue) if tissue else np.zeros(0, np.float32)
     if not np.isfinite(share).all():
-        raise CorruptStore(f"{store}/{layout.VIEWS}: a share of tissue that is no number")
+        raise CorruptStore(f"{store}/{layout.VIEWS}: a share of tissue is not a number")
     found = {
         "views": running.count,
         "mean_min": float(running.mean.min()),
@@ -147,7 +147,7 @@ def statistics(store: StoreLike) -> dict[str, float] | None:
 def _of_block(
     stats: npt.NDArray[np.float64], seed: int, commit: manifest.Commit, running: RunningStats
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Mean and variance of a committed block, judged: the arrays may come from another lab."""
+    """Mean and variance of a committed block, checked, because the arrays may come from another lab."""
     where = f"{commit.slide_id} seed {seed} block {commit.block}: its statistics"
     if seed >= stats.shape[0] or commit.block >= stats.shape[1] or stats.shape[2] != 2 or not stats.shape[3]:
         raise CorruptStore(f"{where} do not exist: the array has the shape {stats.shape}")

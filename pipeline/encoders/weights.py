@@ -22,7 +22,7 @@ from pipeline.encoders.hub import brief, fetch
 from pipeline.encoders.presets import Preset
 from pipeline.encoders.state_dict_layouts import to_native
 from stores.errors import WeightsError
-from stores.io.ranges import runs_of
+from stores.io.ranges import ranges_of
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -211,7 +211,7 @@ def _listed(what: str, names: Sequence[str], limit: int = _LISTED) -> str:
 def _braced(numbers: Sequence[int]) -> str:
     if len(numbers) < 2:
         return "".join(map(str, numbers))
-    runs = (f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs_of(numbers))
+    runs = (f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in ranges_of(numbers))
     return f"{{{','.join(runs)}}}"
 
 

@@ -12,7 +12,7 @@ from pipeline.inference.task import Tally, Task
 from pipeline.slides.sources import open_slide_source
 from stores.errors import SlideError
 from stores.format import features, manifest, pixels, recipe, tokens
-from stores.io.ranges import runs_of
+from stores.io.ranges import ranges_of
 
 
 def plan_tasks(
@@ -91,4 +91,4 @@ def _missing(
             summary.views_before += len(rows) * len(commit.seeds)
             bad = table.filter(pc.equal(table["status"], manifest.BAD_READ))
             summary.bad_reads += [f"{slide_id} row {r}" for r in sorted(set(bad["row"].to_pylist()))]
-    return [*todo, *runs_of(seed for seed in range(n_seeds) if seed not in covered)]
+    return [*todo, *ranges_of(seed for seed in range(n_seeds) if seed not in covered)]

@@ -33,7 +33,7 @@ from pipeline.verify.slide_views import require_teacher_of, spec_of
 from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError, ViewMismatch
 from stores.format import features, layout, manifest, pixels, recipe, tokens
 from stores.io import files
-from stores.io.ranges import runs_of
+from stores.io.ranges import ranges_of
 from stores.verify.findings import Finding
 
 _WHOLE = ("commit", "missing", "view")  # the record is written anew, with all that it lists
@@ -198,7 +198,7 @@ class _Repair:
         covered = {(block, seed) for block, seeds in found for seed in seeds}
         for block in range(features.n_blocks(len(patches))):
             lost = sorted(seed for b, seed in self.what.records - covered if b == block)
-            found += [(block, seeds) for seeds in runs_of(lost)]
+            found += [(block, seeds) for seeds in ranges_of(lost)]
         return sorted(found, key=lambda item: (item[0], item[1].start)), intact
 
     def _redo(

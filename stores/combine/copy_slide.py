@@ -21,7 +21,7 @@ from stores.format import arrays, features, layout, manifest, recipe, tokens
 from stores.format.metadata import GROUP
 from stores.io import files
 from stores.io.location import StoreLike, read_file
-from stores.io.ranges import runs_of
+from stores.io.ranges import ranges_of
 from stores.io.staging import copy_file
 from stores.io.text import first_of, human_bytes
 
@@ -301,7 +301,7 @@ def _copy_commits(slide_id: str, choice: Choice, stage: Path, result: Shared) ->
             source.copy([commit.file], stage, result)
             continue
         table = commit.read()
-        for part in runs_of(seeds):
+        for part in ranges_of(seeds):
             mine = pc.and_(pc.greater_equal(table["seed"], part.start), pc.less(table["seed"], part.stop))
             manifest.write_commit(stage, slide_id, commit.block, part, table.filter(mine))
             result.files += 1

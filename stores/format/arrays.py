@@ -1,4 +1,4 @@
-"""Zarr arrays that may come from another lab: metadata is judged before Zarr sees it, chunks before they decode.
+"""Zarr arrays that may come from another lab: metadata are checked before Zarr reads them, chunks before decoding.
 
 A name such as ``features.zarr/a/features`` is both the path of an array below the store and the prefix of its files, so
 that a local folder and a remote store are read through one function, ``name -> bytes``.

@@ -63,7 +63,7 @@ def read_chunk(
     Parameters
     ----------
     memory : uint8 (at least chunk_limit(spec),)
-        To hold the chunk, until it is used for another one. Fresh memory costs more than reading into it.
+        Holds the chunk, until it is used again. Fresh memory costs more than reading into it.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def read_chunk(
     if raw is None:
         return None
     body = raw[:-4]
-    # an array, for the library takes no view of bytes
+    # as an array, because the library does not accept a memoryview
     if len(raw) < 4 or google_crc32c.value(np.frombuffer(body, np.uint8)) != int.from_bytes(
         raw[-4:], "little"
     ):
@@ -110,10 +110,10 @@ def _read_chunk_file(
 def write_chunk(
     store: Path, name: str, spec: ArraySpec, index: tuple[int, ...], values: npt.NDArray[Any], fill: float
 ) -> None:
-    """Write a chunk and flush it to the disk; what is left of the chunk is `fill`.
+    """Write a chunk and flush it to the disk; beyond `values` the chunk is `fill`.
 
-    The bytes are those that Zarr writes, whose way takes twice as long and renames before it flushes; it is left to
-    Zarr where chunks are compressed, as they are in a copy.
+    The bytes are those that Zarr writes. Zarr itself would rename the file before it is flushed. It still writes
+    compressed chunks, which only copies have.
 
     Parameters
     ----------

@@ -16,14 +16,14 @@ _OPEN_SLIDES = 256
 
 
 class RowReader:
-    """Reads through the last few blocks, held in memory that is used again: fresh memory costs more than reading.
+    """Reads rows and holds the last few blocks, in memory that is used again: fresh memory costs more than reading.
 
-    May be shared by threads, which take turns.
+    Threads may share it; they take turns.
 
     Parameters
     ----------
     blocks
-        How many (slide, seed, block) are held.
+        How many blocks, each under one seed, are held.
     """
 
     def __init__(self, store: StoreLike, blocks: int) -> None:

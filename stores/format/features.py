@@ -4,11 +4,11 @@
 ``features.zarr/<slide_id>/coords``    int32 (row, 2): x and y of the patch in level-0 pixels
 ``features.zarr/<slide_id>/stats``     float64 (seed, block, 2, dim): mean and variance of the ok rows
 
-A compact copy has int8 features and beside them ``scales`` and ``standard`` (see `stores.format.int8`).
-It reads the same.
+A compact copy has int8 features, with ``scales`` and ``standard`` beside them (see `stores.format.int8`). It reads the
+same.
 
-Every codec chain ends in crc32c and the fill value is NaN: a flipped bit and a missing chunk are both errors
-here, where plain Zarr would return wrong numbers in silence.
+Every codec chain ends in crc32c and the fill value is NaN. So a flipped bit and a missing chunk are both errors here;
+plain Zarr would return wrong numbers.
 """
 
 import math
@@ -108,7 +108,7 @@ def write_block(store: Path, slide_id: str, seed: int, block: int, features: npt
 def write_seeds(
     store: Path, slide_id: str, seeds: range, block: int, features: npt.NDArray[np.float16]
 ) -> None:
-    """Write a block's chunks and their statistics, one of each a seed, and flush all to the disk.
+    """Write a block: for each seed its chunk and its statistics, each flushed to the disk.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ class SlideFeatures:
     ) -> npt.NDArray[np.float16]:
         """float16 (rows of the block, dim), read-only. Rows that were never committed are NaN; see `require_finite`.
 
-        `memory` as in `stores.format.chunks.read_chunk`.
+        `memory` is that of `stores.format.chunks.read_chunk`.
         """
         rows = block_range(self.n_rows, block)
         if not 0 <= seed < self.n_seeds or not rows:
@@ -201,7 +201,7 @@ class SlideFeatures:
 
 
 def open_features(store: StoreLike, slide_id: str) -> SlideFeatures:
-    """Open a slide's features for reading, those of a compact copy too."""
+    """Open a slide's features for reading, also those of a compact copy."""
     name = feature_array(slide_id, "features")
     spec = read_spec(store, name, 3, ("float16", "int8"))
     n_seeds, n_rows, dim = spec.shape
@@ -222,7 +222,7 @@ def open_features(store: StoreLike, slide_id: str) -> SlideFeatures:
 
 
 def require_finite(features: npt.NDArray[np.float16], what: str) -> npt.NDArray[np.float16]:
-    """Return `features`; committed rows that hold NaN mean a lost chunk, hence CorruptStore."""
+    """Return `features`, or raise CorruptStore: NaN in committed rows means that a chunk is lost."""
     if not all_finite(features):
         bad = int((~np.isfinite(features).all(axis=-1)).sum())
         raise CorruptStore(

@@ -1,4 +1,4 @@
-"""Features in one byte a value: standardised per dimension of a slide, then scaled per row; and what that costs.
+"""Features in one byte for each value: standardised per dimension of a slide, scaled per row; and the error of it.
 
 A feature is rebuilt as ``mean + std * scale * q`` with int8 ``q``, float32 arithmetic, and rounded to float16. Without
 the standardisation a few large dimensions decide the scale of a row and the others lose their digits.
@@ -48,7 +48,9 @@ def dequantise(
     """Features, float16 (rows, dim); NaN in rows that are absent or were lost."""
     mean, std = standard
     divisor = np.where(std > 0, std, 1).astype(np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):  # a hostile store's scales become what readers refuse
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # scales of a hostile store give values that readers refuse
         wide = mean + divisor * (scales[:, None] * values.astype(np.float32))
     wide[(values == ABSENT).any(axis=1)] = np.nan
     # the largest float16 may be rebuilt a little larger
@@ -104,7 +106,7 @@ class Cost:
         self._sample: list[tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]] = []
 
     def add(self, seed: int, features: npt.NDArray[np.float16], rebuilt: npt.NDArray[np.float16]) -> None:
-        """Take in committed rows, (rows, dim) each, as they were and as a reader gets them."""
+        """Add committed rows, (rows, dim) each, as they were and as a reader gets them."""
         if not len(features):
             return
         errors = relative_error(features, rebuilt)

@@ -182,8 +182,8 @@ def list_files(store: StoreLike, only_plain: bool = True) -> dict[str, int]:
     Raises
     ------
     CorruptStore
-        When there is a symbolic link, device or socket and `only_plain` is set: a link may lead outside, and a copy
-        would take that along.
+        When there is a symbolic link, device or socket and `only_plain` is set: a link may lead outside, and its
+        target would be copied.
     """
     if not isinstance(store, Path):
         return store.list_files()
@@ -201,7 +201,7 @@ def is_sealed(store: Path) -> bool:
 
 
 def require_unsealed(store: Path) -> None:
-    """Raise OptionError when a store is sealed: whoever has its digest expects it to stay as it is."""
+    """Raise OptionError when a store is sealed: others may have its digest and expect it to stay as it is."""
     if is_sealed(store):
         raise OptionError(
             f"{store}: is sealed; to change it delete {CHECKSUMS} and {DIGEST}, and run `g2l store seal` again after"
@@ -219,7 +219,7 @@ def by_slide(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def read_options(store: StoreLike, command: str) -> dict[str, Any]:
-    """The options that a command made a store with; empty when they are not there: they only inform."""
+    """The options that a command made a store with; empty when the file is absent, because options only inform."""
     path = store / options_file(command)
     value = read_json(path) if path.is_file() else {}
     if not isinstance(value, dict):

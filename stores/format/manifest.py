@@ -1,4 +1,4 @@
-"""The Parquet manifest: slides, patches and views of a store.
+"""The manifest: Parquet tables of a store's slides, patches and views.
 
 ``manifest/slides.parquet``             a row per slide, usable or not
 ``manifest/patches/<slide_id>.parquet`` a row per patch, in row order (Morton)
@@ -196,7 +196,7 @@ def read_slides(store: StoreLike) -> list[dict[str, Any]]:
     seen: set[str] = set()
     for row in rows:
         if check_slide_id(row["slide_id"]) in seen:
-            raise CorruptStore(f"{slides_path(store)}: slide {row['slide_id']} stands there twice")
+            raise CorruptStore(f"{slides_path(store)}: slide {row['slide_id']} is listed twice")
         seen.add(row["slide_id"])
         if not 0 <= row["n_patches"] < _MAX_ROWS:
             raise CorruptStore(
@@ -273,10 +273,10 @@ def write_commit(store: Path, slide_id: str, block: int, seeds: range, views: pa
 
 
 def commits(store: StoreLike, slide_id: str | None = None, replaced: bool = False) -> Iterator[Commit]:
-    """All commit records, sorted by slide, block and seeds. Names that are none are not ours: skipped.
+    """All commit records, sorted by slide, block and seeds. Files whose names are not commit names are ignored.
 
-    So is a record whose seeds lie within those of another of its block, unless `replaced` is set:
-    `stores.verify.join_commits` joined it into that one, and was killed before it removed it.
+    A record whose seeds lie within those of another record of its block is ignored too, unless `replaced` is set: it
+    was joined into that one (`stores.verify.join_commits`), and the command was killed before it removed it.
     """
     root = store / layout.VIEWS
     slide_ids = [slide_id] if slide_id is not None else sorted(path.name for path in root.glob("*"))

@@ -1,4 +1,4 @@
-"""What an array's metadata say, judged before Zarr sees them: they may come from another lab."""
+"""The metadata of an array, checked before Zarr reads them, because they may come from another lab."""
 
 import json
 import math
@@ -30,9 +30,9 @@ _METADATA_KEYS = {
 ANY, SEEDS = -1, -2
 """Sides of an expected shape: whatever there is; enough for the committed seeds."""
 GROUP = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
-"""Metadata of a group: no attributes, which may tell anything, and no listing of what is in it."""
+"""Metadata of a group: no attributes, which may contain anything, and no list of its members."""
 Codecs = tuple[list[dict[str, Any]], ...]
-"""Chains of codecs, any of which will do."""
+"""Chains of codecs; an array has one of them."""
 _BYTES: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC32C: dict[str, Any] = {"name": "crc32c"}
 _ZSTD: dict[str, Any] = {"name": "zstd", "configuration": {"level": 3, "checksum": False}}
@@ -64,7 +64,7 @@ class ArraySpec:
 
 
 def parse_metadata(raw: bytes, where: str) -> ArraySpec:
-    """Judge the ``zarr.json`` of an array by the few forms that the format has.
+    """Parse the ``zarr.json`` of an array; only the few forms that the format has are accepted.
 
     Raises
     ------

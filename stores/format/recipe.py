@@ -1,7 +1,7 @@
 """The recipe: everything that decides the value of a stored feature, and nothing else.
 
 A store has one recipe. ``tile`` writes its `Patch` part, ``extract-teacher`` the rest. Batch size,
-workers, devices and hosts are left out on purpose: two labs that used other machines made the same store.
+workers, devices and hosts are left out on purpose: labs with different machines make the same store.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from stores.io.location import StoreLike
 
 SCHEMA_VERSION = 1
 MAX_DEPTH = 16
-"""Of objects and lists in a recipe: copying and comparing them recurse."""
+"""Greatest depth of objects and lists in a recipe: copying and comparing are recursive."""
 MAX_GRID = 64
 """Side of the grid of patch tokens of a view."""
 NO_FEATURES = "has no teacher features yet; run `g2l extract-teacher` first"
@@ -31,7 +31,7 @@ class Teacher:
     name: str
     """The preset or specification that it was loaded by."""
     weights_sha256: str
-    """Identity of the parameters, whatever file they came in (`pipeline.encoders.export.weights_sha256`)."""
+    """Identity of the parameters, independent of the kind of file (`pipeline.encoders.export.weights_sha256`)."""
     pooling: str
     """``cls``, ``cls+mean`` or ``forward``."""
     mean: tuple[float, float, float]
@@ -80,7 +80,7 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Which of the teacher's patch tokens are stored beside its features."""
+    """The teacher's patch tokens that are stored beside its features."""
 
     count: int
     """Tokens of a view."""
@@ -119,7 +119,7 @@ class Recipe:
         return None not in (self.teacher, self.policy, self.reader)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types. Fields that came after the first version are left out while they are None."""
+        """Plain JSON types. Fields that are newer than the first version are left out when they are None."""
         value = json.loads(json.dumps(asdict(self)))
         for name in ("compact", "tokens"):
             if value[name] is None:
@@ -180,7 +180,7 @@ def from_json(value: Any, source: str) -> Recipe:
 
 
 def _deeper_than(value: Any, depth: int) -> bool:
-    """Whether objects and lists are nested deeper; looks no further, however deep they are."""
+    """Whether objects and lists are nested deeper than `depth`; deeper levels are not visited."""
     if not isinstance(value, dict | list):
         return False
     inner = value.values() if isinstance(value, dict) else value

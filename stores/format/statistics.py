@@ -32,7 +32,7 @@ class RunningStats:
     squares: Any = 0.0  # sum of squared deviations
 
     def add(self, count: int, mean: npt.NDArray[np.float64], variance: npt.NDArray[np.float64]) -> None:
-        """Take in a block of `count` rows with its own mean and variance, (dim,) each."""
+        """Add a block of `count` rows with its own mean and variance, (dim,) each."""
         if count == 0:
             return
         total = self.count + count

@@ -4,7 +4,7 @@
 ``features.zarr/<slide_id>/positions``  int32 (seed, row, t), chunk (1, block_rows, t): where in the view's grid of
                                         patches the tokens are, counted row by row from 0; ascending
 
-The recipe says how many there are and how positions are drawn; they are stored all the same, since the draw needs the
+The recipe says how many there are and how positions are drawn. Positions are stored too, because drawing them needs the
 slide's fingerprint, which an export under pseudonyms does not have.
 """
 
@@ -26,7 +26,7 @@ from stores.format.layout import feature_array, metadata_file
 from stores.io.location import StoreLike, read_file
 
 LEAVES = ("positions", "tokens")
-"""The tokens come last: their metadata say that both are there."""
+"""Positions come first: when the metadata of the tokens exist, both arrays do."""
 CHUNK_BYTES = 8 << 20
 NO_POSITION = -1
 
@@ -95,18 +95,18 @@ def write_chunk(store: Path, slide_id: str, seed: int, index: int, values: npt.N
 
 
 class ChunkBuffer:
-    """Gathers the tokens of a block in the order of its rows and hands them on chunk by chunk.
+    """Collects the tokens of a block in the order of its rows and writes them chunk by chunk.
 
-    A block of 1,024 rows under 4 seeds with all 256 tokens is 3.2 GB; this holds one chunk a seed.
+    A block of 1,024 rows under 4 seeds with all 256 tokens takes 3.2 GB; this holds one chunk for each seed.
 
     Parameters
     ----------
     n_seeds : int
-        Of the block's task.
+        Number of seeds in the block's task.
     rows : range
-        Of the whole block.
+        Rows of the whole block.
     n_rows : int
-        Of the whole slide.
+        Number of rows of the whole slide.
     write
         Called with the place of a seed among those of the task, the chunk's index in the slide and float16 (rows of the
         chunk, t, dim); rows that were never put in are NaN.
@@ -127,7 +127,7 @@ class ChunkBuffer:
         self._held: npt.NDArray[np.float16] = np.empty(0, np.float16)
 
     def put(self, seed: int, row: int, values: npt.NDArray[np.float16]) -> None:
-        """Take in a view's tokens, (t, dim); chunks of earlier rows are complete then."""
+        """Add the tokens of a view, (t, dim). Rows come in ascending order, so chunks of earlier rows are complete."""
         index, offset = divmod(row, self._size)
         if index != self._index:
             self.flush()
@@ -135,7 +135,7 @@ class ChunkBuffer:
         self._held[seed, offset] = values
 
     def flush(self) -> None:
-        """Hand on what is held."""
+        """Write the chunks that are held."""
         if self._index >= 0:
             left = min(self._size, self._rows.stop - self._index * self._size)
             for seed, values in enumerate(self._held):
@@ -205,7 +205,7 @@ def open_tokens(store: StoreLike, slide_id: str, about: recipe.Tokens) -> SlideT
 
 
 def require_positions(positions: npt.NDArray[np.int32], about: recipe.Tokens, what: str) -> None:
-    """Raise CorruptStore unless each row's positions are ascending and inside of the grid."""
+    """Raise CorruptStore unless the positions of each row are ascending and inside the grid."""
     inside = (positions >= 0) & (positions < about.grid**2)
     if not inside.all() or (np.diff(positions, axis=-1) <= 0).any():
         raise CorruptStore(
@@ -233,7 +233,7 @@ def read_rows(
     Raises
     ------
     CorruptStore
-        When a token is not finite, or a position is none.
+        When a token is not finite, or positions are wrong.
     """
     what = f"{opened.slide_id} seed {seed} block {block}"
     out = np.empty((len(rows), *opened.tokens.shape[2:]), np.float16)

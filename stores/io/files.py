@@ -1,4 +1,4 @@
-"""Writing files so that a kill or a power cut leaves the old file or the new one, never half of one."""
+"""Writing files: after a kill or a power cut there is the old file or the new one, never half of one."""
 
 import contextlib
 import errno
@@ -19,11 +19,11 @@ LOGS = "logs"
 _LOCK = ".lock"
 _FULL_BYTES = 64 << 10
 MARGIN_BYTES = 16 << 20
-"""Left free, for the small files around a large one."""
+"""Stays free, for the small files around a large one."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, cut to one line for use inside our own."""
+    """The first line of a library's error message, for use inside our own."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
@@ -55,7 +55,7 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.touch()
         mode = partial.stat().st_mode
         yield partial
-        partial.chmod(mode)  # safetensors makes files that nobody else can read
+        partial.chmod(mode)  # safetensors makes files that only their owner can read
         fsync_path(partial)
         os.replace(partial, path)
         fsync_path(path.parent)
@@ -93,7 +93,7 @@ def json_text(value: Any) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON; numbers that JSON does not have (NaN, infinity) are a ValueError, as any other mistake."""
+    """Parse JSON; NaN and infinity, which JSON does not have, are a ValueError, as is any other mistake."""
 
     def finite(number: str) -> float:
         value = float(number)

@@ -29,14 +29,14 @@ StoreLike = Path | RemoteFiles
 
 
 def read_file(store: StoreLike, name: str, limit_bytes: int) -> bytes | None:
-    """A file of the store, None when it is absent; CorruptStore when it is no regular file, or too large."""
+    """A file of the store, None when it is absent; CorruptStore when it is not a regular file, or too large."""
     if not isinstance(store, Path):
         return store.read(name, limit_bytes)
     return read_local(store / name, limit_bytes, lambda path, _: path.read_bytes())
 
 
 def read_local(path: Path, limit_bytes: int, read: Callable[[Path, int], _T]) -> _T | None:
-    """What `read` makes of a file and its size, as `read_file`."""
+    """The result of `read` on a file and its size; errors as in `read_file`."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > limit_bytes:
@@ -50,7 +50,7 @@ def read_local(path: Path, limit_bytes: int, read: Callable[[Path, int], _T]) ->
 
 
 def walk(folder: Path, odd: Callable[[str, str], None], prefix: str = "") -> Iterator[tuple[str, int]]:
-    """(name, size) of every file below a folder, sorted; ``odd(name, what)`` hears of what is no file or folder."""
+    """(name, size) of every file below a folder, sorted; calls ``odd(name, what)`` for links, devices and the like."""
     with os.scandir(folder) as entries:
         ordered = sorted(entries, key=lambda entry: entry.name)
     for entry in ordered:

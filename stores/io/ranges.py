@@ -1,21 +1,21 @@
-"""Numbers as ranges of neighbours."""
+"""Whole numbers as ranges."""
 
 from collections.abc import Iterable, Iterator
 
 
-def runs_of(numbers: Iterable[int]) -> list[range]:
+def ranges_of(numbers: Iterable[int]) -> list[range]:
     """The ranges that make up a set of numbers, ascending.
 
-    >>> runs_of([4, 0, 1])
+    >>> ranges_of([4, 0, 1])
     [range(0, 2), range(4, 5)]
     """
-    runs: list[range] = []
+    found: list[range] = []
     for number in sorted(numbers):
-        if runs and runs[-1].stop == number:
-            runs[-1] = range(runs[-1].start, number + 1)
+        if found and found[-1].stop == number:
+            found[-1] = range(found[-1].start, number + 1)
         else:
-            runs.append(range(number, number + 1))
-    return runs
+            found.append(range(number, number + 1))
+    return found
 
 
 def aligned(numbers: range, length: int) -> Iterator[range]:

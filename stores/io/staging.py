@@ -1,6 +1,6 @@
-"""New stores from old ones: files are copied into a folder beside the target, renamed when all is there.
+"""New stores from old ones: files are copied into a folder beside the target, which is renamed when it is complete.
 
-A killed copy goes on where it was: files appear by rename, so one that is there with the right size is whole.
+A killed copy continues where it stopped. Files appear by rename, so a file of the right size is whole.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ def staged(out: Path, request: Mapping[str, Any]) -> Iterator[Path]:
     Parameters
     ----------
     request
-        All that decides the result, as JSON types. What an interrupted run with the same request left is kept.
+        All that decides the result, as JSON types. A copy that was killed continues when its request was the same.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def staged(out: Path, request: Mapping[str, Any]) -> Iterator[Path]:
     if stage.exists() and (not marker.is_file() or files.read_json(marker) != wanted):
         shutil.rmtree(stage)
     stage.mkdir(exist_ok=True)
-    files.sweep_partials(stage)  # of a killed copy; they would be published
+    files.sweep_partials(stage)  # a killed copy left them; they would be published
     files.write_json(marker, wanted)
     yield stage
     marker.unlink()

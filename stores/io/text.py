@@ -1,4 +1,4 @@
-"""Text by somebody else, made harmless: for a terminal, a YAML field, a Markdown page."""
+"""Text from elsewhere, made harmless for a terminal, a YAML field or a Markdown page."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ def markdown(value: object, limit: int = 200) -> str:
 
 
 def human_bytes(n: float) -> str:
-    """A size as people write it.
+    """A size in the largest unit that suits it.
 
     >>> human_bytes(3146), human_bytes(123e9)
     ('3.1 kB', '123.0 GB')

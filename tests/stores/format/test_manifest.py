@@ -57,7 +57,7 @@ def test_slide_id_in_a_foreign_table_is_checked(tmp_path: Path) -> None:
 
 def test_a_slide_twice_and_empty_values_are_refused(tmp_path: Path) -> None:
     manifest.write_slides(tmp_path, [slide("a"), slide("a")])
-    with pytest.raises(CorruptStore, match="slide a stands there twice"):
+    with pytest.raises(CorruptStore, match="slide a is listed twice"):
         manifest.read_slides(tmp_path)
     manifest.write_slides(tmp_path, [slide("a", split=None)])
     with pytest.raises(CorruptStore, match="column split has 1 empty values"):
