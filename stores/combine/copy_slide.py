@@ -1,6 +1,7 @@
-"""A slide of a new store from one or more old ones: which files, from where, and how arrays with fewer or more seeds.
+"""Copy one slide from one or more stores into a new one, with fewer or more seeds where asked.
 
-Only what is committed is copied, by name: chunks of an interrupted run, and files that no store has, stay behind.
+Only committed data is copied, by file name. Chunks of an interrupted run are left out, and so are files whose names
+the format does not have.
 """
 
 import functools
@@ -101,7 +102,7 @@ class Source:
 
     @property
     def unknown(self) -> list[str]:
-        """Files that are not copied whatever is asked."""
+        """Files that are never copied."""
         kinds = {name: layout.classify(name) for name in self.listed}
         return sorted(
             name
@@ -110,12 +111,12 @@ class Source:
         )
 
     def about(self) -> dict[str, Any]:
-        """What a new store remembers of this one: a name, no path, since stores travel."""
+        """What a new store records of this one: a name and no path, because stores are passed on."""
         name = str(self.store).rstrip("/").rpartition("/")[2]
         return {"name": name, "recipe": self.recipe.digest(), "slides": len(self.rows)}
 
     def identity(self) -> str:
-        """Changes when a file of the store does: an interrupted copy goes on only from the same state."""
+        """Digest that changes when a file of the store does: an interrupted copy continues from the same state only."""
         digest = hashlib.sha256()
         for name, size in sorted(self.listed.items()):
             changed = os.stat(self.store / name).st_mtime_ns if isinstance(self.store, Path) else 0
@@ -132,13 +133,13 @@ class Source:
         return layout.metadata_file(array) in self.listed
 
     def metadata(self, array: str) -> dict[str, Any]:
-        """The ``zarr.json`` of an array, judged as by every reader."""
+        """The ``zarr.json`` of an array, after the checks of every reader."""
         if array not in self._metadata:
             spec = arrays.read_metadata(self.store, array)
             leaf = array.rpartition("/")[2] if array.startswith(f"{layout.FEATURES}/") else "pixels"
             if len(spec.shape) != _NDIM[leaf]:
                 raise CorruptStore(f"{self}/{array}: {len(spec.shape)} dimensions, expected {_NDIM[leaf]}")
-            if len(self._metadata) > 100:  # those of a few slides: there may be thousands
+            if len(self._metadata) > 100:  # enough for a few slides; a store may have thousands
                 self._metadata.clear()
             raw = read_file(self.store, layout.metadata_file(array), _MAX_METADATA_BYTES)
             self._metadata[array] = json.loads(raw or b"")
@@ -160,9 +161,9 @@ class Choice:
     base: Source
     """The store that its patches and picture come from."""
     views: Mapping[Key, Source] = field(default_factory=dict)
-    """Who gives the views and features of a (block, seed); what is not in here is not copied."""
+    """The source of the views and features of a (block, seed); others are not copied."""
     pixels: Mapping[int, Source] = field(default_factory=dict)
-    """Who gives the pixels of a block; empty to copy none."""
+    """The source of the pixels of a block; empty to copy none."""
     tokens: bool = True
     """Whether patch tokens are copied, where there are any."""
 
@@ -185,12 +186,12 @@ def from_one(
 
 
 def copy_slide(slide_id: str, choice: Choice, n_seeds: int | None, stage: Path, result: Shared) -> None:
-    """Bring the files of a slide into `stage`: chunks first, commit records last, as they were written.
+    """Copy the files of a slide into `stage`: chunks first, commit records last, as in every store.
 
     Parameters
     ----------
     n_seeds : int, optional
-        The arrays keep so many seeds; all that a source has when None.
+        Number of seeds that the arrays keep; all by default.
     """
     usable = choice.row["status"] == manifest.OK
     kinds = ("patches", "picture") if usable else ("picture",)
@@ -204,7 +205,7 @@ def copy_slide(slide_id: str, choice: Choice, n_seeds: int | None, stage: Path, 
 def _chunks_by_source(
     slide_id: str, choice: Choice, n_seeds: int | None, stage: Path
 ) -> Iterator[tuple[Source, list[str]]]:
-    """Files of arrays to copy as they are; metadata with another number of seeds are written on the way."""
+    """Files of arrays to copy, by source. Metadata with another number of seeds are written here."""
     names: dict[Source, list[str]] = {source: [] for source in set(choice.views.values())}
     if names:
         _write_group(stage, layout.FEATURES)
@@ -280,14 +281,14 @@ def _has_ok(commit: manifest.Commit, seed: int, start: int = 0, count: int = 1 <
 
 
 def _write_group(stage: Path, name: str) -> None:
-    """A group's metadata anew: a foreign one may carry a consolidated listing of what is not copied."""
+    """Write the metadata of a group. Those of the source may list arrays that are not copied."""
     path = stage / layout.metadata_file(name)
     if not path.exists():
         files.write_text(path, json.dumps(GROUP, indent=2))
 
 
 def _copy_commits(slide_id: str, choice: Choice, stage: Path, result: Shared) -> None:
-    """Records whose seeds are all wanted from their source as files, others cut to the wanted seeds."""
+    """Copy records whose seeds are all wanted as files, and cut the others to the wanted seeds."""
     wanted: dict[tuple[Source, Path], list[int]] = {}
     commits: dict[Path, manifest.Commit] = {}
     for source in set(choice.views.values()):

@@ -1,7 +1,7 @@
 """``store merge``: the union of stores by slide.
 
-A slide's arrays and its manifest rows are self-contained, so files are copied; the slides table is written anew. What
-several stores have of one slide is compared first (`stores.combine.reconcile`), before anything is written.
+The files of a slide depend on no other slide, so they are copied; the slides table is written again. What several
+stores have of one slide is compared before anything is written (`stores.combine.reconcile`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,15 +23,15 @@ _MADE_BY = (layout.options_file("tile"), layout.options_file("extract-teacher"))
 def merge(
     stores: Sequence[StoreLike], out: Path, allow_duplicates: bool = False, report: Reporter = SILENT
 ) -> Shared:
-    """The union of stores by slide. Start it again after an interruption: it goes on.
+    """Write the union of stores by slide. Call it again after an interruption: it continues.
 
-    A slide of several stores is taken once. Seeds, blocks, pixels and own columns that one store alone has are added
-    when all that they both have is equal; a slide that failed in one and is usable in another is usable.
+    A slide of several stores is copied once. What they all have of it must be equal; seeds, blocks, pixels and own
+    columns that only one store has are added. A slide that failed in one store and is usable in another is usable.
 
     Parameters
     ----------
     allow_duplicates : bool
-        Accept one slide file under two ids.
+        Accept the same slide file under two ids.
     report : Reporter
         Advances by slide.
 
@@ -71,7 +71,7 @@ def merge(
 
 
 def begin(out: Path, sources: Sequence[Source]) -> Shared:
-    """The result before anything is copied: where from, and what stays behind."""
+    """The result before anything is copied: the sources, and what is not copied from them."""
     result = Shared(str(out), sources=[source.about() for source in sources])
     for source in sources:
         result.left_out += [f"{source}/{name}" for name in source.unknown]
@@ -114,14 +114,14 @@ def _usable(choices: Mapping[str, Choice]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _together(a: str, b: str, sources: Sequence[Source]) -> bool:
-    """Whether two slides already stand side by side, usable, in one of the stores: then a merge is not the cause."""
+    """Whether one of the stores has both slides, usable: then the merge is not what brings them together."""
     return any(
         all(name in s.rows and s.rows[name]["status"] == manifest.OK for name in (a, b)) for s in sources
     )
 
 
 def _require_one_split(choices: Mapping[str, Choice], sources: Sequence[Source]) -> None:
-    """Two stores may each have put a patient into another split, which leaks from training into validation."""
+    """Two stores may have put one patient into different splits: training would see what it is validated on."""
     seen: dict[str, dict[str, str]] = {}
     for slide_id, row in _usable(choices):
         of_patient = seen.setdefault(row["patient_id"], {})

@@ -1,7 +1,7 @@
-"""One slide of several stores: what is in more than one has to be equal, what only one has is added.
+"""One slide of several stores: what more than one store has must be equal, what only one has is added.
 
-Values are compared, not files: equal bytes are the quick way. Whatever differs is a conflict that names the slide,
-the place and both values; nothing is chosen in silence.
+Values are compared, not files; equal bytes are only the quick way. A difference is an error that names the slide, the
+place and both values. No value is ever preferred to another.
 """
 
 import itertools
@@ -58,15 +58,18 @@ def _conflict(slide_id: str, what: str, a: Source, x: object, b: Source, y: obje
 
 
 def _join_rows(slide_id: str, having: Sequence[Source]) -> dict[str, Any]:
-    """The row of the best status; empty columns are filled. A slide that failed elsewhere says little about it."""
+    """The row of the best status, with empty columns filled from the others.
+
+    Where a slide failed, its row tells only the patient, the split and the user's own columns.
+    """
     best = having[0].rows[slide_id]["status"]
     row: dict[str, Any] = {}
     given: dict[str, Source] = {}
     for source in having:
         mine = source.rows[slide_id]
         for name, value in mine.items():
-            told = mine["status"] == best or name in _OF_PEOPLE or name not in manifest.SLIDES_SCHEMA.names
-            if not told or (name == "reason" and name in row):
+            counts = mine["status"] == best or name in _OF_PEOPLE or name not in manifest.SLIDES_SCHEMA.names
+            if not counts or (name == "reason" and name in row):
                 continue
             if row.get(name) is None:
                 row[name], given[name] = value, source
@@ -100,7 +103,7 @@ def _views_of(source: Source, slide_id: str) -> Views:
 
 
 def _join_views(slide_id: str, found: Mapping[Source, Views]) -> dict[Key, Source]:
-    """Who gives each (block, seed): one of those with all of its rows, preferably the same for all."""
+    """The source of each (block, seed): one that has all of its rows, preferably the same for all."""
     fullest: dict[Key, list[Source]] = {}
     for source, views in found.items():
         for key, table in views.items():
@@ -118,7 +121,7 @@ def _join_views(slide_id: str, found: Mapping[Source, Views]) -> dict[Key, Sourc
     chosen: dict[Key, Source] = {}
     for _, keys in itertools.groupby(sorted(fullest), key=lambda key: key[0]):
         of_block = {key: fullest[key] for key in keys}
-        # whoever has most of a block first, so that commit records stay whole
+        # the source with most seeds of a block comes first, so that commit records stay whole
         here = sorted(order, key=lambda source: -sum(source in best for best in of_block.values()))
         chosen |= {key: next(s for s in here if s in best) for key, best in of_block.items()}
     for a, b in itertools.pairwise(s for s in order if s in chosen.values()):
@@ -209,7 +212,7 @@ def _same_bytes(a: Source, b: Source, name: str) -> bool:
 
 
 def _differing_forms(slide_id: str, a: Source, b: Source) -> Iterator[tuple[str, object, object]]:
-    """Arrays whose chunks cannot stand beside each other: other metadata than the number of seeds."""
+    """Arrays whose chunks do not fit into one array: their metadata differ in more than the number of seeds."""
     for leaf in SEED_AXIS:
         array = layout.feature_array(slide_id, leaf)
         forms = [s.metadata(array) if s.has(array) else {} for s in (a, b)]
@@ -222,7 +225,7 @@ def _differing_forms(slide_id: str, a: Source, b: Source) -> Iterator[tuple[str,
 
 
 def _require_same_form(slide_id: str, a: Source, b: Source) -> None:
-    """Raise when features of both would have to share an array, and cannot."""
+    """Raise when the features of both stores belong into one array, and do not fit into it."""
     for what, x, y in _differing_forms(slide_id, a, b):
         _conflict(slide_id, what, a, x, b, y)
     array = layout.feature_array(slide_id, "standard")
@@ -235,7 +238,7 @@ def _require_same_form(slide_id: str, a: Source, b: Source) -> None:
 def _join_pixels(
     slide_id: str, found: Mapping[Source, Views], views: Mapping[Key, Source]
 ) -> dict[int, Source]:
-    """Who gives the pixels of each block; nobody when no store keeps them."""
+    """The source of the pixels of each block; empty when no store keeps pixels."""
     array = layout.pixel_array(slide_id)
     keeping = [source for source in found if source.has(array)]
     if not keeping:

@@ -22,7 +22,7 @@ _EXTRACTED = layout.options_file("extract-teacher")
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a subset keeps; conditions that are not None or empty all have to hold."""
+    """What a subset keeps. A slide must fit every condition that is given."""
 
     slides: tuple[str, ...] = ()
     """Ids; see `read_ids`."""
@@ -88,18 +88,18 @@ def read_ids(given: Iterable[str]) -> tuple[str, ...]:
 
 
 def _options_of(selection: Selection) -> dict[str, Any]:
-    """What extract-teacher would be asked for to make the subset; it insists on that when it goes on."""
+    """The options with which extract-teacher would make the subset: it compares them when it continues a store."""
     without = {"pixels": False} if not selection.pixels else {}
     return without | ({"tokens": None} if not selection.tokens else {})
 
 
 def subset(store: StoreLike, out: Path, selection: Selection, report: Reporter = SILENT) -> Shared:
-    """A store of some of the slides and seeds of another. Start it again after an interruption: it goes on.
+    """Write a store of some slides and seeds of another. Call it again after an interruption: it continues.
 
     Raises
     ------
     OptionError
-        When the selection is not one, or selects nothing.
+        When the selection is wrong, or selects nothing.
     """
     source = Source(store)
     keep = selection.choose(source.rows)

@@ -1,4 +1,4 @@
-"""Files of a store under pseudonyms: without what tells where they are from."""
+"""Write the files of a store under pseudonyms, without anything that identifies their origin."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ _OPTIONS = {
     "tile": ("mpp", "patch", "min_tissue", "max_patches", "val"),
     "extract-teacher": ("seeds", "random_weights", "dtype", "pixels", "tokens", "teacher_licence"),
 }
-"""What leaves: values that no path, id or machine is in."""
+"""Options that an export keeps: their values hold no path, id or name of a machine."""
 _PATH = re.compile(r"[/~.\\]|[A-Za-z]:[\\/]|.*\.py:")
 _MAX_METADATA_BYTES = 1 << 20
 
@@ -28,7 +28,7 @@ def renamed(name: str, new_id: str) -> str:
 
 
 def copy_metadata(store: StoreLike, name: str, target: Path) -> None:
-    """Metadata of an array or group without its attributes, which may tell anything."""
+    """Copy the metadata of an array or group without its attributes, which may hold any text."""
     raw = read_file(store, name, _MAX_METADATA_BYTES)
     if raw is None:
         raise CorruptStore(f"{store}/{name}: listed, but not there")
@@ -71,7 +71,7 @@ def without_path(stored: recipe.Recipe) -> recipe.Recipe:
 
 
 def public_options(command: str, options: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The options of a command that may leave; None when none of its may."""
+    """The options of a command that an export keeps; None when it keeps none of them."""
     if command not in _OPTIONS:
         return None
     return {key: options[key] for key in _OPTIONS[command] if key in options}

@@ -1,9 +1,9 @@
 """A copy of a store for others: under pseudonyms, smaller for a slow line, or both.
 
-Under pseudonyms leave: features, pixels if wanted, coordinates, drawn parameters, splits, vendor, sizes and mpp, with
-keyed hashes for slide, patient, file and fingerprint. Left out are slides that could not be used (their reasons hold
-paths), the user's own columns, pictures (a thumbnail may show a label), README and checksums, and all options that are
-not known to be free of names. A self-check reads everything again before the export is published.
+A copy under pseudonyms has features, pixels if wanted, coordinates, drawn parameters, splits, vendor, sizes and mpp.
+It has keyed hashes for slide, patient, file and fingerprint. Left out are slides that could not be used (their reasons
+hold paths), the user's own columns, pictures (a thumbnail may show a label), README and checksums, and all options
+that are not known to be free of names. A self-check searches the copy for the old names before it is published.
 """
 
 import hashlib
@@ -42,13 +42,13 @@ _TOKENS = re.compile(r"features\.zarr/[^/]+/(?:tokens|positions)/.*")
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """What is asked for."""
+    """What to export."""
 
     compact: str | None = None
     """``lossless``, ``int8`` or None."""
     pseudonyms: Pseudonyms | None = None
     keep_columns: tuple[str, ...] = ()
-    """Columns of the user's own that may leave under pseudonyms."""
+    """Columns of the user's own to keep under pseudonyms."""
     pixels: bool = True
     tokens: bool = True
     mapping: Path | None = None
@@ -114,7 +114,7 @@ class _Plan:
 
 
 def export(store: StoreLike, out: Path, options: ExportOptions, report: Reporter = SILENT) -> Exported:
-    """Write an export; one that was interrupted goes on where it was.
+    """Write an export. Call it again after an interruption: it continues.
 
     Parameters
     ----------
@@ -211,7 +211,7 @@ def _write(export: _Plan, report: Reporter) -> Exported:
 
 
 def _request(export: _Plan) -> dict[str, Any]:
-    """All that decides the bytes; the listing stands for the source, which may have grown or been repaired since."""
+    """Everything that decides the bytes of the export. The listing notices a source that was changed since."""
     local = export.store if isinstance(export.store, Path) else None
     times = {name: (local / name).stat().st_mtime_ns for name in export.listing} if local else {}
     listing = json.dumps([(name, n, times.get(name)) for name, n in sorted(export.listing.items())]).encode()
@@ -269,7 +269,7 @@ def _write_slide(export: _Plan, slide_id: str, names: Sequence[str], stage: Path
 
 
 def _write_rest(export: _Plan, written: recipe.Recipe, stage: Path) -> None:
-    """What is of no slide: groups, slides table, options; the recipe last."""
+    """Write what belongs to no slide: groups, slides table, options; the recipe last."""
     for root in (layout.FEATURES, layout.PIXELS):
         if (stage / root).is_dir():
             files.write_json(stage / layout.metadata_file(root), GROUP)

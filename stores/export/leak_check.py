@@ -25,7 +25,7 @@ from stores.io.location import StoreLike
 _SAFE_LENGTH = 8
 _TEXT_LENGTH = 4
 WORDS = frozenset((*manifest.SPLITS, manifest.OK, manifest.BAD_READ, "slide", "option", "csv"))
-"""Values that every store has: a slide of the name ``test`` is not told by them."""
+"""Values that every store has: they do not give away a slide of the name ``test``."""
 _ID_COLUMNS = ("slide_id", "patient_id", "file_name", "fingerprint")
 _STAYS = ("README.md", "croissant.json", CHECKSUMS, DIGEST)
 _Look = Callable[[str, int], str | None]
@@ -80,7 +80,7 @@ def check_columns(rows: Sequence[Mapping[str, Any]], keep: Sequence[str], origin
 def check_texts(
     store: StoreLike, stored: recipe.Recipe, rows: Sequence[Mapping[str, Any]], originals: Originals
 ) -> None:
-    """What is copied word by word is looked at before hours of copying, not only after."""
+    """Check texts that are copied as they are before hours of copying, not only after."""
     texts = [*_strings(stored.to_json()), *sorted({row["vendor"] or "" for row in rows})]
     for text in texts:
         found = originals.in_text(text)
@@ -105,7 +105,7 @@ def check_export(
     names
         Its files, below `stage`.
     issued
-        All pseudonyms: nothing else may stand in a column or file name that holds ids.
+        All pseudonyms: columns and file names that hold ids may hold nothing else.
     kept
         The user's own columns that were asked for.
     advance

@@ -1,7 +1,7 @@
-"""Names that tell nothing: a keyed hash of slide ids, patient ids, file names and fingerprints.
+"""Pseudonyms: keyed hashes of slide ids, patient ids, file names and fingerprints.
 
-The same key gives the same pseudonym every time, so that later exports of a lab fit the earlier ones. Without the key
-nobody can test a guess. The hash is written in consonants: no id of digits or words comes up in it by chance.
+The same key gives the same pseudonym every time, so that later exports of a lab fit the earlier ones. A guess cannot be
+tested without the key. The hash is written in consonants, so that no number or word appears in it by chance.
 """
 
 import csv
@@ -35,7 +35,7 @@ def is_keyed(fingerprint: str | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Pseudonyms:
-    """Pseudonyms under a key; remembers all that it gave, and that no two names got the same."""
+    """Pseudonyms under a key. It remembers them, and refuses to give one to two names."""
 
     key: bytes = field(repr=False)
     _given: dict[str, tuple[str, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -46,7 +46,7 @@ class Pseudonyms:
 
     @property
     def key_id(self) -> str:
-        """Tells two keys apart and gives neither away."""
+        """A short hash that distinguishes keys and does not reveal them."""
         return self._hash("key-id", "")[:16]
 
     def _hash(self, kind: str, text: str) -> str:

@@ -1,6 +1,6 @@
 """A slide's features in another form: byte shuffle and zstd, or int8. Every chunk file appears whole, by rename.
 
-So a file that is there was finished, and an interrupted copy goes on at the next one with the same bytes.
+A file that exists is complete, so an interrupted copy continues at the next one, with the same bytes.
 """
 
 import math
@@ -42,7 +42,7 @@ class Block:
     """Ascending, of status ok."""
 
     def offsets(self, slide: features.SlideFeatures) -> npt.NDArray[np.int32]:
-        """Where the rows stand in the block."""
+        """Places of the rows in the block."""
         whole = features.block_range(slide.n_rows, self.block)
         if len(self.rows) and (self.rows[0] < whole.start or self.rows[-1] >= whole.stop):
             raise CorruptStore(
@@ -110,7 +110,7 @@ class ArrayWriter:
 
 
 def write_groups(stage: Path, slide_id: str) -> None:
-    """The metadata of the groups that a slide's arrays are in: bare, attributes of a source may tell anything."""
+    """Write the groups of a slide's arrays without attributes: those of the source may hold any text."""
     for group in (layout.FEATURES, layout.slide_group(slide_id)):
         files.write_json(stage / layout.metadata_file(group), GROUP)
 
@@ -193,7 +193,7 @@ def write_int8(
     for block, values, offsets in _blocks_of(slide, blocks):
         at = block.seed, block.block
         if not (array.has(*at, 0) and scales.has(*at)):
-            listed = np.full_like(values, np.nan)  # rows that nobody committed may hold anything
+            listed = np.full_like(values, np.nan)  # rows that are not committed may hold anything
             listed[offsets] = values[offsets]
             quantised, scale = int8.quantise(listed, standard)
             scales.write(at, scale[None])

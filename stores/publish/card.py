@@ -1,7 +1,7 @@
 """The card of a store: ``README.md`` as data-set hubs expect it, and ``croissant.json`` for machines.
 
-All that comes out of the store is text by somebody else and is escaped. Nothing here decides what a licence means: the
-card passes on what is known, says on whose word, and whom it binds.
+Text from the store is foreign and is escaped. The card states what is known of a licence and who recorded it; it does
+not interpret the licence.
 """
 
 import re
@@ -23,7 +23,7 @@ from stores.publish import croissant
 from stores.publish.licences import ACCESS, UNKNOWN, licence_of
 
 MAX_GROUPS = 50
-"""Rows of a cohort table: a column with more values is hardly one that counts groups."""
+"""Rows of a cohort table; a column with more values hardly names groups."""
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 
 
@@ -43,7 +43,7 @@ class CardOptions:
     url: str | None = None
     """Where the store is published."""
     cohort_column: tuple[str, ...] = ()
-    """The user's own columns that the cohort table counts. None by default: they may say too much."""
+    """The user's own columns that the cohort table counts. None by default: they may identify somebody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def write_card(store: Path, options: CardOptions) -> Written:
     Raises
     ------
     OptionError
-        When the store is sealed, has no column of a name that was given, or the URL is none.
+        When the store is sealed, a column does not exist, or the URL is not one.
     StoreError
         When it has no features yet.
     """
@@ -118,7 +118,7 @@ class _Card:
     """Views by slide."""
     options: CardOptions
     recorded: str
-    """The teacher's licence by the word of whoever made the store."""
+    """The teacher's licence, as the maker of the store recorded it."""
 
     @property
     def licence(self) -> str:

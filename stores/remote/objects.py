@@ -35,7 +35,7 @@ class Object:
 
     size: int
     md5: str | None
-    """Hex; None where the service does not tell it."""
+    """Hex; None where the service does not give one."""
 
 
 class Objects:

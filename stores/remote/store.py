@@ -1,7 +1,7 @@
-"""Stores behind a URL: any fsspec file system, read with retries, through a bounded cache on disk.
+"""Read a store behind a URL of any fsspec file system, with retries, through a bounded cache on disk.
 
-Opening fetches what is small and needed as a whole (recipe, options, manifest) into a folder; arrays are read file by
-file. All traffic goes through `Objects`, the one place that retries.
+Opening it fetches the small files (recipe, options, manifest) into a folder; arrays are read file by file. All traffic
+passes through `Objects`, the one place that retries.
 """
 
 import contextlib
@@ -28,9 +28,9 @@ class RemoteStore:
     Parameters
     ----------
     folder : Path
-        Where the small files and the cache lie.
+        Folder of the small files and the cache.
     cache_bytes : int
-        Array files are kept up to this size in all, the least recently used go first.
+        Size of the cached array files in all; the least recently used are removed first.
     """
 
     def __init__(self, objects: Objects, folder: Path, cache_bytes: int) -> None:
@@ -56,7 +56,7 @@ class RemoteStore:
         return {name: about.size for name, about in self.list_objects().items()}
 
     def list_objects(self) -> dict[str, Object]:
-        """What the service says of every file of the store; listed once."""
+        """Size and MD5 of every file of the store; listed once."""
         if self._listed is None:
             self._listed = self.objects.list()
         return self._listed
@@ -65,9 +65,8 @@ class RemoteStore:
         names: dict[str, int] = {layout.RECIPE: 16 << 20}
         for folder in (layout.OPTIONS, layout.MANIFEST):
             for name, about in self.objects.list(folder).items():
-                if (
-                    layout.classify(name) is not None
-                ):  # anything else is not ours, and may be a path that leads elsewhere
+                # a name that the format does not have may be a path that leads elsewhere
+                if layout.classify(name) is not None:
                     names[name] = min(about.size, _MAX_SMALL_BYTES)
         with ThreadPoolExecutor(THREADS, thread_name_prefix="fetch") as pool:
             jobs = [pool.submit(self._fetch_one, name, size) for name, size in names.items()]

@@ -1,7 +1,7 @@
 """Copies of a store to and from a URL: resumable, and every file is proved to have arrived.
 
-``recipe.json`` goes last: an upload that was cut off is no store yet. What is there already is left alone when its
-MD5 is right, or where the service tells none, when its bytes are.
+``recipe.json`` is sent last: an unfinished upload is not a store yet. A file that exists already is kept when its MD5
+is right, or its bytes, where the service gives no MD5.
 """
 
 import hashlib
@@ -30,13 +30,13 @@ class Transferred:
     """What a push or a pull did."""
 
     store: str
-    """The URL or folder that the store was brought to."""
+    """The URL or folder that the store was copied to."""
     files: int = 0
     bytes: int = 0
     there_before: int = 0
-    """Files that an earlier run had brought."""
+    """Files that an earlier run had copied."""
     left_out: list[str] = field(default_factory=list)
-    """Names that no store has; they stay where they are."""
+    """Files whose names the format does not have; they are not copied."""
     proof: str = ""
     """How arrival was proved."""
 
@@ -81,7 +81,7 @@ def _known(names: Iterable[str], result: Transferred) -> list[str]:
 
 
 def push(store: Path, objects: Objects, report: Reporter = SILENT) -> Transferred:
-    """Upload a store. Start it again after an interruption: it goes on.
+    """Upload a store. Call it again after an interruption: it continues.
 
     Parameters
     ----------
@@ -113,9 +113,7 @@ def push(store: Path, objects: Objects, report: Reporter = SILENT) -> Transferre
         if not before:
             objects.put(name, data)
             if not _same(objects, name, objects.about(name), data):
-                raise StoreError(
-                    f"{objects.url}/{name}: arrived other than it was sent; start the push again"
-                )
+                raise StoreError(f"{objects.url}/{name}: did not arrive as it was sent; start the push again")
         report.advance(len(data), name)
         return len(data), before
 
@@ -135,7 +133,7 @@ def _same(objects: Objects, name: str, there: Object | None, data: bytes) -> boo
 
 
 def pull(objects: Objects, out: Path, report: Reporter = SILENT) -> Transferred:
-    """Download a store; `out` appears when all of it is there and proved.
+    """Download a store. `out` appears when every file has arrived and was checked.
 
     Raises
     ------
@@ -177,8 +175,8 @@ def _proof(sealed: Mapping[str, str] | None, objects: Iterable[Object]) -> str:
     if sealed is not None:
         return "SHA-256 of the seal"
     if all(about.md5 is not None for about in objects):
-        return "MD5 that the service tells; not sealed: run `g2l store verify`"
-    return "sizes only, the service tells no MD5 and the store is not sealed: run `g2l store verify`"
+        return "MD5 of the service; not sealed: run `g2l store verify`"
+    return "sizes only: the service gives no MD5, and the store is not sealed: run `g2l store verify`"
 
 
 def _fetch(
@@ -206,5 +204,5 @@ def _wrong(name: str, data: bytes, listed: Object, sealed: Mapping[str, str] | N
             return "is not in the seal: added afterwards"
         return None if hashlib.sha256(data).hexdigest() == sealed[name] else "is not what was sealed"
     if listed.md5 is not None and listed.md5 != hashlib.md5(data, usedforsecurity=False).hexdigest():
-        return "has another MD5 than the service tells"
+        return "has another MD5 than the service gives"
     return None

@@ -30,7 +30,7 @@ class StoreCheck:
     found: list[Finding] = field(default_factory=list)
 
     def add(self, file: str, problem: object, kind: str, slide_id: str | None = None, **place: Any) -> None:
-        """Note a finding; the store's own path is cut off what an error says."""
+        """Note a finding. The path of the store is removed from the message of an error."""
         text = str(problem).replace(f"{self.store}/", "")
         text = text.removeprefix(f"{file}: ")
         self.found.append(Finding(file, text, kind, slide_id, **place))
@@ -55,7 +55,7 @@ class SlideFiles:
 
 @dataclass(frozen=True, slots=True)
 class SlideFindings:
-    """What a look at every byte of a slide brought to light."""
+    """The result of reading every byte of a slide."""
 
     slide_id: str
     findings: list[Finding]
@@ -77,12 +77,14 @@ class SlideCheck:
     """(block, seed) whose commit record cannot be relied on."""
 
     def add(self, file: str, problem: object, kind: str, **place: Any) -> None:
+        """Note a finding of this slide."""
         self.state.add(file, problem, kind, self.slide_id, **place)
 
     def _has(self, array: str) -> bool:
         return layout.metadata_file(array) in self.state.listed
 
     def read_patches(self, n_rows: int) -> manifest.Patches | None:
+        """The table of patches, None when it is unreadable; it must have `n_rows` rows."""
         file = layout.patches_file(self.slide_id)
         try:
             patches = manifest.read_patches(self.state.store, self.slide_id)
@@ -100,6 +102,7 @@ class SlideCheck:
         patches: manifest.Patches | None,
         listed: npt.NDArray[np.int8],
     ) -> None:
+        """Rows of a commit record against its name, the slide and its patches; they are entered in `listed`."""
         file = commit.file
         rows, seeds = table["row"].to_numpy(), table["seed"].to_numpy()
         n_rows = listed.shape[1]
@@ -138,6 +141,7 @@ class SlideCheck:
         listed[seeds, rows] = np.where(ok, 2, 1)
 
     def check_missing(self, listed: npt.NDArray[np.int8]) -> None:
+        """Views that no commit record lists, unless the store is known to be unfinished."""
         if self.state.partial:
             return
         for seed, block, rows in self.blocks(listed):
@@ -149,6 +153,7 @@ class SlideCheck:
                 self.add(layout.views_folder(self.slide_id), problem, "missing", **place)
 
     def blocks(self, listed: npt.NDArray[np.int8]) -> Iterator[tuple[int, int, range]]:
+        """Seed, block and rows of every block that the slide has."""
         n_rows = listed.shape[1]
         for seed in range(self.state.n_seeds):
             for block in range(features.n_blocks(n_rows) if n_rows else 0):
@@ -187,6 +192,7 @@ class SlideCheck:
         return max((commit.seeds.stop for commit, _ in self.commits), default=0)
 
     def check_coords(self, patches: manifest.Patches | None) -> None:
+        """The coordinates beside the features are those of the patches."""
         name = layout.feature_array(self.slide_id, "coords")
         shape = (ANY if patches is None else len(patches), 2)
         if self.array_of(name, "coords", shape, PLAIN, 0) is None:
@@ -203,6 +209,7 @@ class SlideCheck:
             self.add(layout.chunk_file(name, (0, 0)), "differs from the patches of the manifest", "coords")
 
     def check_features(self, listed: npt.NDArray[np.int8]) -> None:
+        """Features and statistics are there and readable where `listed` says so, and nowhere else."""
         store, n_rows = self.state.store, listed.shape[1]
         teacher = self.state.stored.teacher if self.state.stored else None
         dim = teacher.dim if teacher else ANY
@@ -234,6 +241,7 @@ class SlideCheck:
                 self._stats_chunk(stats, seed, block, rows, bool(listed[seed, rows.start : rows.stop].any()))
 
     def strays(self, arrays_of: dict[str, arrays.ArraySpec | None]) -> None:
+        """Chunk files outside of the grid of their array."""
         for name, spec in arrays_of.items():
             for file in self.files if spec is not None else ():
                 array, index = layout.parse_chunk(file) or ("", ())
@@ -314,6 +322,7 @@ class SlideCheck:
             self.add(file, "is missing: the statistics of a committed block", "stats", **place)
 
     def check_pixels(self, listed: npt.NDArray[np.int8]) -> None:
+        """Pixels, where the store keeps them, are there and readable for every listed patch."""
         name = layout.pixel_array(self.slide_id)
         if not self._has(name):
             if any(file.startswith(f"{name}/") for file in self.files):

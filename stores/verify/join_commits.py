@@ -2,11 +2,11 @@
 
 First the joined record is written (renamed into place, flushed), then its parts are removed. So every view is listed
 at every moment: a kill in between leaves some views in two records, where the other order would leave hours of a
-teacher's work unlisted. The two are told apart by their names, since the seeds of a part lie within those of the joined
-record: `manifest.commits` passes over a part. Seeds of records that are written side by side never lie within each
-other, so that nothing else is passed over. The next run finds the part, makes sure that the joined record has all
-of its rows, and removes it. A reader that listed the folder before and opens a part afterwards gets an error, never
-fewer views in silence; still, nobody should read while records are joined.
+teacher's work unlisted. The names distinguish the two, because the seeds of a part lie within those of the joined
+record: `manifest.commits` ignores a part. Seeds of records that are written side by side never lie within each other,
+so nothing else is ignored. The next run finds the part, makes sure that the joined record has all of its rows, and
+removes it. A reader that listed the folder before and opens a part afterwards gets an error, never fewer views. Still,
+do not read a store while its records are joined.
 """
 
 import itertools

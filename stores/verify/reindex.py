@@ -1,8 +1,9 @@
-"""``store reindex``: brings in line what follows from other things, without slides or teacher.
+"""``store reindex``: rebuild derived files, without slides or teacher.
 
-Checksums that older versions or other programs did not write, commit records that were written seed by seed, block
-statistics. What nobody lists is named, and removed only when asked. Nothing that is committed is ever removed: a commit
-record goes only when all of its rows stand in another. Nobody may write to the store, or read it, at the same time.
+Derived files are checksums that older versions or other programs did not write, commit records that were written seed
+by seed, and block statistics. Chunks that no commit record lists are named, and removed only when asked. Committed
+data is never removed: a commit record goes only when another has all of its rows. No other program may write to the
+store, or read it, at the same time.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from stores.verify import join_commits
 
 @dataclass(slots=True)
 class Reindexed:
-    """What a run did, or would do."""
+    """What was done, or with `dry_run` would be done."""
 
     store: str
     dry_run: bool = False
@@ -38,9 +39,9 @@ class Reindexed:
     pruned: bool = False
     """Whether they were removed."""
     strays: list[str] = field(default_factory=list)
-    """Files that no store has; they are left alone."""
+    """Files whose names the format does not have; they are left alone."""
     problems: list[str] = field(default_factory=list)
-    """What contradicts itself and cannot be derived from anything else."""
+    """Contradictions that no other file resolves."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -51,9 +52,9 @@ class Reindexed:
         verb = "would be " if self.dry_run else ""
         gone = "removed" if self.pruned else "--prune removes it"
         todo = len(self.done) if self.dry_run else 0
-        outcome = f"{todo} things to do" if todo else "everything is in line"
+        outcome = f"{todo} things to do" if todo else "everything is up to date"
         if self.problems:
-            outcome = f"{len(self.problems)} wrong, which nothing else tells how to mend"
+            outcome = f"{len(self.problems)} wrong, and no other file resolves it"
         return [
             *(f"{verb}done: {text}" for text in self.done),
             *first_of(f"no commit record lists it, {gone}", self.leftovers),
@@ -64,7 +65,7 @@ class Reindexed:
 
 
 def reindex(store: Path, dry_run: bool = False, prune: bool = False, report: Reporter = SILENT) -> Reindexed:
-    """Do what is needed, or with `dry_run` only say it. A killed run is started again.
+    """Rebuild what is needed; with `dry_run`, only report it. Call it again after an interruption.
 
     Parameters
     ----------
@@ -139,7 +140,7 @@ class _Run:
 
     @contextlib.contextmanager
     def problem(self) -> Iterator[None]:
-        """What is damaged is named; the rest is still brought in line."""
+        """Note what is damaged and continue with the rest."""
         try:
             yield
         except StoreError as error:
@@ -210,12 +211,12 @@ class _Slide:
                             features.write_stats(self.run.store, self.slide_id, seed, commit.block, values)
 
     def _stats_spec(self, name: str, shape: tuple[int, ...]) -> arrays.ArraySpec | None:
-        """The array's metadata; an array that is absent, or not what the format says, is made anew."""
+        """The array's metadata. An array that is absent, or not as the format says, is created again."""
         with contextlib.suppress(StoreError):
             spec = arrays.read_metadata(self.run.store, name)
             if spec.shape == shape and spec.chunks == (1, 1, *shape[2:]) and spec.dtype == np.float64:
                 return spec
-        if self.run.does(f"slide {self.slide_id}: array of statistics made anew"):
+        if self.run.does(f"slide {self.slide_id}: array of statistics created again"):
             shutil.rmtree(self.run.store / name, ignore_errors=True)
             arrays.create_array(self.run.store, name, shape, (1, 1, *shape[2:]), "float64", np.nan)
         return None

@@ -1,6 +1,6 @@
 """Sealing: a SHA-256 of every file in the format of ``sha256sum -c``, and one digest of that to publish.
 
-Whoever got the digest some other way than the store knows that nothing was changed, added or lost since.
+Who has the digest from another place than the store can check that nothing was changed, added or lost since.
 """
 
 import hashlib
@@ -130,7 +130,7 @@ def read_checksums(store: StoreLike) -> dict[str, str] | None:
 
 
 def check_seal(store: StoreLike, listed: dict[str, int], report: Reporter = SILENT) -> list[Finding]:
-    """Whatever was changed, added or removed since a store was sealed; nothing when it is not sealed.
+    """Find what was changed, added or removed since a store was sealed; nothing when it is not sealed.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ from stores.verify.token_checks import check_tokens
 
 
 def check_slide(store: StoreLike, files: SlideFiles) -> SlideFindings:
-    """Read everything that a store has of one slide; needs no other slide, hence runs anywhere and in any order."""
+    """Read everything that a store has of one slide. It needs no other slide, so it runs in any process and order."""
     slides = {} if files.row is None else {files.slide_id: files.row}
     state = StoreCheck(store, files.sizes, slides, files.stored, files.partial, files.n_seeds)
     commits = _read_commits(state, files.slide_id)
@@ -24,7 +24,7 @@ def check_slide(store: StoreLike, files: SlideFiles) -> SlideFindings:
 
 
 def _read_commits(state: StoreCheck, slide_id: str) -> list[tuple[manifest.Commit, pa.Table]]:
-    """Readable commit records; the others become findings, and so do those that another has replaced."""
+    """Readable commit records. Unreadable ones, and those that another record replaces, become findings."""
     folder = layout.views_folder(slide_id)
     found, relied = [], set()
     for commit in manifest.commits(state.store, slide_id):
@@ -40,7 +40,7 @@ def _read_commits(state: StoreCheck, slide_id: str) -> list[tuple[manifest.Commi
 
 
 def _check_usable(check: SlideCheck) -> None:
-    """Patches, commit records, then the arrays: what is wrong with the first explains what is wrong with the last."""
+    """Check patches, commit records, then arrays: mistakes in the first explain those in the last."""
     n_rows = check.row["n_patches"]
     patches = check.read_patches(n_rows)
     if patches is not None:

@@ -1,6 +1,6 @@
-"""``store verify``, structure: is a store whole, does every part agree with every other, are all checksums right.
+"""``store verify``, structure: every part of a store is there, agrees with the others, and fits its checksums.
 
-Works on what another lab sent: nothing here raises for what is wrong in a store, it becomes a `Finding`.
+The store may come from another lab: whatever is wrong with it becomes a `Finding`, not an exception.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _MAX_MANIFEST_BYTES = 1 << 30
 
 @dataclass(slots=True)
 class Structure:
-    """What a look at every byte of a store brought to light."""
+    """The result of reading every byte of a store."""
 
     store: str = ""
     findings: list[Finding] = field(default_factory=list)
@@ -176,7 +176,7 @@ def _check_slides_table(state: StoreCheck) -> None:
 
 
 def _check_names(state: StoreCheck) -> None:
-    """Files that no store has, files of slides that are not listed, Parquet files without a checksum of their own."""
+    """Files with unknown names, files of slides that are not listed, Parquet files without their own checksum."""
     known = bool(state.slides)
     strangers: dict[str, int] = {}
     for name in state.listed:

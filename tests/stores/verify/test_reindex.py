@@ -89,7 +89,7 @@ def test_unfinished_files_go_and_sealed_stores_stay(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli.g2l, ["store", "reindex", str(store)])
     assert done.stdout.startswith("done: 1 unfinished files removed\n")
     done = CliRunner().invoke(cli.g2l, ["store", "reindex", str(store), "--dry-run"])
-    assert done.stdout.endswith("everything is in line\n")
+    assert done.stdout.endswith("everything is up to date\n")
     sealed = Path(shutil.copytree(store, tmp_path / "sealed"))
     CliRunner().invoke(cli.g2l, ["store", "seal", str(sealed)])
     with pytest.raises(OptionError, match=r"is sealed; to change it delete checksums\.sha256"):
