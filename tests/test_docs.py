@@ -7,10 +7,12 @@ import tokenize
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 
 import stores
+from cli import g2l
 from pipeline.encoders.torchvision_cpu import make_importable
 from stores.format import features, manifest
 from tests.tools.settings import ROOT
@@ -190,3 +192,33 @@ def test_make_targets_that_are_named_exist() -> None:
     for page in PAGES:
         named = re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(encoding="utf-8"), re.M)
         assert set(named) <= targets, page
+
+
+def _commands(page: Path) -> list[list[str]]:
+    """The g2l commands in the examples of a page, each as words without ``g2l``."""
+    blocks = "\n".join(re.findall(r"```\w*\n(.*?)```", page.read_text(encoding="utf-8"), re.S))
+    blocks = blocks.replace("g2l view 1\n", "")  # a key that is hashed, no command
+    lines = blocks.replace("\\\n", " ").replace("[", "").splitlines()
+    found = (re.search(r"(?:^|\s)(?:g2l|cli\.py) ([a-z].*?)(?:\s#|$)", line) for line in lines)
+    return [match[1].split() for match in found if match]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_in_examples_have_the_options_they_are_given(page: Path) -> None:
+    for words in _commands(page):
+        command: click.Command = g2l
+        context = click.Context(command)
+        while isinstance(command, click.Group):
+            found = command.get_command(context, words.pop(0))
+            assert found is not None, words
+            command = found
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options, (command.name, words)
+
+
+def test_the_map_of_the_docs_leads_to_every_page() -> None:
+    docs = ROOT / "docs"
+    text = (docs / "index.md").read_text(encoding="utf-8")
+    for page in PAGES:
+        if docs in page.parents and page.name != "index.md" and page.parent.name != "decisions":
+            assert f"]({page.relative_to(docs)})" in text, page
