@@ -52,7 +52,7 @@ class EmbedSummary(Tally):
 
 
 class Publisher:
-    """Turns the parts of whole slides into the files of a format; belongs to the process that plans.
+    """Turns the parts of whole slides into the files of a format; belongs to the planning process.
 
     A slide is published when its record ``done/SLIDE_ID.json`` is there and the files that it names are as large as
     it says: parts are removed after that.
@@ -124,7 +124,7 @@ class Publisher:
         self._count(unit, texts)
 
     def finish(self) -> None:
-        """Write what lists all published units."""
+        """Write the files that list all published units."""
         self._format.finish(self.out / FOLDER, sorted(self._published, key=lambda unit: unit.name))
         with contextlib.suppress(OSError):
             (self.out / parts.FOLDER).rmdir()

@@ -19,7 +19,7 @@ from stores.errors import OptionError, ReadError
 from stores.io.files import first_line
 
 KNOWN = ("path", "label", "site", "group", "split")
-"""What a column may be; all others are carried along under their own names."""
+"""Columns with a meaning; all others are kept under their own names."""
 RESAMPLING = "pillow-bilinear"
 MAX_TILE_PX = 40_000_000
 _MODES = frozenset(("RGB", "RGBA", "L", "LA", "P", "1"))
@@ -47,7 +47,7 @@ def read_tiles(path: Path, renamed: Sequence[str], root: Path | None) -> TileTab
     Parameters
     ----------
     renamed
-        ``NAME=COLUMN``: the CSV's column COLUMN is what we call NAME.
+        ``NAME=COLUMN``: the CSV's column COLUMN is used as NAME.
     root
         What relative paths start from; the CSV's folder when None.
 
@@ -66,7 +66,7 @@ def read_tiles(path: Path, renamed: Sequence[str], root: Path | None) -> TileTab
     new_names = _new_names(path, names, renamed)
     if "path" not in new_names.values():
         raise OptionError(
-            f"{path}: no column path; found {', '.join(names) or 'nothing'}: say which it is by --column path=NAME"
+            f"{path}: no column path; found {', '.join(names) or 'nothing'}: name it with --column path=NAME"
         )
     if not rows:
         raise OptionError(f"{path}: lists no tile")
@@ -79,7 +79,7 @@ def read_tiles(path: Path, renamed: Sequence[str], root: Path | None) -> TileTab
         if not name:
             raise OptionError(f"{path} line {number}: no path")
         if seen.setdefault(name, number) != number:
-            raise OptionError(f"{path} line {number}: {name} stands in line {seen[name]} too")
+            raise OptionError(f"{path} line {number}: {name} is also in line {seen[name]}")
     base = (root or path.parent).absolute()
     files = tuple(base / name for name in columns["path"])
     if not any(file.is_file() for file in files[:100]):
@@ -91,7 +91,7 @@ def read_tiles(path: Path, renamed: Sequence[str], root: Path | None) -> TileTab
 
 
 def _new_names(path: Path, names: Sequence[str], renamed: Sequence[str]) -> dict[str, str]:
-    """The name of every column of the CSV as we call it."""
+    """The new name of every column of the CSV."""
     result = {name: name for name in names}
     for text in renamed:
         new, equals, old = text.partition("=")

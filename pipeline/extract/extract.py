@@ -99,7 +99,7 @@ def extract(
     options = _absolute(options)
     job = f"extract-teacher {store.absolute()}"
     with files.only_writer(store), open_cluster(where, job, report) as workers:
-        # before hours of tiling: its name or weights may be wrong
+        # loaded before hours of tiling, since its name or weights may be wrong
         encoder = WorkerEncoder(job, EncoderSpec.of(options.teacher, options, options.tokens is not None))
         teacher = workers.call(encoder.describe, options.tokens)
         if teacher.identity.image_px != policy.crop_px:
@@ -134,7 +134,7 @@ def extract(
 
 
 def _absolute(options: ExtractOptions) -> ExtractOptions:
-    """Paths that are right wherever a worker stands."""
+    """Options with absolute paths, since workers may stand in another folder."""
     weights = None if options.weights is None else options.weights.absolute()
     return dataclasses.replace(options, weights=weights)
 
@@ -146,7 +146,7 @@ def _require_room(
     patch_px: int,
     options: ExtractOptions,
 ) -> None:
-    """Raise DiskFull when what is left to do will not fit: hours before it would be noticed."""
+    """Raise DiskFull now, not after hours, when what is left to do will not fit."""
     n_views = sum(task.n_views for task in tasks)
     size = n_views * (2 * teacher.identity.dim + MANIFEST_BYTES_PER_VIEW)
     if teacher.tokens is not None:
@@ -157,7 +157,7 @@ def _require_room(
     if free < size + files.MARGIN_BYTES:
         raise DiskFull(
             f"--store {store}: {n_views:,} views need {human_bytes(size)} and {human_bytes(free)} are free: "
-            "make room, or take fewer --seeds or --limit first; `g2l plan` reckons"
+            "make room, or take fewer --seeds or a smaller --limit; `g2l plan` calculates what is needed"
         )
 
 

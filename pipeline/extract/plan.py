@@ -29,7 +29,7 @@ from stores.io.text import human_bytes, unusable_lines
 MANIFEST_BYTES_PER_VIEW = 44
 """Commit records and patches of the demo's store, 968 patches under 4 seeds: 44.0 B a view."""
 PIXELS_SHARE = 0.87
-"""Of a patch's bytes zstd leaves 0.83 on CMU-1-Small-Region and 0.91 on a dense TCGA slide."""
+"""zstd leaves 0.83 of a patch's bytes on CMU-1-Small-Region and 0.91 on a dense TCGA slide."""
 _CHECKSUM_BYTES = 4
 _GROUP_FILES = 1  # the zarr.json of features.zarr, or of pixels.zarr
 _SLIDE_FILES = 7  # zarr.json of group, features, coords, stats; the chunk of coords; patches; picture
@@ -52,7 +52,7 @@ class TokenPlan:
     """Which patch tokens are planned."""
 
     count: int
-    """Of a view."""
+    """How many of each view."""
     dim: int | None
     """Length of a token; None when it cannot be known."""
 
@@ -122,7 +122,7 @@ class Plan:
 
     @property
     def hours(self) -> float | None:
-        """Hours of the device that the speed belongs to."""
+        """Hours on the device whose speed is given."""
         return self.views / self.views_per_s / 3600 if self.views_per_s else None
 
     @property
@@ -202,7 +202,7 @@ def plan(
     tile_options: TileOptions,
     report: Reporter,
 ) -> Plan:
-    """Count patches by a quick tissue pass and reckon what follows.
+    """Count patches by a quick tissue pass and calculate sizes, files and hours.
 
     Parameters
     ----------

@@ -45,8 +45,8 @@ class Encoded:
 
 
 Encode = Callable[[OnDevice, npt.NDArray[np.uint8], npt.NDArray[np.int32] | None], Encoded]
-"""Of an encoder, views and the positions of the tokens to keep, (B, t) or None; FeatureError when a value cannot be
-kept."""
+"""Takes an encoder, views, and the positions of the tokens to keep, (B, t), or None; raises FeatureError when a value
+cannot be kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Kept:
     policy: Policy
     encode: Encode
     dtype: type[np.floating[Any]]
-    """Of the features that `encode` returns."""
+    """Type of the features that `encode` returns."""
     pixels: bool = False
     """Whether the patches' pixels are kept too."""
     tokens: recipe.Tokens | None = None
@@ -86,7 +86,7 @@ class Sink(Protocol):
         Parameters
         ----------
         index : int
-            Of the chunk in the slide.
+            Number of the chunk in the slide.
         values : float16 (rows of the chunk, t, width)
         """
 
@@ -96,7 +96,7 @@ class Sink(Protocol):
 
 @dataclass(slots=True)
 class Outcome:
-    """What a worker says of a block; the block itself is in the store."""
+    """What a worker returns for a block, whose results are in the store already."""
 
     views: int = 0
     bad_reads: list[str] = field(default_factory=list)
@@ -149,7 +149,7 @@ class Engine:
         Parameters
         ----------
         patches
-            Of the whole slide.
+            All patches of the slide.
         """
         try:
             return self._run(task, patches, _OpenSink(self, sink), advance)

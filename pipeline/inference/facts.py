@@ -16,7 +16,7 @@ from stores.format import recipe
 
 @dataclass(frozen=True, slots=True)
 class EncoderFacts:
-    """What the process that plans has to know of an encoder, which it does not load itself."""
+    """What the planning process has to know of an encoder, since it does not load it itself."""
 
     identity: recipe.Teacher
     tokens: recipe.Tokens | None

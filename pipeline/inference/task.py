@@ -11,13 +11,13 @@ _SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What one writer owns: the chunks of `seeds` of one block. Small, for it travels to the worker."""
+    """What one writer owns: the chunks of `seeds` of one block. Small, since it travels to the worker."""
 
     source: Source
     fingerprint: str
     split: str
     n_patches: int
-    """Of the whole slide."""
+    """How many patches the whole slide has."""
     block: int
     seeds: range
     rows: range
@@ -44,7 +44,7 @@ class Tally:
     device_seconds: float = 0.0
     """Time in which some block had the device, summed over processes."""
     wait_seconds: float = 0.0
-    """Of that, time without a batch, waiting for patches."""
+    """The part of it without a batch, waiting for patches."""
     figures: dict[str, Any] = field(default_factory=dict)
 
     def add(self, item: Task, outcome: Any, error: str) -> None:

@@ -50,7 +50,7 @@ class _Attempt:
 
 
 def _attempt(work: Work, item: Any) -> _Attempt:
-    """Run on a worker: an error comes back as a value, for dask would pickle its whole context."""
+    """Run on a worker: an error comes back as a value, because dask would pickle its whole context."""
     counted: list[int] = []
     address = get_worker().address
     try:
@@ -87,7 +87,7 @@ class OnDask:
         failures = Failures(report)
         over: queue.SimpleQueue[Any] = queue.SimpleQueue()
         running: dict[str, _Running] = {}
-        suspects: list[Any] = []  # were on a worker when it died, perhaps beside the one that killed it
+        suspects: list[Any] = []  # their worker died, perhaps of another item that it had
         prefix, numbers = uuid.uuid4().hex, itertools.count()
         left = iter(items)
 
@@ -109,7 +109,7 @@ class OnDask:
             if future is None:
                 for key, job in list(running.items()):
                     if job.elsewhere and not job.elsewhere & self._workers().keys():
-                        del running[key]  # the others are gone: anywhere, then
+                        del running[key]  # those workers are gone: any other may take it
                         job.future.cancel()
                         submit(job.item, job.attempt)
                 continue
@@ -141,7 +141,7 @@ class OnDask:
         return sum(worker["nthreads"] for worker in workers) + 2 * max(len(workers), 1)
 
     def _next(self, over: "queue.SimpleQueue[Any]", report: Reporter) -> Any:
-        """The next future that is over; None when nothing happened for a while."""
+        """The next finished future; None when nothing happened for a while."""
         try:
             return over.get(timeout=_QUIET_S)
         except queue.Empty:
@@ -185,9 +185,9 @@ class _Call:
 @contextlib.contextmanager
 def open_dask(options: ClusterOptions, job: str, report: Reporter) -> Iterator[Cluster]:
     """A client of the workers that `options` ask for; ClusterError when they cannot be reached."""
-    # a local worker that is silent because a library holds the interpreter lock is alive: its process is ours
+    # a local worker may be silent while a library holds the interpreter lock; if its process ends, dask notices
     settings = {
-        "distributed.scheduler.allowed-failures": 0,  # who was on a dead worker is tried alone, here
+        "distributed.scheduler.allowed-failures": 0,  # `OnDask.run` tries the items of a dead worker again, alone
         "distributed.scheduler.worker-ttl": None,
         "distributed.worker.daemon": False,  # they may have processes that read
         "distributed.worker.preload": [__name__],
@@ -211,7 +211,7 @@ def open_dask(options: ClusterOptions, job: str, report: Reporter) -> Iterator[C
 
 
 def dask_setup(worker: Any) -> None:
-    """Called by dask in each local worker: Ctrl-C reaches them too, and is their parent's to handle."""
+    """Called by dask in each local worker: Ctrl-C reaches them too, and their parent handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

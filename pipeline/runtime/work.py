@@ -4,7 +4,7 @@ A piece of work is a function of an item; what it returns is small, since the da
 the client. It may keep costly things (an encoder, pools of threads) in a `station`, one a process. Only a few items
 a worker are handed out at a time, so that memory does not grow with their number.
 
-A dead worker costs its current items, which run again on another. An item that fails is tried once more, on another
+The items of a dead worker run again on another. An item that fails is tried once more, on another
 worker where there is one, and then reported; an error of the whole run (a full disk, another recipe) ends it.
 """
 
@@ -83,7 +83,7 @@ def close_stations(job: str) -> None:
 
 
 def step_aside() -> None:
-    """Let the worker take up its next item while this one goes on; it is about to wait for the device."""
+    """Let the worker start its next item, since this one is about to wait for the device."""
     if _worker() is not None:
         from distributed import secede
 
@@ -109,7 +109,7 @@ def _worker() -> Any:
 
 
 def portable(error: Exception) -> Exception:
-    """The error as a class that every process knows."""
+    """The error as a class that every process can unpickle."""
     if isinstance(error, G2LError):
         return type(error)(str(error))
     if is_full(error):
@@ -118,7 +118,7 @@ def portable(error: Exception) -> Exception:
 
 
 def ends_the_run(error: Exception) -> bool:
-    """Whether every other item would fail as well: so does all but trouble with one slide or its features."""
+    """Whether every other item would fail as well: true of all our errors but those of one slide or its features."""
     return isinstance(error, G2LError) and not isinstance(error, SlideError | FeatureError)
 
 

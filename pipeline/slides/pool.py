@@ -24,8 +24,8 @@ _ATTEMPTS = 2
 def run_length(n_seeds: int) -> int:
     """Rows that one worker reads in a run, a power of 2, so that few tiles and chunks are decoded by two workers.
 
-    Cut at multiples of it, runs are rectangles of the grid. What a worker makes of one before it hands it over stays
-    small, whatever the number of seeds.
+    Runs are cut at multiples of it, so each is a rectangle of the grid. What a worker holds of a run stays small,
+    whatever the number of seeds.
     """
     most = max(1, min(_RUN_ROWS, _RUN_VIEWS // n_seeds))
     return 1 << (most.bit_length() - 1)
@@ -57,7 +57,7 @@ class PatchPool:
     """Threads or processes, each with its own few open readers; a context manager that closes them.
 
     Threads share memory and start at once, but Python lets one of them run at a time: beside a GPU, whose kernels are
-    launched from Python too, sixteen of them held an H200 at half of its speed. Processes do not.
+    launched from Python too, sixteen of them kept an H200 at half its speed. Processes do not.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class PatchPool:
                 "this worker may not start processes, which read patches beside a GPU: start it with --no-nanny or "
                 "DASK_DISTRIBUTED__WORKER__DAEMON=False, or give --readers threads"
             )
-        cv2.setNumThreads(1)  # the pool is the parallelism; OpenCV's own threads would fight it
+        cv2.setNumThreads(1)  # OpenCV's own threads would compete with the workers
         self._processes = processes
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="patches")
         self._local = threading.local()
@@ -122,7 +122,7 @@ def _each(reader: Reader, work: Callable[..., Any], calls: Sequence[tuple[Any, .
 class _Process:
     """A process that reads, and this thread's line to it.
 
-    Nobody else holds the ends of the line, so that the death of either side is an end of file for the other. (The
+    No other process holds an end of the line, so the death of either side is an end of file for the other. (The
     standard library's pool has one line for all: a process that is killed while it sends leaves the others waiting.)
     """
 

@@ -33,11 +33,11 @@ class SlideInfo:
     width_px0: int
     height_px0: int
     mpp: float
-    """Of level 0."""
+    """Micrometres per level-0 pixel."""
     mpp_source: str
     """``slide``, ``option`` or ``csv``."""
     downsamples: tuple[float, ...]
-    """Of each pyramid level."""
+    """How many times smaller each pyramid level is than level 0."""
     level_sizes_px: tuple[tuple[int, int], ...]
     """Width and height of each pyramid level."""
 
@@ -58,7 +58,7 @@ class ReadPlan:
 
 
 def slide_id_of(path: Path) -> str:
-    """The slide id that a file name gives: its stem, with every character that is not allowed as ``_``."""
+    """The slide id of a file name: its stem, with ``_`` for every character that is not allowed."""
     slide_id = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem).lstrip("._-")
     if not is_slide_id(slide_id):
         raise OptionError(f"{path.name}: gives no slide id (letters, digits, '.', '_', '-'); rename the file")

@@ -1,8 +1,8 @@
 """Pixels of tiled TIFF slides without OpenSlide: tiles are read whole, decoded once, kept while neighbours need them.
 
-OpenSlide spends about four fifths of a read outside of decoding. This reader goes around it where the result cannot be
-another: on levels of JPEG, JPEG 2000 or Deflate tiles, some of which were compared with OpenSlide's,
-for regions inside of the level, on whole pixels. Everything else is OpenSlide's: `TileReader.read` returns None.
+OpenSlide spends about four fifths of a read outside of decoding. This reader replaces it where the result is certain to
+be the same: on levels of JPEG, JPEG 2000 or Deflate tiles, some of which were compared with OpenSlide's, for regions
+inside the level, on whole pixels. For everything else `TileReader.read` returns None, and OpenSlide reads.
 """
 
 import collections
@@ -35,7 +35,7 @@ _TILE_OFFSETS, _TILE_BYTE_COUNTS = 324, 325
 
 
 class _Unusual(Exception):
-    """This tile, region or level is not for us."""
+    """Only OpenSlide can read this tile, region or level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,13 +177,13 @@ class _Proof:
 
 @functools.lru_cache(_PROOFS)
 def _prove(path: Path, index: int, identity: tuple[int, ...]) -> _Proof | None:
-    """None when a level is not for us."""
+    """None when only OpenSlide can read the level."""
     try:
         with openslide.OpenSlide(path) as slide:
             proof = _candidate(path, slide, index)
             with contextlib.closing(TileReader(path, _load(path, proof))) as reader:
                 return proof if reader._agrees(slide, index) else None
-    except Exception:  # whatever a strange file does to a parser: OpenSlide has the last word on it
+    except Exception:  # a damaged file may raise anything in a parser; OpenSlide says what is wrong with it
         return None
 
 

@@ -1,6 +1,6 @@
 """Decoders of TIFF tiles that give what OpenSlide gives, or an error: never pixels where OpenSlide refuses.
 
-Tiles come from strangers: no decoder takes more memory than a tile of the size that the level has.
+Tiles are untrusted input: no decoder takes more memory than a tile of the level's size.
 """
 
 import zlib

@@ -12,7 +12,7 @@ ALL: Literal["all"] = "all"
 
 @dataclass(frozen=True)
 class VerifyOptions(ThreadsOptions, ForwardOptions, WeightsOptions):
-    """How deep ``store verify`` looks."""
+    """How deeply ``store verify`` checks a store."""
 
     slides: tuple[Path, ...] = option(
         (),

@@ -1,4 +1,4 @@
-"""What ``store verify`` makes again of one slide: views from its pixels, features from its views, and compares."""
+"""One slide in ``store verify``: its views rendered again, their features computed again, both compared."""
 
 import contextlib
 from collections.abc import Iterator
@@ -96,7 +96,7 @@ class SlideToLook:
     row: dict[str, Any]
     path: Path | None
     broken: list[Finding]
-    """Of its commit records."""
+    """Faults of its commit records."""
 
     def __str__(self) -> str:
         return str(self.row["slide_id"])
@@ -124,7 +124,7 @@ class SlideLooker:
         return teacher
 
     def require_teacher(self) -> None:
-        """Load the teacher where the work will be: it is found to be a wrong one before any slide is read."""
+        """Load the teacher where the work will be, so that a wrong one is noticed before any slide is read."""
         self.teacher()
 
     def look(self, slide: SlideToLook, advance: work.Advance) -> Verified:

@@ -25,13 +25,13 @@ from stores.verify.findings import Finding
 from stores.verify.seal import Sealed, seal
 from stores.verify.structure import Structure, verify_structure
 
-_ROUNDS = 3  # behind broken metadata or a broken record more may come to light
+_ROUNDS = 3  # broken metadata or a broken record may hide further faults
 
 
 def verify(
     store: StoreLike, options: VerifyOptions, report: Reporter, where: ClusterOptions = IN_PROCESS
 ) -> Verified:
-    """Look at a store as deep as asked; with ``repair``, mend what was found and look again.
+    """Verify a store as deeply as the options say; with ``repair``, mend what was found and verify again.
 
     Raises
     ------

@@ -32,7 +32,7 @@ _WORDS = 16  # four Philox blocks; one word per drawn parameter
 class ViewParams:
     """What a seed drew for a patch, in the order of the draws; also columns of the manifest.
 
-    The floats are multiples of 2**-16, hence exact in float32. They are kept when their flag is off.
+    The floats are multiples of 2**-16, so they are exact in float32. They are kept when their flag is off.
     """
 
     crop_x_px: int

@@ -44,8 +44,8 @@ def test_a_column_that_has_the_name_already_is_kept_under_another(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "renamed", "message"),
     [
-        ("tile\na.png\n", [], "no column path; found tile: say which it is by --column path=NAME"),
-        ("path\na.png\na.png\n", [], r"line 3: a.png stands in line 2 too"),
+        ("tile\na.png\n", [], "no column path; found tile: name it with --column path=NAME"),
+        ("path\na.png\na.png\n", [], r"line 3: a.png is also in line 2"),
         ("path\n", [], "lists no tile"),
         ("path,label\na.png\n", [], "line 2: has another number of columns"),
         ("path,label\na.png,x,y\n", [], "line 2: has another number of columns"),
