@@ -176,15 +176,18 @@ def test_a_stale_name_is_found(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_imports_in_examples_exist(page: Path) -> None:
+def test_imported_names_in_examples_exist(page: Path) -> None:
+    named = []
     for code in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
-        tree = ast.parse(code)
-        for node in ast.walk(tree):
+        for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (
                 "pipeline",
                 "stores",
             ):
-                assert not [wrong for name in node.names if (wrong := _missing(f"{node.module}.{name.name}"))]
+                named += [f"{node.module}.{name.name}" for name in node.names]
+            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("g2l", "stores"):
+                named.append(f"{'pipeline' if ast.unparse(node.value) == 'g2l' else 'stores'}.{node.attr}")
+    assert not [wrong for name in named if (wrong := _missing(name))]
 
 
 def test_make_targets_that_are_named_exist() -> None:
