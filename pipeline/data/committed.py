@@ -1,4 +1,4 @@
-"""Committed views and what the teacher made of them, block by block, the last few kept in memory."""
+"""Committed views with their targets and tokens, read block by block; the last few blocks stay in memory."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ class CommittedBlock:
 
     columns: dict[str, npt.NDArray[Any]]
     drawn: npt.NDArray[Any]
-    """The parameters, a record a view: taken out of twelve columns they cost ten times as much."""
+    """The drawn parameters, one record for each view: reading them from twelve columns takes ten times as long."""
     index: dict[tuple[int, int], int]
 
     def params(self, at: int) -> ViewParams:
@@ -33,7 +33,7 @@ class CommittedBlock:
         return ViewParams(*self.drawn[at].item())
 
     def request(self, row: int, seeds: Mapping[int, bool]) -> tuple[int, int, list[StoredView]]:
-        """Place of a row, x_px0 and y_px0, and its views under `seeds`, with their checksums where that is true."""
+        """x_px0 and y_px0 of a row, and its views under `seeds`, with a checksum where its seed maps to True."""
         wanted = []
         for seed, check in seeds.items():
             at = self.index[seed, row]
@@ -43,7 +43,7 @@ class CommittedBlock:
 
 
 def read_commit(commit: manifest.Commit) -> CommittedBlock:
-    """Everything that rebuilding the block's views needs."""
+    """Read what is needed to rebuild the views of a block."""
     names = ["row", "seed", "x_px0", "y_px0", "view_crc32", *manifest.DRAWN_SCHEMA.names]
     table = commit.read(names)
     crcs = table["view_crc32"].fill_null(0)
@@ -59,12 +59,12 @@ def read_commit(commit: manifest.Commit) -> CommittedBlock:
 
 
 class BlockCache:
-    """The last few commit records and chunks: segments of one block come back under other seeds.
+    """Keeps the last few commit records and chunks, since segments of one block come back under other seeds.
 
     Parameters
     ----------
     about
-        Which tokens the store has; None to read none.
+        The tokens of the store; None reads no tokens.
     """
 
     def __init__(self, store: StoreLike, about: recipe.Tokens | None = None) -> None:
@@ -100,7 +100,7 @@ class BlockCache:
         return read_rows(opened, read, positions, rows, seed, block)
 
     def parts(self, plan: sampler.Window) -> Iterator[tuple[npt.NDArray[np.int64], list[npt.NDArray[Any]]]]:
-        """What the teacher made of a window: places in it, then targets, tokens and positions of the views there."""
+        """Places in a window, and the targets, tokens and positions of the views at these places."""
         for share in plan.shares:
             for seed in np.unique(share.seeds).tolist():
                 chosen = share.seeds == seed

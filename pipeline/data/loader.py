@@ -1,8 +1,9 @@
-"""Batches of (view, target): rebuilds views as the teacher saw them and mixes them in a window.
+"""Batches of views and targets. Views are rebuilt as the teacher saw them, and mixed in a window.
 
-The stream of views is endless: epoch after epoch in the sampler's order, cut into batches that may straddle windows
-and epochs. So a position in it is one number, ``views consumed`` by all processes, and a resumed run goes on with the
-very next view, in as many processes as there are now. Threads fill the next window while the current one trains.
+The stream of views is endless: epoch after epoch in the order of the sampler, cut into batches. A batch may contain
+views of two windows or two epochs. So a position in the stream is one number, the views that all processes have
+consumed. A resumed run continues with the very next view, whatever the number of processes. Threads fill the next
+window while the current one is used.
 """
 
 import collections
@@ -27,7 +28,7 @@ from stores.errors import CorruptStore, ReadError
 from stores.format import recipe
 from stores.io.location import StoreLike
 
-CHECK_EVERY = 16  # of the views, under --check-views sample
+CHECK_EVERY = 16  # --check-views sample checks one view of 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +42,17 @@ class Batch:
     targets: npt.NDArray[np.float16]
     """(B, dim), raw as stored"""
     tokens: npt.NDArray[np.float16]
-    """(B, t, width), patch tokens as stored; t is 0 when none are asked for."""
+    """(B, t, width), patch tokens as stored; t is 0 unless tokens are requested."""
     positions: npt.NDArray[np.int32]
-    """(B, t), where they are in the view's grid of patches."""
+    """(B, t), positions of the tokens in the grid of patches of the view."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoaderOptions:
-    """What decides the stream, how it is made, and which part of it."""
+    """What decides the order of views, which share of it is taken, and how views are read."""
 
     batch_size: int
-    """Of one process."""
+    """Views of a batch, in one process."""
     window: int
     """Views in memory, over all processes."""
     views_per_read: int
@@ -61,9 +62,9 @@ class LoaderOptions:
     rank: int = 0
     world: int = 1
     processes: bool = False
-    """Whether the workers that read are processes."""
+    """Read in processes instead of threads."""
     worker: int = 0
-    """Of several workers of a torch DataLoader, this one makes the batches equal to `worker` modulo `workers`."""
+    """Number of this worker of a torch DataLoader. It makes the batches whose number is `worker` modulo `workers`."""
     workers: int = 1
 
 
@@ -73,7 +74,7 @@ def default_window(batch_size: int, world: int) -> int:
 
 
 class ViewLoader:
-    """An endless stream of batches over `units`; a context manager that stops its threads."""
+    """An endless stream of batches from `units`; a context manager that stops its threads."""
 
     def __init__(
         self,
@@ -97,12 +98,12 @@ class ViewLoader:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._pool.__exit__(*error)  # first: a window in the making then fails at once instead of finishing
+        self._pool.__exit__(*error)  # first, so that a window that is being filled fails at once
         self._ahead.shutdown(wait=True, cancel_futures=True)
 
     def __iter__(self) -> Iterator[Batch]:
         size = self._options.batch_size
-        held: Batch | None = None  # less than a batch, left over from the windows before
+        held: Batch | None = None  # views of earlier windows that do not fill a batch yet
         for window in self._windows():
             at = 0
             if held is not None:
@@ -124,7 +125,7 @@ class ViewLoader:
             yield current.result()
 
     def _filled(self) -> Iterator[Batch]:
-        """The views of each window with their targets, shuffled already; the next is begun before one is whole."""
+        """The views of each window with their targets, mixed; the next window begins before this one is full."""
         begun: collections.deque[tuple[sampler.Window, npt.NDArray[np.uint8]]] = collections.deque()
         places: collections.deque[list[int]] = collections.deque()
         running = started(self._jobs(begun, places), 2 * self._options.threads)
@@ -142,11 +143,15 @@ class ViewLoader:
                 try:
                     rows = next(running).result()
                 except ReadError as error:
-                    raise ReadError(f"{error}; stage one could read it: is this the same file?") from None
+                    raise ReadError(
+                        f"{error}; extract-teacher could read it: is this the same file?"
+                    ) from None
                 for row in rows:
                     of_row = places.popleft()
                     missing -= len(of_row)
-                    for place, view in zip(of_row, row, strict=False):  # threads have written theirs already
+                    for place, view in zip(
+                        of_row, row, strict=False
+                    ):  # threads have written their views already
                         rendered[place] = view
             yield Batch(plan.epoch, rendered, *stored)
 
@@ -155,9 +160,9 @@ class ViewLoader:
         begun: collections.deque[tuple[sampler.Window, npt.NDArray[np.uint8]]],
         places: collections.deque[list[int]],
     ) -> Iterator[Future[Any]]:
-        """A job for rows that lie side by side, window after window.
+        """One job for each group of neighbouring rows, window after window.
 
-        Each window and the room for its views are put into `begun`, the places of each row's views into `places`.
+        Appends each window and the memory for its views to `begun`, and the places of the views of a row to `places`.
         """
         crop, work = self._policy.crop_px, functools.partial(rebuild_row, self._policy)
         for plan in self._plans():
@@ -178,7 +183,7 @@ class ViewLoader:
                     yield self._pool.submit_run(self._sources[slide_id], work, calls)
 
     def _plans(self) -> Iterator[sampler.Window]:
-        """What this process renders of each window; of several workers, each renders its own batches alone."""
+        """The part of each window that this process renders: with several workers, the views of its own batches."""
         seen = 0  # views of this rank in the windows before
         for plan in self._stream.windows(self._start, self._options.rank, self._options.world):
             mine = plan if self._options.workers == 1 else _dealt(plan, seen, self._options)
@@ -231,7 +236,7 @@ def load_views(
     threads: int,
     tokens: recipe.Tokens | None = None,
 ) -> Batch:
-    """At most `n_views` views of one seed, evenly spread over `units`, all checked against the manifest."""
+    """At most `n_views` views of one seed, evenly spread over `units`; every view is compared with its checksum."""
     picked = [(unit, row) for unit in units if seed in unit.seeds for row in unit.rows.tolist()]
     keep = np.unique(np.linspace(0, len(picked) - 1, min(n_views, len(picked))).round().astype(int))
     cache = BlockCache(store, tokens)

@@ -1,4 +1,4 @@
-"""Memory for windows of views, used again as soon as nobody holds a part of the window that it was."""
+"""Memory for windows of views. It is used again as soon as no array refers to the earlier window."""
 
 import math
 import weakref
@@ -8,16 +8,16 @@ import numpy.typing as npt
 
 
 class WindowMemory:
-    """Hands out arrays whose memory is used again: the system would clear fresh memory for every window.
+    """Gives arrays whose memory is used again, because clearing new memory for every window takes time.
 
-    Whoever takes one may keep views of it as long as he likes; its memory is free when the last of them is gone.
+    An array, and any view of it, may be kept for any length of time. Its memory is free when the last of them is gone.
     """
 
     def __init__(self) -> None:
         self._free: list[npt.NDArray[np.uint8]] = []
 
     def take(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        """uint8 of that shape, holding anything."""
+        """An uninitialised uint8 array of this shape."""
         size = math.prod(shape)
         try:
             memory = self._free.pop()
@@ -25,7 +25,7 @@ class WindowMemory:
             memory = np.empty(size, np.uint8)
         if len(memory) < size:
             memory = np.empty(size, np.uint8)
-        # every view of an array refers to the first array on the same buffer, so that is gone when the last view is
+        # every view of an array refers to the first array on the buffer, so the first array lives as long as any view
         first = np.frombuffer(memory.data, np.uint8, size)
         weakref.finalize(first, self._free.append, memory).atexit = False
         return first.reshape(shape)

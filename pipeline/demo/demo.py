@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.data.loader import Batch, load_views
-from pipeline.data.sources import find_sources
+from pipeline.data.loader import Batch
+from pipeline.data.split import files_and_recipe, open_split
 from pipeline.demo.synthetic_slides import label_of_patch, write_cohort
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.train import distill
@@ -26,9 +26,8 @@ from pipeline.report.options import ReportOptions
 from pipeline.report.report import write_report
 from pipeline.runtime.progress import Reporter
 from pipeline.tile.options import TileOptions
-from pipeline.views.policy import load_policy
 from stores import sampler
-from stores.format import manifest, recipe
+from stores.format import manifest
 from stores.info import store_info
 from stores.io import files
 
@@ -118,15 +117,12 @@ def _knn_accuracies(
     store: Path, run: Path, folder: Path, labels: Mapping[str, npt.NDArray[np.uint8]], options: DistillOptions
 ) -> dict[str, Any]:
     """Accuracy of the tissue type of held-out patches, voted by their neighbours among the training patches."""
-    stored = recipe.load(store)
-    names = {row["slide_id"] for row in manifest.read_slides(store)}
-    sources = find_sources(store, stored, names, [folder])
-    policy = load_policy("g2l")
+    files_of_store, recipe = files_and_recipe(store)
     parts: dict[str, tuple[Batch, npt.NDArray[np.int64]]] = {}
-    for split in ("train", "val"):
-        units = sampler.find_units(store, split, 1)
-        batch = load_views(store, units, sources, policy, 0, 1 << 30, torch.get_num_threads())
-        parts[split] = batch, _labels_of(store, units, labels)
+    for name in ("train", "val"):
+        split = open_split(files_of_store, recipe, name, 1, [folder])
+        batch = split.sample(0, split.n_views, torch.get_num_threads())
+        parts[name] = batch, _labels_of(store, split.units, labels)
     students = {
         "knn_untrained": load_encoder(options.student, random_weights=options.random_weights),
         "knn_student": load_encoder(str(run / "student")),

@@ -1,6 +1,6 @@
-"""Checkpoints of a run: all that decides the next step, in one file, written atomically; the last two are kept.
+"""Checkpoints of a run: everything that decides the next step, in one file. The last two are kept.
 
-No random state is among it: order of views and random layers are functions of the seed and the views consumed.
+They contain no random state: the order of views and the random layers follow from the seed and the views consumed.
 """
 
 import re
@@ -24,7 +24,7 @@ def saved(run: Path) -> list[Path]:
 
 
 def size(trainer: Trainer) -> int:
-    """Bytes of a checkpoint, about: parameters, the optimiser's two moments of each, the moving average."""
+    """Approximate bytes of a checkpoint: parameters, two moments of the optimiser for each, the moving average."""
     model, ema = (_bytes(module) for module in (trainer.model, trainer.ema))
     return 3 * model + ema
 
@@ -35,7 +35,7 @@ def _bytes(module: torch.nn.Module | None) -> int:
 
 
 def save(run: Path, step: int, trainer: Trainer, stop: EarlyStop, facts: dict[str, Any]) -> None:
-    """Write the state after `step` steps. `facts` are plain figures that the summary needs at the end."""
+    """Write the state after `step` steps. `facts` are figures that the summary needs at the end."""
     state = {
         "step": step,
         "model": trainer.model.state_dict(),
@@ -53,7 +53,7 @@ def save(run: Path, step: int, trainer: Trainer, stop: EarlyStop, facts: dict[st
 
 
 def restore(path: Path, trainer: Trainer, stop: EarlyStop) -> dict[str, Any]:
-    """Put everything back as it was; returns the facts.
+    """Restore the state of a checkpoint; returns the facts.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def restore(path: Path, trainer: Trainer, stop: EarlyStop) -> dict[str, Any]:
         trainer.optimizer.load_state_dict(state["optimizer"])
         if trainer.ema is not None:
             trainer.ema.load_state_dict(state["ema"])
-    except Exception as error:  # torch raises a dozen kinds for damaged files
+    except Exception as error:  # torch raises a dozen kinds of errors for damaged files
         raise DistillError(
             f"{path}: not a checkpoint of this run ({first_line(error)}); remove it to use the one before"
         ) from None

@@ -1,4 +1,4 @@
-"""What stands between student and loss: projectors onto the teacher's dimensions, heads over prototypes, targets."""
+"""Modules between student and loss: projectors, heads over prototypes, and the normalisation of targets."""
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +30,9 @@ class Projector(nn.Module):
 
 
 class DinoHead(nn.Module):
-    """Three layers with GELU to a bottleneck on the unit sphere, then cosines to K prototypes that are learned.
+    """Three layers with GELU to a bottleneck on the unit sphere, then cosines to K learned prototypes.
 
-    DINO's head (facebookresearch/dinov2 ``layers/dino_head.py``); the norms of its last layer are held at 1.
+    DINO's head (facebookresearch/dinov2 ``layers/dino_head.py``), with the norms of its last layer fixed at 1.
     """
 
     def __init__(self, student_dim: int, n_prototypes: int, hidden: int, bottleneck: int) -> None:
@@ -83,7 +83,7 @@ def standardise(x_ND: Tensor) -> Tensor:
 
 
 class Assigner(nn.Module):
-    """The teacher's assignments: its vectors standardised and brought to the unit sphere, cosines, softmax.
+    """The teacher's assignments: its vectors are standardised and normalised; then cosines to prototypes and softmax.
 
     Parameters
     ----------

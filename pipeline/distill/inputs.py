@@ -31,7 +31,7 @@ class Data:
 def open_data(store: Store | StoreLike, options: DistillOptions, threads: int, report: Reporter) -> Data:
     """Find the views of a store and prove on a sample that they can be rebuilt. Needs no encoder.
 
-    What costs nothing is looked at first, so that a store that does not fit is refused before a pixel is read.
+    The cheap checks come first, so that an unsuitable store is refused before any pixel is read.
 
     Raises
     ------
@@ -77,6 +77,6 @@ def _wanted(
         wanted["features"] = recipe.teacher.dim
     if "ibot" in loss and tokens is not None:
         wanted["tokens"] = tokens.dim
-    if not wanted or options.prototypes is None:  # `DistillOptions.validate` insists on them
+    if not wanted or options.prototypes is None:  # `DistillOptions.validate` requires them
         return tokens, {}
     return tokens, prototype_files.load(options.prototypes, recipe.digest(), wanted)

@@ -1,4 +1,4 @@
-"""What ``--loss`` may ask for: a weighted sum of named terms. Light, since the options are judged with it.
+"""The values of ``--loss``: a weighted sum of named terms. Imports nothing heavy: options are checked with it.
 
 ``log-sum``, ``mse``, ``l1``, ``smooth-l1``, ``cosine``, ``relational``   projected features against the teacher's
 ``dino``           the student's assignments to prototypes against the teacher's, of the features
@@ -26,16 +26,16 @@ def parse(text: str) -> dict[str, float]:
     Raises
     ------
     OptionError
-        When a term is unknown or given twice, a weight is no positive number, or KoLeo, which knows no teacher, is
-        alone.
+        When a term is unknown or given twice, a weight is not a positive number, or the only term is KoLeo, which does
+        not use the teacher.
     """
     found: dict[str, float] = {}
     for part in text.replace("+", ",").split(","):
         name, colon, number = part.strip().partition(":")
         if name not in TERMS:
-            raise OptionError(f"--loss {text}: {name!r} is none of {', '.join(TERMS)}")
+            raise OptionError(f"--loss {text}: {name!r} is not one of {', '.join(TERMS)}")
         if name in found:
-            raise OptionError(f"--loss {text}: {name} is there twice; give it once, with one weight")
+            raise OptionError(f"--loss {text}: {name} is given twice; give it once, with one weight")
         try:
             weight = float(number) if colon else 1.0
         except ValueError:
@@ -47,6 +47,6 @@ def parse(text: str) -> dict[str, float]:
         found[name] = weight
     if set(found) == {"koleo"}:
         raise OptionError(
-            f"--loss {text}: koleo knows no teacher; add a term that does, as log-sum,koleo:0.1"
+            f"--loss {text}: koleo does not use the teacher; add a term that does, such as log-sum,koleo:0.1"
         )
     return found

@@ -1,4 +1,4 @@
-"""Losses between what the student makes of a batch and what the teacher made of it.
+"""Losses between the student's outputs for a batch and the teacher's.
 
 Shapes: B views, N rows (views or patch tokens), D the teacher's dimensions, S the student's, K prototypes. Inputs are
 float32; every loss returns a scalar.
@@ -19,7 +19,7 @@ def log_sum(s_BD: Tensor, t_BD: Tensor, alpha: float = 4.0, eps: float = EPS) ->
     """``log(sum over batch and dimensions of |s - t|^alpha + eps)``: one log over the whole batch.
 
     Miles & Mikolajczyk, arXiv 2303.11098, in the form of their ``torchdistill/losses/single.py``, which G2L's
-    formula matches; the eps is ours, since the loss is unbounded below. Two independent unit-normal inputs
+    formula matches. The eps is added here, since the loss is unbounded below. Two independent unit-normal inputs
     give about ``log(12 * B * D)`` for alpha = 4: 13.29 for B = 32, D = 1536.
     """
     return torch.log((s_BD - t_BD).abs().pow(alpha).sum() + eps)
@@ -74,7 +74,7 @@ def sinkhorn(similarity_NK: Tensor, temperature: float, iterations: int = 3) -> 
     """The teacher's assignments, balanced over the prototypes within these rows (Cuturi, arXiv 1306.0895).
 
     As in SwAV (arXiv 2006.09882, appendix A) and DINOv2: columns and rows of ``exp(similarity / temperature)`` are
-    scaled in turn, rows last, so that each row sums to 1 and each prototype has about as much as any other. In
+    scaled alternately, rows last. Then each row sums to 1, and all prototypes have about equal shares. Computed with
     logarithms, since the exponentials overflow float32 below a temperature of about 0.012.
     """
     log_q = similarity_NK / temperature

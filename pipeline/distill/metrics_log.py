@@ -1,4 +1,4 @@
-"""The metrics of a run: JSON lines always, TensorBoard events when asked."""
+"""The metrics of a run: always JSON lines, and TensorBoard events on request."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from stores.io.files import write_text
 
 
 class MetricsLog:
-    """Appends to ``metrics.jsonl``; a resumed run first drops what lies beyond its checkpoint."""
+    """Appends to ``metrics.jsonl``; a resumed run first removes records after its checkpoint."""
 
     def __init__(self, run: Path, done: int, tensorboard: bool) -> None:
         self.path = run / "metrics.jsonl"
@@ -33,7 +33,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole records; the last line of a killed run may be torn and is left out."""
+    """All complete records. The last line of a killed run may be incomplete; it is left out."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:

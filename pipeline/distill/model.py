@@ -1,4 +1,4 @@
-"""What is trained: the student, and between it and the loss the heads that ``--loss`` needs."""
+"""The model that is trained: the student, and the heads between it and the loss."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,21 +21,21 @@ from stores.format.recipe import Tokens
 
 @dataclass(frozen=True, slots=True)
 class Teaching:
-    """What the store and the prototypes know of the teacher."""
+    """Facts about the teacher, from the store and the prototypes."""
 
     dim: int
     mean: npt.NDArray[np.float64]
-    """Of the targets, (dim,)."""
+    """Mean of the targets, (dim,)."""
     variance: npt.NDArray[np.float64]
     tokens: Tokens | None = None
-    """Which tokens the loss uses; None when it uses none."""
+    """The tokens that the loss uses, if any."""
     spaces: Mapping[str, Space] | None = None
     """Prototypes, where the loss needs them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What the teacher made of a batch, raw; t is 0 where the loss uses no tokens."""
+    """The teacher's outputs for a batch, not normalised; t is 0 when the loss uses no tokens."""
 
     features: Tensor
     """float32 (B, dim)"""
@@ -46,12 +46,12 @@ class Targets:
 
     @classmethod
     def of(cls, batch: Batch) -> "Targets":
-        """Those of a batch from the store, on the CPU."""
+        """The targets of a batch from the store, on the CPU."""
         features, tokens = torch.from_numpy(batch.targets).float(), torch.from_numpy(batch.tokens).float()
         return cls(features, tokens, torch.from_numpy(batch.positions).long())
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> "Targets":
-        """The same of each tensor."""
+        """Apply `fn` to each tensor."""
         return Targets(fn(self.features), fn(self.tokens), fn(self.positions))
 
     def split(self, size: int) -> "list[Targets]":
@@ -64,12 +64,12 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """What the student makes of views, float32."""
+    """The student's outputs for a batch, float32."""
 
     features: Tensor
     """(B, d_s)"""
     tokens: Tensor | None = None
-    """(B, t, width), at the positions of the targets; None where the loss uses none."""
+    """(B, t, width), at the positions of the targets; None when the loss uses no tokens."""
 
     def split(self, size: int) -> "list[Embedded]":
         """In batches of `size` views."""
@@ -78,7 +78,7 @@ class Embedded:
         return [Embedded(*part) for part in zip(parts, tokens, strict=True)]
 
     def to(self, device: torch.device) -> "Embedded":
-        """On a device."""
+        """The same on a device."""
         return Embedded(self.features.to(device), None if self.tokens is None else self.tokens.to(device))
 
 
@@ -137,7 +137,7 @@ class Distiller(nn.Module):
         return any(term in self.loss for term in loss_spec.TOKEN_TERMS)
 
     def forward(self, views: Tensor, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, and each term of it, detached.
+        """The loss of a batch, and each of its terms, detached.
 
         Parameters
         ----------
@@ -167,12 +167,12 @@ class Distiller(nn.Module):
     def terms(
         self, student: Embedded, targets: Targets, pair: tuple[Tensor, Tensor] | None
     ) -> dict[str, Tensor]:
-        """The terms of the loss, unweighted, in the order asked for.
+        """The terms of the loss, not weighted, in the order of ``--loss``.
 
         Parameters
         ----------
         pair
-            For the terms of features: the student's, projected, and the teacher's, normalised, (B, dim) each.
+            For the terms of features: projected student and normalised teacher, (B, dim) each.
         """
         found: dict[str, Tensor] = {}
         for name in self.loss:
@@ -200,11 +200,11 @@ class Distiller(nn.Module):
     def _projected_tokens(self, rows: Tensor) -> Tensor:
         projector = self.heads["token-cosine"]
         assert isinstance(projector, Projector)
-        # outside of training the running statistics stay as they are
+        # outside training the running statistics must not change
         return projector(rows) if self.training else standardise(projector.linear(rows))
 
     def _token_norm(self, target: Tensor) -> Tensor:
-        """The store has statistics of its features only: tokens are normalised by batch, or not at all."""
+        """The store has no statistics of tokens, so they are normalised by batch, or not at all."""
         return target if self.target_norm.kind == "none" else standardise(target)
 
 
@@ -213,7 +213,7 @@ def _token_width(student: Encoder, about: Tokens, name: str) -> int:
     if grid != about.grid:
         raise OptionError(
             f"--student {name}: has {grid}x{grid} patch tokens, the store {about.grid}x{about.grid}; choose a student "
-            f"of the same grid, as timm:NAME?img_size={student.image_px}&patch_size={student.image_px // about.grid}"
+            f"with this grid, such as timm:NAME?img_size={student.image_px}&patch_size={student.image_px // about.grid}"
         )
     return width
 

@@ -1,7 +1,7 @@
-"""Several processes of one training, as ``torchrun`` starts them; one process alone is the case of world 1.
+"""The processes of one training, as ``torchrun`` starts them; a single process is the case of world 1.
 
-Gradients are averaged by DistributedDataParallel over nccl on GPUs and gloo on CPUs. What the processes have to agree
-on at each step (has one been asked to stop, has one failed) goes over gloo, which does not wait for the GPU.
+DistributedDataParallel averages gradients, over nccl on GPUs and gloo on CPUs. At each step the processes also agree
+whether one must stop or has failed. This goes over gloo, which does not wait for the GPU.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ class Ranks:
     """Processes on this machine."""
     device: torch.device
     control: Any = None
-    """The gloo group of small messages."""
+    """The gloo group for small messages."""
 
     @property
     def leads(self) -> bool:
@@ -40,7 +40,7 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, *numbers: float) -> list[float]:
-        """The sums of numbers over all processes."""
+        """The sum of each number over all processes."""
         if self.world == 1:
             return list(numbers)
         total = torch.tensor(numbers, dtype=torch.float64)
@@ -52,7 +52,7 @@ class Ranks:
         return int(self.sum(number if self.leads else 0)[0])
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """`model` with its gradients averaged over processes; they start from the weights of rank 0."""
+        """`model` with gradients averaged over processes; all start from the weights of rank 0."""
         if self.world == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
@@ -67,7 +67,7 @@ def join(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[R
     Parameters
     ----------
     device : str
-        ``--device``. With several processes ``auto`` and ``cuda`` are the GPU of this one's number on its machine.
+        ``--device``. With several processes, ``auto`` and ``cuda`` are the GPU with the local rank of this process.
 
     Raises
     ------
@@ -85,10 +85,12 @@ def join(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[R
         chosen = torch.device("cpu")
     if chosen.type == "cuda":
         if chosen.index is not None:
-            raise OptionError(f"--device {device}: {world} processes need a GPU each; use --device cuda")
+            raise OptionError(
+                f"--device {device}: each of {world} processes needs its own GPU; use --device cuda"
+            )
         if local_world > torch.cuda.device_count():
             raise OptionError(
-                f"{local_world} processes on this machine, {torch.cuda.device_count()} GPUs: start one process a GPU"
+                f"{local_world} processes on this machine, {torch.cuda.device_count()} GPUs: start one process per GPU"
             )
         chosen = torch.device("cuda", local)
         torch.cuda.set_device(chosen)
@@ -104,8 +106,8 @@ def join(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[R
 class Gather(torch.autograd.Function):
     """The rows of all processes, in the order of the stream: (B, d) to (world * B, d).
 
-    Every process computes the same loss from them, so that the gradient of a row is `world` times what this process
-    finds; `DistributedDataParallel` divides by `world` again when it averages.
+    Every process computes the same loss from them, so the gradient of a row is `world` times the gradient in this
+    process. `DistributedDataParallel` divides by `world` when it averages.
     """
 
     @staticmethod
@@ -113,7 +115,7 @@ class Gather(torch.autograd.Function):
         world = dist.get_world_size()
         parts = [torch.empty_like(rows) for _ in range(world)]
         dist.all_gather(parts, rows.contiguous())
-        # the stream deals its views out in turn
+        # consecutive views of the stream belong to consecutive ranks
         return torch.stack(parts, dim=1).reshape(world * len(rows), *rows.shape[1:])
 
     @staticmethod

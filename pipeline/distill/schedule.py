@@ -33,7 +33,7 @@ class EarlyStop:
         self.exceeded = 0
 
     def update(self, loss: float) -> bool:
-        """Take in the loss of a step; True when training should stop."""
+        """Add the loss of a step; True when training should stop."""
         if len(self.recent) == WINDOW:
             above = loss > sum(self.recent) / WINDOW
             self.exceeded = self.exceeded + 1 if above else 0
@@ -45,6 +45,6 @@ class EarlyStop:
         return {"recent": list(self.recent), "exceeded": self.exceeded}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
+        """Continue from a `state`."""
         self.recent = deque(state["recent"], maxlen=WINDOW)
         self.exceeded = state["exceeded"]

@@ -1,7 +1,7 @@
-"""Stage two, ``distill``: options in, a run folder out. Start the same command again and it goes on.
+"""Stage two, ``distill``: trains a student and writes a run folder. The same command continues an interrupted run.
 
-``options.json``      what was asked and chosen, and the digest of the store's recipe
-``metrics.jsonl``     a line per step and per validation
+``options.json``      the options, and the digest of the store's recipe
+``metrics.jsonl``     a line for each step and each validation
 ``log.jsonl``         what happened, see `pipeline.runtime.log`
 ``checkpoints/``      the last two
 ``student/``          the result: safetensors and config that timm opens, and a model card
@@ -53,7 +53,7 @@ from stores.io.files import require_free
 from stores.io.location import StoreLike
 from stores.store import Store
 
-# these change nothing in the student; all other options must be the same when a run goes on
+# these do not change the student; all other options must stay the same when a run continues
 _FREE = frozenset(
     [
         "slides",
@@ -76,15 +76,15 @@ _GONE = {"head": "prototypes", "assign": "none", "early_stop": "cumulative"}
 def distill(
     store: Store | StoreLike, run: Path, options: DistillOptions, resume: bool, report: Reporter
 ) -> dict[str, Any]:
-    """Train a student against a store; returns the summary that also stands in ``summary.json``.
+    """Train a student against a store; returns the contents of ``summary.json``.
 
-    Under ``torchrun`` every process calls this; the first alone reports, writes and returns a summary; the others
+    Under ``torchrun`` every process calls this. Only the first one reports, writes, and returns a summary; the others
     return an empty one.
 
     Parameters
     ----------
     resume : bool
-        Insist that there is something to go on from. Without it a run goes on when there is, else begins.
+        Fail unless a checkpoint exists. Without it, a run continues if it can, and begins otherwise.
     """
     options.validate()
     if resume and not checkpoint.saved(run):
@@ -100,7 +100,7 @@ def distill(
         if ranks.leads:
             stack.enter_context(files.only_writer(run))
             report = stack.enter_context(RunLog(report, run / "log.jsonl"))
-            swept = files.sweep_partials(run)  # each as large as a checkpoint
+            swept = files.sweep_partials(run)  # each may be as large as a checkpoint
             if swept:
                 report.note(f"removed {swept} unfinished files of an interrupted run")
         threads = threads_of(options.threads, ranks.local_world)
@@ -111,7 +111,7 @@ def distill(
         digest = data.train.recipe.digest()
         _require_same_store(run, digest)
         _require_view_size(options.student, data)
-        student = load_student(options)  # may download gigabytes: last of what can be refused
+        student = load_student(options)  # after all checks of the store: this may download gigabytes
         if ranks.leads:
             _begin_run(run, options, digest)
         trainer = make_trainer(student, data, options, ranks)
@@ -176,7 +176,7 @@ def _begin_run(run: Path, options: DistillOptions, digest: str) -> None:
 
 
 def _require_room(run: Path, trainer: Trainer) -> None:
-    """Raise DiskFull unless the checkpoints that are kept, one more in the making, and the student will fit."""
+    """Raise DiskFull unless there is space for the kept checkpoints, one more, and the student."""
     size = checkpoint.size(trainer)
     kept = sum(path.stat().st_size for path in checkpoint.saved(run))
     require_free(
@@ -185,7 +185,7 @@ def _require_room(run: Path, trainer: Trainer) -> None:
 
 
 def load_student(options: DistillOptions) -> Encoder:
-    """The encoder that ``--student`` names. No teacher is loaded here or anywhere in stage two."""
+    """The encoder that ``--student`` names. Stage two never loads a teacher."""
     return load_encoder(
         options.student,
         weights=options.weights,
@@ -196,7 +196,7 @@ def load_student(options: DistillOptions) -> Encoder:
 
 @dataclass(slots=True)
 class Course:
-    """A training under way; `facts` are the figures that outlive an interruption in the checkpoint."""
+    """A running training; `facts` are the figures that checkpoints keep."""
 
     run: Path
     data: Data
@@ -216,7 +216,7 @@ class Course:
             self.log.write(kind, step, figures)
 
     def validate(self, step: int) -> None:
-        """Compare with the teacher on held-out views, if there are any; the first process does."""
+        """Compare with the teacher on held-out views, if there are any, in the first process."""
         if self.data.held_out is None or not self.trainer.ranks.leads:
             return
         t = self.trainer
@@ -228,7 +228,7 @@ class Course:
         self.write("val", step, result)
 
     def step(self, step: int, batch: Batch, waited: float, began: float) -> str:
-        """Train on a batch and keep account of it; returns a few words for the progress bar."""
+        """Train on a batch and record its figures; returns a few words for the progress bar."""
         position = self.facts["views_seen"]
         at, steps = position / self.facts["views_per_step"], self.facts["steps_planned"]
         lr = cosine_annealing(self.options.lr, at, steps, self.options.warmup_steps)
@@ -259,7 +259,7 @@ class Course:
         return words if device is None else f"{words}, {device / 1e9:.1f} GB on the GPU"
 
     def save(self, step: int) -> None:
-        """Write a checkpoint; the first process does."""
+        """Write a checkpoint, in the first process."""
         t = self.trainer
         if t.ranks.leads:
             checkpoint.save(self.run, step, t, self.stop_early, self.facts)
@@ -280,7 +280,7 @@ def _train(
     saved = checkpoint.saved(run)
     if ranks.from_leader(bool(saved)):
         facts = checkpoint.restore(saved[-1], trainer, stop_early)
-        report.note(f"goes on after step {facts['steps']} of {facts['steps_planned']}")
+        report.note(f"continues after step {facts['steps']} of {facts['steps_planned']}")
     log = MetricsLog(run, facts["steps"], options.tensorboard) if ranks.leads else None
     course = Course(run, data, trainer, options, stop_early, facts, log)
     if facts["steps"] == 0:
@@ -322,7 +322,7 @@ def _train(
 def _next_batch(stream: Iterator[Batch], ranks: Ranks, stop: Stop) -> tuple[Batch, float, bool]:
     """The next batch, the seconds waited for it, and whether any process was asked to stop.
 
-    When one process cannot go on, all end: the others would wait for it.
+    When one process fails, all end, since the others would wait for it forever.
     """
     began = time.monotonic()
     batch, error = None, None
@@ -340,7 +340,7 @@ def _next_batch(stream: Iterator[Batch], ranks: Ranks, stop: Stop) -> tuple[Batc
 
 
 def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> dict[str, Any]:
-    """Export the student and write the summary, last: its presence says that the run is complete."""
+    """Export the student, then write the summary: its presence means that the run is complete."""
     before, after = facts.get("before", {}), facts.get("after", {})
     summary = {
         "g2l_version": g2l_version(),

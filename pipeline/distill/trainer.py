@@ -45,18 +45,18 @@ class Trainer:
     def step(
         self, views: Tensor, targets: Targets, lr: float, weight_decay: float, position: int = 0
     ) -> dict[str, float]:
-        """One optimiser step on this process's batch; returns ``loss`` and its terms, over all processes.
+        """One optimiser step on the batch of this process; returns the mean ``loss`` and terms over all processes.
 
         Parameters
         ----------
         views : uint8 (B, H, W, 3)
         position : int
-            Views that the training has consumed before; random layers (dropout) are seeded by it.
+            Views that the training has consumed before; it seeds random layers (dropout).
 
         Raises
         ------
         DistillError
-            When the loss is not finite; nothing is updated then.
+            When the loss is not finite. The weights stay as they were.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -107,7 +107,7 @@ def make_trainer(student: Encoder, data: Data, options: DistillOptions, ranks: R
     groups = param_groups_weight_decay(model, options.weight_decay)
     for group in groups:
         group["decays"] = group["weight_decay"] > 0
-    # on a GPU one kernel updates all parameters; on a CPU the plain loop, whose bytes runs are held against
+    # a GPU updates all parameters in one kernel; on a CPU the plain loop gives the same bytes as earlier versions
     optimizer = torch.optim.AdamW(groups, lr=options.lr, fused=ranks.device.type == "cuda")
     ema = None
     if options.ema is not None:

@@ -19,14 +19,13 @@ class Validation:
     """Figures of one validation."""
 
     loss: float
-    """Mean over batches of the training's size."""
+    """Mean over batches of the size used in training."""
     cosine: float | None
-    """Mean over views, between the projected student and the target, normalised as for the loss; None for a loss
-    without projector."""
+    """Mean cosine between the projected student and the normalised target; None for a loss without projector."""
     cka: float
-    """Linear CKA between the student's embedding (before the projector) and the raw teacher features."""
+    """Linear CKA between the student's features (before the projector) and the stored teacher features."""
     cka_ema: float | None = None
-    """The same of the moving average of the student, where there is one."""
+    """The same for the moving average of the student, if there is one."""
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
 """Encoders by name: presets, architectures, weights in every published layout, export.
 
-`load_encoder` makes one, `Encoder` is what it makes; both are imported when they are first asked for.
+`load_encoder` returns an `Encoder`. Both are imported on first use.
 """
 
 from typing import TYPE_CHECKING, Any

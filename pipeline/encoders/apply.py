@@ -1,4 +1,4 @@
-"""Embed arrays of views with an encoder that is in memory."""
+"""Embed arrays of views with a loaded encoder."""
 
 import numpy as np
 import numpy.typing as npt

@@ -79,8 +79,8 @@ class Encoder(nn.Module):
         Returns
         -------
         tuple
-            What `forward` returns, and (B, grid * grid, width): one token a patch of the grid, row by row; class token
-            and registers left out. See `token_grid`.
+            What `forward` returns, and (B, grid * grid, width): one token for each patch of the grid, row by row; class
+            token and registers are left out. See `token_grid`.
 
         Raises
         ------
@@ -172,7 +172,7 @@ def token_grid(encoder: "Encoder") -> tuple[int, int]:
     Raises
     ------
     EncoderError
-        The backbone is no vision transformer of timm with a square grid.
+        The backbone is not a vision transformer of timm with a square grid.
     """
     backbone: Any = encoder.backbone
     known = all(hasattr(backbone, name) for name in ("forward_features", "forward_head", "num_prefix_tokens"))
@@ -185,5 +185,5 @@ def token_grid(encoder: "Encoder") -> tuple[int, int]:
 
 
 def take_tokens(tokens: Tensor, positions: Tensor) -> Tensor:
-    """Of the patch tokens (B, grid * grid, width) of each view those at int64 `positions` (B, t): (B, t, width)."""
+    """Take the tokens at int64 `positions` (B, t) from the patch tokens (B, grid * grid, width): (B, t, width)."""
     return tokens.gather(1, positions[:, :, None].expand(-1, -1, tokens.shape[2]))

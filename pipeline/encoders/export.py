@@ -23,7 +23,7 @@ def weights_sha256(encoder: Encoder) -> str:
     for name, value in sorted(encoder.backbone.state_dict().items()):
         dtype = str(value.dtype).removeprefix("torch.")
         digest.update(f"{json.dumps([name, dtype, list(value.shape)])}\n".encode())
-        if value.numel():  # an empty tensor has no bytes, and torch no view of them
+        if value.numel():  # torch cannot view an empty tensor as bytes
             digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
@@ -32,7 +32,7 @@ def export_encoder(encoder: Encoder, folder: Path, extra: Mapping[str, object]) 
     """Write ``model.safetensors`` and ``config.json``, for `load_encoder` and for timm alone.
 
     ``timm.create_model(f"local-dir:{folder}", pretrained=True)`` opens the folder; what timm does not know
-    (pooling, mpp, `extra`) stands under ``g2l`` in the config. An encoder made by a user's function has no
+    (pooling, mpp, `extra`) is under ``g2l`` in the config. An encoder made by a user's function has no
     timm architecture: its folder is opened by the function's name with ``--weights FOLDER``.
 
     Each file is written whole or not at all; the config comes last. Other files in `folder` are left alone.

@@ -19,7 +19,7 @@ def brief(error: BaseException | str, limit: int = 200) -> str:
 def fetch(repo: str, names: Sequence[str], *, gated: bool = False, otherwise: str = OTHER_WAYS) -> Path:
     """Path of the first of `names` that is in the hub's cache, or that repository `repo` has.
 
-    What is in the cache is taken without asking the hub, so that nodes without network work.
+    A cached file is used without a request to the hub, so that machines without network work.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def fetch(repo: str, names: Sequence[str], *, gated: bool = False, otherwise: st
             problem = f"it holds neither {' nor '.join(names)}"
         if found is not None:
             return found
-    except Exception as error:  # the client's HTTP library, hence its errors, changes with its version
+    except Exception as error:  # the HTTP library of the client, and so its errors, changes with the version
         cause, problem = error, _reason(error)
         gated = gated or isinstance(error, GatedRepoError)
     access = "request access on its page (it is gated), then " if gated else ""
@@ -80,7 +80,7 @@ def hub_problem(timeout_s: float = 5.0) -> str | None:
         return "HF_HUB_OFFLINE is set"
     try:
         get_session().head(constants.ENDPOINT, timeout=timeout_s)
-    except Exception as error:  # whichever error the HTTP library has: the hub did not answer
+    except Exception as error:  # any error of the HTTP library means that the hub did not answer
         return f"the hub cannot be reached: {brief(error, 80)}"
     return None
 

@@ -30,7 +30,7 @@ def create(preset: Preset) -> nn.Module:
     Raises
     ------
     EncoderError
-        timm knows no such architecture or argument.
+        timm has no such architecture or argument.
     """
     try:
         model: nn.Module = _timm().create_model(preset.arch, num_classes=0, **preset.kwargs)

@@ -1,10 +1,10 @@
-"""Lets ``import torchvision`` (hence ``import timm``) work beside a CPU-only torch.
+"""Lets ``import torchvision`` (and so ``import timm``) work beside a CPU-only torch.
 
 torchvision's registry wheels are CUDA builds. Beside a CPU torch their C++ operator library does
 not load, and the import then fails with ``operator torchvision::nms does not exist``, because
 torchvision registers Python-side kernels for two operators that nobody declared. Declaring the two
 schemas first is enough; nothing here ever calls them. Where the C++ library loads, it declares
-the schemas itself and this module must not: hence the attempt comes first.
+the schemas itself, and then this module must not. So the plain import is tried first.
 """
 
 import sys

@@ -200,7 +200,7 @@ def _listed(what: str, names: Sequence[str], limit: int = _LISTED) -> str:
     numbers: dict[tuple[str, str], list[int]] = {}
     for name in names:
         match = _BLOCK.fullmatch(name)
-        assert match is not None  # the last group takes anything
+        assert match is not None  # the last group matches any text
         before, number, after = match.groups("")
         numbers.setdefault((before, after), []).extend([int(number)] if number else [])
     forms = [f"{before}{_braced(found)}{after}" for (before, after), found in numbers.items()]
@@ -221,7 +221,7 @@ def published(preset: Preset) -> tuple[dict[str, Tensor], str]:
     Raises
     ------
     WeightsError
-        They cannot be reached, or there are none.
+        The weights cannot be reached, or are not published.
     """
     if preset.asset is not None:
         resource = importlib.resources.files("pipeline.encoders") / preset.asset

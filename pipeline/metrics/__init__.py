@@ -1,1 +1,1 @@
-"""Figures on arrays: CKA, nearest neighbours, classification, bootstrap. Knows no files and no encoders."""
+"""Figures on arrays: CKA, nearest neighbours, classification, bootstrap. Independent of files and encoders."""

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: samples are drawn again with replacement, whole groups (slides, patients) at once."""
+"""Bootstrap intervals: whole groups of samples (slides, patients) are drawn with replacement."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Estimate:
 
 
 Statistic = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
-"""Figures (f,) from how often each sample counts, float64 (n,); NaN where a figure is not defined."""
+"""Figures (f,) from the weight of each sample, float64 (n,); NaN where a figure is not defined."""
 
 
 def bootstrap(
@@ -36,7 +36,7 @@ def bootstrap(
     n
         Number of samples.
     groups : int (n,), optional
-        What is drawn together; every sample by itself when None.
+        Samples of one group are drawn together; None draws every sample by itself.
     replicates
         0 leaves the intervals NaN. A replicate in which a figure is not defined (a class is missing) does not count
         for that figure.

@@ -1,4 +1,4 @@
-"""What every protocol asks of its inputs; a violation is an EvaluationError that names the first one."""
+"""Requirements of every protocol on its inputs. An EvaluationError names the first violation."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ _BLOCK_BYTES = 64 << 20
 
 
 def row_blocks(n_rows: int, row_bytes: int, block_bytes: int = _BLOCK_BYTES) -> Iterator[slice]:
-    """Slices of rows of about so many bytes."""
+    """Slices of rows, each of about `block_bytes`."""
     step = max(1, block_bytes // max(row_bytes, 1))
     for start in range(0, n_rows, step):
         yield slice(start, min(start + step, n_rows))
@@ -35,7 +35,7 @@ def require_features(name: str, x: npt.NDArray[Any], n_min: int = 1) -> None:
 
 
 def codes_of(name: str, values: Sequence[Any], n: int) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Whole numbers from 0 for the values of a column, in the order of their text, and what each stands for.
+    """Integers from 0 for the values of a column, in the order of their text, and the text of each integer.
 
     >>> codes_of("label", ["b", "a", "b"], 3)
     (array([1, 0, 1]), ['a', 'b'])

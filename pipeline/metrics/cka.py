@@ -1,8 +1,8 @@
 """Linear centred kernel alignment (Kornblith et al., arXiv 1905.00414, equation 3 with a linear kernel).
 
-`linear_cka` is the figure itself, exact for any number of samples in memory that does not grow with it.
+`linear_cka` is the exact figure, in memory that does not grow with the number of samples.
 `minibatch_cka` averages the unbiased estimator of HSIC over batches (Nguyen et al., arXiv 2010.15327, equations 3 and
-4; the estimator is Song et al., JMLR 13, equation 5): it does not grow when the samples are few and the features many.
+4; the estimator is Song et al., JMLR 13, equation 5): it is not inflated when samples are few and features many.
 """
 
 from typing import Any
@@ -15,11 +15,11 @@ from stores.errors import EvaluationError
 
 _BATCH_MIN = 4
 _ROUNDING = 1e-26
-"""Share of the sum of squares that float64 leaves of a constant when its mean is taken away, and some more."""
+"""More than the share of the sum of squares that rounding leaves when the mean of a constant is subtracted."""
 
 
 def linear_cka(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
-    """Similarity of two representations of the same n samples, 0 to 1, blind to rotation and scale.
+    """Similarity of two representations of the same n samples, 0 to 1, invariant to rotation and scale.
 
     ``||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F)`` with centred columns, in float64.
 
@@ -71,7 +71,7 @@ def minibatch_cka(x: npt.NDArray[Any], y: npt.NDArray[Any], batch: int, rng: np.
         raise EvaluationError(f"CKA: batches of {batch}; at least {_BATCH_MIN} samples are needed")
     order = rng.permutation(len(x))
     n_batches = min(-(-len(x) // batch), len(x) // _BATCH_MIN)
-    mean_x, mean_y = _centre(x), _centre(y)  # changes nothing but the rounding: HSIC is blind to it
+    mean_x, mean_y = _centre(x), _centre(y)  # HSIC is invariant to the mean; this only reduces rounding
     totals = np.zeros(3)
     for part in np.array_split(order, n_batches):
         rows = np.sort(part)

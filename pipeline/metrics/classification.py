@@ -1,4 +1,4 @@
-"""Figures of a classification, with weights so that the bootstrap can draw samples again at little cost."""
+"""Figures of a classification. Samples have weights, so that the bootstrap is cheap."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ FIGURES = ("accuracy", "balanced_accuracy", "f1_macro", "auc")
 
 
 class Classification:
-    """Labels with what was predicted for them.
+    """Labels and predictions.
 
     Parameters
     ----------
@@ -21,7 +21,7 @@ class Classification:
         From 0 to ``n_classes - 1``.
     predicted : int (n,)
     scores : float (n, n_classes), optional
-        For the AUC; without them it is left out.
+        For the AUC, which is left out without them.
     folds : int (n,), optional
         Which model a score comes from. Scores of two models are not comparable: the AUC compares samples of one fold
         only, over all folds.
@@ -49,14 +49,14 @@ class Classification:
         self.names = FIGURES if scores is not None else FIGURES[:3]
 
     def _ranked_classes(self) -> range:
-        """Of two classes the second stands for both."""
+        """With two classes, one ranking is enough."""
         return range(1, 2) if self._n_classes == 2 else range(self._n_classes)
 
     def figures(self, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """The figures of `names` when sample i counts ``weights[i]`` times.
 
-        Accuracy; mean recall over the classes that are there; mean F1 over the classes that are there or predicted;
-        AUC, of several classes the mean of one against the rest. They are scikit-learn's ``accuracy_score``,
+        Accuracy; mean recall over the classes that occur; mean F1 over the classes that occur or are predicted; AUC,
+        for several classes the mean of one against the rest. They are scikit-learn's ``accuracy_score``,
         ``balanced_accuracy_score``, ``f1_score(average="macro")`` and ``roc_auc_score(multi_class="ovr")``.
         """
         c = self._n_classes
@@ -82,7 +82,7 @@ class Classification:
 
 
 class _Ranked:
-    """Scores in order, fold by fold, once for all replicates."""
+    """Scores sorted within each fold, once for all replicates."""
 
     def __init__(
         self, scores: npt.NDArray[Any], positive: npt.NDArray[np.bool_], folds: npt.NDArray[np.int64] | None

@@ -26,7 +26,7 @@ def knn_predict(
     query : (m, d)
     k : int, 1 to n
     exclude : int (n,), int (m,), optional
-        Groups of reference and query: nobody from the query's own group votes.
+        Groups of reference and query: samples of the query's own group do not vote.
 
     Returns
     -------
@@ -49,7 +49,7 @@ def knn_votes(
             f"labels: {len(labels)} for {len(reference)} samples; one each, 0 or more, is needed"
         )
     if not ks:
-        raise EvaluationError("k: none is given")
+        raise EvaluationError("k: no value is given")
     if min(ks) < 1:
         raise EvaluationError(
             f"k {min(ks)}: allowed is 1 to the number of reference samples, {len(reference)}"
@@ -68,6 +68,6 @@ def knn_votes(
 def leave_out(
     groups: npt.NDArray[np.int64] | None, n: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """What to exclude when all `n` samples are reference and query at once: the own group, or only oneself."""
+    """What to exclude when all `n` samples are reference and query at once: the own group, or just the sample."""
     own = np.arange(n) if groups is None else groups
     return own, own

@@ -1,8 +1,8 @@
 """The nearest neighbours of embeddings by cosine similarity, exact and in bounded memory.
 
-A pass in float32, block against block, keeps some more candidates than asked for; their similarities are computed again
-in float64 and decide. Similarities that agree to 12 decimals are a tie, which the sample with the lower index wins.
-Where ties or near ties reach beyond the candidates, the query goes through a pass in float64. So the result does not
+A pass in float32, block against block, keeps more candidates than are needed. Their similarities are computed again in
+float64, and these decide. Similarities that agree to 12 decimals are a tie, and the sample with the lower index wins.
+Where ties or near ties reach beyond the candidates, a pass in float64 over all samples decides. So the result does not
 depend on blocks, threads or devices.
 """
 
@@ -18,7 +18,7 @@ from stores.errors import EvaluationError
 DECIMALS = 12
 _SPARE = 32
 _ERROR = 4e-6
-"""More than float32 errs in a similarity: at most 5e-7 among 3,000 samples of 1,536 and of 2,560 numbers."""
+"""More than the float32 error of a similarity: at most 5e-7 among 3,000 samples of 1,536 and of 2,560 numbers."""
 _QUERIES, _REFERENCES = 1024, 32768
 _QUERIES_HELD = 16384
 
@@ -181,7 +181,7 @@ def _by_float64(
 def _largest(
     values: npt.NDArray[np.float64], index: npt.NDArray[np.int64], k: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """The `k` largest of every row, of ties those that stand first, in the order in which they stand."""
+    """The `k` largest of every row, the first ones of ties, in their order."""
     if values.shape[1] <= k:
         return values, index
     kth = np.partition(values, values.shape[1] - k, axis=1)[:, -k, None]
@@ -191,7 +191,7 @@ def _largest(
 
 
 def _unit(x: npt.NDArray[Any], dtype: type[np.floating[Any]]) -> npt.NDArray[Any]:
-    """Rows of length one; a row of zeros stays."""
+    """Rows scaled to length one; a row of zeros stays zero."""
     wide = x.astype(dtype)
     wide /= np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), np.finfo(dtype).tiny)
     return wide

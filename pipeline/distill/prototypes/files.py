@@ -60,7 +60,7 @@ def load(folder: Path, store_recipe: str, wanted: dict[str, int]) -> dict[str, S
     Raises
     ------
     OptionError
-        When there are none, they are of another store, or without tokens.
+        When there are no prototypes, they belong to another store, or tokens are needed and missing.
     DistillError
         When the files are damaged.
     """
@@ -85,7 +85,7 @@ def load(folder: Path, store_recipe: str, wanted: dict[str, int]) -> dict[str, S
 def _space(tensors: dict[str, npt.NDArray[np.float32]], name: str, dim: int, folder: Path) -> Space:
     if f"{name}.prototypes" not in tensors:
         raise OptionError(
-            f"--prototypes {folder}: has none of {name}; extract with --tokens and fit them again"
+            f"--prototypes {folder}: has no prototypes of {name}; extract with --tokens and fit them again"
         )
     found = {f.name: tensors.get(f"{name}.{f.name}", np.empty(0, np.float32)) for f in fields(Space)}
     count = len(found["prototypes"])

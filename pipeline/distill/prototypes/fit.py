@@ -1,8 +1,8 @@
 """``g2l prototypes``: spherical k-means on the teacher's features and tokens of the training split, from the store.
 
-The teacher's own DINO and iBOT heads are not published, so prototypes are fitted on what the store has. Vectors come in
-the order in which a training would see them, a window at a time; the state is written every few windows, so that a
-killed run goes on, and ends with the same bytes on a CPU.
+The teacher's own DINO and iBOT heads are not published, so prototypes are fitted on the features and tokens of the
+store. Vectors come in the order of a training, one window at a time. The state is written every few windows: a killed
+run continues from it, and ends with the same bytes on a CPU.
 
 ``options.json``, ``log.jsonl``, ``state.safetensors`` (until it is finished), ``prototypes.safetensors``,
 ``prototypes.png``, ``prototypes.json`` (last: its presence says that the run is complete)
@@ -47,7 +47,7 @@ from stores.io.location import StoreLike
 STATE = "state.safetensors"
 _STATE_EVERY = 20
 _SAMPLE = 65_536
-"""Vectors that tell the tokens' statistics, the start, and the figures at the end."""
+"""Number of vectors for the statistics of the tokens, the first prototypes, and the figures at the end."""
 TEMPERATURES = (0.02, 0.04, 0.07, 0.1)
 _FREE = frozenset(["device", "threads"])
 Vectors = dict[str, npt.NDArray[np.float16]]
@@ -84,9 +84,9 @@ def fit(store: StoreLike, out: Path, options: PrototypeOptions, report: Reporter
     Raises
     ------
     OptionError
-        When `out` was begun with other options, or the store has fewer vectors than prototypes are asked for.
+        When `out` was begun with other options, or the store has fewer vectors than prototypes are requested.
     StoreError
-        When the store has no features, or none of the training split.
+        When the store has no features, or the training split has no views.
     """
     options.validate()
     stored = load_complete(store)
@@ -113,7 +113,9 @@ def _begin(out: Path, options: PrototypeOptions, digest: str) -> None:
     begun = {"options": to_json(options), "store_recipe": digest, "stream": sampler.STREAM}
     if not path.exists():
         if not files.is_unused(out):
-            raise OptionError(f"--out {out}: the folder is not empty and holds no prototypes; choose another")
+            raise OptionError(
+                f"--out {out}: the folder is not empty and contains no prototypes; choose another"
+            )
         files.write_json(path, begun)
         return
     old = files.read_json(path)
@@ -192,14 +194,14 @@ class _Fit:
 
     @staticmethod
     def _taken(tokens: npt.NDArray[np.float16], most: int) -> npt.NDArray[np.float16]:
-        """At most so many tokens of each view, other places of the list from view to view: it is sorted by place."""
+        """At most `most` tokens of each view, from other places in each view, since they are sorted by place."""
         n_views, count = tokens.shape[:2]
         take = min(count, most)
         places = (np.arange(n_views)[:, None] + np.arange(take) * (count // take)) % count
         return np.take_along_axis(tokens, places[:, :, None], axis=1)
 
     def _sample(self) -> Vectors:
-        """The first vectors of the stream, enough to begin and to judge by."""
+        """The first vectors of the stream, enough for the start and the figures at the end."""
         parts: dict[str, list[npt.NDArray[np.float16]]] = {}
         count = views = 0
         with contextlib.closing(self._windows(0)) as windows:
@@ -271,7 +273,7 @@ class _Fit:
                 f"{path}: damaged ({files.first_line(error)}); remove {self.out} and begin again"
             ) from None
         self.models = {name: self.models[name] for name in prototype_files.SPACES if name in self.models}
-        self.report.note(f"goes on after {seen} views")
+        self.report.note(f"continues after {seen} views")
         return seen, seconds
 
     # the end
@@ -312,7 +314,7 @@ class _Fit:
 
 
 def _judge(model: SphericalKMeans, x: Tensor, chunks: Chunks) -> tuple[Tensor, dict[str, float]]:
-    """Mean cosine to each prototype, (K,), and how many prototypes an assignment is spread over by temperature."""
+    """Mean cosine to each prototype, (K,), and over how many prototypes an assignment spreads, for each temperature."""
 
     def similarity(part: Tensor) -> Tensor:
         return part @ model.prototypes.T

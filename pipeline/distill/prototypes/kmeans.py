@@ -1,7 +1,7 @@
 """Spherical k-means by minibatches: vectors of norm 1, assigned by cosine (Dhillon & Modha 2001; Sculley 2010).
 
-A prototype moves by ``n_new / n_ever`` of the way to the mean of the vectors that a batch assigns to it, and is brought
-back to norm 1. A prototype that no vector of an epoch was assigned to starts again at the vector that fits worst.
+A prototype moves by ``n_new / n_ever`` of the way to the mean of the vectors that a batch assigns to it, and is
+normalised to 1. A prototype without any vector in an epoch starts again at the vector that fits worst.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 
 CHUNK_ROWS = 1024
-"""Each chunk is one thread's alone, so that neither their number nor a library's changes a byte on a CPU."""
+"""One thread computes a whole chunk, so the number of threads, ours or a library's, changes no byte on a CPU."""
 
 
 class Chunks:
-    """Work on the rows of a tensor, chunk by chunk: in threads on a CPU, in turn on a GPU."""
+    """Work on the rows of a tensor, chunk by chunk: in threads on a CPU, one after another on a GPU."""
 
     def __init__(self, threads: int, device: torch.device) -> None:
         self.device = device
@@ -33,21 +33,21 @@ class Chunks:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def map(self, fn: Callable[[Tensor], Any], rows: Tensor) -> list[Any]:
-        """What `fn` makes of each chunk, in order."""
+        """The result of `fn` for each chunk, in order."""
         parts: Sequence[Tensor] = rows.split(CHUNK_ROWS)
         return list(map(fn, parts) if self._pool is None else self._pool.map(fn, parts))
 
 
 class SphericalKMeans:
-    """Prototypes that move as vectors come.
+    """Prototypes that move with each batch of vectors.
 
     Parameters
     ----------
     prototypes : float32 (K, D), of norm 1
     counts : int64 (K,)
-        Vectors that were assigned to each so far.
+        Number of vectors that each prototype has received so far.
     used : int64 (K,)
-        The same of the present epoch.
+        The same, in the current epoch.
     """
 
     def __init__(self, prototypes: Tensor, counts: Tensor, used: Tensor, chunks: Chunks) -> None:
@@ -56,12 +56,12 @@ class SphericalKMeans:
 
     @classmethod
     def begin(cls, prototypes: Tensor, chunks: Chunks) -> "SphericalKMeans":
-        """From chosen vectors."""
+        """Begin with chosen vectors as prototypes."""
         none = torch.zeros(len(prototypes), dtype=torch.int64, device=prototypes.device)
         return cls(prototypes, none, none.clone(), chunks)
 
     def nearest(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each vector the nearest prototype, int64 (N,), and its cosine, float32 (N,)."""
+        """The nearest prototype of each vector, int64 (N,), and the cosine to it, float32 (N,)."""
 
         def of(part: Tensor) -> tuple[Tensor, Tensor]:
             cosine, index = (part @ self.prototypes.T).max(dim=1)
@@ -71,7 +71,7 @@ class SphericalKMeans:
         return torch.cat(index), torch.cat(cosine)
 
     def step(self, x_ND: Tensor) -> float:
-        """Move the prototypes by a batch; returns the mean cosine of its vectors to their prototypes before."""
+        """Move the prototypes by a batch; returns the mean cosine of its vectors to their prototypes before that."""
         index, cosine = self.nearest(x_ND)
         new = torch.bincount(index, minlength=len(self.prototypes))
         sums = torch.zeros_like(self.prototypes).index_add_(0, index, x_ND)
@@ -84,9 +84,9 @@ class SphericalKMeans:
         return float(cosine.mean())
 
     def end_epoch(self, x_ND: Tensor) -> int:
-        """Start unused prototypes again at the vectors of a batch that fit worst; returns how many.
+        """Start unused prototypes again at the vectors of a batch that fit worst; returns how many were unused.
 
-        A batch smaller than their number serves as many as it can.
+        When the batch has fewer vectors than that, some prototypes stay where they are.
         """
         unused = torch.nonzero(self.used == 0).flatten()
         if len(unused):

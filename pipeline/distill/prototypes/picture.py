@@ -1,4 +1,4 @@
-"""A picture of fitted prototypes: how many views each one has."""
+"""A picture of fitted prototypes: how many vectors each one has."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -232,7 +232,7 @@ def test_a_student_of_either_pooling(
         ({"ema": 1.0}, OptionError, "--ema 1.0: allowed is above 0, below 1"),
         ({"teacher_temp": 0.0}, OptionError, "--teacher-temp 0.0: allowed is above 0"),
         ({"head_hidden": 0}, OptionError, "--head-hidden 0: allowed is 1 or more"),
-        ({"loss": "dinos"}, OptionError, "--loss dinos: 'dinos' is none of"),
+        ({"loss": "dinos"}, OptionError, "--loss dinos: 'dinos' is not one of"),
         (
             {"student": "timm:vit_tiny_patch16_224?depth=1"},
             OptionError,

@@ -151,14 +151,14 @@ def test_koleo_spreads_even_what_is_one() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("dimo", "'dimo' is none of log-sum, mse, l1"),
+        ("dimo", "'dimo' is not one of log-sum, mse, l1"),
         ("log-sum:0", "the weight of log-sum is '0'; allowed is a number above 0"),
         ("log-sum:x", "the weight of log-sum is 'x'"),
         ("log-sum:inf", "the weight of log-sum is 'inf'"),
         ("log-sum:", "the weight of log-sum is ''"),
-        ("dino,ibot,dino:2", "dino is there twice"),
-        ("koleo", "koleo knows no teacher"),
-        ("", "'' is none of"),
+        ("dino,ibot,dino:2", "dino is given twice"),
+        ("koleo", "koleo does not use the teacher"),
+        ("", "'' is not one of"),
     ],
 )
 def test_losses_that_are_none(text: str, said: str) -> None:

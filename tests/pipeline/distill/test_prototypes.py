@@ -188,7 +188,9 @@ def test_a_store_without_tokens_has_prototypes_of_features(store: Path, tmp_path
     fit.fit(store, tmp_path / "p", OPTIONS, Silent())
     digest = recipe.load(store).digest()
     assert files.load(tmp_path / "p", digest, {"features": 24}).keys() == {"features"}
-    with pytest.raises(OptionError, match="has none of tokens; extract with --tokens and fit them again"):
+    with pytest.raises(
+        OptionError, match="has no prototypes of tokens; extract with --tokens and fit them again"
+    ):
         files.load(tmp_path / "p", digest, {"tokens": 24})
 
 
@@ -227,7 +229,7 @@ def test_a_folder_belongs_to_one_request(
     with pytest.raises(OptionError, match="begun on another store"):
         fit.fit(store, fitted, OPTIONS, Silent())
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(OptionError, match="is not empty and holds no prototypes"):
+    with pytest.raises(OptionError, match="is not empty and contains no prototypes"):
         fit.fit(token_store, tmp_path, OPTIONS, Silent())
     with pytest.raises(StoreError, match=r"no recipe\.json"):
         fit.fit(tmp_path, tmp_path / "p", OPTIONS, Silent())

@@ -146,7 +146,7 @@ def test_a_device_that_processes_cannot_share() -> None:
     environment = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0"}
     if torch.cuda.is_available():
         with (
-            pytest.raises(OptionError, match="2 processes need a GPU each"),
+            pytest.raises(OptionError, match="each of 2 processes needs its own GPU"),
             ranks.join("cuda:0", environment),
         ):
             pass

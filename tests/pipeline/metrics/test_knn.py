@@ -141,5 +141,5 @@ def test_labels_have_to_fit() -> None:
         knn_predict(np.eye(3), np.zeros(2, np.int64), np.eye(3), 1)
     with pytest.raises(EvaluationError, match="one each, 0 or more"):
         knn_predict(np.eye(3), np.array([-1, 0, 0]), np.eye(3), 1)
-    with pytest.raises(EvaluationError, match="k: none is given"):
+    with pytest.raises(EvaluationError, match="k: no value is given"):
         knn_votes(np.eye(3), np.zeros(3, np.int64), np.eye(3), [])
