@@ -139,7 +139,9 @@ class SlideLooker:
         elif pixels.has_pixels(self.store, slide_id):
             source = StoreSource(slide_id, self.store)
         if source is None:
-            result.notes.append(f"slide {slide_id}: views not looked at, neither slide nor pixels are there")
+            result.notes.append(
+                f"slide {slide_id}: views not checked: neither the slide nor its pixels are there"
+            )
         else:
             policy = Policy.from_json(self.stored.policy)
             check = _SlideViews(self.store, slide, source, policy, self.options, result, self.stored.tokens)

@@ -69,7 +69,7 @@ def _look(workers: Cluster, store: StoreLike, options: VerifyOptions, report: Re
     def each(check: Any, slides: Iterable[Any]) -> Iterator[Any]:
         for done in workers.run(functools.partial(_plainly, check), slides, Silent()):
             if done.result is None:
-                raise ClusterError(f"slide {done.item}: could not be looked at: {done.error}")
+                raise ClusterError(f"slide {done.item}: could not be checked: {done.error}")
             yield done.result
 
     result = Verified(verify_structure(store, options.partial, report, each))
@@ -90,14 +90,14 @@ def _recompute(
         slides = [row for row in manifest.read_slides(store) if row["status"] == manifest.OK]
     except StoreError:
         return result.notes.append(
-            "views and features were not looked at: recipe or slides table is unreadable"
+            "views and features were not checked: recipe or slides table is unreadable"
         )
     if not stored.complete:
-        return result.notes.append("views and features were not looked at: there are none yet")
+        return result.notes.append("views and features were not checked: there are none yet")
     complete = recipe.require_complete(stored, store)
     if complete.reader.rendering != RENDERING:
         return result.notes.append(
-            f"views were not looked at: made by {complete.reader.rendering}, this version has {RENDERING}"
+            f"views were not checked: made by {complete.reader.rendering}, this version has {RENDERING}"
         )
     paths = find_slides(options.slides) if options.slides else {}
     weights = None if options.weights is None else options.weights.absolute()
@@ -116,7 +116,7 @@ def _recompute(
         if done.result is None:
             parts[slide_id] = Verified(Structure())
             parts[slide_id].findings.append(
-                Finding("", f"could not be looked at: {done.error}", "view", slide_id)
+                Finding("", f"could not be checked: {done.error}", "view", slide_id)
             )
         else:
             parts[slide_id] = done.result
