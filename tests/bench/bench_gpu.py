@@ -199,7 +199,9 @@ def end_to_end(
     folder: Path, teacher: OnDevice, size: Size, bare_speed: float, flop: float, peak: float
 ) -> None:
     """Stage one, from slide files to a store, with the teacher that is loaded already."""
-    options = ExtractOptions(size.teacher, random_weights=0, seeds=size.seeds, batch_size=teacher.batch_size)
+    options = ExtractOptions(
+        teacher=size.teacher, random_weights=0, seeds=size.seeds, batch_size=teacher.batch_size
+    )
     tiling = TileOptions(slides_csv=folder / "slides.csv")
     pace = Pace()
     load, worker.load_on_device = worker.load_on_device, lambda spec: teacher
@@ -254,7 +256,7 @@ def training(
     for batch in size.step_batches:
         clock.reset()
         options = DistillOptions(
-            size.student, slides=(folder,), random_weights=0, batch_size=batch, device=str(clock.device),
+            student=size.student, slides=(folder,), random_weights=0, batch_size=batch, device=str(clock.device),
             check_views="none", val_views=2,
         )  # fmt: skip
         threads = threads_of(None, 1)

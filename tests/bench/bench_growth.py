@@ -6,6 +6,7 @@ of tiling and extraction, memory the peak of the process.
     python -m tests.bench.bench_growth
 """
 
+import functools
 import json
 import shutil
 import subprocess
@@ -83,8 +84,8 @@ def start() -> Ratio:
     commands = {"ours": ["cli.py", "--help"], "theirs": ["-c", "pass"]}
     took = race(
         {
-            name: lambda args=args: subprocess.run(
-                [sys.executable, *args], stdout=subprocess.DEVNULL, check=True
+            name: functools.partial(
+                subprocess.run, [sys.executable, *args], stdout=subprocess.DEVNULL, check=True
             )
             for name, args in commands.items()
         },

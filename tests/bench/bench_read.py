@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -43,7 +44,7 @@ def pixels_of(path: Path) -> np.ndarray:
 def tiled(path: Path, pixels: np.ndarray, tile_px: int, compression: str) -> Path:
     """A generic TIFF of the same pixels."""
     args = {"level": 80} if compression == "jpeg" else {"level": 6}
-    extra = {"subsampling": (2, 2)} if compression == "jpeg" else {}
+    extra: dict[str, Any] = {"subsampling": (2, 2)} if compression == "jpeg" else {}
     tifffile.imwrite(
         path, pixels, photometric="rgb", tile=(tile_px, tile_px), compression=compression, compressionargs=args,
         metadata=None, **extra,
@@ -117,7 +118,7 @@ def profile(path: Path) -> None:
             "ours, reading each tile's bytes once": lambda: [
                 tiles._data(i, int(level.sizes[i])) for i in numbers
             ],
-            "ours, decoding each tile once": lambda: [level.codec.decode(d, tile) for d in data],
+            "ours, decoding each tile once": lambda: [level.codec.decode(d, tile) for d in data],  # type: ignore[func-returns-value]
         }
         took = race(parts, ROUNDS, time.thread_time)
         reader.close()

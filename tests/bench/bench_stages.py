@@ -116,10 +116,10 @@ class teacher_given:
         self.teacher = teacher
 
     def __enter__(self) -> None:
-        self.load, worker.load_on_device = worker.load_on_device, lambda spec: self.teacher  # type: ignore[assignment]
+        self.load, worker.load_on_device = worker.load_on_device, lambda spec: self.teacher
 
     def __exit__(self, *error: object) -> None:
-        worker.load_on_device = self.load  # type: ignore[assignment]
+        worker.load_on_device = self.load
 
 
 def calls_of(
@@ -151,7 +151,7 @@ def bench_loader(folder: Path, store: Path, kept: bool) -> list[Ratio]:
     threads, window = threads_of(None, 1), 1024
     slides = () if kept else (folder,)
     options = DistillOptions(
-        STUDENT, slides=slides, random_weights=0, device="cpu", check_views="none", val_views=2
+        student=STUDENT, slides=slides, random_weights=0, device="cpu", check_views="none", val_views=2
     )
     data = open_data(store, options, threads, Silent())
     plans = sampler.Stream(data.train.units, 0, window, 1).windows()
@@ -227,7 +227,8 @@ def batches_of(data: Data) -> Iterator[Any]:
 def bench_distill(folder: Path, store: Path) -> list[Ratio]:
     """A step from the store and the same step with the teacher online, in turn; waiting for data is part of both."""
     options = DistillOptions(
-        STUDENT, slides=(folder,), random_weights=0, batch_size=BATCH, device="cpu", check_views="none", val_views=2
+        student=STUDENT, slides=(folder,), random_weights=0, batch_size=BATCH, device="cpu", check_views="none",
+        val_views=2,
     )  # fmt: skip
     data = open_data(store, options, threads_of(None, 1), Silent())
     student = load_encoder(STUDENT, random_weights=0)
@@ -294,7 +295,7 @@ def main() -> list[Ratio]:
         tiling = write_slides(large, 2)
         for kept in (False, True):
             options = ExtractOptions(
-                "tests.tools.tiny:teacher", random_weights=0, seeds=SEEDS, device="cpu", pixels=kept
+                teacher="tests.tools.tiny:teacher", random_weights=0, seeds=SEEDS, device="cpu", pixels=kept
             )
             store = Path(name) / f"pixels {kept}"
             extract([large], store, options, tiling, Silent())

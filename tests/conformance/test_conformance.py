@@ -5,6 +5,7 @@ import json
 import re
 import struct
 import zlib
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -169,7 +170,7 @@ def test_every_chunk_ends_in_its_crc32c(subject: Subject) -> None:
 
 def test_every_committed_feature_is_there_and_finite(subject: Subject) -> None:
     for slide_id in subject.begun():
-        group = zarr.open_group(subject.path / "features.zarr", mode="r")
+        group: Any = zarr.open_group(subject.path / "features.zarr", mode="r")
         size = block_rows(subject.slides[slide_id]["n_patches"])
         for (seed, block), (rows, ok) in subject.committed(slide_id).items():
             span = slice(block * size, (block + 1) * size)
@@ -188,7 +189,7 @@ def test_every_committed_feature_is_there_and_finite(subject: Subject) -> None:
 def test_every_committed_view_has_its_tokens(subject: Subject) -> None:
     for slide_id in subject.begun() if subject.tokens is not None else ():
         assert subject.tokens is not None
-        group = zarr.open_group(subject.path / "features.zarr", mode="r")
+        group: Any = zarr.open_group(subject.path / "features.zarr", mode="r")
         size = block_rows(subject.slides[slide_id]["n_patches"])
         for (seed, block), (rows, ok) in subject.committed(slide_id).items():
             span = slice(block * size, (block + 1) * size)
@@ -207,7 +208,7 @@ def test_statistics_are_mean_and_variance_of_the_ok_rows(subject: Subject) -> No
     if subject.compact:
         return  # those of the original, which is not here
     for slide_id in subject.begun():
-        group = zarr.open_group(subject.path / "features.zarr", mode="r")
+        group: Any = zarr.open_group(subject.path / "features.zarr", mode="r")
         size = block_rows(subject.slides[slide_id]["n_patches"])
         for (seed, block), (rows, ok) in subject.committed(slide_id).items():
             values = group[f"{slide_id}/features"][seed, block * size : (block + 1) * size].astype(np.float64)
@@ -246,7 +247,8 @@ def test_the_seal_covers_every_file(subject: Subject) -> None:
         return
     digest = (subject.path / "checksums.sha256.digest").read_text().split()[0]
     assert digest == hashlib.sha256(sealed.read_bytes()).hexdigest()
-    listed = dict(reversed(line.split("  ", 1)) for line in sealed.read_text().splitlines())
+    pairs = (line.split("  ", 1) for line in sealed.read_text().splitlines())
+    listed = {name: sha256 for sha256, name in pairs}
     names = {p.relative_to(subject.path).as_posix() for p in subject.path.rglob("*") if p.is_file()}
     names = {name for name in names if not name.startswith("logs/")}
     assert set(listed) == names - {"checksums.sha256", "checksums.sha256.digest"}

@@ -70,7 +70,7 @@ def test_a_test_can_replace_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
         assert g2l.tile is len
     assert g2l.tile is before
     with pytest.raises(AttributeError, match="no attribute 'tiles'"):
-        g2l.tiles  # noqa: B018
+        g2l.tiles  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_importing_loads_nothing_heavy() -> None:
@@ -133,7 +133,7 @@ def test_functions_do_what_the_commands_do(
     with stores.open(store) as opened:
         assert g2l.verify(opened).findings == []
         assert g2l.plan(opened, seeds=2).views == 24
-        student = {"student": "tests.tools.tiny:student", "random_weights": 1, "threads": 1}
+        student: dict[str, Any] = {"student": "tests.tools.tiny:student", "random_weights": 1, "threads": 1}
         trained = g2l.distill(opened, run, steps=2, batch_size=4, check_views="all", **student)
     assert trained.figures["steps"] == 2
     assert (run / "summary.txt").read_text().splitlines() == trained.lines()

@@ -15,6 +15,7 @@ from pipeline.distill import checkpoint, train
 from pipeline.extract import block as blocks
 from pipeline.extract import extract as stage
 from pipeline.inference.engine import EncodedBlock
+from pipeline.inference.task import Task
 from pipeline.runtime.progress import Silent
 from pipeline.tile.options import TileOptions
 from stores.errors import DiskFull
@@ -65,7 +66,8 @@ def test_a_disk_that_fills_up_in_stage_one(
     monkeypatch: pytest.MonkeyPatch,
     noticed: bool,
 ) -> None:
-    path, written = small_disk / "s", []
+    path = small_disk / "s"
+    written: list[Task] = []
     true_commit = blocks.StoreSink.commit
 
     def commit(sink: blocks.StoreSink, block: EncodedBlock) -> None:

@@ -31,7 +31,7 @@ def shaken(encoder: Encoder) -> Encoder:
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in encoder.parameters():
-            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
     return encoder
 
 

@@ -69,8 +69,8 @@ def blur(x: Any, width: int, sigma: float) -> Any:
         carried = wanted - ends[-1]
     weights = [*ends, 256 - 2 * sum(ends), *ends[::-1]]
     wide = np.pad(x.astype(np.int64), ((middle, middle), (middle, middle), (0, 0)), mode="reflect")
-    rows = sum(w * wide[:, i : i + x.shape[1]] for i, w in enumerate(weights))
-    both = sum(w * rows[i : i + x.shape[0]] for i, w in enumerate(weights))  # type: ignore[index]
+    rows: Any = sum(w * wide[:, i : i + x.shape[1]] for i, w in enumerate(weights))
+    both: Any = sum(w * rows[i : i + x.shape[0]] for i, w in enumerate(weights))
     return ((both + (1 << 15)) >> 16).astype(np.uint8)
 
 
@@ -123,7 +123,9 @@ def main(store: Path) -> dict[str, Any]:
     }
     found["parquet"] = all(parquet_is_whole(path) for path in store.glob("manifest/**/*.parquet"))
     group = zarr.open_group(store / "features.zarr", mode="r")
-    pixels = zarr.open_group(store / "pixels.zarr", mode="r") if (store / "pixels.zarr").exists() else None
+    pixels: Any = (
+        zarr.open_group(store / "pixels.zarr", mode="r") if (store / "pixels.zarr").exists() else None
+    )
     for row in pq.read_table(store / "manifest/slides.parquet").to_pylist():
         if row["status"] != "ok":
             continue

@@ -139,7 +139,7 @@ def test_a_worker_renders_its_own_batches_alone(store: Path) -> None:
     assert shared == planned == split.n_views // 2
 
 
-def of_split(split: Any) -> tuple[Any, ...]:
+def of_split(split: Any) -> tuple[Any, Any, Any, Any]:
     return split.store, split.units, split.sources, split.policy
 
 

@@ -120,7 +120,7 @@ def test_killed_at_any_moment_and_started_again_is_bit_identical(
     run: Path, store: Path, tmp_path: Path
 ) -> None:
     """SIGKILL at 24 moments of four runs; the student and the losses are those of an undisturbed run."""
-    quick = {"checkpoint_every": 1, "check_views": "none", "val_views": 2, "val_every": 1000}
+    quick: dict[str, Any] = {"checkpoint_every": 1, "check_views": "none", "val_views": 2, "val_every": 1000}
     options, killed, steps = replace(OPTIONS, **quick), 0, set()
     for number in range(4):
         path = tmp_path / f"r{number}"

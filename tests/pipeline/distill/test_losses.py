@@ -36,7 +36,7 @@ def reference(
 def test_log_sum_value_and_gradient(alpha: float) -> None:
     s = torch.tensor(S, dtype=torch.float32, requires_grad=True)
     loss = log_sum(s, torch.tensor(T, dtype=torch.float32), alpha)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     value, gradient = reference(S, T, alpha)
     assert float(loss.detach()) == pytest.approx(value, rel=1e-6)
     assert s.grad is not None
@@ -60,7 +60,7 @@ def test_log_sum_takes_one_log_over_the_batch() -> None:
 def test_log_sum_is_bounded_when_student_equals_teacher() -> None:
     s = torch.tensor(S, requires_grad=True)
     loss = log_sum(s, s.detach().clone())
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert float(loss.detach()) == pytest.approx(math.log(EPS))
     assert s.grad is not None
     assert torch.isfinite(s.grad).all()
@@ -142,7 +142,7 @@ def test_koleo_is_the_log_of_the_distance_to_the_nearest_other() -> None:
 def test_koleo_spreads_even_what_is_one() -> None:
     x = torch.ones(4, 3, requires_grad=True)
     loss = koleo(x + 1e-4 * torch.arange(12).reshape(4, 3))
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert x.grad is not None
     assert torch.isfinite(loss)
     assert torch.isfinite(x.grad).all()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def timm_features(folder: Path, encoder: Encoder, views: Tensor) -> Tensor:
     import timm
 
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    config = model.pretrained_cfg
+    config: Any = model.pretrained_cfg
     mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
     assert tuple(config["input_size"]) == (3, encoder.image_px, encoder.image_px)
     return model((views.permute(0, 3, 1, 2).contiguous() / 255 - mean) / std)
@@ -144,7 +145,7 @@ def test_an_encoder_made_by_a_function_is_kept_and_says_how_it_opens(tmp_path: P
     message = refusal(str(tmp_path))
     assert "made by a function" in message
     assert "--weights" in message
-    assert torch.equal(read_checkpoint(tmp_path)["weight"], source.backbone.weight)
+    assert torch.equal(read_checkpoint(tmp_path)["weight"], source.backbone.get_parameter("weight"))
 
 
 @pytest.mark.parametrize(

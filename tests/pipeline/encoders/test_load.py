@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from tests.tools.encoders import TINY, make_views, refusal
 from tests.tools.settings import ROOT
 
 
-def tiny(**changes: object) -> Encoder:
+def tiny(**changes: Any) -> Encoder:
     """A small ViT with four registers, under a preset that is like TINY except for `changes`."""
     encoder = load_encoder(TINY, random_weights=0)
     return Encoder(replace(encoder.preset, **changes), encoder.backbone).eval()
@@ -47,13 +48,13 @@ def test_preset_has_the_published_number_of_parameters(name: str) -> None:
     assert count == PRESETS[name].params == PUBLISHED_PARAMS[name]
 
 
-def card_recipe(name: str) -> tuple[str, dict[str, object]]:
+def card_recipe(name: str) -> tuple[str, dict[str, Any]]:
     """How the model cards create the encoder with timm."""
     make_importable()
     from timm.layers import SwiGLUPacked
 
-    swiglu: dict[str, object] = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU, "img_size": 224}
-    return {
+    swiglu: dict[str, Any] = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU, "img_size": 224}
+    recipes: dict[str, tuple[str, dict[str, Any]]] = {
         "h-optimus-0": ("vit_giant_patch14_reg4_dinov2", {"img_size": 224, "init_values": 1e-5}),
         "h0-mini": ("vit_base_patch14_reg4_dinov2", {**swiglu, "mlp_ratio": 5.33334}),
         "hibou-l": ("vit_large_patch14_reg4_dinov2", {**swiglu, "mlp_ratio": 5.34375, "init_values": 1e-5}),
@@ -86,7 +87,8 @@ def card_recipe(name: str) -> tuple[str, dict[str, object]]:
             "vit_giant_patch14_dinov2",
             {"img_size": 224, "patch_size": 16, "num_heads": 24, "mlp_ratio": 5.33334, "init_values": 1e-5},
         ),
-    }[name]
+    }
+    return recipes[name]
 
 
 @pytest.mark.parametrize("name", ["h-optimus-0", "h0-mini", "hibou-l", "uni2-h", "virchow2", "prov-gigapath"])
@@ -95,9 +97,9 @@ def test_preset_computes_what_the_model_card_creates(name: str) -> None:
     import timm
 
     preset = replace(PRESETS[name], kwargs={**PRESETS[name].kwargs, "depth": 1})
-    ours = create(preset).eval()
+    ours: Any = create(preset).eval()
     arch, kwargs = card_recipe(name)
-    theirs = timm.create_model(arch, num_classes=0, **kwargs, depth=1).eval()
+    theirs: Any = timm.create_model(arch, num_classes=0, **kwargs, depth=1).eval()
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.uniform_(-0.05, 0.05)
@@ -148,7 +150,9 @@ def test_own_normalize_equals_torchvision_to_the_last_bit(name: str) -> None:
 def test_normalize_stays_float32_and_out_of_the_state_dict() -> None:
     encoder = tiny(mean=PRESETS["hibou-l"].mean)
     seen: list[Tensor] = []
-    encoder.backbone.patch_embed.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    encoder.backbone.get_submodule("patch_embed").register_forward_pre_hook(
+        lambda module, args: seen.append(args[0])
+    )
     views = make_views()
     encoder(views)
     assert encoder.to(torch.bfloat16)(views).dtype == torch.bfloat16
@@ -169,7 +173,9 @@ def test_poolings_on_a_vit_with_registers() -> None:
     )
     views = make_views()
     tokens: list[Tensor] = []
-    both.backbone.norm.register_forward_hook(lambda module, args, output: tokens.append(output))
+    both.backbone.get_submodule("norm").register_forward_hook(
+        lambda module, args, output: tokens.append(output)
+    )
     with torch.inference_mode():
         concatenated = both(views).numpy()
         assert torch.equal(cls(views), forward(views))

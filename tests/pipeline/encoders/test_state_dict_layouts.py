@@ -247,14 +247,15 @@ def test_keys_of_timm_repositories(name: str, tmp_path: Path) -> None:
     make_importable()
     import timm
 
-    arch, kwargs = {
+    cards: dict[str, tuple[str, dict[str, Any]]] = {
         "h-optimus-0": ("vit_giant_patch14_reg4_dinov2", {"init_values": 1e-5, "dynamic_img_size": False}),
         "h0-mini": (
             "vit_base_patch14_reg4_dinov2",
             {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU, "mlp_ratio": 5.33334},
         ),
-    }[name]
-    card = at_random(timm.create_model(arch, num_classes=0, img_size=224, depth=DEPTH, **kwargs))
+    }
+    arch, kwargs = cards[name]
+    card: Any = at_random(timm.create_model(arch, num_classes=0, img_size=224, depth=DEPTH, **kwargs))
     save_file(card.state_dict(), tmp_path / "model.safetensors")
     preset = replace(PRESETS[name], kwargs={**PRESETS[name].kwargs, "depth": DEPTH})
     encoder = load(tmp_path, preset)

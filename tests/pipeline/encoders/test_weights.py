@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -255,7 +256,7 @@ def test_sha256_sees_one_bit_a_name_a_shape_and_a_type() -> None:
     base = np.arange(6, dtype=np.int32).reshape(2, 3)
     flipped = base.copy()
     flipped[1, 2] ^= 1
-    variants = [
+    variants: list[dict[str, npt.NDArray[Any]]] = [
         {"a": base},
         {"a": flipped},
         {"b": base},
@@ -268,7 +269,7 @@ def test_sha256_sees_one_bit_a_name_a_shape_and_a_type() -> None:
 def test_sha256_does_not_depend_on_strides(trained: Encoder) -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     encoder = bag({"a": array})
-    encoder.backbone.a = encoder.backbone.a.t().contiguous().t()
+    encoder.backbone.a = encoder.backbone.get_buffer("a").t().contiguous().t()
     assert weights_sha256(encoder) == reference_sha256({"a": array})
 
 

@@ -27,7 +27,9 @@ def naive(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], k: int) -> tup
     for i in range(2 * n):
         others = sorted((-round(cosine(pooled[i], pooled[j]), 12), j) for j in range(2 * n) if j != i)
         hits.append((i + n) % (2 * n) in [j for _, j in others[:k]])
-    return float(np.mean([cosine(a[i], b[i]) for i in range(n)])), (np.mean(hits[:n]) + np.mean(hits[n:])) / 2
+    return float(np.mean([cosine(a[i], b[i]) for i in range(n)])), float(
+        np.mean(hits[:n]) + np.mean(hits[n:])
+    ) / 2
 
 
 @settings(max_examples=30, deadline=None)
@@ -72,8 +74,8 @@ def test_medians_and_the_leaderboards_figure(tmp_path: Path) -> None:
         )
         expected.setdefault(group, []).append(figures)
         expected.setdefault("all", []).append(figures)
-    for group, figures in expected.items():
-        cosine, top = np.median(figures, axis=0)
+    for group, of_pairs in expected.items():
+        cosine, top = np.median(of_pairs, axis=0)
         assert result.medians[group]["cosine"] == pytest.approx(cosine)
         assert result.medians[group]["top_10"] == pytest.approx(top)
     assert result.leaderboard == pytest.approx(

@@ -1,5 +1,7 @@
 """Slide-level protocols: what they pool, what they learn, what they must not see."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -46,9 +48,8 @@ def test_gated_attention_equals_its_equation() -> None:
     torch.manual_seed(0)
     model, bag = GatedAttention(12, 2).double(), torch.randn(9, 12, dtype=torch.double)
     logits, attention = model(bag)
-    h = np.maximum(
-        bag.numpy() @ model.embed[0].weight.detach().numpy().T + model.embed[0].bias.detach().numpy(), 0
-    )
+    embed: Any = model.embed[0]
+    h = np.maximum(bag.numpy() @ embed.weight.detach().numpy().T + embed.bias.detach().numpy(), 0)
     scores = []
     for row in h:
         v = np.tanh(model.value.weight.detach().numpy() @ row + model.value.bias.detach().numpy())

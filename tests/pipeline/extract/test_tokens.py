@@ -111,7 +111,7 @@ def test_kept_tokens_are_those_of_a_full_forward_pass(
         opened = open_of(token_store, row["slide_id"])
         patches = manifest.read_patches(token_store, row["slide_id"])
         for seed in range(3):
-            kept, places = opened.tokens[seed], np.asarray(opened.positions[seed])
+            kept, places = np.asarray(opened.tokens[seed]), np.asarray(opened.positions[seed])
             for i in range(0, len(patches), 7):
                 x, y = int(patches.x_px0[i]), int(patches.y_px0[i])
                 view = render(reader.read(x, y), draw.draw(POLICY, row["fingerprint"], x, y, seed), POLICY)

@@ -30,7 +30,7 @@ from stores.io import files
 SMALL = ReportOptions(max_slides=2, max_patches=9, views=1)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 RUN = DistillOptions(
-    "tests.tools.tiny:student", random_weights=0, steps=6, batch_size=8, val_every=3, val_views=8
+    student="tests.tools.tiny:student", random_weights=0, steps=6, batch_size=8, val_every=3, val_views=8
 )
 
 

@@ -196,7 +196,7 @@ def test_a_poisoned_block_is_tried_twice_and_reported(
     monkeypatch.setenv("FAULTY_LOG", str(tmp_path / "attempts"))
     path, notes = tmp_path / "s", Notes()
     options = ExtractOptions(
-        f"tests.tools.faulty:{fault}", random_weights=0, seeds=2, threads=1, batch_size=4
+        teacher=f"tests.tools.faulty:{fault}", random_weights=0, seeds=2, threads=1, batch_size=4
     )
     where = ClusterOptions(workers=workers)
     masks = TileOptions(min_tissue=0.01)

@@ -49,7 +49,7 @@ class Sample:
 @pytest.mark.parametrize("kind", KINDS)
 def test_json_gives_the_same_options(kind: type) -> None:
     assert from_json(kind, to_json(kind())) == kind()
-    for field in fields(kind):  # type: ignore[arg-type]
+    for field in fields(kind):
         text = field.metadata["help"]
         assert text[-1] == "." or field.metadata["choices"], field.name
         assert "so many" not in text

@@ -100,7 +100,8 @@ def naive_area(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.float6
     weights = np.zeros((size, n))
     for i in range(size):
         for j in range(n):
-            low, high = max(Fraction(i * n, size), j), min(Fraction((i + 1) * n, size), j + 1)
+            low = max(Fraction(i * n, size), Fraction(j))
+            high = min(Fraction((i + 1) * n, size), Fraction(j + 1))
             weights[i, j] = max(0.0, float((high - low) * size / n))
     return np.asarray(np.einsum("ij,jkc,lk->ilc", weights, image.astype(np.float64), weights))
 

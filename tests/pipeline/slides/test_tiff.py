@@ -333,7 +333,7 @@ def test_a_jpeg_2000_tile_with_another_header_is_refused() -> None:
     import imagecodecs
 
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    data = imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", level=0, reversible=True)
+    data = bytes(imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", level=0, reversible=True))
     codec, tile = Jpeg2000(), np.empty((64, 64, 3), np.uint8)
     with pytest.raises(DecodeError, match="unlike those that were compared"):
         codec.decode(data, tile)

@@ -42,6 +42,7 @@ def test_slides_patches_pictures_and_recipe(tiled: Path) -> None:
         assert patches.x_px0.max() + 256 <= row["width_px0"]
         assert (patches.tissue >= 0.5).all()
         picture = cv2.imread(str(tiled / "pictures" / f"{row['slide_id']}.png"))
+        assert picture is not None
         assert picture.shape[1] == 1600
     assert not recipe.load(tiled).complete
 

@@ -47,7 +47,9 @@ def _canvas(
 def _noisy(image: npt.NDArray[np.uint8], seed: int = 0) -> npt.NDArray[np.uint8]:
     """Grain of a scanner and a soft focus; deterministic."""
     grain = np.random.default_rng(seed).normal(0, 3, image.shape)
-    return cv2.GaussianBlur(np.clip(image + grain, 0, 255).astype(np.uint8), (0, 0), 0.8)
+    return np.asarray(
+        cv2.GaussianBlur(np.clip(image + grain, 0, 255).astype(np.uint8), (0, 0), 0.8), np.uint8
+    )
 
 
 def _blob(image: npt.NDArray[np.uint8], colour: tuple[int, int, int]) -> npt.NDArray[np.bool_]:
@@ -106,7 +108,7 @@ def test_pen_on_glass_is_dropped_and_tissue_beside_it_kept(
 ) -> None:
     image = _canvas()
     cv2.line(image, (330, 20), (350, 280), colour, 40)
-    image = cv2.GaussianBlur(image, (0, 0), blur_px)
+    image = np.asarray(cv2.GaussianBlur(image, (0, 0), blur_px), np.uint8)
     truth = _blob(image, TISSUES["stroma"])
     mask = tissue_mask(_noisy(image), thumbnail_mpp=MPP)
     assert not mask[:, 260:].any()

@@ -88,7 +88,7 @@ def test_exports(made: Path, tmp_path: Path) -> None:
     assert recipe.load(hidden).tokens == TOKENS
     (name,) = (row["slide_id"] for row in manifest.read_slides(hidden) if row["n_patches"] == 40)
     for leaf in ("tokens", "positions"):
-        both = (np.asarray(getattr(open_of(s, i), leaf)[:]) for s, i in ((made, "b"), (hidden, name)))
-        np.testing.assert_array_equal(*both)
+        old, new = (np.asarray(getattr(open_of(s, i), leaf)[:]) for s, i in ((made, "b"), (hidden, name)))
+        np.testing.assert_array_equal(old, new)
     bare = exported("bare", pseudonyms=Pseudonyms(b"k" * 32), tokens=False)
     assert not [file for file in files_of(bare) if "tokens" in file or "positions" in file]

@@ -307,5 +307,7 @@ def test_neighbours() -> None:
     random = np.random.default_rng(0)
     values = random.normal(size=(60, 8)).astype(np.float16)
     assert neighbour_overlap(values, values) == 1
-    assert neighbour_overlap(values, values[::-1]) < 0.5
+    reversed_overlap = neighbour_overlap(values, values[::-1])
+    assert reversed_overlap is not None
+    assert reversed_overlap < 0.5
     assert json.dumps(neighbour_overlap(values, values + np.float16(0.01)))

@@ -61,8 +61,8 @@ def test_lossless_keeps_every_bit(store: Path, lossless: Path) -> None:
     copied, made = contents(store), contents(lossless)
     assert made.keys() - copied.keys() == {"options/export.json"}
     assert not copied.keys() - made.keys()
-    new = {name for name in copied if made[name] != copied[name]}
-    assert all("/features/" in name or re.fullmatch(r".*\.zarr/(\w+/)?zarr.json", name) for name in new)
+    changed = {name for name in copied if made[name] != copied[name]}
+    assert all("/features/" in name or re.fullmatch(r".*\.zarr/(\w+/)?zarr.json", name) for name in changed)
 
 
 def test_int8_costs_what_its_recipe_says(store: Path, int8: Path) -> None:
@@ -77,9 +77,11 @@ def test_int8_costs_what_its_recipe_says(store: Path, int8: Path) -> None:
             errors.append(relative_error(*pair))
             sample += [pair] if seed == 0 else []
         whole = np.concatenate([old.read_block(s, 0) for s in range(3)]).astype(np.float64)
+        assert new.standard is not None
         np.testing.assert_allclose(new.standard, [whole.mean(axis=0), whole.std(axis=0)], rtol=1e-6)
     every = np.concatenate(errors)
-    overlap = neighbour_overlap(*(np.concatenate([p[i] for p in sample]) for i in (0, 1)))
+    exact, rounded = (np.concatenate([p[i] for p in sample]) for i in (0, 1))
+    overlap = neighbour_overlap(exact, rounded)
     assert stored.compact == {
         "kind": "int8",
         "rows": len(every),
@@ -197,10 +199,10 @@ def test_slides_of_several_blocks(tmp_path: Path, n_rows: int) -> None:
     recode.write_lossless(old, "a", blocks, new, "x")
     recode.write_int8(old, "a", blocks, new, "y", Cost(n_rows))
     exact, rounded = features.open_features(new, "x"), features.open_features(new, "y")
-    for block in blocks:
-        expected = values[block.seed, block.rows]
-        np.testing.assert_array_equal(exact.read_block(block.seed, block.block), expected)
-        error = relative_error(expected, rounded.read_block(block.seed, block.block))
+    for made in blocks:
+        expected = values[made.seed, made.rows]
+        np.testing.assert_array_equal(exact.read_block(made.seed, made.block), expected)
+        error = relative_error(expected, rounded.read_block(made.seed, made.block))
         assert error.max() < 0.05
     assert np.isnan(exact.read_block(2, 0)).all()
     assert np.isnan(rounded.read_block(2, 0)).all()

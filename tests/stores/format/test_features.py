@@ -199,7 +199,7 @@ def test_a_block_of_another_shape_is_refused(store: Path) -> None:
     with pytest.raises(StoreError, match=r"expected float16 \(1, 768, 6\)"):
         features.write_block(store, "a", 0, 0, VALUES[0, :700])
     with pytest.raises(StoreError, match="got float32"):
-        features.write_block(store, "a", 0, 0, VALUES[0, :768].astype(np.float32))  # type: ignore[arg-type]
+        features.write_block(store, "a", 0, 0, VALUES[0, :768].astype(np.float32))
     for seeds in (range(-1, 1), range(1, 3)):
         with pytest.raises(StoreError, match=f"seeds {seeds.start} to {seeds.stop - 1}, the store has 2"):
             features.write_seeds(store, "a", seeds, 0, VALUES[:, :768])

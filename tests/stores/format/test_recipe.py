@@ -29,7 +29,9 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_complete_needs_teacher_policy_and_reader() -> None:
     assert WHOLE.complete
-    assert not any(replace(WHOLE, **{name: None}).complete for name in ("teacher", "policy", "reader"))
+    for name in ("teacher", "policy", "reader"):
+        without: dict[str, Any] = {name: None}
+        assert not replace(WHOLE, **without).complete
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,7 @@ def test_one_file_is_fetched_once_however_many_ask(store: Path, tmp_path: Path) 
             time.sleep(0.05)
             return get(name, limit)
 
-        found.objects.get = slow  # type: ignore[method-assign]
+        found.objects.get = slow  # type: ignore[method-assign, assignment]
         name = "features.zarr/a/features/c/0/0/0"
         threads = [threading.Thread(target=found.read, args=(name, 1 << 20)) for _ in range(8)]
         for thread in threads:

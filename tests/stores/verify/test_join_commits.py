@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -209,7 +210,8 @@ def test_statistics_of_uncommitted_rows_do_not_count(store: Path) -> None:
 
 def test_statistics_of_a_compact_copy_stay(made: Path, tmp_path: Path) -> None:
     store = quantised(made, tmp_path / "compact")
-    recipe.save(store, recipe.Recipe(**{**recipe_fields(made), "compact": {"kind": "int8"}}))
+    compact: dict[str, Any] = {**recipe_fields(made), "compact": {"kind": "int8"}}
+    recipe.save(store, recipe.Recipe(**compact))
     assert not any("statistics" in text for text in run(store).done)
 
 
