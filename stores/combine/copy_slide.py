@@ -74,7 +74,7 @@ class Shared:
             f"{self.store}: {self.slides} slides, {self.patches} patches, {self.views} views under "
             f"{len(self.seeds)} seeds, {human_bytes(self.bytes)}; slides from: {sources}",
             *(f"note: {text}" for text in self.notes),
-            *first_of("left out, no file of a store or of a slide in its table", self.left_out),
+            *first_of("left out, not a file of the format or of a listed slide", self.left_out),
         ]
 
 

@@ -90,7 +90,7 @@ class Exported:
             if "nn10_overlap" in error:
                 lines.append(f"      {error['nn10_overlap']:.1%} of the 10 nearest neighbours stay the same")
         lines += [f"note: {text}" for text in self.notes]
-        return lines + first_of("left out, no file of a store", self.left_out)
+        return lines + first_of("left out, not a file of the format", self.left_out)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ class Transferred:
             f"{self.store}: {self.files} files, {human_bytes(self.bytes)}; {self.there_before} of them were there "
             "from an earlier run",
             f"proved by: {self.proof}",
-            *first_of("left out, no file of a store", self.left_out),
+            *first_of("left out, not a file of the format", self.left_out),
         ]
 
 

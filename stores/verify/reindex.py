@@ -58,7 +58,7 @@ class Reindexed:
         return [
             *(f"{verb}done: {text}" for text in self.done),
             *first_of(f"no commit record lists it, {gone}", self.leftovers),
-            *first_of("stray, no file of a store, left alone", self.strays),
+            *first_of("left alone, not a file of the format", self.strays),
             *(f"wrong: {text}" for text in self.problems),
             f"{self.store}: {outcome}",
         ]
