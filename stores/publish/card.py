@@ -179,7 +179,7 @@ class _Card:
             "size_categories": [size_category(self.about["views"])],
             "configs": [
                 {"config_name": "slides", "data_files": layout.SLIDES},
-                {"config_name": "views", "data_files": "manifest/views/*/*.parquet"},
+                {"config_name": "views", "data_files": f"{layout.VIEWS}/*/*.parquet"},
             ],
         }
 

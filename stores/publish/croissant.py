@@ -36,9 +36,9 @@ def croissant(store: Path, about: dict[str, Any], own_columns: Sequence[str]) ->
         _file(store, "recipe", layout.RECIPE, _JSON, _RECIPE_TEXT),
         _file(store, "slides-table", layout.SLIDES, _PARQUET, "A row per slide, usable or not."),
         _files(
-            "patches-tables", "manifest/patches/*.parquet", _PARQUET, "A file per slide, a row per patch."
+            "patches-tables", f"{layout.PATCHES}/*.parquet", _PARQUET, "A file per slide, a row per patch."
         ),
-        _files("views-tables", "manifest/views/*/*.parquet", _PARQUET, "A row per view that exists."),
+        _files("views-tables", f"{layout.VIEWS}/*/*.parquet", _PARQUET, "A row per view that exists."),
         _files(
             "features",
             f"{layout.FEATURES}/*",
