@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from stores.errors import CorruptStore, OptionError, StoreError
 from stores.export.deidentify import own_columns
 from stores.format import manifest, recipe
-from stores.format.layout import CHECKSUMS, DIGEST, classify
+from stores.format.layout import CHECKSUMS, DIGEST, METADATA, classify
 from stores.io import files
 from stores.io.location import StoreLike
 
@@ -160,7 +160,7 @@ def _strings(value: Any) -> list[str]:
 def _in_json(path: Path, look: _Look, issued: frozenset[str]) -> str | None:
     value = files.read_json(path)
     keys = [key for part in _parts(value) if isinstance(part, dict) for key in part]
-    shortest = _SAFE_LENGTH if path.name == "zarr.json" else _TEXT_LENGTH
+    shortest = _SAFE_LENGTH if path.name == METADATA else _TEXT_LENGTH
     found = _first(look, _strings(value), issued, shortest)
     return found or _first(look, keys, issued, _SAFE_LENGTH)
 

@@ -20,6 +20,7 @@ from stores.format import features, layout, manifest, recipe
 from stores.info import store_info
 from tests.tools.export import run
 from tests.tools.made_stores import DIM, RECIPE, MadeSlide, make_store, rows_of
+from tests.tools.settings import ROOT
 
 BIG = MadeSlide("big", n_rows=1200, bad=(3, 1100), seeds_apart=1)
 HALF = MadeSlide("half", n_rows=1200, blocks=1)
@@ -210,4 +211,4 @@ try:
 except AttributeError as error:
     assert "opem" in str(error)
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
