@@ -58,8 +58,8 @@ def main() -> None:
     def terminate(number: int, frame: types.FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
 
-    # Waiting OpenMP threads sleep instead of spinning: beside one busy process on two cores extract-teacher made 88
-    # views/s instead of 55, and on an idle machine as many as before. Has to be set before torch loads.
+    # Waiting OpenMP threads sleep instead of spinning. Beside one busy process on two cores, extract-teacher made 88
+    # views/s instead of 55; on an idle machine the speed was the same. It must be set before torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, terminate)  # a cluster's way of Ctrl-C
     g2l(prog_name="g2l")

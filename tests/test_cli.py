@@ -170,6 +170,7 @@ def test_click_refuses_what_it_can_by_itself(slides: Path, tmp_path: Path) -> No
         ("extract-teacher", slides, "--store", tmp_path),
         ("distill", "--store", tmp_path, "--out", tmp_path, "--student", "x", "--loss", "l3"),
         ("tile", slides, "--store", tmp_path, "--mpp", "fine"),
+        ("store", "verify", tmp_path, "--sample", "some"),
     ):
         assert g2l(*arguments).exit_code == 2
 

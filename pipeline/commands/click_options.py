@@ -1,4 +1,4 @@
-"""What the commands share: errors as one line, options made from dataclasses, ``--config`` and ``--json``."""
+"""What the commands share: errors as one line, options from dataclasses, headings, ``--config`` and ``--json``."""
 
 import dataclasses
 import json
@@ -9,14 +9,14 @@ from typing import Any, Protocol
 
 import click
 
-from pipeline.runtime.options import MACHINE, convert, types_of
+from pipeline.runtime.options import MACHINE, convert, not_none, types_of
 from stores.errors import G2LError, OptionError
 from stores.io.files import is_full
 from stores.io.location import StoreLike
 
 
 class _LocalPath(click.Path):
-    """A path; a URL gets an answer that helps."""
+    """A path. For a URL the error names the commands that copy stores."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and "://" in value:
@@ -30,12 +30,12 @@ class _LocalPath(click.Path):
 
 PATH = _LocalPath(path_type=Path)
 STORE = click.UNPROCESSED
-"""A store to be read: a folder, or a URL of any kind that fsspec knows; see `opened`."""
+"""A store to be read: a folder, or any URL that fsspec can read; see `opened`."""
 _INTERRUPTED = 130
 
 
 class Commands(click.Group):
-    """Turns the errors that users cause into one line and an exit code."""
+    """A group that turns errors of use into one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -86,7 +86,7 @@ def options_of(*kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any
         seen: dict[str, click.Option] = {}
         for kind in kinds:
             for field in dataclasses.fields(kind):
-                seen.setdefault(field.name, _click_option(field, types_of(kind)[field.name]))
+                seen.setdefault(field.name, _click_option(field, not_none(types_of(kind)[field.name])))
         for one in reversed(seen.values()):
             command = _added(one)(command)
         command = _added(
@@ -107,7 +107,7 @@ def options_of(*kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 
 def _added(parameter: click.Option) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """What ``@click.option`` does, with an option that exists."""
+    """What ``@click.option`` does, with an option object."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         command.__dict__.setdefault("__click_params__", []).append(parameter)

@@ -20,7 +20,7 @@ from stores.errors import OptionError
 _LOSS, _TRAINING, _CHECKS, _DATA = "Loss", "Training", "Validation and checkpoints", "Data"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LossOptions:
     """What the student is compared with, and how."""
 
@@ -66,7 +66,7 @@ class LossOptions:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OptimiserOptions:
     """How the student is trained, and for how long."""
 
@@ -109,7 +109,7 @@ class OptimiserOptions:
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DistillOptions(
     ReadingOptions, DeviceOptions, OptimiserOptions, LossOptions, PoolingOptions, WeightsOptions
 ):

@@ -18,7 +18,7 @@ from pipeline.runtime.options import (
 _CSV = "Tiles from a CSV"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EmbedOptions(CompileOptions, ReadingOptions, ForwardOptions, PoolingOptions, WeightsOptions):
     """Deployment: any encoder over slides or tiles."""
 

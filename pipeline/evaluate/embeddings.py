@@ -19,23 +19,23 @@ from stores.io.files import first_line
 from stores.io.location import StoreLike
 
 _KEYS = (("slide_id", "x_px0", "y_px0"), ("path",), ("slide_id",))
-"""What names a sample, the most exact first."""
+"""Columns that identify a sample, the most exact first."""
 _MAX_DIM = 65_536
 _MAX_BYTES = 256 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """Samples with what is known of them."""
+    """Embeddings of samples, and the columns that describe the samples."""
 
     source: str
-    """Where they come from."""
+    """The file or folder that was read."""
     encoder: str
     """Name of the encoder; empty where the files do not say."""
     x: npt.NDArray[np.float32]
-    """(n, d)"""
+    """float32 (n, d)"""
     columns: Mapping[str, Sequence[Any]]
-    """By name, n values each."""
+    """By name; n values in each."""
     left_out: int = 0
     """Samples that could not be read."""
 
@@ -63,15 +63,15 @@ def load_embeddings(path: Path) -> Embeddings:
     Parameters
     ----------
     path
-        The folder of `embed` (or the ``embeddings`` in it), a Parquet file, a store, or a folder of h5 files with
-        ``features`` and ``coords``, one a slide.
+        A folder that `embed` wrote (or the ``embeddings`` in it), a Parquet file, a store, or a folder of h5 files
+        with ``features`` and ``coords``, one for each slide.
 
     Raises
     ------
     OptionError
         When it is none of these.
     EvaluationError
-        When a file is damaged, the files differ in length, or nothing is in them.
+        When a file is damaged, the files differ in the length of embeddings, or hold none.
     """
     if (path / layout.RECIPE).is_file():
         return from_store(path)
@@ -199,7 +199,7 @@ def _read_h5(path: Path) -> _Piece:
 
 
 def from_store(store: StoreLike) -> Embeddings:
-    """The teacher's features of the views of seed 0, of every patch that is committed and could be read."""
+    """The teacher's features of seed 0, for every patch that is committed and could be read."""
     stored = recipe.load_complete(store)
     parts: list[npt.NDArray[Any]] = []
     columns: dict[str, list[Any]] = {}
@@ -229,7 +229,7 @@ def from_store(store: StoreLike) -> Embeddings:
 
 
 def add_columns(embeddings: Embeddings, table: Path) -> tuple[Embeddings, int]:
-    """Join a CSV by what names a sample; returns the samples that are in it, and how many are not.
+    """Join a CSV by the columns that identify a sample; returns the samples in it, and the number of the others.
 
     Raises
     ------
@@ -252,7 +252,7 @@ def add_columns(embeddings: Embeddings, table: Path) -> tuple[Embeddings, int]:
     for number, row in enumerate(rows, 2):
         key = tuple(row[name] for name in keys)
         if key in found:
-            raise OptionError(f"--labels {table} line {number}: {', '.join(key)} stands there twice")
+            raise OptionError(f"--labels {table} line {number}: {', '.join(key)} occurs twice")
         found[key] = row
     own = list(zip(*(map(str, embeddings.columns[name]) for name in keys), strict=True))
     known = np.array([key in found for key in own])

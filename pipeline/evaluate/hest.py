@@ -26,7 +26,7 @@ class GeneFold:
     """Correlations on one fold."""
 
     pearson: npt.NDArray[np.float64]
-    """(n_genes,); NaN where a gene, or what is predicted of it, is constant over the test samples."""
+    """(n_genes,); NaN where a gene or its prediction is constant over the test samples."""
 
     @property
     def mean(self) -> float:
@@ -73,7 +73,7 @@ def hest_fold(
 
 
 def _pearson(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Of every column."""
+    """Of each column."""
     a, b = a - a.mean(axis=0), b - b.mean(axis=0)
     spread = np.sqrt((a * a).sum(axis=0)) * np.sqrt((b * b).sum(axis=0))
     with np.errstate(invalid="ignore", divide="ignore"):

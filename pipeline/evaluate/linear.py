@@ -27,7 +27,7 @@ _ITERATIONS = 2000
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """Which samples train, choose and test; indices."""
+    """Indices of the samples that train, choose and test."""
 
     train: npt.NDArray[np.int64]
     val: npt.NDArray[np.int64]
@@ -36,7 +36,7 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a probe says of the test samples."""
+    """Predictions for the test samples."""
 
     scores: npt.NDArray[np.float64]
     """(m, n_classes), sums to 1."""
@@ -85,7 +85,7 @@ def _scores(model: LogisticRegression, x: npt.NDArray[np.float64], n_classes: in
 
 
 def _auc(labels: npt.NDArray[np.int64], scores: npt.NDArray[np.float64], n_classes: int) -> float:
-    """Of the classes that are there."""
+    """Of the classes that occur."""
     there = np.unique(labels)
     number = np.searchsorted(there, labels)
     part = scores[:, there]

@@ -8,7 +8,7 @@ from pipeline.runtime.options import option, require, require_one_or_more
 _CLASSES = "Column of the classes."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LabelOptions:
     """Samples with classes: where the classes are, and how sure the figures are."""
 
@@ -27,7 +27,7 @@ class LabelOptions:
         require(self.replicates >= 0, "replicates", self.replicates, "0 or more")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GroupOptions:
     """Which samples belong together."""
 
@@ -39,7 +39,7 @@ class GroupOptions:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SimilarityOptions:
     """Where similarities are computed."""
 
@@ -54,7 +54,7 @@ def _require_folds(folds: int) -> None:
     require(folds >= 3, "folds", folds, "3 or more: one tests, one chooses, the others train")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KnnOptions(SimilarityOptions, LabelOptions, GroupOptions):
     """k nearest neighbours."""
 
@@ -74,7 +74,7 @@ class KnnOptions(SimilarityOptions, LabelOptions, GroupOptions):
         LabelOptions.validate(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LinearOptions(LabelOptions):
     """Linear probes."""
 
@@ -107,7 +107,7 @@ class LinearOptions(LabelOptions):
         LabelOptions.validate(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CkaOptions:
     """Linear CKA."""
 
@@ -121,7 +121,7 @@ class CkaOptions:
         require(self.batch is None or self.batch >= 4, "batch", self.batch, "4 or more")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RobustnessOptions(SimilarityOptions, LabelOptions, GroupOptions):
     """Robustness index."""
 
@@ -139,7 +139,7 @@ class RobustnessOptions(SimilarityOptions, LabelOptions, GroupOptions):
         LabelOptions.validate(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlismOptions(SimilarityOptions):
     """PLISM."""
 
@@ -160,7 +160,7 @@ class PlismOptions(SimilarityOptions):
         require(self.n_tiles is None or self.n_tiles >= 6, "n_tiles", self.n_tiles, "6 or more")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HestOptions:
     """HEST."""
 
@@ -180,7 +180,7 @@ class HestOptions:
         require_one_or_more(self, "components")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SlideOptions(LabelOptions):
     """Slide level."""
 

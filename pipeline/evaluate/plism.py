@@ -41,7 +41,7 @@ class Pair:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Which medians it counts into."""
+        """The groups of pairs to which it belongs."""
         (staining_a, scanner_a), (staining_b, scanner_b) = origin(self.slide_a), origin(self.slide_b)
         found = ["all"]
         if staining_a == staining_b:
@@ -121,7 +121,7 @@ def summarise(pairs: Sequence[Pair]) -> Plism:
 
 
 def tile_subset(n: int, wanted: int | None, listed: Path | None, seed: int) -> npt.NDArray[np.int64] | None:
-    """Which tiles of every slide are compared: a list, so many drawn from a seed, or None for all."""
+    """Row numbers of the tiles to compare: those of a file, `wanted` drawn from a seed, or None for all."""
     if listed is not None:
         try:
             index = np.load(listed, allow_pickle=False)
@@ -155,7 +155,7 @@ def plism(
     folder
         As plism-benchmark and ``embed --format plism`` write it: float32 (tiles, 3 + d), three columns of tile ids.
     n_tiles
-        Compare so many tiles, drawn from `seed`; all when None.
+        How many tiles to compare, drawn from `seed`. None compares all.
     tiles
         A .npy file with the row numbers of the tiles to compare, such as the benchmark's own lists.
 

@@ -66,7 +66,7 @@ def _labelled(embeddings: Embeddings, options: Any, result: Result) -> _Labelled
 
 
 def _splits(data: _Labelled, by: str) -> list[str] | None:
-    """The split of every sample, or None for the other way."""
+    """The split of each sample, or None for cross-validation."""
     if by == "split" or (by == "auto" and "split" in data.embeddings.columns):
         splits = [str(value) for value in data.embeddings.column("split", "by split: column")]
         if by == "split" or len(set(splits)) > 1:

@@ -1,4 +1,4 @@
-"""What a protocol found: rows of figures, for people and for machines."""
+"""What a protocol found: rows of figures, as text and as JSON."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,7 +50,7 @@ class Result:
         }
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The same as text."""
         name = f"{self.encoder}, " if self.encoder else ""
         lines = [f"{self.protocol} of {name}{self.samples} samples of {self.source}"]
         for row in self.rows:

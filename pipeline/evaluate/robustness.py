@@ -28,7 +28,7 @@ class Robustness:
     v1: Estimate
     """Infinite when no neighbour is of the same centre."""
     v2: Estimate
-    """NaN when no neighbour tells class and centre apart."""
+    """NaN when no neighbour agrees in exactly one of class and centre."""
     counts: tuple[int, int, int, int]
     """SS, SO, OS, OO."""
 
@@ -52,9 +52,9 @@ def robustness(
     labels, sites : int (n,)
         Class and centre.
     slides : int (n,), optional
-        Neighbours of the own slide do not count; without slides only the sample itself does not.
+        Neighbours from the same slide do not count. Without slides, only the sample itself does not count.
     queries
-        Only the neighbours of so many samples, drawn by `rng`, are looked at; of all when None.
+        How many samples, drawn by `rng`, to look at the neighbours of. None takes all.
 
     Raises
     ------

@@ -24,7 +24,7 @@ EPOCHS, PATIENCE, LR, WEIGHT_DECAY = 30, 8, 2e-4, 1e-3
 
 
 def bags_of(slides: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-    """The rows of every slide, by its number."""
+    """The rows of each slide, by the number of the slide."""
     order = np.argsort(slides, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(slides[order])) + 1)
 
@@ -134,7 +134,7 @@ def _loss(
 
 
 class _Scaled(Sequence[Tensor]):
-    """Bags scaled by mean and standard deviation of the training patches, each when it is asked for."""
+    """Bags scaled by mean and standard deviation of the training patches, computed on access."""
 
     def __init__(
         self, x: npt.NDArray[Any], bags: Sequence[npt.NDArray[np.int64]], train: npt.NDArray[np.int64]

@@ -1,8 +1,8 @@
 """``evaluate all``: the same tasks for several encoders, as the tables of a paper.
 
 A YAML file says which encoders (student, teacher, untrained student, any other), which data (CSVs of tiles or slides,
-embedded when they are not yet) and which tasks. Embeddings are kept below ``OUT/embeddings/DATA/ENCODER``, so that a
-run that was interrupted, or a task that is added, costs no forward pass twice.
+embedded when they are not yet) and which tasks. Embeddings are kept below ``OUT/embeddings/DATA/ENCODER``, so that
+no forward pass is repeated after an interruption, or when a task is added.
 """
 
 import csv
@@ -52,9 +52,9 @@ class Task:
     data: str
     options: Any
     to: str | None = None
-    """cka: the encoder that is compared with."""
+    """For cka: the encoder to compare with."""
     encoders: tuple[str, ...] = ()
-    """All when empty."""
+    """Names of encoders; empty for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +211,7 @@ class Tables:
         return SOME_SLIDES_FAILED if self.failed or self.incomplete else 0
 
     def rows(self) -> list[dict[str, Any]]:
-        """One for each figure of each encoder on each task."""
+        """One row for each figure of each encoder on each task."""
         return [
             {"task": task.name, "protocol": result.protocol, "data": task.data, "encoder": encoder}
             | {"samples": result.samples, "figure": row.figure, "k": row.k}
@@ -238,7 +238,7 @@ class Tables:
         return text.getvalue()
 
     def markdown(self) -> list[str]:
-        """A table with a column an encoder; the best of a row is bold where more is better."""
+        """A table with one column for each encoder. The best value of a row is bold where more is better."""
         lines = [
             "| task | figure | " + " | ".join(self.encoders) + " |",
             "|---|---|" + "---|" * len(self.encoders),
@@ -276,7 +276,7 @@ class Tables:
 
 
 def run_bench(bench: Bench, out: Path, report: Reporter) -> Tables:
-    """Embed what is not embedded, run every task for every encoder, write the tables below `out`."""
+    """Compute missing embeddings, run every task for every encoder, and write the tables below `out`."""
     tables = Tables(list(bench.encoders))
     for data_name in bench.data:
         tasks = [task for task in bench.tasks if task.data == data_name]

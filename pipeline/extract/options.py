@@ -18,7 +18,7 @@ from stores.errors import OptionError
 _SEEDS = "Views of a patch: the centre crop, and one augmented view for each further seed."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExtractOptions(CompileOptions, ReadingOptions, ForwardOptions, WeightsOptions):
     """Stage one: the teacher over every view of every patch."""
 
@@ -55,7 +55,7 @@ class ExtractOptions(CompileOptions, ReadingOptions, ForwardOptions, WeightsOpti
         WeightsOptions.validate(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlanOptions(ForwardOptions, WeightsOptions):
     """What ``plan`` calculates with; the tile options decide the patches."""
 

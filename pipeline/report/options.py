@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.runtime.options import DeviceOptions, ThreadsOptions, option, require, require_one_or_more
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReportOptions(ThreadsOptions, DeviceOptions):
     """One page about a run or a store."""
 

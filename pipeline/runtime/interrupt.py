@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that a loop honours at its next safe point."""
+"""Ctrl-C and SIGTERM as a request to stop, which a loop follows at its next safe point."""
 
 import contextlib
 import signal
@@ -13,7 +13,7 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass(slots=True)
 class Stop:
-    """Whether somebody asked to stop."""
+    """Whether a stop was requested."""
 
     requested: bool = False
 

@@ -1,7 +1,7 @@
-"""The log of a run: what was told and how far it came, as JSON lines for machines; people read the progress bar.
+"""The log of a command as JSON lines: its messages and its progress.
 
-``STORE/logs/COMMAND.jsonl`` and ``RUN/log.jsonl`` are appended to by every run of the command. Logs belong to whoever
-ran it: no copy, seal or upload of a store takes them along.
+Every run of a command appends to ``STORE/logs/COMMAND.jsonl`` or ``RUN/log.jsonl``. Logs stay where they were written:
+no copy, seal or upload of a store includes them.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from pipeline.runtime.progress import LINE_SECONDS, Reporter
 
 
 class RunLog:
-    """Passes everything on to another reporter and writes it down; a context manager.
+    """A reporter that writes a log and calls another reporter; a context manager.
 
-    The file is made when the work itself begins: a mistake in the options leaves no trace.
+    The file is made when the work itself begins, so that a mistake in the options leaves no file.
 
     Parameters
     ----------
@@ -81,5 +81,5 @@ class RunLog:
         if self._file is None:
             self._early.append(line)
         else:
-            with contextlib.suppress(OSError):  # a full disk is the work's to report
+            with contextlib.suppress(OSError):  # the work itself reports a full disk
                 self._file.write(line)

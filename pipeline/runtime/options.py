@@ -51,15 +51,24 @@ def option(
 
 @functools.cache
 def types_of(kind: type) -> dict[str, Any]:
-    """The type of each field of an options dataclass, without ``| None``."""
+    """The type of each field of an options dataclass."""
     hints = typing.get_type_hints(kind)
-    return {f.name: _not_none(hints[f.name]) for f in fields(kind)}
+    return {f.name: hints[f.name] for f in fields(kind)}
 
 
-def _not_none(hint: Any) -> Any:
-    if typing.get_origin(hint) not in (types.UnionType, typing.Union):
+def not_none(hint: Any) -> Any:
+    """A type without ``| None``.
+
+    >>> not_none(int | None), not_none(str)
+    (<class 'int'>, <class 'str'>)
+    """
+    if not _is_union(hint):
         return hint
     return typing.Union[tuple(t for t in typing.get_args(hint) if t is not types.NoneType)]  # noqa: UP007
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (types.UnionType, typing.Union)
 
 
 def to_json(options: Any) -> dict[str, Any]:
@@ -85,9 +94,7 @@ def from_json(kind: Any, value: Mapping[str, Any]) -> Any:
     for key in value:
         if key not in known:
             raise OptionError(f"option {key!r}: not one of {', '.join(known)}")
-    return kind(
-        **{key: None if item is None else convert(known[key], item, key) for key, item in value.items()}
-    )
+    return kind(**{key: convert(known[key], item, key) for key, item in value.items()})
 
 
 def convert(hint: Any, item: Any, name: str) -> Any:
@@ -109,7 +116,10 @@ def convert(hint: Any, item: Any, name: str) -> Any:
     if origin is Literal:
         if item in inner:
             return item
-    elif origin in (types.UnionType, typing.Union):
+    elif hint is types.NoneType:
+        if item is None:
+            return None
+    elif _is_union(hint):
         for one in inner:
             try:
                 return convert(one, item, name)
@@ -134,12 +144,29 @@ _TAKES: dict[type, tuple[Any, ...]] = {
 """Types from which a value is made: YAML reads 1e-4 as text, and numpy has integers of its own."""
 
 
+_WORDS = {
+    int: "an integer",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    Path: "a path",
+    types.NoneType: "none",
+}
+
+
 def _word(hint: Any) -> str:
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return " or ".join(map(_word, typing.get_args(hint)))
+    if _is_union(hint):
+        return " or ".join(_word(one) for one in typing.get_args(hint) if one is not types.NoneType)
     if typing.get_origin(hint) is Literal:
         return " or ".join(map(repr, typing.get_args(hint)))
-    return {int: "an integer", float: "a number", str: "text", bool: "true or false", Path: "a path"}[hint]
+    return {
+        int: "an integer",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        Path: "a path",
+        types.NoneType: "none",
+    }[hint]
 
 
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
@@ -159,7 +186,7 @@ _CPUS = "number of CPUs"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WeightsOptions:
     """Which weights an encoder gets, when not the published ones."""
 
@@ -178,7 +205,7 @@ class WeightsOptions:
             raise OptionError(f"--weights {self.weights}: no such file or folder")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PoolingOptions:
     """How an encoder makes one feature of its tokens."""
 
@@ -191,14 +218,14 @@ class PoolingOptions:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
     """Where an encoder runs."""
 
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE", heading=MACHINE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ForwardOptions(DeviceOptions):
     """How an encoder runs where nothing is trained."""
 
@@ -212,7 +239,7 @@ class ForwardOptions(DeviceOptions):
         require_one_or_more(self, "batch_size")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CompileOptions:
     """Whether an encoder is compiled first."""
 
@@ -223,7 +250,7 @@ class CompileOptions:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ThreadsOptions:
     """How many threads work."""
 
@@ -234,7 +261,7 @@ class ThreadsOptions:
         require_one_or_more(self, "threads")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReadingOptions(ThreadsOptions):
     """What reads and renders patches, and how many."""
 
@@ -248,7 +275,7 @@ class ReadingOptions(ThreadsOptions):
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClusterOptions:
     """Where work runs. It changes no byte of a result on a CPU and is therefore in no recipe."""
 

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines in a log file, nothing when asked."""
+"""Progress of long work: a bar on a terminal, plain lines in a log file, or nothing."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""A folder of results goes on only with the options that it was begun with."""
+"""A folder of results is continued only with the options that it was begun with."""
 
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ BEGUN = "options.json"
 def require_same_options(out: Path, options: Any, free: frozenset[str]) -> None:
     """Raise OptionError that names the first option which differs from the one in `out`, with both values.
 
-    An option that came after `out` was begun had its default.
+    An option that did not exist when `out` was begun counts as its default.
 
     Parameters
     ----------
     options
         A dataclass of options, such as `pipeline.distill.options.DistillOptions`.
     free
-        Names of options that change nothing in the result.
+        Names of options that do not change the result.
     """
     old = to_json(type(options)()) | files.read_json(out / BEGUN).get("options", {})
     for name, value in to_json(options).items():

@@ -28,7 +28,7 @@ def morton_order(col: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> npt.
 def sample_of(
     fingerprint: str, x_px0: npt.NDArray[np.int32], y_px0: npt.NDArray[np.int32], keep: int
 ) -> npt.NDArray[np.bool_]:
-    """Which `keep` patches stay: those with the smallest hash of slide and position, whatever the others are."""
+    """Mask of the `keep` patches that stay: those with the smallest hash of slide and position."""
     keys = [
         hashlib.blake2b(f"{fingerprint} {x} {y}".encode(), digest_size=8).digest()
         for x, y in zip(x_px0.tolist(), y_px0.tolist(), strict=True)
@@ -40,7 +40,7 @@ def sample_of(
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The patches of a slide, and what they were chosen by."""
+    """The patches of a slide, and the thumbnail and mask from which they were chosen."""
 
     patches: manifest.Patches
     thumbnail: npt.NDArray[np.uint8]
@@ -87,7 +87,7 @@ def find_patches(
 
 
 def patch_recipe(options: TileOptions) -> tuple[recipe.Patch, tissue.TissueRule]:
-    """The recipe's part that tiling decides, and the tissue rule in it."""
+    """The part of the recipe that tiling decides, and the tissue rule in it."""
     rule = tissue.USER_MASK if options.masks is not None else tissue.CLASSICAL
     part = recipe.Patch(options.mpp, options.patch, GRID, options.min_tissue, rule.to_json())
     return part, rule

@@ -1,4 +1,4 @@
-"""Tissue masks and annotations that users bring: images and GeoJSON, checked before memory is taken."""
+"""Tissue masks and annotations of users: images and GeoJSON, checked before memory is allocated."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ _SPILL = 0.01  # of the longer side: what is drawn by hand runs a little over th
 def load_user_mask(
     folder: Path, slide_id: str, size_px0: tuple[int, int], shape: tuple[int, int]
 ) -> Bools | None:
-    """Load the mask that a user brings for a slide, from an untrusted file named by the slide's id.
+    """Load the mask that a user made of a slide, from an untrusted file named by the slide's id.
 
     ``<slide_id>.geojson`` or ``.json``: polygons in level-0 pixels from QuPath, less its class ``Ignore*``.
     ``<slide_id>.png``, ``.tif`` or ``.tiff``: the whole slide in any size; what is not black is tissue.
@@ -90,7 +90,7 @@ def _read_image(path: Path, size_px0: tuple[int, int]) -> Bools:
 
 
 def _check_image(path: Path, image: Image.Image, size_px0: tuple[int, int]) -> None:
-    """Raise TissueError unless the header promises a mask of this slide; no memory is taken yet."""
+    """Raise TissueError unless the header fits a mask of this slide; no memory is allocated yet."""
     (width, height), (width_px0, height_px0) = image.size, size_px0
     if width * height > MAX_MASK_PX:
         raise _too_large(path, f"{width}x{height} pixels")

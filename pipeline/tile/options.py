@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.runtime.options import TILES, option, require, require_one_or_more
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TileOptions:
     """Stage zero: tissue, patch grid, splits."""
 

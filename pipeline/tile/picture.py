@@ -1,4 +1,4 @@
-"""Pictures that people look at instead of reading: the grid on a slide, the course of a training run."""
+"""The picture of a slide: tissue, and the patches that were kept."""
 
 from pathlib import Path
 

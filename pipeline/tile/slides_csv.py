@@ -41,7 +41,7 @@ def read_slides_csv(path: Path | None) -> dict[str, dict[str, str]]:
     for number, row in enumerate(rows, start=2):
         slide_id = row["slide_id"]
         if slide_id in result:
-            raise OptionError(f"--slides-csv {path} line {number}: slide_id {slide_id!r} stands there twice")
+            raise OptionError(f"--slides-csv {path} line {number}: slide_id {slide_id!r} occurs twice")
         result[slide_id] = {key: value for key, value in row.items() if key and value not in (None, "")}
         split = result[slide_id].get("split", "train")
         if split not in manifest.SPLITS:
@@ -53,7 +53,7 @@ def read_slides_csv(path: Path | None) -> dict[str, dict[str, str]]:
 def mpp_overrides(
     given: Sequence[str], table: Mapping[str, Mapping[str, str]]
 ) -> dict[str, tuple[float, str]]:
-    """Level-0 mpp by slide id with its source; the option ``ID=MPP`` wins over the CSV."""
+    """Level-0 mpp by slide id with its source; the option ``--slide-mpp ID=MPP`` overrides the CSV."""
     pairs = [(slide_id, row["mpp"], "csv") for slide_id, row in table.items() if "mpp" in row]
     for text in given:
         slide_id, equals, value = text.rpartition("=")

@@ -1,8 +1,8 @@
-"""Stage zero, ``tile``: tissue, patch grid, splits; writes the manifest's slides and patches and a picture a slide.
+"""Stage zero, ``tile``: tissue, patch grid and splits. Writes slides table, patches, and a picture of each slide.
 
-Patches lie on a grid of whole patches from the level-0 origin; those with enough tissue are kept, in Morton
-order, so that consecutive rows are neighbours on the slide. Running it again adds new slides and tries failed ones
-again; slides that are done stay as they are.
+Patches lie on a grid of whole patches from the level-0 origin. Those with enough tissue are kept, in Morton order, so
+that consecutive rows are neighbours on the slide. A second run adds new slides and tries failed ones again; slides
+that are done stay as they are.
 """
 
 import dataclasses
@@ -143,7 +143,7 @@ def tile(
 def tile_on(
     workers: Cluster, inputs: Sequence[Path], store: Path, options: TileOptions, report: Reporter
 ) -> TileSummary:
-    """`tile` on a cluster that is open: a slide is a piece of work, and the slides table is written here alone."""
+    """`tile` on a cluster that is open. A slide is a piece of work; only this process writes the slides table."""
     options.validate()
     layout.require_unsealed(store)
     require_extendable(store)
@@ -172,9 +172,9 @@ class SlideWork:
     slide_id: str
     path: Path
     row: Mapping[str, Any]
-    """Of the slides table, as far as it is known before the slide is opened."""
+    """Its row of the slides table, as far as it is known before the slide is opened."""
     mpp: tuple[float, str] | None
-    """What overrides the slide's own, and where it comes from."""
+    """A resolution that overrides the one in the slide, and its source."""
     old: Mapping[str, Any] | None
     """Its row of the slides table, when it was tiled before."""
 

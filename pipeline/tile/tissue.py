@@ -1,8 +1,8 @@
-"""Which parts of a slide are tissue: a classical rule on a thumbnail, or a mask that the user brings.
+"""Which parts of a slide are tissue: a classical rule on a thumbnail, or a mask that the user made.
 
 The classical rule works in optical density, whose ratios between channels do not depend on how strong a stain
 or how blurred a stroke is. Densities are integers from a 256-entry table and all comparisons are between
-integers, so that two machines find the same mask. Written for H&E; other stains bring their own masks.
+integers, so that two machines find the same mask. Written for H&E; for other stains, give masks.
 """
 
 from dataclasses import asdict, dataclass
@@ -55,7 +55,7 @@ class TissueRule:
     fade_um: float = 400.0
     """How far from a stroke it may fade."""
     halo_um: float = 24.0
-    """What is dropped around pens in any case."""
+    """Width around pens that is always dropped."""
     stroke_radius_um: float = 40.0
     """Half the width of the thinnest stroke."""
     light_radius_um: float = 100.0

@@ -10,7 +10,7 @@ from stores.errors import OptionError
 ALL: Literal["all"] = "all"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VerifyOptions(ThreadsOptions, ForwardOptions, WeightsOptions):
     """How deeply ``store verify`` checks a store."""
 

@@ -12,7 +12,7 @@ from pipeline.runtime.options import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrototypeOptions(ThreadsOptions, DeviceOptions):
     """Prototypes of the teacher's features and tokens."""
 

@@ -273,7 +273,7 @@ def test_labels_that_do_not_fit(parquet: Path, tmp_path: Path) -> None:
     table, found = tmp_path / "l.csv", load_embeddings(parquet)
     for text, message in (
         ("x,y\n1,2\n", "has x, y; samples of .* are named by slide_id"),
-        ("path,label\nt0.png,a\nt0.png,b\n", "line 3: t0.png stands there twice"),
+        ("path,label\nt0.png,a\nt0.png,b\n", "line 3: t0.png occurs twice"),
         ("path,label\nother.png,a\n", "names none of the samples of .*, such as t0.png"),
     ):
         table.write_text(text)

@@ -13,7 +13,7 @@ from pipeline.embed.options import EmbedOptions
 from pipeline.evaluate import options as protocols
 from pipeline.extract.options import ExtractOptions, PlanOptions
 from pipeline.report.options import ReportOptions
-from pipeline.runtime.options import ClusterOptions, from_json, option, to_json, types_of
+from pipeline.runtime.options import ClusterOptions, from_json, not_none, option, to_json, types_of
 from pipeline.tile.options import TileOptions
 from pipeline.verify.options import VerifyOptions
 from stores.errors import OptionError
@@ -68,7 +68,8 @@ def test_values_become_the_types_of_their_fields() -> None:
     made = from_json(Sample, given)
     assert made == Sample(3, 1e-4, Path("a/b"), (Path("a"), Path("b")), (1, 2), True, None, "all")
     assert type(made.n) is int
-    assert types_of(Sample)["out"] is Path
+    assert not_none(types_of(Sample)["out"]) is Path
+    assert from_json(Sample, {"out": None, "name": None}) == Sample()
     assert from_json(Sample, {"x": 2}).x == 2.0
 
 
@@ -84,6 +85,8 @@ def test_values_become_the_types_of_their_fields() -> None:
         ({"paths": "a"}, "option 'paths': 'a' is not a list; an item is a path"),
         ({"flag": 1}, "option 'flag': 1 is not true or false"),
         ({"out": 3}, "option 'out': 3 is not a path"),
+        ({"n": None}, "option 'n': None is not an integer"),
+        ({"name": 3}, "option 'name': 3 is not text"),
         ({"share": "some"}, "option 'share': 'some' is not an integer or 'all'"),
     ],
 )
