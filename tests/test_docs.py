@@ -52,7 +52,6 @@ def test_the_training_loop_trains(store: Path) -> None:
     text = (ROOT / "docs/how-to/train-in-your-own-loop.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
     assert len(code.splitlines()) <= 25
-    code = code.replace("import pipeline as g2l", "import pipeline.data.dataset as g2l")
     for written, used in (('"brca", 1000', f"{str(store)!r}, 2"), ("batch_size=32", "batch_size=4")):
         assert written in code
         code = code.replace(written, used)
