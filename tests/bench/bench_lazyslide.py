@@ -30,7 +30,7 @@ from pipeline.embed.options import EmbedOptions
 from pipeline.tile.options import TileOptions
 from pipeline.runtime.progress import Silent
 slide, name, batch, out = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
-options = EmbedOptions(f"timm:{name}", random_weights=0, batch_size=batch, device="cpu")
+options = EmbedOptions(encoder=f"timm:{name}", random_weights=0, batch_size=batch, device="cpu")
 tiling = TileOptions(slide_mpp=(f"{slide.stem}=0.5",))
 result = embed([slide], out, options, tiling, Silent())
 print(json.dumps({"seconds": result.seconds, "views": result.views}))
