@@ -100,7 +100,7 @@ def merge(stores: tuple[str, ...], out: Path, allow_duplicates: bool, as_json: b
     help="A slide id, or a file: one id per line, or a CSV with a column slide_id. May be repeated.",
 )
 @click.option("--split", "splits", multiple=True, metavar="NAME", help="train, val or test. May be repeated.")
-@click.option("--seeds", type=int, metavar="N", help="Keep seeds 0 to N-1 [default: all].")
+@click.option("--seeds", type=int, metavar="N", help="Keep seeds 0 to N-1. [default: all]")
 @click.option(
     "--where",
     multiple=True,
@@ -183,16 +183,16 @@ def export(
 
 @store.command(short_help="Write README.md and croissant.json")
 @click.argument("path", type=PATH)
-@click.option("--name", help="Short name of the data set [default: name of the folder].")
-@click.option("--title", help="Heading of the card [default: the short name].")
+@click.option("--name", help="Short name of the data set. [default: name of the folder]")
+@click.option("--title", help="Heading of the card. [default: the short name]")
 @click.option("--creator", help="Who made the store, for the citation.")
-@click.option("--licence", help="Licence of the features [default: the teacher's, as recorded in the store].")
+@click.option("--licence", help="Licence of the features. [default: the teacher's, as recorded in the store]")
 @click.option("--url", metavar="URL", help="Where the store is published.")
 @click.option(
     "--date",
     type=click.DateTime(["%Y-%m-%d"]),
     metavar="YYYY-MM-DD",
-    help="Day of publication [default: today].",
+    help="Day of publication. [default: today]",
 )
 @click.option(
     "--cohort-column",
