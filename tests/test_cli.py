@@ -90,6 +90,7 @@ def test_defaults_are_in_brackets() -> None:
         assert text in shown
 
 
+@pytest.mark.slow
 def test_tile_extract_info_distill(slides: Path, tmp_path: Path) -> None:
     store, run = tmp_path / "store", tmp_path / "run"
     tiled = g2l("tile", slides, "--store", store, "--slides-csv", slides / "slides.csv", "--json")

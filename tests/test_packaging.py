@@ -71,12 +71,14 @@ def test_every_import_is_declared(project: dict[str, Any]) -> None:
     assert _undeclared(_product(), _names(project["dependencies"])) == []
 
 
+@pytest.mark.slow
 def test_every_import_of_the_tests_is_declared(project: dict[str, Any]) -> None:
     declared = _names([*project["dependencies"], *project["optional-dependencies"]["test"]])
     missing = _undeclared((ROOT / "tests").rglob("*.py"), declared)
     assert [line for line in missing if line.rpartition(" ")[2] not in BY_HAND] == []
 
 
+@pytest.mark.slow
 def test_an_import_that_nothing_declares_is_found(project: dict[str, Any]) -> None:
     declared = _names(project["dependencies"])
     found = _undeclared(_product(), declared - {"google-crc32c"})
@@ -84,6 +86,7 @@ def test_an_import_that_nothing_declares_is_found(project: dict[str, Any]) -> No
     assert all(line.endswith(": google_crc32c") for line in found)
 
 
+@pytest.mark.slow
 def test_every_dependency_is_imported(project: dict[str, Any]) -> None:
     distributions = packages_distributions()
     used = {_normal(name) for module, _ in _imported(_product()) for name in distributions.get(module, [])}
@@ -119,6 +122,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         return set(archive.namelist())
 
 
+@pytest.mark.slow
 def test_the_wheel_ships_every_file_of_the_packages(wheel: set[str]) -> None:
     expected = {
         file.relative_to(ROOT).as_posix()
@@ -130,6 +134,7 @@ def test_the_wheel_ships_every_file_of_the_packages(wheel: set[str]) -> None:
     assert expected | {"cli.py"} <= wheel
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_nothing_else(wheel: set[str]) -> None:
     top = {name.partition("/")[0] for name in wheel}
     assert {name for name in top if not name.endswith(".dist-info")} == {"cli.py", "pipeline", "stores"}

@@ -54,6 +54,7 @@ def test_the_teacher_of_the_small_ones() -> None:
     assert tokens.shape == (2, 64, 192)
 
 
+@pytest.mark.slow
 def test_a_slide_is_cut_into_strips(slides: Path, tmp_path: Path) -> None:
     table = experiments.cut(slides, tmp_path, 4, {"a": 0.25})
     with table.open(newline="") as file:

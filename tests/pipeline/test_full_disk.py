@@ -57,6 +57,7 @@ def unnoticed(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "require_free", lambda *args: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noticed", [True, False])
 def test_a_disk_that_fills_up_in_stage_one(
     store: Path,
@@ -94,6 +95,7 @@ def test_a_disk_that_fills_up_in_stage_one(
     assert contents(path) == contents(store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noticed", [True, False])
 def test_a_disk_that_fills_up_in_stage_two(
     store: Path, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noticed: bool
@@ -119,6 +121,7 @@ def test_a_disk_that_fills_up_in_stage_two(
     assert same(run, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_stage_one_is_refused_when_it_will_not_fit(
     slides: Path, tile_options: TileOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

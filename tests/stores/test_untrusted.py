@@ -76,6 +76,7 @@ def grid(*chunk: int) -> dict[str, Any]:
 HUGE = 10**12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -178,6 +179,7 @@ def test_slide_ids_never_become_paths(store: Path, tmp_path: Path, slide_id: str
     assert {p for p in tmp_path.rglob("*") if store not in p.parents} <= before | {tmp_path / "out"}
 
 
+@pytest.mark.slow
 def test_slide_ids_inside_commit_records(store: Path, tmp_path: Path) -> None:
     commit = next(manifest.commits(store, "a"))
     table = commit.read()
@@ -189,6 +191,7 @@ def test_slide_ids_inside_commit_records(store: Path, tmp_path: Path) -> None:
     assert any("expected 'a'" in str(f) for f in verify_structure(store).findings)
 
 
+@pytest.mark.slow
 def test_folders_with_evil_names(store: Path, tmp_path: Path) -> None:
     for name in ("manifest/views/-rf", "manifest/views/a b", "features.zarr/.hidden"):
         (store / name).mkdir()
@@ -226,6 +229,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     assert not proof.exists()
 
 
+@pytest.mark.slow
 def test_the_function_that_a_recipe_names_is_not_imported(store: Path, tmp_path: Path) -> None:
     """In a process of its own, where nothing else can have imported it; with every command that reads a store."""
     (tmp_path / "evil_encoder.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\ndef make(): ...\n")

@@ -40,6 +40,7 @@ def test_an_epoch_holds_every_view_once_with_its_own_target(store: Path) -> None
         np.testing.assert_array_equal(batch.targets[0], expected[view_crc32(batch.views[0])])
 
 
+@pytest.mark.slow
 def test_the_stream_is_the_same_from_any_position(store: Path) -> None:
     """Over two epochs, with batches that straddle windows and epochs."""
     total = epoch_views(store)

@@ -84,11 +84,13 @@ def test_the_student_opens_in_timm_and_here(run: Path) -> None:
         torch.testing.assert_close(ours(batch), theirs(images), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_same_inputs_same_bytes(run: Path, store: Path, tmp_path: Path) -> None:
     train.distill(store, tmp_path / "r", replace(OPTIONS, threads=1, check_views="all"), False, Silent())
     assert same(run, tmp_path / "r")
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_student(run: Path, store: Path, tmp_path: Path) -> None:
     train.distill(store, tmp_path / "r", replace(OPTIONS, seed=1), False, Silent())
     assert not same(run, tmp_path / "r")
@@ -146,6 +148,7 @@ def losses(run: Path) -> list[tuple[int, float]]:
     return [(r["step"], r["loss"]) for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "train"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_writes_a_checkpoint_first(run: Path, store: Path, tmp_path: Path, number: int) -> None:
     path, options = tmp_path / "r", replace(OPTIONS, checkpoint_every=1000)
@@ -162,6 +165,7 @@ def test_a_stopped_run_writes_a_checkpoint_first(run: Path, store: Path, tmp_pat
     assert same(run, path)
 
 
+@pytest.mark.slow
 def test_random_layers_go_on_as_they_were(store: Path, tmp_path: Path) -> None:
     """Dropout: its random numbers follow from the seed and the views consumed, not from how the run came about."""
     options = replace(OPTIONS, student=f"{VIT}&proj_drop_rate=0.3", steps=12, checkpoint_every=6)
@@ -196,6 +200,7 @@ def test_ctrl_c_on_the_command_line(run: Path, store: Path, tmp_path: Path) -> N
     assert len(checkpoint.saved(path)) == 1
 
 
+@pytest.mark.slow
 def test_teacher_is_never_loaded(store: Path, tmp_path: Path) -> None:
     """With the store as the only source, in a process where building the teacher raises."""
     script = f"""
@@ -411,6 +416,7 @@ def test_the_store_is_looked_at_before_weights_are_loaded(
         train.distill(store, run, OPTIONS, False, Silent())
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named(run: Path, store: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(run, tmp_path / "r"))
     (path / "summary.json").unlink()

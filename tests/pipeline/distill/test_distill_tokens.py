@@ -133,6 +133,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_to_the_bit_with_heads_and_moving_average(
     token_store: Path, options: DistillOptions, tmp_path: Path
 ) -> None:
@@ -182,6 +183,7 @@ def test_the_moving_average_is_one(token_store: Path, options: DistillOptions) -
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_run_of_an_older_version_goes_on(
     token_store: Path, options: DistillOptions, tmp_path: Path
 ) -> None:
@@ -202,6 +204,7 @@ def test_a_run_of_an_older_version_goes_on(
     assert train.distill(token_store, run, plain, True, Silent())["steps"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pooling", "dim"), [("cls", 24), ("cls+mean", 48)])
 def test_a_student_of_either_pooling(
     token_store: Path, options: DistillOptions, tmp_path: Path, pooling: str, dim: int
@@ -263,6 +266,8 @@ def test_a_store_without_tokens(store: Path, options: DistillOptions, tmp_path: 
         train.distill(store, tmp_path / "b", replace(options, loss="dino"), False, Silent())
 
 
+@pytest.mark.torchrun
+@pytest.mark.slow
 def test_two_processes_balance_over_the_batches_of_both(
     token_store: Path, options: DistillOptions, tmp_path: Path
 ) -> None:

@@ -155,6 +155,7 @@ def test_what_it_writes(fitted: Path, token_store: Path) -> None:
         assert about["figures"][name]["perplexity"]["0.02"] < about["figures"][name]["perplexity"]["0.1"]
 
 
+@pytest.mark.slow
 def test_threads_change_no_byte_and_seeds_do(fitted: Path, token_store: Path, tmp_path: Path) -> None:
     fit.fit(token_store, tmp_path / "one", replace(OPTIONS, threads=1), Silent())
     assert equal(fitted, tmp_path / "one")
@@ -184,6 +185,7 @@ def test_killed_and_started_again_is_bit_identical(fitted: Path, token_store: Pa
     assert not (out / fit.STATE).exists()
 
 
+@pytest.mark.slow
 def test_a_store_without_tokens_has_prototypes_of_features(store: Path, tmp_path: Path) -> None:
     fit.fit(store, tmp_path / "p", OPTIONS, Silent())
     digest = recipe.load(store).digest()
@@ -194,6 +196,7 @@ def test_a_store_without_tokens_has_prototypes_of_features(store: Path, tmp_path
         files.load(tmp_path / "p", digest, {"tokens": 24})
 
 
+@pytest.mark.slow
 def test_on_the_command_line(token_store: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(token_store, tmp_path / "s"))
     arguments = ["prototypes", "--store", str(path), "--k", "6", "--epochs", "1", "--window", "64"]

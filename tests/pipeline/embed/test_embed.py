@@ -222,6 +222,7 @@ def test_a_slide_of_which_nothing_can_be_read_fails_and_is_tried_again(
     assert embed([slides / "a.tiff"], tmp_path / "out", TINY, TileOptions(), Silent()).published == 1
 
 
+@pytest.mark.slow
 def test_h5_as_trident_and_clam_read_it(
     slides: Path, tile_options: TileOptions, embedded: Path, tmp_path: Path
 ) -> None:

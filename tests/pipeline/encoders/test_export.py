@@ -203,6 +203,7 @@ with torch.inference_mode():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["demo-student", SWIGLU])
 def test_a_student_opens_in_timm_without_this_project(spec: str, tmp_path: Path) -> None:
     """SwiGLU with registers is Hibou-L's architecture; see docs/how-to/use-the-student.md."""

@@ -163,6 +163,7 @@ def test_what_the_hub_refuses(fake_hub: type[FakeHub], repo: str, part: str) -> 
     assert "HF_TOKEN" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["1", "true"])
 def test_offline_says_what_to_do(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     point_hub_to("http://127.0.0.1:9", tmp_path, monkeypatch)

@@ -40,6 +40,7 @@ PUBLISHED_PARAMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED_PARAMS)
 def test_preset_has_the_published_number_of_parameters(name: str) -> None:
     with torch.device("meta"):
@@ -91,6 +92,7 @@ def card_recipe(name: str) -> tuple[str, dict[str, Any]]:
     return recipes[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["h-optimus-0", "h0-mini", "hibou-l", "uni2-h", "virchow2", "prov-gigapath"])
 def test_preset_computes_what_the_model_card_creates(name: str) -> None:
     make_importable()
@@ -123,6 +125,7 @@ def test_a_registry_entry_says_where_its_weights_are_and_what_they_permit() -> N
     assert replace(PRESETS["hibou-l"], asset="demo.safetensors").source == "shipped"
 
 
+@pytest.mark.slow
 def test_listing_presets_needs_no_torch_and_importing_encoders_no_timm() -> None:
     code = (
         "import sys, pipeline.encoders.presets; assert 'torch' not in sys.modules\n"

@@ -134,6 +134,7 @@ def chunked(state: State) -> State:
     return {re.sub(r"^blocks\.(\d+)\.", r"blocks.\1.\1.", name): value for name, value in state.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrap",
     [dict, chunked, lambda state: {"teacher": prefixed("backbone.", chunked(state))}],
@@ -165,6 +166,7 @@ def test_h0_mini_begins_from_a_dinov2_checkpoint(tmp_path: Path) -> None:
     torch.testing.assert_close(both, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_transformers_layout_computes_the_same(hub: tuple[nn.Module, Path]) -> None:
     model, path = hub
@@ -184,6 +186,7 @@ def test_what_transformers_has_in_memory_is_known_too(hub: tuple[nn.Module, Path
     assert all(torch.equal(inner[name], published[name]) for name in published)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["native", "transformers"])
 @torch.inference_mode()
 def test_gate_and_value_may_not_be_swapped(
@@ -240,6 +243,7 @@ def test_a_checkpoint_of_another_depth_or_kind_is_refused(
         load(tmp_path, PRESETS["hibou-l"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["h-optimus-0", "h0-mini"])
 @torch.inference_mode()
 def test_keys_of_timm_repositories(name: str, tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_knn_by_split(tmp_path: Path) -> None:
     assert run("knn", path, "--k", 3, "--by", "leave-out")["samples"] == N
 
 
+@pytest.mark.slow
 def test_shuffled_labels_are_near_chance(parquet: Path) -> None:
     for protocol in ("knn", "linear"):
         good, control = run(protocol, parquet), run(protocol, parquet, "--shuffle-labels")
@@ -102,6 +103,7 @@ def test_shuffled_labels_are_near_chance(parquet: Path) -> None:
         assert "control: labels were shuffled" in control["notes"]
 
 
+@pytest.mark.slow
 def test_linear_by_folds_and_by_eva(parquet: Path, tmp_path: Path) -> None:
     result = run("linear", parquet, "--out", tmp_path / "r.json")
     assert json.loads((tmp_path / "r.json").read_text()) == result
@@ -211,6 +213,7 @@ def slide_embeddings(folder: Path) -> Path:
     return write(folder / "e.parquet", x, columns)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["mean", "abmil"])
 def test_slides_by_patient(tmp_path: Path, pool: str) -> None:
     path = slide_embeddings(tmp_path)

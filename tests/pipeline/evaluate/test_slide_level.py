@@ -62,6 +62,7 @@ def test_gated_attention_equals_its_equation() -> None:
     np.testing.assert_allclose(logits.detach().numpy(), expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_attention_finds_the_few_patches_that_decide() -> None:
     x, slides, labels = cohort(60, 1)
     bags = bags_of(slides)

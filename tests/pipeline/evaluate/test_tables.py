@@ -39,6 +39,7 @@ def bench_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_bench_embeds_evaluates_and_writes_tables(bench_folder: Path) -> None:
     out = bench_folder / "out"
     tables = run_bench(read_bench(bench_folder / "bench.yaml"), out, Silent())
@@ -72,6 +73,7 @@ def test_a_bench_embeds_evaluates_and_writes_tables(bench_folder: Path) -> None:
     assert before == {p: p.stat().st_mtime_ns for p in (out / "embeddings").glob("*/*/embeddings/*")}
 
 
+@pytest.mark.slow
 def test_what_fails_stands_in_the_table_and_the_rest_is_done(bench_folder: Path) -> None:
     text = BENCH.replace("k: [3], by: leave-out, replicates: 10}", "k: [3000], by: leave-out}", 1)
     (bench_folder / "some.yaml").write_text(text)
@@ -82,6 +84,7 @@ def test_what_fails_stands_in_the_table_and_the_rest_is_done(bench_folder: Path)
     assert len(tables.results) == 3
 
 
+@pytest.mark.slow
 def test_embeddings_that_are_there_already(bench_folder: Path) -> None:
     out = bench_folder / "out"
     run_bench(read_bench(bench_folder / "bench.yaml"), out, Silent())

@@ -70,6 +70,7 @@ def test_a_stored_feature_is_the_teachers_of_the_view(
         np.testing.assert_allclose(stored, expected, rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_threads(
     store: Path, slides: Path, tile_options: TileOptions, tmp_path: Path
 ) -> None:
@@ -85,6 +86,7 @@ def test_again_does_nothing(store: Path, slides: Path, tile_options: TileOptions
     assert contents(store) == before
 
 
+@pytest.mark.slow
 def test_limit_then_the_rest(store: Path, slides: Path, tile_options: TileOptions, tmp_path: Path) -> None:
     path = tmp_path / "s"
     few = stage.extract([slides], path, replace(TEACHER, limit=5), tile_options, Silent())
@@ -141,6 +143,7 @@ def test_policy_must_fit_patch_and_teacher(slides: Path, tile_options: TileOptio
         stage.extract([slides], tmp_path / "s", TEACHER, replace(tile_options, patch=300), Silent())
 
 
+@pytest.mark.slow
 def test_a_bad_read_is_a_status_not_white_pixels(
     slides: Path, tile_options: TileOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +173,7 @@ def test_a_bad_read_is_a_status_not_white_pixels(
     assert len(again.bad_reads) == 1
 
 
+@pytest.mark.slow
 def test_a_changed_slide_file_is_reported_and_the_run_goes_on(
     slides: Path, tile_options: TileOptions, tmp_path: Path
 ) -> None:

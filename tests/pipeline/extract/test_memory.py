@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pipeline.demo.synthetic_slides import write_slide
 from tests.tools.settings import ROOT
 
@@ -38,6 +40,7 @@ def peak(slides: Path, n_slides: int, store: Path) -> int:
     return int(summary["peak_rss_bytes"])
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_slides(tmp_path: Path) -> None:
     slides = tmp_path / "slides"
     slides.mkdir()

@@ -25,6 +25,7 @@ def bytes_of(store: Path, folder: str) -> dict[str, int]:
     return {name: size for name, size in layout.list_files(store).items() if name.startswith(folder)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_patches", [None, 20])
 @pytest.mark.parametrize("pixels", [True, False])
 def test_it_comes_out_as_planned(slides: Path, tmp_path: Path, max_patches: int | None, pixels: bool) -> None:
@@ -129,6 +130,7 @@ def test_the_command_names_what_cannot_be_used(slides: Path, tmp_path: Path) -> 
     assert "1 slides could not be used" in text
 
 
+@pytest.mark.slow
 def test_real_slides(shared: Path) -> None:
     planned = plan.plan(
         [shared / "slides"], OPTIONS, TileOptions(slide_mpp=("TCGA-CR-7395-01A-01-TS1=0.5",)), Silent()

@@ -126,6 +126,7 @@ def test_kept_tokens_are_those_of_a_full_forward_pass(
                 assert not np.allclose(kept[i], every[4:-1][places[i]].half().numpy(), rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_features_are_what_they_are_without_tokens(
     token_store: Path, slides: Path, tile_options: TileOptions, tmp_path: Path
 ) -> None:
@@ -137,6 +138,7 @@ def test_features_are_what_they_are_without_tokens(
     assert {name: value for name, value in beside.items() if name not in extra} == without
 
 
+@pytest.mark.slow
 def test_all_tokens_and_their_recipe(slides: Path, tile_options: TileOptions, tmp_path: Path) -> None:
     every = replace(WITH_TOKENS, tokens=GRID**2, limit=3)
     stage.extract([slides / "a.tiff"], tmp_path, every, tile_options, Silent())
@@ -149,6 +151,7 @@ def test_all_tokens_and_their_recipe(slides: Path, tile_options: TileOptions, tm
     assert structure(tmp_path, partial=True) == []
 
 
+@pytest.mark.slow
 def test_limit_then_more_seeds_then_the_rest_is_the_same_store(
     token_store: Path, slides: Path, tile_options: TileOptions, tmp_path: Path
 ) -> None:
@@ -186,6 +189,7 @@ def test_tokens_that_cannot_be(
     assert not (tmp_path / "s" / "recipe.json").exists()
 
 
+@pytest.mark.slow
 def test_a_bad_read_has_no_tokens(
     slides: Path, tile_options: TileOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,6 +355,7 @@ def test_arrays_of_another_form_are_refused(token_store: Path, tmp_path: Path) -
 # Verify and repair
 
 
+@pytest.mark.slow
 def test_damaged_tokens_are_found_and_repaired(token_store: Path, slides: Path, tmp_path: Path) -> None:
     assert structure(token_store) == []
     path = Path(shutil.copytree(token_store, tmp_path / "s"))
@@ -371,6 +376,7 @@ def test_damaged_tokens_are_found_and_repaired(token_store: Path, slides: Path, 
     assert [f for f in files_of(path) if files_of(path)[f] != files_of(token_store)[f]] == []
 
 
+@pytest.mark.slow
 def test_tokens_of_another_view_are_not_the_teachers(token_store: Path, slides: Path, tmp_path: Path) -> None:
     same = replace(SAME_TEACHER, teacher=VIT)
     assert look(token_store, same).findings == []
@@ -384,6 +390,7 @@ def test_tokens_of_another_view_are_not_the_teachers(token_store: Path, slides: 
     assert found.seeds == range(1, 2)
 
 
+@pytest.mark.slow
 def test_places_that_no_seed_draws_are_named(token_store: Path, slides: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(token_store, tmp_path / "s"))
     array = zarr.open_array(path / "features.zarr/a/positions", mode="r+")
@@ -396,6 +403,7 @@ def test_places_that_no_seed_draws_are_named(token_store: Path, slides: Path, tm
     assert files_of(path) == files_of(token_store)
 
 
+@pytest.mark.slow
 def test_leftover_chunks_of_tokens_are_seen(slides: Path, tile_options: TileOptions, tmp_path: Path) -> None:
     path = tmp_path / "s"
     stage.extract([slides], path, replace(WITH_TOKENS, pixels=False), tile_options, Silent())

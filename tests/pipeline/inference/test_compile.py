@@ -37,6 +37,7 @@ class Notes(Silent):
         self.said.append(text)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_extraction_with_a_compiled_teacher(
     store: Path, slides: Path, tile_options: TileOptions, tmp_path: Path
@@ -54,6 +55,7 @@ def test_extraction_with_a_compiled_teacher(
             np.testing.assert_allclose(fast, plain, rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_short_batches_have_the_shape_that_was_compiled() -> None:
     plain, fast = load(VIT, 6), compiled(load(VIT, 6), tokens=True)

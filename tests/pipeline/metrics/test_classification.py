@@ -14,6 +14,7 @@ from pipeline.metrics.classification import Classification
 from stores.errors import EvaluationError
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(st.integers(2, 60), st.integers(2, 4), st.integers(0, 999), st.booleans(), st.booleans())
 def test_figures_equal_scikit_learn(n: int, n_classes: int, seed: int, tied: bool, drawn: bool) -> None:
@@ -86,6 +87,7 @@ def test_what_is_no_classification(labels: np.ndarray, scores: np.ndarray | None
         Classification(labels, np.zeros(2, np.int64), 2, scores)
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     inside = 0

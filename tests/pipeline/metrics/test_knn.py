@@ -40,6 +40,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(neighbours, name, value)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.integers(3, 60), st.integers(1, 30), st.integers(1, 15), st.integers(0, 99))
 def test_knn_equals_scikit_learn(n: int, m: int, k: int, seed: int) -> None:
@@ -53,6 +54,7 @@ def test_knn_equals_scikit_learn(n: int, m: int, k: int, seed: int) -> None:
     np.testing.assert_array_equal(knn_predict(reference, labels, query, k), expected)
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(
     st.integers(5, 50),

@@ -291,6 +291,7 @@ def test_a_chart_keeps_peaks_and_leaves_out_what_is_not_finite() -> None:
     assert 'points="' in charts.line_chart("t", "x", [charts.Line("a", [5.0], [5.0], "a")])
 
 
+@pytest.mark.slow
 def test_a_student_of_another_size(store: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="takes 160 px, the store's views have 224"):
         write_report(

@@ -287,6 +287,7 @@ def test_items_are_made_when_there_is_room_for_them() -> None:
             assert len(taken) <= number + 8
 
 
+@pytest.mark.slow
 def test_a_closed_station_writes_nothing_more(
     slides: Path, tile_options: TileOptions, tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ def test_the_loader_with_processes_and_deaths(store: Path, monkeypatch: pytest.M
     assert len(submitted) > 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [False, True])
 def test_a_run_is_done_by_one_worker_in_turn(store: Path, processes: bool) -> None:
     source = StoreSource("a", store)

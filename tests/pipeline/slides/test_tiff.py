@@ -105,6 +105,7 @@ class reading:
         self.reader.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_every_patch_of_a_real_slide_is_openslides(shared: Path, name: str) -> None:
     path = shared / name

@@ -45,6 +45,7 @@ def test_a_dishonest_manifest_is_noticed(store: Path, tmp_path: Path) -> None:
     assert "the parameters are not those that the seed draws" in text
 
 
+@pytest.mark.slow
 def test_other_pixels_than_the_slide_has(store: Path, slides: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(store, tmp_path / "s"))
     patches = pixels.open_pixels(path, "a").read_chunk(0).copy()
@@ -55,6 +56,7 @@ def test_other_pixels_than_the_slide_has(store: Path, slides: Path, tmp_path: Pa
     assert "the stored pixels are not the slide's" in str(found)
 
 
+@pytest.mark.slow
 def test_features_of_another_teacher(store: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeMismatch, match="its weights_sha256 is"):
         look(store, replace(SAME_TEACHER, random_weights=1))
@@ -100,6 +102,7 @@ def damage(store: Path) -> list[str]:
     return ["features.zarr/a/features/c/2/0/0", *removed]
 
 
+@pytest.mark.slow
 def test_repair_restores_the_same_bytes(store: Path, slides: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(store, tmp_path / "s"))
     broken = damage(path)
@@ -120,6 +123,7 @@ def test_repair_restores_the_same_bytes(store: Path, slides: Path, tmp_path: Pat
     assert all(any(part in name for part in beside) for name in touched), touched
 
 
+@pytest.mark.slow
 def test_repair_mends_a_dishonest_record_too(store: Path, slides: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(store, tmp_path / "s"))
     name = edit_commit(path, "a", with_column("view_crc32", lambda v: [5, *v[1:]]))
@@ -143,6 +147,7 @@ def test_what_cannot_be_repaired_says_so(store: Path, slides: Path, tmp_path: Pa
         look(path, options)
 
 
+@pytest.mark.slow
 def test_extraction_fills_a_gap_among_the_seeds(
     store: Path, slides: Path, tile_options: TileOptions, tmp_path: Path
 ) -> None:

@@ -139,6 +139,7 @@ def reference_draw(policy: Policy, fingerprint: str, x: int, y: int, seed: int) 
     )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(
     policy=st.sampled_from([*POLICIES.values(), EVERYTHING, Policy("small", patch_px=64, crop_px=64)]),
@@ -181,6 +182,7 @@ def assert_uniform(counts: Any) -> None:
 FREQUENCIES = {"hflip": 0.5, "vflip": 0.5, "jitter": 0.5, "blur": 0.1, "stain": 0.25}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flag", "p"), FREQUENCIES.items())
 def test_flags_have_the_policys_frequencies(flag: str, p: float) -> None:
     values = column(flag)
@@ -341,6 +343,7 @@ def _disabled_cpu_features() -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opencv_threads", [1, 2])
 @pytest.mark.parametrize("restricted", [False, True])
 def test_other_processes_give_the_same_bits(opencv_threads: int, restricted: bool) -> None:

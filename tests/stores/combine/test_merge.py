@@ -54,6 +54,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_store(tmp_path_factory.mktemp("whole") / "store", SLIDES, with_pixels=True, own=own)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(st.sets(st.sampled_from(sorted(SLIDES)), min_size=1, max_size=len(SLIDES) - 1), st.booleans())
 def test_merging_the_parts_of_any_split_gives_the_whole(whole: Path, some: set[str], overlap: bool) -> None:
@@ -279,6 +280,7 @@ def test_from_a_url(whole: Path, tmp_path: Path) -> None:
     assert content(tmp_path / "c") == content(whole)
 
 
+@pytest.mark.slow
 def test_distill_on_a_merged_store_is_the_same_run(store: Path, tmp_path: Path) -> None:
     part(store, tmp_path / "x", slides=("b",))
     part(store, tmp_path / "y", slides=("a", "c"))

@@ -49,6 +49,7 @@ def made_slides(draw: st.DrawFn) -> list[MadeSlide]:
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(made_slides(), st.data())
 def test_merging_the_parts_of_any_split_gives_the_store(slides: list[MadeSlide], data: st.DataObject) -> None:
@@ -238,6 +239,7 @@ def test_one_file_under_two_names(tmp_path: Path) -> None:
     assert joined([a, b], tmp_path / "out", allow_duplicates=True).slides == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["int8", "zstd"])
 def test_compact_copies_are_shared_like_others(made: Path, tmp_path: Path, codec: str) -> None:
     store = quantised(made, tmp_path / "compact", codec)
@@ -323,6 +325,7 @@ def test_out_is_never_overwritten_and_one_store_is_too_few(made: Path, tmp_path:
         joined([made, tmp_path], tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_what_was_left_is_not_used_when_a_source_has_changed(made: Path, tmp_path: Path) -> None:
     store = Path(shutil.copytree(made, tmp_path / "s"))
 
@@ -333,6 +336,7 @@ def test_what_was_left_is_not_used_when_a_source_has_changed(made: Path, tmp_pat
     assert content_digest(part(store, tmp_path / "out")) == content_digest(store) != content_digest(made)
 
 
+@pytest.mark.slow
 def test_a_remote_store_is_a_source(made: Path, tmp_path: Path) -> None:
     with open_store(f"file://{made}") as remote:
         out = part(remote, tmp_path / "a", slides=("a", "b", "c"))

@@ -57,6 +57,7 @@ def test_fewer_seeds_are_what_would_have_been_extracted(made: Path, tmp_path: Pa
             part(made, tmp_path / "no", seeds=seeds)
 
 
+@pytest.mark.slow
 def test_without_pixels(made: Path, tmp_path: Path) -> None:
     out = part(made, tmp_path / "out", pixels=False)
     assert not (out / "pixels.zarr").exists()

@@ -70,6 +70,7 @@ def test_lost_tokens_are_not_copied_in_silence(made: Path, tmp_path: Path) -> No
         part(path, tmp_path / "x")
 
 
+@pytest.mark.slow
 def test_exports(made: Path, tmp_path: Path) -> None:
     def exported(out: str, **options: Any) -> Path:
         export.export(made, tmp_path / out, export.ExportOptions(**options))

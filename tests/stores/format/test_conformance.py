@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from pipeline.runtime.progress import Silent
 from pipeline.verify.verify import seal_store
@@ -122,6 +123,7 @@ def judge(*stores: Path) -> dict[str, set[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_damaged_stores_fail_and_whole_ones_pass(tmp_path: Path) -> None:
     whole = make_store(tmp_path / "whole", {"a": 40, "b": 33}, about=TOKENS)
     export(whole, tmp_path / "lossless", ExportOptions(compact="lossless"))
@@ -143,6 +145,7 @@ def test_damaged_stores_fail_and_whole_ones_pass(tmp_path: Path) -> None:
     assert any("the_seal" in failed for failed in found["changed"])
 
 
+@pytest.mark.slow
 def test_views_that_the_pixels_do_not_make(store: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(store, tmp_path / "views"))
     change("view_crc32", lambda v: [5] * len(v))(path)

@@ -37,6 +37,7 @@ def ours(store: Path) -> dict[str, str]:
     return sums
 
 
+@pytest.mark.slow
 def test_features_and_every_view(store: Path) -> None:
     found = read(store)
     assert found["foreign"] == []
@@ -51,6 +52,7 @@ def test_features_and_every_view(store: Path) -> None:
     assert any(view["blur"] for record in used for view in record)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lossless", "int8"])
 def test_compact_copies(tmp_path: Path, kind: str) -> None:
     make_store(tmp_path / "s", {"a": 40, "b": 1100})

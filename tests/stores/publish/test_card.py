@@ -141,6 +141,7 @@ def run_code(store: Path, check: str) -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", code + check], cwd=store, check=True)
 
 
+@pytest.mark.slow
 def test_the_code_of_the_card_reads_the_features(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", {"a": 40, "b": 1100})
     write_card(store, OPTIONS)
@@ -153,6 +154,7 @@ def test_the_code_of_the_card_reads_the_features(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_code_of_the_card_rebuilds_a_compact_copy(tmp_path: Path) -> None:
     export(make_store(tmp_path / "s", {"a": 40}), tmp_path / "q", ExportOptions(compact="int8"))
     write_card(tmp_path / "q", OPTIONS)
@@ -187,6 +189,7 @@ def quiet(test: Any) -> Any:
     return test
 
 
+@pytest.mark.slow
 @quiet
 @pytest.mark.parametrize("kind", ["extracted", "with bad reads and a slide without tissue"])
 def test_croissant_validates_and_loads_records(
@@ -214,6 +217,7 @@ def test_croissant_validates_and_loads_records(
         assert found == expected
 
 
+@pytest.mark.slow
 @quiet
 def test_croissant_names_the_bytes_of_the_slides_table(copy: Path) -> None:
     write_card(copy, OPTIONS)
@@ -280,6 +284,7 @@ def test_text_that_no_file_can_hold(tmp_path: Path) -> None:
     assert "| name | **?** |" in (store / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_column_of_many_values_is_cut(tmp_path: Path) -> None:
     slides = {f"s{i}": 3 for i in range(MAX_GROUPS + 2)}
     own = {slide_id: {"note": f"{i:03d}"} for i, slide_id in enumerate(slides)}

@@ -41,6 +41,7 @@ def test_sha256sum_agrees(sealed: Path) -> None:
     assert (again.digest, again.files) == (digest, len(lines))
 
 
+@pytest.mark.slow
 def test_after_sealing_every_change_of_any_file_is_named(sealed: Path) -> None:
     choose = random.Random(7)
     for name in names_of(sealed):

@@ -32,6 +32,7 @@ def test_a_whole_store_has_no_findings(store: Path, small: Path) -> None:
         assert not result.sealed
 
 
+@pytest.mark.slow
 def test_fifty_flipped_bits_are_found_and_named(copy: Path) -> None:
     """Without any seal: recipe, manifest and arrays prove themselves."""
     choose = random.Random(20261126)
@@ -56,6 +57,7 @@ def test_fifty_flipped_bits_are_found_and_named(copy: Path) -> None:
     assert structure(copy) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["truncated", "emptied", "deleted"])
 def test_truncated_emptied_and_deleted_files_are_found_and_named(copy: Path, fault: str) -> None:
     for name in names_of(copy):
