@@ -47,6 +47,7 @@ def test_the_reader_in_the_store_format_reads_a_store(store: Path) -> None:
         np.testing.assert_array_equal(names["targets"][row["slide_id"]], slide.read_block(0, 0))
 
 
+@pytest.mark.slow
 def test_the_training_loop_trains(store: Path) -> None:
     """As it is written, but for the store, fewer steps and smaller batches."""
     text = (ROOT / "docs/how-to/train-in-your-own-loop.md").read_text(encoding="utf-8")
@@ -151,6 +152,7 @@ def _stale(path: Path) -> list[str]:
     return found + [wrong for name in _DOTTED.findall(text) if (wrong := _missing(name))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", [PAGES, CODE], ids=["pages", "docstrings and comments"])
 def test_paths_and_modules_that_are_named_exist(files: list[Path]) -> None:
     assert len(files) > 20

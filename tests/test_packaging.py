@@ -67,6 +67,7 @@ def _undeclared(files: Iterable[Path], declared: set[str]) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_every_import_is_declared(project: dict[str, Any]) -> None:
     assert _undeclared(_product(), _names(project["dependencies"])) == []
 

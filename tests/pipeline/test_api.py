@@ -117,6 +117,7 @@ def test_a_wrong_use_is_one_line(call: Any, said: str, tmp_path: Path) -> None:
     assert str(caught.value).startswith(said)
 
 
+@pytest.mark.slow
 def test_functions_do_what_the_commands_do(
     slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

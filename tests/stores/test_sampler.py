@@ -144,6 +144,7 @@ def positions(
     return found[:wanted]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(units(), st.integers(0, 3), st.integers(1, 3), st.integers(1, 700), st.data())
 def test_every_view_of_an_epoch_comes_once_in_one_process(

@@ -210,6 +210,7 @@ class Evil:
         return (Path.touch, (self.path,))
 
 
+@pytest.mark.slow
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
     store = make_store(tmp_path / "one", {"a": 5}, records=[range(1)])
     proof = tmp_path / "unpickled"

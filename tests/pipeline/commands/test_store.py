@@ -32,6 +32,7 @@ def test_the_short_help_fits_on_its_line(name: str) -> None:
     assert f"{name:<7}  {short}\n" in run("--help").stdout
 
 
+@pytest.mark.slow
 def test_results_as_json_and_as_lines(made: Path, tmp_path: Path) -> None:
     part, small, back = tmp_path / "part", tmp_path / "small", tmp_path / "back"
     url = f"file://{tmp_path / 'bucket'}"

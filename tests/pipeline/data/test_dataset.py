@@ -60,6 +60,7 @@ def test_shapes_and_types(store: Path) -> None:
     assert (batch.epoch, batch.consumed) == (0, BATCH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "context"), [(0, None), (2, None), (2, "spawn"), (3, "forkserver")])
 def test_any_number_of_workers_gives_the_batches_of_distill(
     store: Path, workers: int, context: str | None
@@ -81,6 +82,7 @@ def test_two_ranks_share_the_stream(store: Path, workers: int, rank: int) -> Non
     assert batches[-1].consumed == 9 * BATCH * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [0, 2])
 @pytest.mark.parametrize("after", [0, 3])
 @pytest.mark.parametrize("world", [1, 2])
@@ -143,6 +145,7 @@ def of_split(split: Any) -> tuple[Any, Any, Any, Any]:
     return split.store, split.units, split.sources, split.policy
 
 
+@pytest.mark.slow
 def test_the_batches_of_a_real_training(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the trainer of ``distill`` is given, step by step."""
     seen = []
@@ -266,6 +269,7 @@ def test_a_launcher_without_torch_distributed(store: Path, monkeypatch: pytest.M
     assert ViewDataset(store, rank=1, world=2, **SETTINGS).epoch_views > 0
 
 
+@pytest.mark.slow
 def test_rank_and_world_of_torch_distributed(store: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     with context.Pool(2) as pool:
@@ -282,6 +286,7 @@ def first_of_rank(store: Path, meet: Path, rank: int) -> list[Bytes]:
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_processes_that_read(store: Path) -> None:
     dataset = ViewDataset(store, readers="processes", **SETTINGS)
     assert of_dataset(taken(dataset, 3, 0)) == expected(store, 3)
@@ -289,6 +294,7 @@ def test_processes_that_read(store: Path) -> None:
         taken(dataset, 3, 1)
 
 
+@pytest.mark.slow
 def test_a_changed_view_is_noticed(copy: Path, slides: Path, tmp_path: Path) -> None:
     """Before the first batch, in the process that makes the dataset."""
     from stores.format import manifest
@@ -305,6 +311,7 @@ def test_a_changed_view_is_noticed(copy: Path, slides: Path, tmp_path: Path) -> 
         ViewDataset(copy, slides=[slides], batch_size=BATCH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", [None, "spawn"])
 def test_workers_end_with_the_loop(store: Path, context: str | None) -> None:
     before = set(multiprocessing.active_children())

@@ -152,6 +152,7 @@ def test_native_layout_computes_the_same(
     torch.testing.assert_close(encoder(VIEWS), tokens[:, 0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_h0_mini_begins_from_a_dinov2_checkpoint(tmp_path: Path) -> None:
     """Its own width and SwiGLU, in the layout that DINOv2 trains and saves."""

@@ -36,6 +36,7 @@ def array_slide(slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("readers", ["threads", "processes"])
 def test_a_reader_of_another_format(array_slide: Path, tmp_path: Path, readers: str) -> None:
     store, options = tmp_path / "s", replace(TEACHER, seeds=1, readers=readers)
@@ -52,6 +53,7 @@ def test_a_reader_of_another_format(array_slide: Path, tmp_path: Path, readers: 
     assert np.isfinite(features.open_features(store, "n").read_block(0, 0)).all()
 
 
+@pytest.mark.slow
 def test_workers_read_with_the_reader_that_the_task_brings(array_slide: Path, tmp_path: Path) -> None:
     """A process of its own has the reader in no list of its own: it comes with the source."""
     store = tmp_path / "s"

@@ -320,6 +320,7 @@ def test_a_view_is_rebuilt_from_stored_columns() -> None:
         assert np.array_equal(rebuilt, render(patch, params, EVERYTHING))
 
 
+@pytest.mark.slow
 def test_threads_give_the_same_bits() -> None:
     patch = synthetic_patch()
     params = [draw(EVERYTHING, FINGERPRINT, 0, 0, seed) for seed in range(1, 41)]

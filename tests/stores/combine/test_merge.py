@@ -71,6 +71,7 @@ def test_merging_the_parts_of_any_split_gives_the_whole(whole: Path, some: set[s
         assert sound(c)
 
 
+@pytest.mark.slow
 def test_subset_by_split_seeds_and_column(whole: Path, tmp_path: Path) -> None:
     part(whole, tmp_path / "val", splits=("val",))
     assert [row["slide_id"] for row in manifest.read_slides(tmp_path / "val")] == ["cv", "ev"]
@@ -191,6 +192,7 @@ def test_a_patient_in_two_splits_and_a_file_under_two_names(tmp_path: Path) -> N
     join(a, b, out=tmp_path / "out", allow_duplicates=True)
 
 
+@pytest.mark.slow
 def test_the_fuller_copy_of_a_slide_wins(tmp_path: Path) -> None:
     full = make_store(tmp_path / "full", {"x": 40, "f": 3}, with_pixels=True)
     some = make_store(tmp_path / "some", {"x": 40, "s": 3, "f": 0})
@@ -223,6 +225,7 @@ def test_views_that_either_lacks_are_added(tmp_path: Path) -> None:
     assert [c.seeds for c in manifest.commits(tmp_path / "out", "x")] == [range(1), range(1, 2)]
 
 
+@pytest.mark.slow
 def test_only_known_files_come_along(whole: Path, tmp_path: Path) -> None:
     a = Path(shutil.copytree(whole, tmp_path / "a"))
     (a / "features.zarr/a/run.sh").write_text("#!/bin/sh")
@@ -272,6 +275,7 @@ def test_a_killed_merge_goes_on(whole: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_from_a_url(whole: Path, tmp_path: Path) -> None:
     transfer.push(whole, Objects("memory://share/store"))
     with open_store("memory://share/store") as found:
@@ -295,6 +299,7 @@ def test_distill_on_a_merged_store_is_the_same_run(store: Path, tmp_path: Path) 
     assert not np.isnan(losses[0]).any()
 
 
+@pytest.mark.slow
 def test_the_commands(whole: Path, tmp_path: Path) -> None:
     def run(*arguments: str) -> str:
         done = CliRunner().invoke(cli.g2l, ["store", *arguments])

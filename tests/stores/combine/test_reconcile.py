@@ -84,6 +84,7 @@ def test_content_is_what_is_said_not_how(made: Path, tmp_path: Path) -> None:
     assert content_digest(copy) != before
 
 
+@pytest.mark.slow
 def test_seeds_and_blocks_that_one_alone_has_are_added(tmp_path: Path) -> None:
     long = MadeSlide("a", 1100, bad=(5,), pixels=True)
     a = make_store(tmp_path / "a", [replace(long, blocks=1), MadeSlide("b", 9, n_seeds=1)])
@@ -345,6 +346,7 @@ def test_a_remote_store_is_a_source(made: Path, tmp_path: Path) -> None:
     assert content_digest(tmp_path / "out") == content_digest(made)
 
 
+@pytest.mark.slow
 def test_the_commands(made: Path, tmp_path: Path) -> None:
     halves = [tmp_path / "val", tmp_path / "rest"]
     done = g2l("store", "subset", made, "--out", halves[0], "--split", "val", "--split", "test", "--json")

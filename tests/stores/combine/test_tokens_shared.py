@@ -28,6 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_store(tmp_path_factory.mktemp("made") / "s", SLIDES, about=TOKENS)
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_store_make_the_whole(made: Path, tmp_path: Path) -> None:
     assert wrong(made) == []
     part(made, tmp_path / "x", slides=("a", "b"))

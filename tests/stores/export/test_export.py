@@ -35,6 +35,8 @@ from stores.verify.structure import verify_structure
 from tests.tools.interrupted import Interrupted
 from tests.tools.stores import content, files_of, make_store
 
+pytestmark = pytest.mark.slow
+
 KEY = Pseudonyms(b"0123456789abcdef")
 NAMES = ("TCGA-CR-7395-01A-01-TS1", "TCGA-CR-7396-01Z-00-DX1", "H2024-118.HE", "TCGA-BH-A0B1-01Z-00-DX1")
 PATIENTS = ("TCGA-CR-7395", "TCGA-CR-7396", "MRN-00451178", "TCGA-BH-A0B1")
@@ -112,7 +114,6 @@ def test_nothing_that_names_anybody_leaves(named: Path, secret: Path) -> None:
     assert len(manifest.read_slides(secret)) == 4
 
 
-@pytest.mark.slow
 def test_training_on_pseudonyms_is_the_same_run(named: Path, secret: Path, tmp_path: Path) -> None:
     assert losses(named, tmp_path / "r1") == losses(secret, tmp_path / "r2")
     student = "student/model.safetensors"
@@ -129,7 +130,6 @@ def test_views_of_a_pseudonymised_store_can_still_be_checked(secret: Path) -> No
     assert result.views_checked > 0
 
 
-@pytest.mark.slow
 def test_one_key_one_pseudonym(named: Path, secret: Path, tmp_path: Path) -> None:
     """So exports of parts can be merged, and the parts of one patient stay together."""
     subset(named, tmp_path / "x", Selection(slides=NAMES[:2]))
@@ -206,7 +206,6 @@ def test_the_command(named: Path, secret: Path, tmp_path: Path) -> None:
 # compact copies
 
 
-@pytest.mark.slow
 def test_lossless_is_smaller_and_the_same(store: Path, tmp_path: Path) -> None:
     big = make_store(tmp_path / "s", {"a": 1000, "b": 40})
     give(big, tmp_path / "l", compact="lossless")
@@ -219,7 +218,6 @@ def test_lossless_is_smaller_and_the_same(store: Path, tmp_path: Path) -> None:
     assert losses(store, tmp_path / "r1") == losses(tmp_path / "copy", tmp_path / "r2")
 
 
-@pytest.mark.slow
 def test_int8_says_what_it_cost(store: Path, tmp_path: Path) -> None:
     big = make_store(tmp_path / "s", {"a": 1000, "b": 40, "d": 1})
     result = give(big, tmp_path / "q", compact="int8")
@@ -250,7 +248,6 @@ def test_int8_says_what_it_cost(store: Path, tmp_path: Path) -> None:
         merge([big, tmp_path / "q"], tmp_path / "m", False)
 
 
-@pytest.mark.slow
 def test_training_on_int8_follows_the_original(store: Path, tmp_path: Path) -> None:
     give(store, tmp_path / "q", compact="int8")
     a, b = losses(store, tmp_path / "r1"), losses(tmp_path / "q", tmp_path / "r2")
@@ -258,7 +255,6 @@ def test_training_on_int8_follows_the_original(store: Path, tmp_path: Path) -> N
     np.testing.assert_allclose(a, b, rtol=0.02)
 
 
-@pytest.mark.slow
 def test_damage_of_a_compact_copy_is_found(tmp_path: Path) -> None:
     big = make_store(tmp_path / "s", {"a": 40})
     for kind in ("lossless", "int8"):
@@ -275,7 +271,6 @@ def test_damage_of_a_compact_copy_is_found(tmp_path: Path) -> None:
             path.write_bytes(whole)
 
 
-@pytest.mark.slow
 def test_extraction_does_not_go_on_in_a_compact_copy(
     store: Path, slides: Path, tile_options: TileOptions, tmp_path: Path
 ) -> None:
@@ -299,7 +294,6 @@ def test_a_lost_chunk_is_not_exported_as_zeros(tmp_path: Path) -> None:
     assert not (tmp_path / "q").exists()
 
 
-@pytest.mark.slow
 def test_a_second_run_after_an_interruption_gives_the_same_bytes(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", {"a": 40, "b": 70, "d": 5}, with_pixels=True)
     give(store, tmp_path / "whole", compact="int8", pseudonyms=KEY)

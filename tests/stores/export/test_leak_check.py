@@ -36,6 +36,8 @@ from tests.tools.export import contents, run
 from tests.tools.interrupted import Interrupted
 from tests.tools.settings import ROOT, TEACHER
 
+pytestmark = pytest.mark.slow
+
 PATIENTS = {
     "TCGA-CR-7395-01A-01-TS1": ("TCGA-CR-7395", "train"),
     "TCGA-CR-7395-01Z-00-DX1": ("TCGA-CR-7395", "train"),
@@ -160,7 +162,6 @@ def test_what_is_in_an_export(lab: Path, anonymous: Path, key: Pseudonyms) -> No
     assert store_info(anonymous)["complete"] == 1.0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"teacher_norm": "store", "loss": "mse", "views_per_read": 2}])
 def test_the_loss_curve_is_the_same_to_the_bit(
     lab: Path, anonymous: Path, tmp_path: Path, changes: dict[str, Any]
@@ -280,7 +281,6 @@ def test_a_name_in_the_recipe_is_found_before_anything_is_written(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "where",
     ["json", "key", "array", "parquet", "footer", "name", "picture", "card", "column", "foreign id"],
@@ -342,7 +342,6 @@ def test_the_self_check_stops_what_slipped_through(
         assert (tmp_path / "o").is_dir()
 
 
-@pytest.mark.slow
 def test_names_that_come_up_by_chance_are_no_alarm(lab: Path, key: Pseudonyms, tmp_path: Path) -> None:
     """Numbers, words of the format, and one letter, as names of slides and patients."""
     store = Path(shutil.copytree(lab, tmp_path / "s", ignore=shutil.ignore_patterns("README.md")))
@@ -467,7 +466,6 @@ def test_every_word_of_the_format_is_known_to_the_check() -> None:
     assert {*manifest.SPLITS, manifest.OK, manifest.BAD_READ} <= leak_check.WORDS
 
 
-@pytest.mark.slow
 def test_pseudonyms_for_int8_in_one_step_or_two(lab: Path, key: Pseudonyms, tmp_path: Path) -> None:
     int8 = tmp_path / "int8"
     run(lab, int8, compact="int8")

@@ -25,6 +25,8 @@ from tests.tools.export import contents, run
 from tests.tools.interrupted import Interrupted
 from tests.tools.settings import TEACHER
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def lossless(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -112,7 +114,6 @@ def test_int8_is_not_compacted_again(int8: Path, tmp_path: Path, kind: str) -> N
         run(int8, tmp_path / "o", compact=kind)
 
 
-@pytest.mark.slow
 def test_a_row_that_could_not_be_read_is_absent(store: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(store, tmp_path / "s"))
     (commit,) = manifest.commits(path, "a")
@@ -216,7 +217,6 @@ def test_rows_that_the_block_does_not_have(store: Path, tmp_path: Path) -> None:
         recode.write_lossless(store, "a", [recode.Block(0, 0, rows)], tmp_path, "a")
 
 
-@pytest.mark.slow
 def test_a_source_that_grew_since_the_interruption(
     store: Path, slides: Path, tile_options: TileOptions, tmp_path: Path
 ) -> None:
