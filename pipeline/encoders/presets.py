@@ -198,7 +198,7 @@ _PRESETS = (
         asset="demo-teacher.safetensors",
         params=2_171_452,
         licence="Apache-2.0",
-        note="for trials: knows the tissue types of synthetic slides only (pipeline/demo_teacher.py trained it)",
+        note="for trials: knows the tissue types of synthetic slides only (pipeline/demo/train_teacher.py trained it)",
     ),
     Preset(
         name="demo-student",

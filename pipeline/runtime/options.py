@@ -159,14 +159,7 @@ def _word(hint: Any) -> str:
         return " or ".join(_word(one) for one in typing.get_args(hint) if one is not types.NoneType)
     if typing.get_origin(hint) is Literal:
         return " or ".join(map(repr, typing.get_args(hint)))
-    return {
-        int: "an integer",
-        float: "a number",
-        str: "text",
-        bool: "true or false",
-        Path: "a path",
-        types.NoneType: "none",
-    }[hint]
+    return _WORDS[hint]
 
 
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
