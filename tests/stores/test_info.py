@@ -131,6 +131,7 @@ DAMAGE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
 def test_damaged_statistics_are_one_line(tmp_path: Path, damage: Any) -> None:
     store = make_store(tmp_path / "s", {"0": 5, "a": 40}, [range(1), range(1, 3)])

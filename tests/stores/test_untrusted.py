@@ -31,6 +31,8 @@ from stores.info import store_info
 from stores.verify.structure import verify_structure
 from tests.tools.stores import make_store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
@@ -76,7 +78,6 @@ def grid(*chunk: int) -> dict[str, Any]:
 HUGE = 10**12
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -179,7 +180,6 @@ def test_slide_ids_never_become_paths(store: Path, tmp_path: Path, slide_id: str
     assert {p for p in tmp_path.rglob("*") if store not in p.parents} <= before | {tmp_path / "out"}
 
 
-@pytest.mark.slow
 def test_slide_ids_inside_commit_records(store: Path, tmp_path: Path) -> None:
     commit = next(manifest.commits(store, "a"))
     table = commit.read()
@@ -191,7 +191,6 @@ def test_slide_ids_inside_commit_records(store: Path, tmp_path: Path) -> None:
     assert any("expected 'a'" in str(f) for f in verify_structure(store).findings)
 
 
-@pytest.mark.slow
 def test_folders_with_evil_names(store: Path, tmp_path: Path) -> None:
     for name in ("manifest/views/-rf", "manifest/views/a b", "features.zarr/.hidden"):
         (store / name).mkdir()
@@ -210,7 +209,6 @@ class Evil:
         return (Path.touch, (self.path,))
 
 
-@pytest.mark.slow
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
     store = make_store(tmp_path / "one", {"a": 5}, records=[range(1)])
     proof = tmp_path / "unpickled"
@@ -230,7 +228,6 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     assert not proof.exists()
 
 
-@pytest.mark.slow
 def test_the_function_that_a_recipe_names_is_not_imported(store: Path, tmp_path: Path) -> None:
     """In a process of its own, where nothing else can have imported it; with every command that reads a store."""
     (tmp_path / "evil_encoder.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\ndef make(): ...\n")

@@ -29,6 +29,7 @@ HOLDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hold", HOLDS)
 def test_whatever_part_is_held_keeps_the_memory(hold: str) -> None:
     memory = WindowMemory()

@@ -28,6 +28,8 @@ from pipeline.encoders.timm_models import create
 from pipeline.metrics.knn import knn_predict
 from stores.errors import OptionError
 
+pytestmark = pytest.mark.slow
+
 ASSET = Path(str(importlib.resources.files("pipeline.encoders") / "demo-teacher.safetensors"))
 
 
@@ -105,7 +107,6 @@ def test_a_cohort_has_a_csv_with_patients_of_both_splits(tmp_path: Path) -> None
     assert all(slide.path.is_file() for slide in cohort)
 
 
-@pytest.mark.slow
 def test_type_does_not_show_in_mean_colour_but_in_the_shipped_features() -> None:
     """Chance is 1/6. On 30 slides mean colour reached 0.18, the teacher 0.99."""
     train, types = pure_patches(range(7000, 7003))
@@ -129,7 +130,6 @@ def test_the_asset_fits_the_architecture_exactly() -> None:
     create(PRESET).load_state_dict(state, strict=True)
 
 
-@pytest.mark.slow
 def test_save_keeps_every_tensor_to_float16(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = create(PRESET)

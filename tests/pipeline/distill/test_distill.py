@@ -297,6 +297,7 @@ def test_validation_figures(store: Path) -> None:
     assert result == validate(trainer.model, data.held_out, 8, device)  # changes no running statistics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["log-sum", "mse", "l1", "smooth-l1", "cosine", "relational"])
 @pytest.mark.parametrize("norm", ["batch", "store", "none"])
 def test_every_loss_goes_down(store: Path, loss: str, norm: str) -> None:

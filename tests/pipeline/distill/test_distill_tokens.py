@@ -27,6 +27,8 @@ from pipeline.runtime.progress import Silent
 from stores.errors import EncoderError, G2LError, OptionError, StoreError
 from tests.tools.ranks import several
 
+pytestmark = pytest.mark.slow
+
 ALONE = Ranks(0, 1, 1, torch.device("cpu"))
 STUDENT = "timm:vit_tiny_patch16_224?patch_size=28&depth=1&embed_dim=24&num_heads=3&reg_tokens=2"
 
@@ -133,7 +135,6 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_to_the_bit_with_heads_and_moving_average(
     token_store: Path, options: DistillOptions, tmp_path: Path
 ) -> None:
@@ -183,7 +184,6 @@ def test_the_moving_average_is_one(token_store: Path, options: DistillOptions) -
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.slow
 def test_a_run_of_an_older_version_goes_on(
     token_store: Path, options: DistillOptions, tmp_path: Path
 ) -> None:
@@ -204,7 +204,6 @@ def test_a_run_of_an_older_version_goes_on(
     assert train.distill(token_store, run, plain, True, Silent())["steps"] == 4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("pooling", "dim"), [("cls", 24), ("cls+mean", 48)])
 def test_a_student_of_either_pooling(
     token_store: Path, options: DistillOptions, tmp_path: Path, pooling: str, dim: int
@@ -267,7 +266,6 @@ def test_a_store_without_tokens(store: Path, options: DistillOptions, tmp_path: 
 
 
 @pytest.mark.torchrun
-@pytest.mark.slow
 def test_two_processes_balance_over_the_batches_of_both(
     token_store: Path, options: DistillOptions, tmp_path: Path
 ) -> None:

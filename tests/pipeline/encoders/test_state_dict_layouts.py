@@ -26,6 +26,8 @@ from stores.errors import WeightsError
 from tests.tools.encoders import State, make_views, prefixed
 from tests.tools.settings import ROOT
 
+pytestmark = pytest.mark.slow
+
 DEPTH = 2
 HIBOU = replace(PRESETS["hibou-l"], kwargs={**PRESETS["hibou-l"].kwargs, "depth": DEPTH})
 """True width and image, two of the 24 blocks."""
@@ -134,7 +136,6 @@ def chunked(state: State) -> State:
     return {re.sub(r"^blocks\.(\d+)\.", r"blocks.\1.\1.", name): value for name, value in state.items()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrap",
     [dict, chunked, lambda state: {"teacher": prefixed("backbone.", chunked(state))}],
@@ -152,7 +153,6 @@ def test_native_layout_computes_the_same(
     torch.testing.assert_close(encoder(VIEWS), tokens[:, 0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.slow
 @torch.inference_mode()
 def test_h0_mini_begins_from_a_dinov2_checkpoint(tmp_path: Path) -> None:
     """Its own width and SwiGLU, in the layout that DINOv2 trains and saves."""
@@ -167,7 +167,6 @@ def test_h0_mini_begins_from_a_dinov2_checkpoint(tmp_path: Path) -> None:
     torch.testing.assert_close(both, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.slow
 @torch.inference_mode()
 def test_transformers_layout_computes_the_same(hub: tuple[nn.Module, Path]) -> None:
     model, path = hub
@@ -187,7 +186,6 @@ def test_what_transformers_has_in_memory_is_known_too(hub: tuple[nn.Module, Path
     assert all(torch.equal(inner[name], published[name]) for name in published)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["native", "transformers"])
 @torch.inference_mode()
 def test_gate_and_value_may_not_be_swapped(
@@ -244,7 +242,6 @@ def test_a_checkpoint_of_another_depth_or_kind_is_refused(
         load(tmp_path, PRESETS["hibou-l"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["h-optimus-0", "h0-mini"])
 @torch.inference_mode()
 def test_keys_of_timm_repositories(name: str, tmp_path: Path) -> None:

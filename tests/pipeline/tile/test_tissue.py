@@ -209,6 +209,7 @@ def _real(name: str) -> npt.NDArray[np.uint8]:
         return np.asarray(image.convert("RGB"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mpp", [0.5, 2.0, 4.0, 8.0])
 @pytest.mark.parametrize(
     "name",
@@ -225,6 +226,7 @@ def test_real_picture_without_tissue_gives_no_patch(name: str, mpp: float) -> No
 
 
 # What is tissue and what is pen by eye, as rectangles (x, y, x_end, y_end); share of tissue as measured +- 0.03.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mpp", "share", "tissue_in", "none_in"),
     [

@@ -91,6 +91,7 @@ def test_blur_is_torchvisions(torchvision: Any, views: Image, sigma: float) -> N
     assert d.mean() < 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turns", TURNS)
 def test_hue_is_torchvisions(torchvision: Any, views: Image, turns: float) -> None:
     d = distance(

@@ -173,6 +173,7 @@ def test_what_another_program_wrote_gets_checksums(store: Path) -> None:
     assert wrong(store) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["wrong", "flipped", "missing", "no array", "other array"])
 def test_statistics_are_computed_from_the_features(store: Path, made: Path, damage: str) -> None:
     chunk = store / chunk_file(STATS, (1, 0, 0, 0))
