@@ -211,7 +211,7 @@ def test_patient_of_a_tcga_barcode() -> None:
     [
         ("name,mpp\na,1\n", "no column slide_id; found name, mpp"),
         ("slide_id,split\na,training\n", "line 2: split 'training'; allowed: train, val, test"),
-        ("slide_id\na\na\n", "line 3: slide_id 'a' stands there twice"),
+        ("slide_id\na\na\n", "line 3: slide_id 'a' occurs twice"),
         ("slide_id,fingerprint\na,x\n", "column 'fingerprint' is measured by g2l"),
         ("", "no column slide_id; found nothing"),
     ],
