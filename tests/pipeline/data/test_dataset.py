@@ -1,5 +1,6 @@
 """`ViewDataset`: the batches of ``distill``, byte for byte, in any number of workers and ranks, from any position."""
 
+import faulthandler
 import itertools
 import multiprocessing
 import pickle
@@ -46,8 +47,16 @@ def expected(store: Path, count: int, start: int = 0, rank: int = 0, world: int 
         return of_loader(itertools.islice(loader, count))
 
 
+def explain_a_hang(worker: int) -> None:
+    """A worker that is stuck says where, and ends; otherwise its parent waits for it without a word."""
+    faulthandler.dump_traceback_later(120, exit=True)
+
+
 def taken(dataset: ViewDataset, count: int, workers: int, context: str | None = None) -> list[ViewBatch]:
-    loader = DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context=context)
+    init = explain_a_hang if workers else None
+    loader = DataLoader(
+        dataset, batch_size=None, num_workers=workers, multiprocessing_context=context, worker_init_fn=init
+    )
     return list(itertools.islice(loader, count))
 
 
