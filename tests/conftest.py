@@ -1,5 +1,6 @@
 """Fixtures shared by the tests: the shared real data, small slides written on the spot, a small finished store."""
 
+import multiprocessing
 import os
 import shutil
 from dataclasses import replace
@@ -17,6 +18,10 @@ from pipeline.demo.synthetic_slides import write_slide
 from pipeline.extract.extract import extract
 from pipeline.runtime.progress import Silent
 from pipeline.tile.options import TileOptions
+
+# There is one server for all processes of the tests. The first test that needs it decides what it has imported: without
+# this a DataLoader of `test_dataset.py` did, and each start of a kill test then took seven seconds instead of one.
+multiprocessing.set_forkserver_preload(["tests.tools.kill"])
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,6 @@ def ranks_job(environment: dict[str, str], store: Path, run: Path, options: Dist
 def start(job: Callable[..., None], args: tuple[Any, ...]) -> Any:
     """A process that does a job."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.tools.kill"])
     process = context.Process(target=job, args=args)
     process.start()
     return process
