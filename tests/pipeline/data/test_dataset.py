@@ -1,9 +1,12 @@
 """`ViewDataset`: the batches of ``distill``, byte for byte, in any number of workers and ranks, from any position."""
 
 import faulthandler
+import hashlib
 import itertools
 import multiprocessing
 import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -23,6 +26,7 @@ from pipeline.distill import train
 from pipeline.runtime.progress import Silent
 from stores.errors import OptionError, StoreError, ViewMismatch
 from tests.tools.distill import OPTIONS as DISTILL
+from tests.tools.settings import ROOT
 
 # three workers on a machine of two CPUs
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
@@ -52,10 +56,21 @@ def explain_a_hang(worker: int) -> None:
     faulthandler.dump_traceback_later(120, exit=True)
 
 
-def taken(dataset: ViewDataset, count: int, workers: int, context: str | None = None) -> list[ViewBatch]:
+def taken(
+    dataset: ViewDataset, count: int, workers: int, context: str | None = "forkserver"
+) -> list[ViewBatch]:
+    """The first batches that come out of a DataLoader.
+
+    The process of the tests is not forked here: after hundreds of tests it has threads of many libraries, and what
+    they hold is held for ever in a fork. `test_forked_workers` forks a process of its own.
+    """
     init = explain_a_hang if workers else None
     loader = DataLoader(
-        dataset, batch_size=None, num_workers=workers, multiprocessing_context=context, worker_init_fn=init
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context=context if workers else None,
+        worker_init_fn=init,
     )
     return list(itertools.islice(loader, count))
 
@@ -70,7 +85,9 @@ def test_shapes_and_types(store: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "context"), [(0, None), (2, None), (2, "spawn"), (3, "forkserver")])
+@pytest.mark.parametrize(
+    ("workers", "context"), [(0, None), (2, "spawn"), (2, "forkserver"), (3, "forkserver")]
+)
 def test_any_number_of_workers_gives_the_batches_of_distill(
     store: Path, workers: int, context: str | None
 ) -> None:
@@ -81,6 +98,24 @@ def test_any_number_of_workers_gives_the_batches_of_distill(
     assert batches[-1].epoch == 1
     assert [batch.consumed for batch in batches] == [BATCH * (i + 1) for i in range(count)]
     assert of_dataset(batches) == expected(store, count)
+
+
+FORKED = """
+import hashlib, sys
+from tests.pipeline.data.test_dataset import SETTINGS, ViewDataset, of_dataset, taken
+batches = of_dataset(taken(ViewDataset(sys.argv[1], **SETTINGS), 12, 2, None))
+print(hashlib.sha256(repr(batches).encode()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_forked_workers(store: Path) -> None:
+    """The default of a DataLoader on Linux, in a program that has begun no threads."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, str(store)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == hashlib.sha256(repr(expected(store, 12)).encode()).hexdigest()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -321,8 +356,8 @@ def test_a_changed_view_is_noticed(copy: Path, slides: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("context", [None, "spawn"])
-def test_workers_end_with_the_loop(store: Path, context: str | None) -> None:
+@pytest.mark.parametrize("context", ["forkserver", "spawn"])
+def test_workers_end_with_the_loop(store: Path, context: str) -> None:
     before = set(multiprocessing.active_children())
     taken(ViewDataset(store, **SETTINGS), 2, 2, context)
     until = time.monotonic() + 30

@@ -51,7 +51,7 @@ def test_a_dataset_behind_a_url(store: Path, url: str) -> None:
     """In one process; workers are refused instead of hanging on a copied connection."""
     dataset = ViewDataset(url, **SETTINGS)
     assert of_dataset(taken(dataset, 4, 0)) == expected(store, 4)
-    for context in (None, "spawn"):
+    for context in ("forkserver", "spawn"):
         with pytest.raises(OptionError, match="cannot be read by workers of a DataLoader"):
             taken(dataset, 4, 1, context)
     with pytest.raises(OptionError, match="readers processes: the pixels of memory:"):
