@@ -61,11 +61,11 @@ class Cluster(Protocol):
         """Run a function once, where the work will be, and return what it returns."""
 
 
-_stations: dict[str, dict[Hashable, Any]] = {}
+_stations: dict[str, dict[Hashable, Station]] = {}
 _stations_lock = threading.RLock()
 
 
-def station(job: str, key: Hashable, make: Callable[[], Any]) -> Any:
+def station(job: str, key: Hashable, make: Callable[[], Station]) -> Any:
     """The station of this process for a job under `key`, made when it is not there."""
     with _stations_lock:
         found = _stations.setdefault(job, {})
