@@ -18,28 +18,12 @@ from pipeline.demo.synthetic_slides import write_slide
 from tests.bench.measure import Ratio, race, ratios, say, spread
 
 FEW, TIMES, ROUNDS = 6, 10, 3
-_RUN = r"""
-import json, re, sys, time
-from pathlib import Path
-from pipeline.extract import extract
-from pipeline.extract.options import ExtractOptions
-from pipeline.tile.options import TileOptions
-from pipeline.runtime.progress import Silent
-options = ExtractOptions(teacher="tests.tools.tiny:teacher", random_weights=0, seeds=4, device="cpu", pixels=True)
-extract([Path(sys.argv[1]) / "s0.tiff"], Path(sys.argv[2] + "-first"), options, TileOptions(), Silent())
-began = time.perf_counter()
-result = extract([Path(sys.argv[1])], Path(sys.argv[2]), options, TileOptions(), Silent())
-seconds = time.perf_counter() - began
-# not getrusage: its peak is that of the parent where that was larger
-kilobytes = int(re.search(r"VmHWM:\s+([0-9]+)", Path("/proc/self/status").read_text())[1])
-print(json.dumps([seconds, kilobytes / 1e3, result.views]))
-"""
 
 
 def run(slides: Path, store: Path) -> tuple[float, float, int]:
     """Seconds, peak megabytes and views of tiling and stage one."""
-    command = [sys.executable, "-c", _RUN, str(slides), str(store)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "tests.bench.growth_side", str(slides), str(store)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     for path in (store, store.with_name(store.name + "-first")):
         shutil.rmtree(path)
     seconds, megabytes, n_views = json.loads(done.stdout)

@@ -22,19 +22,6 @@ from tests.bench.bench_read import APERIO, pixels_of, tiled
 from tests.bench.measure import Ratio, ratios, say, spread
 
 MODEL, BATCH, ROUNDS = "mobilenetv3_small_100", 16, 5
-_OURS = """
-import json, sys
-from pathlib import Path
-from pipeline.embed.embed import embed
-from pipeline.embed.options import EmbedOptions
-from pipeline.tile.options import TileOptions
-from pipeline.runtime.progress import Silent
-slide, name, batch, out = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
-options = EmbedOptions(encoder=f"timm:{name}", random_weights=0, batch_size=batch, device="cpu")
-tiling = TileOptions(slide_mpp=(f"{slide.stem}=0.5",))
-result = embed([slide], out, options, tiling, Silent())
-print(json.dumps({"seconds": result.seconds, "views": result.views}))
-"""
 
 
 def run(command: list[str]) -> dict[str, float]:
@@ -59,7 +46,15 @@ def main() -> list[Ratio]:
         slide = tiled(folder / "slide.tiff", np.tile(pixels, (3, 3, 1)), 256, "jpeg")
         for number in range(ROUNDS):
             found = run(
-                [sys.executable, "-c", _OURS, str(slide), MODEL, str(BATCH), str(folder / f"{number}")]
+                [
+                    sys.executable,
+                    "-m",
+                    "tests.bench.embed_side",
+                    str(slide),
+                    MODEL,
+                    str(BATCH),
+                    str(folder / f"{number}"),
+                ]
             )
             ours.append(found["views"] / found["seconds"])
             for workers, speeds in theirs.items():
