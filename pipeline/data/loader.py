@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from pipeline.data.committed import BlockCache
 from pipeline.data.memory import WindowMemory
-from pipeline.slides.pool import PatchPool, run_length, started
+from pipeline.slides.pool import PatchPool, rows_at_once, started
 from pipeline.slides.sources import Source
 from pipeline.views.patch_views import rebuild_row
 from pipeline.views.policy import Policy
@@ -171,16 +171,16 @@ class ViewLoader:
             for share in plan.shares:
                 block, slide_id = self._cache.commit(share.segment.commit), share.segment.commit.slide_id
                 listed = zip(share.rows.tolist(), share.seeds.tolist(), share.places.tolist(), strict=True)
-                length = run_length(len(share.segment.seeds))
-                for _, run in itertools.groupby(listed, key=functools.partial(_run_number, length)):
+                at_once = rows_at_once(len(share.segment.seeds))
+                for _, together in itertools.groupby(listed, key=functools.partial(_group_of, at_once)):
                     calls: list[tuple[Any, ...]] = []
-                    for row, group in itertools.groupby(run, key=lambda view: view[0]):
+                    for row, group in itertools.groupby(together, key=lambda view: view[0]):
                         slots = {seed: place for _, seed, place in group}
                         checked = {seed: self._is_checked(place) for seed, place in slots.items()}
                         out = None if self._options.processes else [rendered[at] for at in slots.values()]
                         calls.append((slide_id, row, *block.request(row, checked), out))
                         places.append(list(slots.values()))
-                    yield self._pool.submit_run(self._sources[slide_id], work, calls)
+                    yield self._pool.submit_all(self._sources[slide_id], work, calls)
 
     def _plans(self) -> Iterator[sampler.Window]:
         """The part of each window that this process renders: with several workers, the views of its own batches."""
@@ -196,8 +196,8 @@ class ViewLoader:
         return every > 0 and place % every == 0
 
 
-def _run_number(length: int, view: tuple[int, int, int]) -> int:
-    return view[0] // length
+def _group_of(at_once: int, view: tuple[int, int, int]) -> int:
+    return view[0] // at_once
 
 
 def _dealt(plan: sampler.Window, seen: int, options: LoaderOptions) -> sampler.Window:

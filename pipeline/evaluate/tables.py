@@ -44,7 +44,7 @@ class Data:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class BenchTask:
     """A protocol on a data set."""
 
     name: str
@@ -64,7 +64,7 @@ class Bench:
     encoders: Mapping[str, EmbedOptions | Mapping[str, Path]]
     """Options of embedding, or where embeddings of each data set are already."""
     data: Mapping[str, Data]
-    tasks: Sequence[Task]
+    tasks: Sequence[BenchTask]
 
 
 def read_bench(path: Path) -> Bench:
@@ -169,7 +169,9 @@ def _data(base: Path, where: str, value: Any) -> Data:
     return Data(inputs, of_data, tile)
 
 
-def _task(base: Path, where: str, value: Any, encoders: Mapping[str, Any], data: Mapping[str, Data]) -> Task:
+def _task(
+    base: Path, where: str, value: Any, encoders: Mapping[str, Any], data: Mapping[str, Data]
+) -> BenchTask:
     if not isinstance(value, dict) or value.get("protocol") not in _KINDS:
         found = value.get("protocol") if isinstance(value, dict) else value
         raise OptionError(f"{where}: protocol {found!r:.80}; allowed: {', '.join(_KINDS)}")
@@ -192,7 +194,7 @@ def _task(base: Path, where: str, value: Any, encoders: Mapping[str, Any], data:
     options.validate()
     shuffled = ", shuffled labels" if getattr(options, "shuffle_labels", False) else ""
     name = str(task["name"] or f"{task['data']} {protocol}{shuffled}")
-    return Task(name, protocol, str(task["data"]), options, task["to"], tuple(chosen))
+    return BenchTask(name, protocol, str(task["data"]), options, task["to"], tuple(chosen))
 
 
 @dataclass(slots=True)
@@ -200,7 +202,7 @@ class Tables:
     """The results of a bench."""
 
     encoders: Sequence[str]
-    results: list[tuple[Task, str, Result]] = field(default_factory=list)
+    results: list[tuple[BenchTask, str, Result]] = field(default_factory=list)
     """Task, name of the encoder, result."""
     failed: dict[str, str] = field(default_factory=dict)
     written: list[Path] = field(default_factory=list)
@@ -304,7 +306,7 @@ def run_bench(bench: Bench, out: Path, report: Reporter) -> Tables:
     return tables
 
 
-def _wanted(bench: Bench, tasks: Sequence[Task]) -> list[str]:
+def _wanted(bench: Bench, tasks: Sequence[BenchTask]) -> list[str]:
     """The encoders that the tasks of one data set need."""
     needed = {name for task in tasks for name in (task.encoders or bench.encoders)}
     needed |= {task.to for task in tasks if task.to is not None}
@@ -332,7 +334,7 @@ def _embeddings(
     return load_embeddings(folder)
 
 
-def _run(task: Task, name: str, loaded: Mapping[str, Embeddings]) -> Result:
+def _run(task: BenchTask, name: str, loaded: Mapping[str, Embeddings]) -> Result:
     if task.protocol == "cka":
         assert task.to is not None
         if task.to not in loaded:

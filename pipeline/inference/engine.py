@@ -24,7 +24,7 @@ from pipeline.inference.loaded import OnDevice
 from pipeline.inference.task import Task
 from pipeline.runtime import devices
 from pipeline.runtime.work import Advance, step_aside
-from pipeline.slides.pool import PatchPool, run_length, started
+from pipeline.slides.pool import PatchPool, rows_at_once, started
 from pipeline.views.patch_views import RowViews, draw_row
 from pipeline.views.policy import Policy
 from stores.errors import ClusterError, FeatureError
@@ -176,14 +176,14 @@ class Engine:
         place = functools.partial(
             draw_row, kept.policy, task.fingerprint, task.seeds, kept.pixels, kept.tokens
         )
-        length = run_length(len(task.seeds))
+        at_once = rows_at_once(len(task.seeds))
         jobs = (
-            self._readers.submit_run(
-                task.source, place, [(row, int(patches.x_px0[row]), int(patches.y_px0[row])) for row in run]
+            self._readers.submit_all(
+                task.source, place, [(row, int(patches.x_px0[row]), int(patches.y_px0[row])) for row in rows]
             )
-            for run in aligned(task.rows, length)
+            for rows in aligned(task.rows, at_once)
         )
-        ahead = max(2 * self._threads, -(-4 * self._encoder.batch_size // (length * len(task.seeds))))
+        ahead = max(2 * self._threads, -(-4 * self._encoder.batch_size // (at_once * len(task.seeds))))
         coming = started(jobs, ahead)
         return (views for job in coming for views in job.result())
 

@@ -15,19 +15,19 @@ import cv2
 from pipeline.slides.sources import Reader, Source
 from stores.errors import ClusterError, SlideError
 
-_RUN_ROWS = 32  # as many as a chunk of kept pixels has
-_RUN_VIEWS = 64
+_MOST_ROWS = 32  # as many as a chunk of kept pixels has
+_MOST_VIEWS = 64
 _OPEN_PER_THREAD = 4
 _ATTEMPTS = 2
 
 
-def run_length(n_seeds: int) -> int:
-    """Rows that one worker reads in a run, a power of 2, so that few tiles and chunks are decoded by two workers.
+def rows_at_once(n_seeds: int) -> int:
+    """Rows that one worker reads at once, a power of 2, so that few tiles and chunks are decoded by two workers.
 
-    Runs are cut at multiples of it, so each is a rectangle of the grid. What a worker holds of a run stays small,
-    whatever the number of seeds.
+    Cut at multiples of it, such rows are a rectangle of the grid. What a worker holds of them stays small, whatever the
+    number of seeds.
     """
-    most = max(1, min(_RUN_ROWS, _RUN_VIEWS // n_seeds))
+    most = max(1, min(_MOST_ROWS, _MOST_VIEWS // n_seeds))
     return 1 << (most.bit_length() - 1)
 
 
@@ -98,12 +98,12 @@ class PatchPool:
         """
         return self._pool.submit(self._do, source, work, args)
 
-    def submit_run(
+    def submit_all(
         self, source: Source, work: Callable[..., Any], calls: Sequence[tuple[Any, ...]]
     ) -> Future[Any]:
         """As `submit`, for several calls of `work` in turn; the future's result is the list of theirs.
 
-        Rows of a run lie side by side in the slide: one worker decodes what they share once.
+        For rows that lie side by side in the slide: one worker decodes what they share once.
         """
         return self.submit(source, _each, work, calls)
 

@@ -116,7 +116,7 @@ class _FromSlide:
 
 
 class _FromStore:
-    """Keeps the last chunk: rows come in runs of neighbours."""
+    """Keeps the last chunk: neighbouring rows come together."""
 
     def __init__(self, array: pixels.SlidePixels) -> None:
         self._array = array

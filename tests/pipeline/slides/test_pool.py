@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.extract import extract as stage
 from pipeline.runtime.progress import Silent
-from pipeline.slides.pool import PatchPool, run_length
+from pipeline.slides.pool import PatchPool, rows_at_once
 from pipeline.slides.sources import StoreSource
 from pipeline.tile.options import TileOptions
 from stores.errors import ClusterError, SlideError, ViewMismatch
@@ -72,7 +72,7 @@ def test_the_loader_with_processes_and_deaths(store: Path, monkeypatch: pytest.M
 def test_a_run_is_done_by_one_worker_in_turn(store: Path, processes: bool) -> None:
     source = StoreSource("a", store)
     with PatchPool(3, processes) as pool:
-        jobs = [pool.submit_run(source, whose, [(n,) for n in range(3 * i, 3 * i + 3)]) for i in range(9)]
+        jobs = [pool.submit_all(source, whose, [(n,) for n in range(3 * i, 3 * i + 3)]) for i in range(9)]
         results = [job.result() for job in jobs]
     assert [[n for n, _ in result] for result in results] == [[3 * i, 3 * i + 1, 3 * i + 2] for i in range(9)]
     assert all(len({worker for _, worker in result}) == 1 for result in results)
@@ -80,7 +80,7 @@ def test_a_run_is_done_by_one_worker_in_turn(store: Path, processes: bool) -> No
 
 @pytest.mark.parametrize(("seeds", "rows"), [(1, 32), (2, 32), (3, 16), (4, 16), (5, 8), (64, 1), (1000, 1)])
 def test_runs_are_short_when_rows_have_many_views(seeds: int, rows: int) -> None:
-    assert run_length(seeds) == rows
+    assert rows_at_once(seeds) == rows
 
 
 @pytest.mark.kill
