@@ -1,7 +1,9 @@
 """The command line: parse, call one function, print. Everything heavy is imported inside the commands."""
 
+import io
 import os
 import signal
+import sys
 import types
 from typing import NoReturn
 
@@ -62,6 +64,10 @@ def main() -> None:
     # views/s instead of 55; on an idle machine the speed was the same. It must be set before torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, terminate)  # a cluster's way of Ctrl-C
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a name in letters that this terminal does not have
     g2l(prog_name="g2l")
 
 

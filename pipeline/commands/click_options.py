@@ -1,9 +1,11 @@
 """What the commands share: errors as one line, options from dataclasses, headings, ``--config`` and ``--json``."""
 
+import contextlib
 import dataclasses
+import errno
 import json
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +15,7 @@ from pipeline.runtime.options import MACHINE, convert, not_none, types_of
 from stores.errors import G2LError, OptionError
 from stores.io.files import is_full
 from stores.io.location import StoreLike
+from stores.io.text import visible
 
 
 class _LocalPath(click.Path):
@@ -32,18 +35,28 @@ PATH = _LocalPath(path_type=Path)
 STORE = click.UNPROCESSED
 """A store to be read: a folder, or any URL that fsspec can read; see `opened`."""
 _INTERRUPTED = 130
+_OF_THE_PATH = frozenset((errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP))
+"""What the system says of a path that cannot be used: nothing is wrong with the program."""
 
 
 class Commands(click.Group):
-    """A group that turns errors of use into one line and an exit code."""
+    """A group that turns errors of use into one line and an exit code; no escape of a name reaches the terminal."""
+
+    def make_context(self, *args: Any, **settings: Any) -> click.Context:
+        with _clean_messages():
+            return super().make_context(*args, **settings)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _clean_messages():
+                return super().invoke(ctx)
         except G2LError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {visible(error)}", err=True)
             ctx.exit(error.exit_code)
         except OSError as error:
+            if error.errno in _OF_THE_PATH and error.filename is not None:
+                click.echo(f"error: {visible(error.filename)}: {error.strerror}", err=True)
+                ctx.exit(2)
             if not is_full(error):
                 raise
             click.echo(
@@ -52,9 +65,19 @@ class Commands(click.Group):
             )
             ctx.exit(2)
         except KeyboardInterrupt as error:
-            said = f"{error}; " if str(error) else ""
+            said = f"{visible(error)}; " if str(error) else ""
             click.echo(f"interrupted: {said}start the same command again to continue", err=True)
             ctx.exit(_INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _clean_messages() -> Iterator[None]:
+    """What click says of the command line repeats it: ``*`` puts the names of files there."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = visible(error.message)  # type: ignore[misc]  # final for those who make it, not for us
+        raise
 
 
 def _load_config(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> None:
@@ -262,4 +285,7 @@ def show(as_json: bool, result: Result) -> None:
 
 
 def print_result(as_json: bool, summary: Mapping[str, Any], lines: Callable[[], list[str]]) -> None:
-    click.echo(json.dumps(summary, indent=2, allow_nan=False) if as_json else "\n".join(lines()))
+    """Print a result as JSON, whose own escapes are ASCII, or as lines without anything that is not to be seen."""
+    click.echo(
+        json.dumps(summary, indent=2, allow_nan=False) if as_json else "\n".join(map(visible, lines()))
+    )

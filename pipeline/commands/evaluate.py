@@ -1,13 +1,12 @@
 """The commands ``g2l evaluate ...``: parse, call one function, print. Heavy imports stand inside the commands."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pipeline.commands.click_options import JSON, PATH, Group, build, options_of, show
+from pipeline.commands.click_options import JSON, PATH, Group, build, options_of, print_result, show
 from pipeline.evaluate import options as opts
 
 _OUT = click.option("--out", type=PATH, metavar="FILE", help="Also write the result as JSON into this file.")
@@ -130,8 +129,6 @@ def evaluate_all(config: Path, out: Path, as_json: bool) -> None:
     bench = read_bench(config)
     with reporter_for(sys.stderr) as report:
         tables = run_bench(bench, out, report)
-    if as_json:
-        click.echo(json.dumps(tables.to_json(), indent=2, allow_nan=False))
-    else:
-        click.echo("\n".join([*tables.markdown(), "", *(f"written: {path}" for path in tables.written)]))
+    written = ["", *(f"written: {path}" for path in tables.written)]
+    print_result(as_json, tables.to_json(), lambda: [*tables.markdown(), *written])
     sys.exit(tables.exit_code)

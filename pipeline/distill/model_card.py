@@ -4,6 +4,7 @@ from typing import Any
 
 from pipeline.encoders.encoder import Encoder
 from stores.format.recipe import CompleteRecipe
+from stores.io.text import markdown
 
 _FIGURES = (
     "steps",
@@ -21,8 +22,12 @@ _FIGURES = (
 def model_card(
     student: Encoder, stored: CompleteRecipe, teacher_licence: str, summary: dict[str, Any], averaged: bool
 ) -> str:
-    """Markdown with YAML front matter, as model hubs expect it; `averaged` is the moving average of a student."""
-    teacher = stored.teacher
+    """Markdown with YAML front matter, as model hubs expect it; `averaged` is the moving average of a student.
+
+    Names come from the store and from the student's folder: they are escaped.
+    """
+    teacher, name = markdown(stored.teacher.name), markdown(student.name)
+    weights = markdown(stored.teacher.weights_sha256, 16)
     figures = "\n".join(
         f"| {name} | {summary[name]:.4f} |"
         if isinstance(summary[name], float)
@@ -37,20 +42,20 @@ def model_card(
 library_name: timm
 tags: [histopathology, feature-extraction, knowledge-distillation]
 ---
-# {student.name}, distilled from {teacher.name}
+# {name}, distilled from {teacher}
 
 {what}, an encoder of {student.dim}-d features, trained by g2l {summary["g2l_version"]} against stored features of
-{teacher.name} (weights `{teacher.weights_sha256[:16]}`), store recipe `{stored.digest()[:16]}`.
+{teacher} (weights `{weights}`), store recipe `{stored.digest()[:16]}`.
 
 ## Licence
 
-Trained on the outputs of {teacher.name} (licence: {teacher_licence or "not known"}), starting from {student.name}
-(licence: {student.licence or "not known"}). Both licences may bind whoever uses this model; read them first.
+Trained on the outputs of {teacher} (licence: {markdown(teacher_licence) or "not known"}), starting from {name}
+(licence: {markdown(student.licence) or "not known"}). Both licences may bind whoever uses this model; read them first.
 
 ## Use
 
 RGB images of {student.image_px} px at {stored.patch.mpp:g} micrometres per pixel, scaled to [0, 1], normalised
-with mean {list(student.mean)} and std {list(student.std)}; embedding: {student.pooling}.
+with mean {list(student.mean)} and std {list(student.std)}; embedding: {markdown(student.pooling)}.
 
 ```python
 import timm

@@ -65,9 +65,11 @@ class PartSink:
         reasons = [block.reasons.get(row) for row in table["row"].to_pylist()]
         table = table.append_column("reason", pa.array(reasons, pa.string()))
         table = table.append_column("features", feature_column(values[rows], ok))
-        with files.replacing(part_path(self.out, task.source.slide_id, task.block)) as partial:
+        path = part_path(self.out, task.source.slide_id, task.block)
+        # a file, not its path: Arrow opens none whose path is not UTF-8
+        with files.replacing(path) as partial, partial.open("wb") as file:
             pq.write_table(
-                table, partial, compression="none", use_dictionary=False, write_page_checksum=True
+                table, file, compression="none", use_dictionary=False, write_page_checksum=True
             )  # floats do not compress
 
 
@@ -109,7 +111,8 @@ def remove_bad(out: Path, unit: str, n_patches: int) -> None:
 
 def _read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     try:
-        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+        with path.open("rb") as file:
+            return pq.read_table(file, columns=columns, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise CorruptStore(
             f"{path}: damaged ({files.first_line(error)}); remove it and start the same command again"

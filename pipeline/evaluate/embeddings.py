@@ -126,10 +126,10 @@ def _from_files(paths: Sequence[Path], source: Path, read: Callable[[Path], _Pie
 
 def _read_parquet(path: Path) -> _Piece:
     try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
+        with path.open("rb") as raw, pq.ParquetFile(raw) as file:  # Arrow opens no path that is not UTF-8
+            schema, n_rows = file.schema_arrow, file.metadata.num_rows
     except (OSError, pa.ArrowException) as error:
         raise EvaluationError(f"{path}: not a readable Parquet file ({first_line(error)})") from None
-    schema = file.schema_arrow
     kind = schema.field("features").type if "features" in schema.names else None
     if kind is None or not pa.types.is_fixed_size_list(kind) or not pa.types.is_floating(kind.value_type):
         raise EvaluationError(
@@ -142,22 +142,23 @@ def _read_parquet(path: Path) -> _Piece:
             name: [] for name in schema.names if name not in ("features", "reason")
         }
         try:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group)
-                table = table.filter(pc.is_valid(table["features"]))
-                array = table["features"].combine_chunks()
-                x[at : at + len(table)] = (
-                    array.flatten().to_numpy(zero_copy_only=False).reshape(-1, x.shape[1])
-                )
-                at += len(table)
-                for name, values in columns.items():
-                    values.extend(table[name].to_pylist())
+            with path.open("rb") as raw, pq.ParquetFile(raw, page_checksum_verification=True) as file:
+                for group in range(file.num_row_groups):
+                    table = file.read_row_group(group)
+                    table = table.filter(pc.is_valid(table["features"]))
+                    array = table["features"].combine_chunks()
+                    x[at : at + len(table)] = (
+                        array.flatten().to_numpy(zero_copy_only=False).reshape(-1, x.shape[1])
+                    )
+                    at += len(table)
+                    for name, values in columns.items():
+                        values.extend(table[name].to_pylist())
         except (OSError, pa.ArrowException) as error:
             raise EvaluationError(f"{path}: damaged ({first_line(error)})") from None
         return at, columns
 
     about = (schema.metadata or {}).get(b"g2l", b"{}")
-    return _Piece(file.metadata.num_rows, kind.list_size, _encoder_of(about), fill)
+    return _Piece(n_rows, kind.list_size, _encoder_of(about), fill)
 
 
 def _encoder_of(about: bytes | str) -> str:

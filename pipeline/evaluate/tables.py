@@ -27,6 +27,7 @@ from pipeline.runtime.progress import Reporter
 from pipeline.tile.options import TileOptions
 from stores.errors import SOME_SLIDES_FAILED, EvaluationError, G2LError, OptionError
 from stores.io.files import first_line, write_json, write_text
+from stores.io.text import csv_cell, markdown
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,63}")
 _PARTS = ("encoders", "data", "tasks")
@@ -230,19 +231,19 @@ class Tables:
         return {"results": results, "failed": self.failed, "incomplete": self.incomplete}
 
     def csv(self) -> str:
-        """`rows` as CSV; what is not defined is empty."""
+        """`rows` as CSV; what is not defined is empty, and no text is a formula (`stores.io.text.csv_cell`)."""
         text = io.StringIO()
         rows = self.rows()
         names = ["task", "protocol", "data", "encoder", "samples", "figure", "k", "value", "low", "high"]
         writer = csv.DictWriter(text, names, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
         return text.getvalue()
 
     def markdown(self) -> list[str]:
         """A table with one column for each encoder. The best value of a row is bold where more is better."""
         lines = [
-            "| task | figure | " + " | ".join(self.encoders) + " |",
+            "| task | figure | " + " | ".join(map(markdown, self.encoders)) + " |",
             "|---|---|" + "---|" * len(self.encoders),
         ]
         cells: dict[tuple[str, str], dict[str, Row]] = {}
@@ -263,7 +264,7 @@ class Tables:
                 texts.append(
                     f"**{text}**" if best is not None and found is not None and found.value == best else text
                 )
-            lines.append(f"| {name} | {title} | " + " | ".join(texts) + " |")
+            lines.append(f"| {markdown(name)} | {markdown(title)} | " + " | ".join(texts) + " |")
         lines.append("")
         said: dict[tuple[str, str], list[str]] = {}
         for task, encoder, result in self.results:
@@ -272,9 +273,9 @@ class Tables:
         evaluated = {name: [e for t, e, _ in self.results if t.name == name] for name, _ in said}
         for (name, note), of in said.items():
             who = "" if of == evaluated[name] else f" ({', '.join(of)})"
-            lines.append(f"- {name}{who}: {note}")
-        lines += [f"- failed: {name}: {why}" for name, why in self.failed.items()]
-        return lines + [f"- incomplete: {text}" for text in self.incomplete]
+            lines.append(f"- {markdown(name + who)}: {markdown(note, 500)}")
+        lines += [f"- failed: {markdown(name)}: {markdown(why, 500)}" for name, why in self.failed.items()]
+        return lines + [f"- incomplete: {markdown(text, 500)}" for text in self.incomplete]
 
 
 def run_bench(bench: Bench, out: Path, report: Reporter) -> Tables:

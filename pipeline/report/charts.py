@@ -1,9 +1,10 @@
 """Line charts as inline SVG that takes its colours from the page, so that it fits light, dark and paper."""
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from stores.io.text import html_text
 
 _WIDTH, _HEIGHT = 360, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 34
@@ -40,7 +41,7 @@ def line_chart(title: str, x_name: str, lines: Sequence[Line]) -> str:
         up = (y - y_range[0]) / (y_range[1] - y_range[0])
         return _LEFT + across * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
 
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}">']
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html_text(title)}">']
     for value in y_ticks:
         _, y = place(x_range[0], value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
@@ -51,7 +52,7 @@ def line_chart(title: str, x_name: str, lines: Sequence[Line]) -> str:
             f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 15}" text-anchor="middle">{_text(value)}</text>'
         )
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">{html.escape(x_name)}</text>')
+    parts.append(f'<text x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">{html_text(x_name)}</text>')
     for line, of_line in zip(lines, points, strict=True):
         placed = [place(x, y) for x, y in _thinned(of_line)]
         joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
@@ -62,11 +63,11 @@ def line_chart(title: str, x_name: str, lines: Sequence[Line]) -> str:
             ]
     parts.append("</svg>")
     legend = "".join(
-        f'<span><i class="key {line.kind}"></i>{html.escape(line.name)}</span>'
+        f'<span><i class="key {line.kind}"></i>{html_text(line.name)}</span>'
         for line, of_line in zip(lines, points, strict=True)
         if of_line
     )
-    caption = f"<figcaption>{html.escape(title)}</figcaption>"
+    caption = f"<figcaption>{html_text(title)}</figcaption>"
     return f'<figure class="chart">{caption}{"".join(parts)}<div class="legend">{legend}</div></figure>'
 
 

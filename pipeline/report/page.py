@@ -1,7 +1,6 @@
 """The page itself: sections of HTML around what was gathered. All text that comes from files is escaped."""
 
 import base64
-import html
 import importlib.resources
 import json
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from typing import Any
 
 from pipeline.report.charts import Line, line_chart
 from pipeline.report.gather import SPRITE_COLUMNS, TILE_PX, Gathered
+from stores.io.text import html_text
 
 _POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -29,18 +29,18 @@ def page(title: str, lead: Sequence[str], subtitle: str, sections: Sequence[tupl
         Identifier, heading and HTML of each; empty ones are left out.
     """
     kept = [section for section in sections if section[2]]
-    first = "".join(f'<p class="lead">{html.escape(sentence)}</p>' for sentence in lead)
-    links = "".join(f'<a href="#{name}">{html.escape(heading)}</a>' for name, heading, _ in kept)
+    first = "".join(f'<p class="lead">{html_text(sentence)}</p>' for sentence in lead)
+    links = "".join(f'<a href="#{name}">{html_text(heading)}</a>' for name, heading, _ in kept)
     body = "".join(
-        f'<section id="{name}"><h2>{html.escape(heading)}</h2>{content}</section>'
+        f'<section id="{name}"><h2>{html_text(heading)}</h2>{content}</section>'
         for name, heading, content in kept
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_asset('report.css')}</style></head><body>"
-        f'<header><h1>{html.escape(title)}</h1>{first}<p class="soft">{html.escape(subtitle)}</p></header>'
+        f"<title>{html_text(title)}</title><style>{_asset('report.css')}</style></head><body>"
+        f'<header><h1>{html_text(title)}</h1>{first}<p class="soft">{html_text(subtitle)}</p></header>'
         f"<nav aria-label='sections'>{links}</nav><main>{body}</main>"
         "<noscript><p>The slide browser needs JavaScript; everything else is there without it.</p></noscript>"
         f"<script>{_asset('report.js')}</script></body></html>\n"
@@ -54,7 +54,7 @@ def _asset(name: str) -> str:
 def facts(pairs: Pairs) -> str:
     """Name and value, side by side; what is empty is left out."""
     rows = "".join(
-        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd></div>"
+        f"<div><dt>{html_text(name)}</dt><dd>{html_text(value)}</dd></div>"
         for name, value in pairs
         if value not in (None, "")
     )
@@ -63,13 +63,13 @@ def facts(pairs: Pairs) -> str:
 
 def command(text: str) -> str:
     """A command line, to be copied."""
-    return f'<p>Made by</p><pre class="command"><code>{html.escape(text)}</code></pre>'
+    return f'<p>Made by</p><pre class="command"><code>{html_text(text)}</code></pre>'
 
 
 def tiles(pairs: Pairs) -> str:
     """A few large figures."""
     shown = "".join(
-        f'<div class="tile"><b>{html.escape(str(value))}</b><span>{html.escape(name)}</span></div>'
+        f'<div class="tile"><b>{html_text(value)}</b><span>{html_text(name)}</span></div>'
         for name, value in pairs
     )
     return f'<div class="tiles">{shown}</div>'
@@ -184,12 +184,12 @@ def seeds(found: Gathered) -> str:
     for key in dict.fromkeys((view.slide_id, view.row) for view in found.views):
         views = [view for view in found.views if (view.slide_id, view.row) == key]
         figures = "".join(
-            f'<figure><img alt="{html.escape(f"{key[0]}, row {key[1]}, seed {view.seed}")}" '
-            f'src="{_data_url(view.picture)}"><figcaption><b>seed {view.seed}</b> {html.escape(view.what)}'
+            f'<figure><img alt="{html_text(f"{key[0]}, row {key[1]}, seed {view.seed}")}" '
+            f'src="{_data_url(view.picture)}"><figcaption><b>seed {view.seed}</b> {html_text(view.what)}'
             "</figcaption></figure>"
             for view in views
         )
-        parts.append(f'<h3>{html.escape(key[0])}, row {key[1]}</h3><div class="views">{figures}</div>')
+        parts.append(f'<h3>{html_text(key[0])}, row {key[1]}</h3><div class="views">{figures}</div>')
     if not parts:
         return ""
     intro = "<p>The teacher saw every patch in each of these forms; the student is trained on the same pixels.</p>"
@@ -207,15 +207,15 @@ def evaluation(tables: Sequence[Mapping[str, Any]]) -> str:
             for row in result["figures"]:
                 title = row["figure"] if row["k"] is None else f"{row['figure']}, k = {row['k']}"
                 cells.setdefault((result["task"], title), {})[result["name"]] = row
-        head = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in ["task", "figure", *names])
+        head = "".join(f"<th scope='col'>{html_text(name)}</th>" for name in ["task", "figure", *names])
         body = "".join(
-            f"<tr><td>{html.escape(task)}</td><td>{html.escape(title)}</td>"
+            f"<tr><td>{html_text(task)}</td><td>{html_text(title)}</td>"
             + "".join(_cell(by_name.get(name), {} if task in controls else by_name) for name in names)
             + "</tr>"
             for (task, title), by_name in cells.items()
         )
         missing = "".join(
-            f"<li>{html.escape(f'{name}: {why}')}</li>" for name, why in table.get("failed", {}).items()
+            f"<li>{html_text(f'{name}: {why}')}</li>" for name, why in table.get("failed", {}).items()
         )
         parts.append(
             "<div class='scroll' tabindex='0' role='region' aria-label='evaluation'>"

@@ -1,4 +1,8 @@
-"""Progress of long work: a bar on a terminal, plain lines in a log file, or nothing."""
+"""Progress of long work: a bar on a terminal, plain lines in a log file, or nothing.
+
+What is shown holds names of slides and files, which anybody may have chosen: no escape of them reaches the terminal,
+and no bracket of them is taken for a mark of style.
+"""
 
 import sys
 import time
@@ -15,6 +19,7 @@ from rich.progress import (
 )
 
 from stores.io.progress import Reporter, Silent
+from stores.io.text import visible
 
 __all__ = ["Bar", "Lines", "Reporter", "Silent", "reporter_for"]
 
@@ -35,7 +40,7 @@ class Lines:
     def __exit__(self, *error: object) -> None: ...
 
     def note(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(visible(text), file=self._stream, flush=True)
 
     def start(self, what: str, total: int, done: int = 0) -> None:
         self._what, self._total, self._done, self._first = what, total, done, done
@@ -58,12 +63,12 @@ class Bar:
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
             console=console,
         )
         self._task = self._progress.add_task("", visible=False, detail="")
@@ -76,14 +81,14 @@ class Bar:
         self._progress.stop()
 
     def note(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, highlight=False)
+        self._progress.console.print(visible(text), markup=False, emoji=False, highlight=False)
 
     def start(self, what: str, total: int, done: int = 0) -> None:
         self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(what, total=total, completed=done, detail="")
+        self._task = self._progress.add_task(visible(what), total=total, completed=done, detail="")
 
     def advance(self, by: int = 1, detail: str = "") -> None:
-        self._progress.update(self._task, advance=by, detail=detail)
+        self._progress.update(self._task, advance=by, detail=visible(detail))
 
     def record(self, event: str, **fields: Any) -> None: ...
 

@@ -29,7 +29,7 @@ from stores.export import pseudonyms
 from stores.format import layout, manifest, recipe
 from stores.format.layout import read_options
 from stores.io import files
-from stores.io.text import unusable_lines
+from stores.io.text import is_utf8, unusable_lines, visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ def tile_on(
     masks = None if options.masks is None else options.masks.absolute()
     work = functools.partial(tile_slide, store.absolute(), dataclasses.replace(options, masks=masks))
     for done in workers.run(work, slides, report):
-        unusable = {**done.item.row, "status": "failed", "reason": done.error}
+        unusable = {**done.item.row, "status": "failed", "reason": visible(done.error)}
         rows[done.item.slide_id] = unusable if done.result is None else done.result
         manifest.write_slides(store, list(rows.values()))
     return TileSummary(store, manifest.read_slides(store))
@@ -216,6 +216,8 @@ def tile_slide(store: Path, options: TileOptions, slide: SlideWork, advance: Adv
 def _tile_slide(store: Path, slide: SlideWork, options: TileOptions) -> dict[str, Any]:
     slide_id, old, row = slide.slide_id, slide.old, dict(slide.row)
     try:
+        if not is_utf8(slide.path.name):
+            raise SlideError(f"{visible(slide.path.name)}: its name is not UTF-8 text; rename the file")
         with open_slide(slide.path) as file:
             info = file.inspect(slide_id, *(slide.mpp or (None, "")))
             plan = plan_read(info, options.mpp, options.patch)
@@ -236,7 +238,7 @@ def _tile_slide(store: Path, slide: SlideWork, options: TileOptions) -> dict[str
         _, rule = patch_recipe(options)
         grid = find_patches(info, thumbnail, plan, rule, options)
     except SlideError as error:
-        return row | {"status": "failed", "reason": str(error)}
+        return row | {"status": "failed", "reason": visible(error)}
     draw_slide(store / layout.picture_file(slide_id), info, plan, grid.thumbnail, grid.mask, grid.patches)
     if len(grid.patches) == 0:
         return row | {"status": "no_tissue", "reason": _why_none(info, plan, grid, options)}

@@ -17,6 +17,7 @@ from typing import Any
 
 from stores.errors import OptionError, StoreError
 from stores.io import files
+from stores.io.text import csv_cell, utf8
 
 MIN_KEY_BYTES = 16
 _MAX_KEY_BYTES = 1 << 16
@@ -83,11 +84,12 @@ class Pseudonyms:
         return frozenset(self._given)
 
     def mapping(self) -> str:
-        """CSV of kind, original and pseudonym, for the lab itself."""
+        """CSV of kind, original and pseudonym, for the lab itself; see `stores.io.text.csv_cell`."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("kind", "original", "pseudonym"))
-        writer.writerows(sorted((*name, pseudonym) for pseudonym, name in self._given.items()))
+        for row in sorted((*name, pseudonym) for pseudonym, name in self._given.items()):
+            writer.writerow(map(csv_cell, row))
         return text.getvalue()
 
 
@@ -132,7 +134,7 @@ def write_mapping(path: Path, text: str) -> None:
     partial.unlink(missing_ok=True)
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
+        file.write(utf8(text))
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)

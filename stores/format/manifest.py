@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 from stores.errors import CorruptStore, StoreError
 from stores.format import layout
 from stores.format.layout import check_slide_id
-from stores.io.files import first_line, replacing
+from stores.io.files import first_line, write_bytes
 from stores.io.location import StoreLike
+from stores.io.text import utf8
 
 OK = "ok"
 BAD_READ = "bad_read"
@@ -102,13 +103,13 @@ _COMMIT_NAME = re.compile(r"(\d{5})-s(\d{4})-(\d{4})\.parquet")
 
 
 def _write(path: Path, table: pa.Table) -> None:
-    with replacing(path) as partial:
-        with pq.ParquetWriter(partial, table.schema, compression="zstd", write_page_checksum=True) as writer:
-            writer.write_table(table)
-            writer.add_key_value_metadata({CHECKSUM_KEY: b"0" * 8})
-        raw = partial.read_bytes()
-        start = _checksum_at(raw)
-        partial.write_bytes(raw[:start] + f"{zlib.crc32(raw):08x}".encode() + raw[start + 8 :])
+    sink = pa.BufferOutputStream()  # Arrow opens no file whose path is not UTF-8
+    with pq.ParquetWriter(sink, table.schema, compression="zstd", write_page_checksum=True) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({CHECKSUM_KEY: b"0" * 8})
+    raw = sink.getvalue().to_pybytes()
+    start = _checksum_at(raw)
+    write_bytes(path, raw[:start], f"{zlib.crc32(raw):08x}".encode(), raw[start + 8 :])
 
 
 def _checksum_at(raw: bytes) -> int:
@@ -181,11 +182,15 @@ def write_slides(store: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     schema = pa.schema([*SLIDES_SCHEMA, *((name, pa.string()) for name in own)])
     ordered = sorted(rows, key=lambda row: row["slide_id"])
     complete = [
-        {name: row.get(name) for name in SLIDES_SCHEMA.names}
-        | {name: None if row.get(name) is None else str(row[name]) for name in own}
+        {name: _text_of(row.get(name)) for name in SLIDES_SCHEMA.names}
+        | {name: None if row.get(name) is None else utf8(str(row[name])) for name in own}
         for row in ordered
     ]
     _write(slides_path(store), pa.Table.from_pylist(complete, schema=schema))
+
+
+def _text_of(value: Any) -> Any:
+    return utf8(value) if isinstance(value, str) else value
 
 
 def read_slides(store: StoreLike) -> list[dict[str, Any]]:

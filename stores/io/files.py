@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stores.errors import DiskFull, G2LError, OptionError, StoreError
-from stores.io.text import human_bytes
+from stores.io.text import human_bytes, utf8
 
 PARTIAL = ".partial"
 LOGS = "logs"
@@ -78,8 +78,8 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file atomically, UTF-8."""
-    write_bytes(path, text.encode())
+    """Write a small text file atomically, in UTF-8; half characters, which it cannot hold, become escapes."""
+    write_bytes(path, utf8(text).encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,9 +1,56 @@
-"""Text from elsewhere, made harmless for a terminal, a YAML field or a Markdown page."""
+"""Text from elsewhere, made harmless where it leaves: one function a medium.
+
+``visible`` for a terminal, ``one_line`` for a field of YAML or JSON, ``markdown``, ``html_text`` and ``csv_cell`` for
+pages and tables, ``utf8`` for files that hold text as it is. JSON itself escapes what is not ASCII.
+"""
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 
-_MARKS = "|`*[]~"
+_MARKS = "|`*[]~@"
+_INVISIBLE = re.compile(
+    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""Characters that Python counts as printable although nothing of them shows."""
+_EMPHASIS = re.compile(r"(?<![^\W_])_|_(?![^\W_])")
+"""An underscore at the edge of a word: within one it is no mark in Markdown."""
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_FORMULA = frozenset("=+-@\uff1d\uff0b\uff0d\uff20'")
+"""A cell that begins with one of these is a formula to some spreadsheet; the quote says that it is none."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def visible(value: object) -> str:
+    """Foreign text for a terminal: what does not print, and what reverses or hides text, stands there as an escape.
+
+    Half characters are among them, by which Python spells file names that are not UTF-8.
+
+    >>> print(visible("a\\x1b[31m\\nb \\u202ec \\udcff"))
+    a\\x1b[31m\\nb \\u202ec \\udcff
+    """
+    text = str(value)
+    if text.isprintable() and not _INVISIBLE.search(text):
+        return text
+    return "".join(c if c.isprintable() and not _INVISIBLE.match(c) else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def utf8(text: str) -> str:
+    """The same text, with half characters as escapes: no file in UTF-8 can hold them.
+
+    >>> utf8("caf\\u00e9 \\udcff") == "caf\\u00e9 \\\\udcff"
+    True
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a file in UTF-8 can hold `text`."""
+    return utf8(text) == text
 
 
 def one_line(value: object, limit: int = 200) -> str:
@@ -13,7 +60,7 @@ def one_line(value: object, limit: int = 200) -> str:
     'a --- b?[31m'
     """
     text = " ".join(str(value).split())[:limit]
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return "".join(c if c.isprintable() and not _INVISIBLE.match(c) else "?" for c in text)
 
 
 def markdown(value: object, limit: int = 200) -> str:
@@ -23,9 +70,34 @@ def markdown(value: object, limit: int = 200) -> str:
     '&lt;script&gt;a&#124;b&#96;c&#96;&lt;/script&gt; https&#58;//x'
     """
     text = html.escape(one_line(value, limit), quote=False)
-    for mark in _MARKS:
-        text = text.replace(mark, f"&#{ord(mark)};")
-    return text.replace("://", "&#58;//")
+    text = re.sub(f"[{re.escape(_MARKS)}]", lambda mark: f"&#{ord(mark[0])};", text)
+    text = _EMPHASIS.sub("&#95;", text.replace("\\", "&#92;"))
+    return text.replace("://", "&#58;//").replace("www.", "www&#46;")
+
+
+def html_text(value: object) -> str:
+    """Foreign text for an element or an attribute of an HTML or SVG page.
+
+    >>> html_text("<b>\\u202e'")
+    '&lt;b&gt;\\\\u202e&#x27;'
+    """
+    return html.escape(visible(value))
+
+
+def csv_cell(value: object) -> object:
+    """A value for a cell of a CSV file, which people open in spreadsheets: text is never a formula.
+
+    What a spreadsheet would compute gets a quote before it, as OWASP advises, and so does text that begins with a
+    quote: whoever reads the file removes one quote and has the text. Numbers stay numbers, also as text. Control
+    characters become escapes: the `csv` module leaves a carriage return as it is, which begins a new row for others.
+
+    >>> [csv_cell(v) for v in ("=1+1", "-0.5", -0.5, "- a", "'a", "a=b", "a\\r=b", None)]
+    ["'=1+1", '-0.5', -0.5, "'- a", "''a", 'a=b', 'a\\\\r=b', None]
+    """
+    if not isinstance(value, str):
+        return value
+    text = _CONTROL.sub(lambda found: _escape(found[0]), value)
+    return f"'{text}" if text[:1] in _FORMULA and not _NUMBER.fullmatch(text) else text
 
 
 def human_bytes(n: float) -> str:

@@ -22,7 +22,7 @@ from stores.verify.findings import Finding
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 _MAX_CHECKSUMS_BYTES = 4 << 30
 _MAX_FILE_BYTES = 1 << 40
-_PLAIN = re.compile(r"[^\x00-\x1f\x7f\\]+")
+_PLAIN = re.compile(r"[^\x00-\x1f\x7f\\\ud800-\udfff]+")
 
 
 def sha256_of(store: StoreLike, name: str) -> str:
@@ -83,7 +83,8 @@ def seal(store: Path, report: Reporter = SILENT) -> Sealed:
     for name in listed:
         if not _PLAIN.fullmatch(name):
             raise StoreError(
-                f"{store}: file {name!r}: a name with control characters or \\; rename or remove it"
+                f"{store}: file {name!r}: a name with control characters, with \\, or not in UTF-8; rename or "
+                "remove it"
             )
     lines = []
     report.start("seal", sum(listed.values()))

@@ -13,6 +13,7 @@ from pipeline.embed.formats.base import Format, Parts, Unit, ok_rows
 from pipeline.embed.parts import feature_matrix
 from stores.errors import OptionError
 from stores.io import files
+from stores.io.text import csv_cell
 
 
 def check_eva(columns: Mapping[str, Any], tiles: bool) -> None:
@@ -52,7 +53,10 @@ def write_eva(folder: Path, unit: Unit, parts: Parts) -> list[Path]:
 
 
 def _write_eva_manifest(folder: Path, rows: list[dict[str, Any]]) -> list[Path]:
-    """``manifest.csv`` with whole numbers as targets, and ``classes.json`` that says what they mean."""
+    """``manifest.csv`` with whole numbers as targets, and ``classes.json`` that says what they mean.
+
+    No text in it is a formula, see `stores.io.text.csv_cell`: eva opens ``embeddings`` alone, whose names are ours.
+    """
     labels = sorted({row["target"] for row in rows})
     whole = all(re.fullmatch(r"\d{1,9}", label or "") for label in labels)
     number = {label: int(label) if whole else i for i, label in enumerate(labels)}
@@ -60,7 +64,9 @@ def _write_eva_manifest(folder: Path, rows: list[dict[str, Any]]) -> list[Path]:
     names = list(rows[0]) if rows else ["origin", "embeddings", "target"]
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**row, "target": number[row["target"]]} for row in rows)
+    for row in rows:
+        shown = {**row, "target": number[row["target"]]}
+        writer.writerow({name: csv_cell(value) for name, value in shown.items()})
     files.write_json(folder / "classes.json", {str(i): label for label, i in number.items()})
     files.write_text(folder / "manifest.csv", text.getvalue())
     return [folder / "manifest.csv", folder / "classes.json"]

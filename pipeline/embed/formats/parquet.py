@@ -23,7 +23,9 @@ def write_parquet(folder: Path, unit: Unit, parts: Parts) -> list[Path]:
                 schema = table.schema.with_metadata(known)
                 writer = stack.enter_context(
                     pq.ParquetWriter(
-                        partial,
+                        stack.enter_context(
+                            partial.open("wb")
+                        ),  # Arrow opens no file whose path is not UTF-8
                         schema,
                         compression={name: "zstd" for name in schema.names if name != "features"},
                         use_dictionary=[name for name in schema.names if name != "features"],
