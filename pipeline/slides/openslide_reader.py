@@ -17,6 +17,14 @@ from stores.io.files import first_line
 _SUFFIXES = frozenset(
     (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm")
 )
+_KNOWN = {
+    "vendor": openslide.PROPERTY_NAME_VENDOR,
+    "objective power": openslide.PROPERTY_NAME_OBJECTIVE_POWER,
+    "tiff.XResolution": "tiff.XResolution",
+    "tiff.YResolution": "tiff.YResolution",
+    "tiff.ResolutionUnit": "tiff.ResolutionUnit",
+}
+"""Properties by which people find out the resolution of a slide that does not say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +65,9 @@ class OpenSlideFile:
     def inspect(self, slide_id: str, mpp: float | None = None, mpp_source: str = "option") -> SlideInfo:
         properties = self._slide.properties
         own = properties.get(openslide.PROPERTY_NAME_MPP_X), properties.get(openslide.PROPERTY_NAME_MPP_Y)
-        mpp, mpp_source = choose_mpp(slide_id, own, mpp, mpp_source)
         width, height = self._slide.dimensions
+        known = {name: properties.get(key) for name, key in _KNOWN.items()} | {"size": f"{width}x{height} px"}
+        mpp, mpp_source = choose_mpp(slide_id, own, mpp, mpp_source, known)
         quickhash = properties.get(openslide.PROPERTY_NAME_QUICKHASH1)
         return SlideInfo(
             slide_id=slide_id,

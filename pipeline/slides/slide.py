@@ -11,12 +11,14 @@ target: 507 x 507 pixels are read there and area-resampled to 256 x 256.
 import hashlib
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stores.errors import MppError, OptionError
 from stores.format.layout import is_slide_id
+from stores.io.text import one_line
 
 MPP_MIN, MPP_MAX = 0.05, 5.0
 AS_IS_TOLERANCE = 0.05
@@ -66,7 +68,11 @@ def slide_id_of(path: Path) -> str:
 
 
 def choose_mpp(
-    slide_id: str, own: tuple[Any, Any] | None, given: float | None, given_source: str
+    slide_id: str,
+    own: tuple[Any, Any] | None,
+    given: float | None,
+    given_source: str,
+    known: Mapping[str, Any],
 ) -> tuple[float, str]:
     """The mpp of level 0 and where it comes from: `given` if there is one, else the slide's own.
 
@@ -74,33 +80,38 @@ def choose_mpp(
     ----------
     own
         What the file says of x and y: numbers or text; None when it says nothing.
+    known
+        What else it says that helps to find out: vendor, size, objective power, resolution tags. An error shows it; no
+        error names a value, which would be copied and be wrong for some slides.
 
     Raises
     ------
     MppError
         When there is none, its pixels are not square, or it is not plausible.
     """
-    mpp, source = (_square(slide_id, own), "slide") if given is None else (given, given_source)
+    said = ", ".join(f"{name} {one_line(value, 40)}" for name, value in known.items() if value is not None)
+    remedy = (
+        f"the file says: {said or 'nothing else'}; find out the true mpp of level 0, and give it by --slide-mpp "
+        f"{slide_id}=MPP or in a column mpp of --slides-csv"
+    )
+    if given is not None:
+        mpp, source = float(given), given_source
+    else:
+        mpp, source = _square(slide_id, own, remedy), "slide"
     if not MPP_MIN <= mpp <= MPP_MAX:
         raise MppError(
-            f"{slide_id}: mpp {mpp:g} from the {source} is not plausible ({MPP_MIN} to {MPP_MAX}); "
-            f"give the true one: --slide-mpp {slide_id}=0.5"
+            f"{slide_id}: mpp {mpp:g} from the {source} is not plausible ({MPP_MIN} to {MPP_MAX}); {remedy}"
         )
-    return float(mpp), source
+    return mpp, source
 
 
-def _square(slide_id: str, own: tuple[Any, Any] | None) -> float:
+def _square(slide_id: str, own: tuple[Any, Any] | None, remedy: str) -> float:
     try:
         x, y = map(float, own or ())
     except (TypeError, ValueError):
-        raise MppError(
-            f"{slide_id}: the slide has no mpp; give it by --slide-mpp {slide_id}=0.5 "
-            "or in a column mpp of --slides-csv"
-        ) from None
+        raise MppError(f"{slide_id}: the slide has no mpp; {remedy}") from None
     if not (math.isfinite(x) and math.isfinite(y)) or abs(x - y) > AS_IS_TOLERANCE * max(abs(x), abs(y)):
-        raise MppError(
-            f"{slide_id}: mpp {x:g} in x and {y:g} in y; pixels must be square, or give --slide-mpp"
-        )
+        raise MppError(f"{slide_id}: mpp {x:g} in x and {y:g} in y, and pixels must be square; {remedy}")
     return (x + y) / 2
 
 

@@ -36,7 +36,7 @@ class TileOptions:
     )
     slide_mpp: tuple[str, ...] = option(
         (),
-        "Level-0 resolution of one slide, such as a1=0.25. May be repeated.",
+        "True level-0 resolution of one slide, in micrometres per pixel. May be repeated.",
         metavar="ID=MPP",
         heading=TILES,
     )

@@ -58,7 +58,9 @@ def mpp_overrides(
     for text in given:
         slide_id, equals, value = text.rpartition("=")
         if not equals:
-            raise OptionError(f"--slide-mpp {text}: expected ID=MPP, for example {text}=0.25")
+            raise OptionError(
+                f"--slide-mpp {text}: expected ID=MPP, with the micrometres per pixel of level 0"
+            )
         pairs.append((slide_id, value, "option"))
     result = {}
     for slide_id, value, source in pairs:

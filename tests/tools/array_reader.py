@@ -33,7 +33,7 @@ class ArrayFile:
     def inspect(self, slide_id: str, mpp: float | None = None, mpp_source: str = "option") -> SlideInfo:
         (height, width, _), *_ = (level.shape for level in self._levels)
         sizes = tuple((level.shape[1], level.shape[0]) for level in self._levels)
-        chosen = choose_mpp(slide_id, (0.5, 0.5), mpp, mpp_source)
+        chosen = choose_mpp(slide_id, (0.5, 0.5), mpp, mpp_source, {})
         fingerprint = sha256_fingerprint(self._path)
         return SlideInfo(
             slide_id, self._path, fingerprint, "numpy", width, height, *chosen, (1.0, 2.0), sizes

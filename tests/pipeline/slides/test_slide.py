@@ -1,5 +1,7 @@
 """Slides: finding, mpp, levels, area resampling, damaged files, latched errors."""
 
+import math
+import re
 import zlib
 from fractions import Fraction
 from pathlib import Path
@@ -215,8 +217,24 @@ def test_a_failed_read_is_tried_once_more_on_a_new_handle(
 def test_real_slides(shared: Path) -> None:
     cmu = registry.inspect("cmu", shared / "slides/CMU-1-Small-Region.svs")
     assert (cmu.mpp, cmu.vendor) == (0.499, "aperio")
-    with pytest.raises(MppError, match=r"the slide has no mpp; give it by --slide-mpp tcga=0\.5"):
+    with pytest.raises(MppError) as caught:
         registry.inspect("tcga", shared / "slides/TCGA-CR-7395-01A-01-TS1.svs")
+    assert str(caught.value).startswith("tcga: the slide has no mpp; the file says: vendor aperio, ")
+    assert "by --slide-mpp tcga=MPP or in a column mpp" in str(caught.value)
+
+
+@pytest.mark.parametrize("own", [None, ("", ""), ("x", "1"), (0.25, 0.5), (math.inf, math.inf), (90.0, 90.0)])
+def test_no_message_names_an_mpp_to_copy(own: Any) -> None:
+    """A value that is right for one slide is wrong for the next: only what the file says is shown."""
+    known = {"vendor": "aperio", "objective power": "40", "unit\x1b": None, "size": "9x9 px\x1b[31m"}
+    with pytest.raises(MppError) as caught:
+        slides.choose_mpp("s1", own, None, "option", known)
+    said = str(caught.value)
+    assert "the file says: vendor aperio, objective power 40, size 9x9 px?[31m; find out the true mpp" in said
+    assert "--slide-mpp s1=MPP" in said
+    assert not re.search(r"--slide-mpp \S+=[0-9.]", said)
+    with pytest.raises(MppError, match=r"mpp 90 from the csv is not plausible.*--slide-mpp s1=MPP"):
+        slides.choose_mpp("s1", own, 90.0, "csv", known)
 
 
 @pytest.mark.parametrize(
