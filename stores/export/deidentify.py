@@ -1,4 +1,7 @@
-"""Write the files of a store under pseudonyms, without anything that identifies their origin."""
+"""Write the files of a store under pseudonyms, without anything that identifies their origin.
+
+What may be in them is in `allowed`.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,16 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from stores.errors import CorruptStore
-from stores.format import manifest, recipe
-from stores.format.metadata import GROUP, parse_metadata
+from stores.export.allowed import COLUMN_VALUES, UNKNOWN_VENDOR, VENDORS, array_metadata
+from stores.format import arrays, layout, manifest, recipe
 from stores.io import files
 from stores.io.location import StoreLike, read_file
 
-_OPTIONS = {
-    "tile": ("mpp", "patch", "min_tissue", "max_patches", "val"),
-    "extract-teacher": ("seeds", "random_weights", "dtype", "pixels", "tokens", "teacher_licence"),
-}
-"""Options that an export keeps: their values hold no path, id or name of a machine."""
 _PATH = re.compile(r"[/~.\\]|[A-Za-z]:[\\/]|.*\.py:")
 _MAX_METADATA_BYTES = 1 << 20
 
@@ -28,18 +26,33 @@ def renamed(name: str, new_id: str) -> str:
 
 
 def copy_metadata(store: StoreLike, name: str, target: Path) -> None:
-    """Copy the metadata of an array or group without its attributes, which may hold any text."""
+    """Copy the metadata of an array or group, as far as they are those of the format."""
     raw = read_file(store, name, _MAX_METADATA_BYTES)
     if raw is None:
         raise CorruptStore(f"{store}/{name}: listed, but not there")
-    try:
-        found = files.parse_json(raw.decode())
-        group = found["node_type"] == "group"
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptStore(f"{store}/{name}: unreadable metadata ({files.first_line(error)})") from None
-    if not group:
-        parse_metadata(raw, f"{store}/{name}")
-    files.write_json(target, GROUP if group else {**found, "attributes": {}})
+    files.write_json(target, array_metadata(raw, name, f"{store}/{name}"))
+
+
+def chunks_within(store: StoreLike, names: Sequence[str]) -> set[str]:
+    """The chunks among files of a slide that lie within the grid of their array: others mean nothing, and stay behind.
+
+    Raises
+    ------
+    CorruptStore
+        When the metadata of an array are not those of one.
+    """
+    known, specs = set(names), {}
+    found = set()
+    for name in names:
+        array, index = layout.parse_chunk(name) or ("", ())
+        if layout.metadata_file(array) not in known:
+            continue
+        if array not in specs:
+            specs[array] = arrays.read_metadata(store, array)
+        grid = [-(-n // c) for n, c in zip(specs[array].shape, specs[array].chunks, strict=True)]
+        if len(index) == len(grid) and all(i < n for i, n in zip(index, grid, strict=True)):
+            found.add(name)
+    return found
 
 
 def write_manifest(store: StoreLike, slide_id: str, stage: Path, new_id: str) -> None:
@@ -55,7 +68,32 @@ def write_manifest(store: StoreLike, slide_id: str, stage: Path, new_id: str) ->
             raise CorruptStore(f"{commit.path}: lists views of another slide")
         at = views.schema.get_field_index("slide_id")
         views = views.set_column(at, manifest.VIEWS_SCHEMA.field("slide_id"), [[new_id] * views.num_rows])
+        for column in ("split", "status"):
+            _require_known(column, views[column].unique().to_pylist(), commit.path)
         manifest.write_commit(stage, new_id, commit.block, commit.seeds, views)
+
+
+def _require_known(column: str, values: Sequence[str | None], where: object) -> None:
+    unknown = [value for value in values if value and value not in COLUMN_VALUES[column]]
+    if unknown:
+        raise CorruptStore(f"{where}: {column} {unknown[0]!r:.80}, which no store has; nothing was exported")
+
+
+def public_rows(rows: Sequence[Mapping[str, Any]], hidden: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of the slides table without `hidden` columns, reasons, and vendors that are not known.
+
+    Raises
+    ------
+    CorruptStore
+        When a column has a text that no store has there.
+    """
+    for column in ("mpp_source", "split", "status"):
+        _require_known(column, [row[column] for row in rows], layout.SLIDES)
+    found = []
+    for row in rows:
+        vendor = row["vendor"] if row["vendor"] in VENDORS or not row["vendor"] else UNKNOWN_VENDOR
+        found.append({k: v for k, v in row.items() if k not in hidden} | {"reason": "", "vendor": vendor})
+    return found
 
 
 def own_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -68,10 +106,3 @@ def without_path(stored: recipe.Recipe) -> recipe.Recipe:
     if stored.teacher is None or not _PATH.match(stored.teacher.name):
         return stored
     return replace(stored, teacher=replace(stored.teacher, name=re.split(r"[\\/]", stored.teacher.name)[-1]))
-
-
-def public_options(command: str, options: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The options of a command that an export keeps; None when it keeps none of them."""
-    if command not in _OPTIONS:
-        return None
-    return {key: options[key] for key in _OPTIONS[command] if key in options}

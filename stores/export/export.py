@@ -2,8 +2,9 @@
 
 A copy under pseudonyms has features, pixels if wanted, coordinates, drawn parameters, splits, vendor, sizes and mpp.
 It has keyed hashes for slide, patient, file and fingerprint. Left out are slides that could not be used (their reasons
-hold paths), the user's own columns, pictures (a thumbnail may show a label), README and checksums, and all options
-that are not known to be free of names. A self-check searches the copy for the old names before it is published.
+hold paths), the user's own columns, pictures (a thumbnail may show a label), README and checksums, and whatever is not
+in the lists of `allowed`. A self-check reads the copy by the same lists, and searches it for the old names, before it
+is published. Features and pixels themselves can still identify a patient.
 """
 
 import hashlib
@@ -16,10 +17,12 @@ from typing import Any
 
 from stores.errors import OptionError, StoreError
 from stores.export import recode
+from stores.export.allowed import VENDORS, check_recipe, free_texts, public_options
 from stores.export.deidentify import (
+    chunks_within,
     copy_metadata,
     own_columns,
-    public_options,
+    public_rows,
     renamed,
     without_path,
     write_manifest,
@@ -148,6 +151,7 @@ def _plan(store: StoreLike, out: Path, options: ExportOptions) -> _Plan:
         names = options.pseudonyms.fresh()
         names.rows(rows)  # finds collisions now
         stored = without_path(stored)
+        check_recipe(stored, store)
         check_columns(rows, options.keep_columns, originals)
         check_texts(store, stored, rows, originals)
         if options.mapping is not None:
@@ -242,6 +246,7 @@ def _write_slide(export: _Plan, slide_id: str, names: Sequence[str], stage: Path
     blocks = recode.committed_blocks(export.store, slide_id) if recoding else []
     if recoding and not blocks:
         kinds.discard("features")
+    within = set() if export.names is None else chunks_within(export.store, names)
     for name in names:
         known = layout.classify(name)
         if known is None or known.kind not in kinds or (recoding and _RECODED.fullmatch(name)):
@@ -252,7 +257,7 @@ def _write_slide(export: _Plan, slide_id: str, names: Sequence[str], stage: Path
             copy_file(export.store, name, export.listing[name], stage)
         elif name.endswith(layout.METADATA):
             copy_metadata(export.store, name, stage / renamed(name, new_id))
-        elif known.kind in ("features", "pixels"):
+        elif name in within:
             copy_file(export.store, name, export.listing[name], stage, renamed(name, new_id))
     if export.names is not None:
         write_manifest(export.store, slide_id, stage, new_id)
@@ -277,7 +282,8 @@ def _write_rest(export: _Plan, written: recipe.Recipe, stage: Path) -> None:
     about = {
         "pseudonymised": export.names is not None or before.get("pseudonymised") is True,
         "key_id": export.names.key_id if export.names is not None else before.get("key_id"),
-        "compact": export.options.compact or before.get("compact"),
+        "compact": export.options.compact
+        or (before.get("compact") if before.get("compact") in KINDS else None),
         "pixels": export.options.pixels,
         "keep_columns": sorted(export.options.keep_columns),
     }
@@ -286,9 +292,8 @@ def _write_rest(export: _Plan, written: recipe.Recipe, stage: Path) -> None:
         name = layout.SLIDES
         copy_file(export.store, name, export.listing[name], stage)
     else:
-        hidden = _hidden(export)
-        rows = [{k: v for k, v in row.items() if k not in hidden} for row in export.rows]
-        manifest.write_slides(stage, [row | {"reason": ""} for row in export.names.rows(rows)])
+        rows = public_rows(export.rows, _hidden(export))
+        manifest.write_slides(stage, export.names.rows(rows))
     for name in sorted(export.listing):
         known = layout.classify(name)
         command = Path(name).stem
@@ -326,12 +331,19 @@ def _check(issued: Pseudonyms, export: _Plan, stage: Path, names: Sequence[str],
 def _notes(export: _Plan) -> list[str]:
     if export.names is None:
         return []
-    notes = [f"under pseudonyms of key {export.names.key_id}; searched for every original name, none found"]
+    licence = str(read_options(export.store, "extract-teacher").get("teacher_licence") or "")
+    notes = [
+        f"under pseudonyms of key {export.names.key_id}; searched for every original name, none found",
+        f"these texts leave as they are, read them: {', '.join(free_texts(export.recipe, licence))}",
+        "features and pixels are those of the patients, and can identify them; share them as you may share the slides",
+    ]
     unusable = len(manifest.read_slides(export.store)) - len(export.rows)
     if unusable:
         notes.append(f"{unusable} unusable slides are left out, with their reasons")
     if hidden := _hidden(export):
         notes.append(f"columns left out: {', '.join(hidden)}; --keep-column keeps one")
+    if vendors := sorted({row["vendor"] for row in export.rows if row["vendor"]} - VENDORS):
+        notes.append(f"vendors that are not known leave as unknown: {', '.join(vendors)}")
     before, now = recipe.load(export.store).teacher, export.recipe.teacher
     if before is not None and now is not None and before.name != now.name:
         notes.append(

@@ -1,9 +1,10 @@
-"""The self-check of a pseudonymised export: no text of it may still hold a name that was replaced.
+"""The self-check of a pseudonymised export: nothing in it that no export has, and no name that was replaced.
 
 Names can be where text is: in the names of files, in JSON, in the text columns and the footers of Parquet. All of
-these are read again; chunks hold numbers. A name counts when it stands by itself, and from 8 characters on also inside
-of other text. In array metadata and in keys of JSON only names from 8 characters on count: the format has words of its
-own there.
+these are read again; chunks hold numbers. What `allowed` lists is compared with its lists, so that a name of any
+length is found there, also one that stands in no table. In what is free text (the recipe's names, the licence, columns
+that were asked for) a name of the tables counts when it stands by itself, and from 8 characters on also inside of other
+text.
 """
 
 import functools
@@ -16,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stores.errors import CorruptStore, OptionError, StoreError
+from stores.export.allowed import COLUMN_VALUES, array_metadata, check_recipe, public_options, strings
 from stores.export.deidentify import own_columns
-from stores.format import manifest, recipe
+from stores.format import layout, manifest, recipe
 from stores.format.layout import CHECKSUMS, DIGEST, METADATA, classify
 from stores.io import files
 from stores.io.location import StoreLike
@@ -28,6 +30,7 @@ WORDS = frozenset((*manifest.SPLITS, manifest.OK, manifest.BAD_READ, "slide", "o
 """Values that every store has: they do not give away a slide of the name ``test``."""
 _ID_COLUMNS = ("slide_id", "patient_id", "file_name", "fingerprint")
 _STAYS = ("README.md", "croissant.json", CHECKSUMS, DIGEST)
+_FOOTER = frozenset((manifest.CHECKSUM_KEY, b"ARROW:schema"))
 _Look = Callable[[str, int], str | None]
 """`Originals.in_text`, which looks at the same text once: a store repeats its few texts in every slide."""
 
@@ -81,7 +84,7 @@ def check_texts(
     store: StoreLike, stored: recipe.Recipe, rows: Sequence[Mapping[str, Any]], originals: Originals
 ) -> None:
     """Check texts that are copied as they are before hours of copying, not only after."""
-    texts = [*_strings(stored.to_json()), *sorted({row["vendor"] or "" for row in rows})]
+    texts = [*strings(stored.to_json()), *sorted({row["vendor"] or "" for row in rows})]
     for text in texts:
         found = originals.in_text(text)
         if found is not None:
@@ -114,7 +117,7 @@ def check_export(
     Raises
     ------
     StoreError
-        When an original name is found; says in which file.
+        When an original name is found, or something that no export has; says in which file.
     """
     look = functools.lru_cache(1 << 16)(originals.in_text)
     for name in names:
@@ -128,12 +131,13 @@ def check_export(
             raise StoreError(f"export: {stage / name}: not a file that an export has; nothing was published")
         found = None
         if name.endswith(".json"):
-            found = _in_json(stage / name, look, issued)
+            value = _listed_json(stage, name)
+            found = None if name.endswith(METADATA) else _first(look, strings(value), issued)
         elif name.endswith(".parquet"):
             found = _in_table(stage / name, look, issued, kept)
         if found is not None:
             raise StoreError(
-                f"export: {stage / name}: still holds {found!r}, an original name; nothing was published"
+                f"export: {stage / name}: still holds {found!r}, which no export may hold; nothing was published"
             )
         advance(name)
 
@@ -145,43 +149,48 @@ def _first(
     return next((name for name in found if name is not None), None)
 
 
-def _parts(value: Any) -> Iterator[Any]:
-    """A JSON value and everything in it."""
-    yield value
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _parts(item)
-
-
-def _strings(value: Any) -> list[str]:
-    """Every string of a JSON value but the keys."""
-    return [part for part in _parts(value) if isinstance(part, str)]
-
-
-def _in_json(path: Path, look: _Look, issued: frozenset[str]) -> str | None:
+def _listed_json(stage: Path, name: str) -> Any:
+    """What a JSON file holds; StoreError when that is anything that no export has there."""
+    path = stage / name
     value = files.read_json(path)
-    keys = [key for part in _parts(value) if isinstance(part, dict) for key in part]
-    shortest = _SAFE_LENGTH if path.name == METADATA else _TEXT_LENGTH
-    found = _first(look, _strings(value), issued, shortest)
-    return found or _first(look, keys, issued, _SAFE_LENGTH)
+    try:
+        if name == layout.RECIPE:
+            stored = recipe.load(stage)
+            check_recipe(stored, stage)
+            wanted: Any = stored.to_json() | {"digest": stored.digest()}
+        elif path.name == METADATA:
+            wanted = array_metadata(path.read_bytes(), name, str(path))
+        else:
+            wanted = public_options(path.stem, value) if isinstance(value, dict) else None
+    except StoreError:
+        wanted = None
+    if value != wanted:
+        raise StoreError(f"export: {path}: holds more than an export does; nothing was published")
+    return value
 
 
 def _in_table(path: Path, look: _Look, issued: frozenset[str], kept: Sequence[str]) -> str | None:
-    with pq.ParquetFile(path) as file:
+    with path.open("rb") as raw, pq.ParquetFile(raw) as file:
         table, about = file.read(), file.metadata.metadata or {}
     schemas = (manifest.SLIDES_SCHEMA, manifest.PATCHES_SCHEMA, manifest.VIEWS_SCHEMA)
-    allowed = {name for schema in schemas for name in schema.names} | set(kept)
-    for column in table.column_names:
-        if column not in allowed:
-            raise CorruptStore(f"{path}: column {column!r}, which was not asked for; nothing was published")
-        if not pa.types.is_string(table[column].type):
+    allowed = {field.name: field.type for schema in schemas for field in schema}
+    allowed |= dict.fromkeys(kept, pa.string())
+    if (set(about) | set(table.schema.metadata or ())) - _FOOTER:
+        raise CorruptStore(f"{path}: metadata that no table of an export has; nothing was published")
+    for field in table.schema:
+        if allowed.get(field.name) != field.type or field.metadata:
+            raise CorruptStore(
+                f"{path}: column {field.name!r}, which was not asked for; nothing was published"
+            )
+        if not pa.types.is_string(field.type):
             continue
-        values = [text for text in table[column].unique().to_pylist() if text]
-        if column in _ID_COLUMNS:
+        values = [text for text in table[field.name].unique().to_pylist() if text]
+        if field.name in _ID_COLUMNS:
             foreign = next((text for text in values if text not in issued), None)
+        elif field.name in COLUMN_VALUES:
+            foreign = next((text for text in values if text not in COLUMN_VALUES[field.name]), None)
         else:
             foreign = _first(look, values, issued)
         if foreign is not None:
             return str(foreign)
-    about.pop(manifest.CHECKSUM_KEY, None)
-    texts = [text.decode(errors="replace") for pair in about.items() for text in pair]
-    return _first(look, texts, issued, _SAFE_LENGTH)
+    return None

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
+from pipeline.demo import doctor
 from pipeline.demo.synthetic_slides import write_slide
 from pipeline.distill import train
 from pipeline.distill.inputs import open_data
@@ -24,12 +25,15 @@ from pipeline.extract.extract import extract
 from pipeline.runtime.progress import Silent
 from pipeline.tile import tile
 from pipeline.tile.options import TileOptions
+from pipeline.tile.tissue import TissueRule
+from pipeline.views.policy import Policy
 from stores.errors import CorruptStore, G2LError, OptionError, StoreError
-from stores.export import export, leak_check
+from stores.export import allowed, export, leak_check
 from stores.export.deidentify import without_path
 from stores.export.export import ExportOptions
 from stores.export.pseudonyms import Pseudonyms, is_keyed
 from stores.format import features, layout, manifest, recipe
+from stores.format.int8 import Cost
 from stores.info import store_info
 from stores.io import files
 from tests.tools.export import contents, run
@@ -193,7 +197,7 @@ def test_the_same_key_gives_the_same_bytes(
 
 def test_columns_of_ones_own(lab: Path, key: Pseudonyms, tmp_path: Path) -> None:
     found = run(lab, tmp_path / "o", pseudonyms=key, keep_columns=("grade",))
-    assert found.notes[-1] == "columns left out: batch, scan_date; --keep-column keeps one"
+    assert "columns left out: batch, scan_date; --keep-column keeps one" in found.notes
     rows = manifest.read_slides(tmp_path / "o")
     assert set(rows[0]) == {*manifest.SLIDES_SCHEMA.names, "grade"}
     assert {row["grade"] for row in rows} == {"grade 0", "grade 1", "grade 2"}
@@ -340,6 +344,140 @@ def test_the_self_check_stops_what_slipped_through(
         (tmp_path / ".o.partial" / "features.zarr" / "H19-004711_A2.json").unlink(missing_ok=True)
         run(lab, tmp_path / "o", pseudonyms=key)
         assert (tmp_path / "o").is_dir()
+
+
+SURNAME = "Smyth"
+"""Of five letters, and in no table: only lists of what may leave can keep it back."""
+
+
+def _planted_json(store: Path, name: str, *place: Any, value: Any = SURNAME) -> None:
+    """Set a value in a JSON file of a store, by its keys."""
+    found = inner = files.read_json(store / name)
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    files.write_json(store / name, found)
+
+
+def _planted_table(store: Path, name: str, where: str) -> None:
+    table = pq.read_table(store / name)
+    if where == "footer":
+        table = table.replace_schema_metadata({"pandas": SURNAME})
+    else:
+        field = table.schema.field(0).with_metadata({"from": SURNAME})
+        table = table.cast(table.schema.set(0, field))
+    pq.write_table(table, store / name)
+
+
+PLACES: dict[str, tuple[Any, bool]] = {
+    "chunk grid": (
+        lambda s, i: _planted_json(s, f"features.zarr/{i}/features/zarr.json", "chunk_grid", "by"),
+        True,
+    ),
+    "grid settings": (
+        lambda s, i: _planted_json(s, f"pixels.zarr/{i}/zarr.json", "chunk_grid", "configuration", "by"),
+        True,
+    ),
+    "attribute": (
+        lambda s, i: _planted_json(s, f"features.zarr/{i}/stats/zarr.json", "attributes", "by"),
+        True,
+    ),
+    "group": (lambda s, i: _planted_json(s, f"features.zarr/{i}/zarr.json", "attributes", SURNAME), True),
+    "root": (lambda s, i: _planted_json(s, "features.zarr/zarr.json", "attributes", SURNAME), True),
+    "option": (lambda s, i: _planted_json(s, "options/tile.json", "mpp"), True),
+    "option key": (lambda s, i: _planted_json(s, "options/tile.json", SURNAME, value=1), True),
+    "export option": (lambda s, i: _planted_json(s, "options/export.json", "compact"), True),
+    "footer": (lambda s, i: _planted_table(s, f"manifest/patches/{i}.parquet", "footer"), True),
+    "field": (lambda s, i: _planted_table(s, f"manifest/patches/{i}.parquet", "field"), True),
+    "chunk outside": (
+        lambda s, i: files.write_text(s / f"features.zarr/{i}/features/c/20041889/0/0", SURNAME),
+        True,
+    ),
+    "codec": (
+        lambda s, i: _planted_json(
+            s, f"features.zarr/{i}/features/zarr.json", "codecs", 0, "configuration", "by"
+        ),
+        False,
+    ),
+    "fill value": (lambda s, i: _planted_json(s, f"features.zarr/{i}/coords/zarr.json", "fill_value"), False),
+}
+"""How a name comes into a store, and whether an export leaves it behind or refuses the store."""
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_a_short_name_in_no_table_stays_behind(
+    lab: Path, key: Pseudonyms, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant, leaves = PLACES[where]
+    store = Path(shutil.copytree(lab, tmp_path / "s"))
+    files.write_json(store / "options/export.json", {"compact": None})
+    plant(store, "BRACS_1284")
+    if leaves:
+        run(store, tmp_path / "o", pseudonyms=key)
+        assert not grep(SURNAME, tmp_path / "o")
+        assert not any(SURNAME in str(pq.read_schema(p)) for p in (tmp_path / "o").rglob("*.parquet"))
+        assert store_info(tmp_path / "o")["complete"] == 1.0
+    else:
+        with pytest.raises(CorruptStore, match="nothing else leaves under pseudonyms"):
+            run(store, tmp_path / "o", pseudonyms=key)
+    if where == "chunk outside":
+        return  # a chunk holds numbers, which the self-check does not read
+    original = export._write_rest
+
+    def forgetful(request: Any, written: Any, stage: Path) -> None:
+        original(request, written, stage)
+        plant(stage, min((stage / "features.zarr").glob("s-*")).name)
+
+    monkeypatch.setattr(export, "_write_rest", forgetful)
+    with pytest.raises(StoreError, match="nothing was published"):
+        run(lab, tmp_path / "x", pseudonyms=key)
+
+
+@pytest.mark.parametrize("column", ["vendor", "mpp_source"])
+def test_a_column_has_the_values_of_the_format(
+    lab: Path, key: Pseudonyms, tmp_path: Path, column: str
+) -> None:
+    store = Path(shutil.copytree(lab, tmp_path / "s"))
+    rows = manifest.read_slides(store)
+    manifest.write_slides(store, [row | {column: SURNAME} for row in rows])
+    if column == "mpp_source":
+        with pytest.raises(CorruptStore, match=f"mpp_source '{SURNAME}', which no store has"):
+            run(store, tmp_path / "o", pseudonyms=key)
+        return
+    found = run(store, tmp_path / "o", pseudonyms=key)
+    assert {row["vendor"] for row in manifest.read_slides(tmp_path / "o")} == {"unknown"}
+    assert f"vendors that are not known leave as unknown: {SURNAME}" in found.notes
+
+
+def test_a_recipe_leaves_as_it_is_or_not_at_all(lab: Path, key: Pseudonyms, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(lab, tmp_path / "s"))
+    stored = recipe.load(store)
+    assert stored.policy is not None
+    for change in (
+        {"policy": {**stored.policy, SURNAME: 1}},
+        {"policy": {**stored.policy, "hue": SURNAME}},
+        {"patch": replace(stored.patch, tissue={**stored.patch.tissue, "operator": SURNAME})},
+        {"compact": {"kind": "int8", "by": SURNAME}},
+    ):
+        recipe.save(store, replace(stored, **change))
+        with pytest.raises(StoreError, match=f"{SURNAME}.*nothing was exported"):
+            run(store, tmp_path / "o", pseudonyms=key)
+    recipe.save(store, replace(stored, policy={**stored.policy, "name": SURNAME}))
+    (said,) = [note for note in run(store, tmp_path / "o", pseudonyms=key).notes if "read them" in note]
+    assert SURNAME in said
+    assert "tests.tools.tiny:teacher" in said
+
+
+def test_the_lists_know_what_this_version_writes() -> None:
+    assert {field.name for field in fields(TissueRule)} | {"name"} == allowed._TISSUE
+    assert {field.name for field in fields(Policy)} == allowed._POLICY
+    cost = Cost(40)
+    random = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float16)
+    cost.add(0, random, random)
+    assert set(cost.to_json()) == allowed._COMPACT
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(doctor, "_weights", dict)
+        assert set(doctor.examine(Path()).found["openslide"]["formats"]) <= allowed.VENDORS
 
 
 def test_names_that_come_up_by_chance_are_no_alarm(lab: Path, key: Pseudonyms, tmp_path: Path) -> None:
