@@ -29,7 +29,10 @@ from tests.tools.distill import OPTIONS as DISTILL
 from tests.tools.settings import ROOT
 
 # three workers on a machine of two CPUs
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes"),
+]
 
 BATCH = 6
 SETTINGS: dict[str, Any] = {"batch_size": BATCH, "window": 40, "seed": 3, "check_views": "none", "threads": 1}

@@ -39,6 +39,8 @@ from tests.tools.distill import OPTIONS, VIT, same
 from tests.tools.kill import distill_job, kill_at_random, start
 from tests.tools.settings import ROOT
 
+pytestmark = pytest.mark.slow
+
 ALONE = Ranks(0, 1, 1, torch.device("cpu"))
 
 

@@ -27,6 +27,8 @@ from stores.errors import DistillError, G2LError, OptionError, StoreError
 from stores.format import features, recipe, tokens
 from tests.tools.kill import kill_at_random, prototypes_job
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = PrototypeOptions(k=12, epochs=4, window=32, threads=2)
 CPU = torch.device("cpu")
 

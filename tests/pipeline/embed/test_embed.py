@@ -37,6 +37,8 @@ from stores.io.location import LOGS
 from tests.tools.kill import embed_job, kill_at_random
 from tests.tools.settings import VIT
 
+pytestmark = pytest.mark.slow
+
 TINY = EmbedOptions(encoder="tests.tools.tiny:teacher", random_weights=0, threads=2)
 
 

@@ -27,6 +27,8 @@ from stores.errors import OptionError
 from stores.format import manifest
 from stores.io import files
 
+pytestmark = pytest.mark.slow
+
 SMALL = ReportOptions(max_slides=2, max_patches=9, views=1)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 RUN = DistillOptions(

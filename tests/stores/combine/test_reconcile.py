@@ -27,6 +27,8 @@ from tests.tools.made_stores import RECIPE, MadeSlide, make_store
 from tests.tools.reconcile import quantised
 from tests.tools.share import SLIDES, contents, edit, joined, part, wrong
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:

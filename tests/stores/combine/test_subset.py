@@ -17,6 +17,8 @@ from tests.tools.made_stores import make_store
 from tests.tools.settings import ROOT
 from tests.tools.share import SLIDES, contents, joined, part, wrong
 
+pytestmark = pytest.mark.slow
+
 ROWS: list[dict[str, Any]] = [
     {"slide_id": "a", "n_patches": 70, "mpp": 0.5, "site": "x", "age": "61", "code": "007", "split": "train"},
     {
