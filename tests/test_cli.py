@@ -254,8 +254,14 @@ def test_models_and_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["devices"][0]["device"] == "cpu"
     assert found["openslide"]["reads_tiff"]
     assert found["weights"]["demo-teacher"] == "shipped"
-    assert found["weights"]["h-optimus-0"] == "HF_HUB_OFFLINE is set"
-    assert "OpenSlide 4" in g2l("doctor").stdout
+    away = [name for name, model in models.items() if model["hub"] is not None]
+    assert found["out_of_reach"] == away
+    assert len(away) == 8
+    assert "HF_HUB_OFFLINE is set (bioptimus/H-optimus-0, access has to be" in found["weights"]["h-optimus-0"]
+    said = g2l("doctor").stdout
+    assert "OpenSlide 4" in said
+    assert "OUT OF REACH: the published weights of 8 encoders (h-optimus-0, " in said
+    assert "no problems found\n" not in said
 
 
 def test_version_of_a_checkout_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,12 +50,21 @@ class Diagnosis:
         lines.append(f"OpenSlide {slides['version']}: {', '.join(slides['formats'])}")
         lines.append(f"free disk at {found['folder']}: {found['free_bytes'] / 1e9:.1f} GB")
         lines += [f"weights of {name}: {state}" for name, state in found["weights"].items()]
-        return lines + ([f"PROBLEM: {problem}" for problem in found["problems"]] or ["no problems found"])
+        lines += [f"PROBLEM: {problem}" for problem in found["problems"]]
+        away = found["out_of_reach"]
+        if away:
+            lines.append(
+                f"OUT OF REACH: the published weights of {len(away)} encoders ({', '.join(away)}). Commands that need "
+                "them will stop with what to do; --weights PATH takes a file fetched elsewhere"
+            )
+        machine = "no problems found on this machine" if away else "no problems found"
+        return lines if found["problems"] else [*lines, machine]
 
 
 def examine(folder: Path) -> Diagnosis:
     """Look at versions, devices, OpenSlide, free disk of `folder` and access to weights; ``problems`` are sentences."""
     problems: list[str] = []
+    weights, away = _weights()
     free = shutil.disk_usage(folder).free
     result: dict[str, Any] = {
         "g2l": g2l_version(),
@@ -65,7 +74,8 @@ def examine(folder: Path) -> Diagnosis:
         "openslide": _openslide(problems),
         "free_bytes": free,
         "folder": str(folder),
-        "weights": _weights(),
+        "weights": weights,
+        "out_of_reach": away,
         "problems": problems,
     }
     problems += [
@@ -145,14 +155,14 @@ def _openslide(problems: list[str]) -> dict[str, Any]:
     }
 
 
-def _weights() -> dict[str, str]:
-    """For each preset with published weights: shipped, downloaded, on the hub, or why they are out of reach."""
+def _weights() -> tuple[dict[str, str], list[str]]:
+    """For each preset: shipped, downloaded, on the hub, or why not; and the names of those that are out of reach."""
     from pipeline.encoders.hub import find_cached, hub_problem
     from pipeline.encoders.presets import PRESETS
     from pipeline.encoders.weights import WEIGHT_FILES
 
     problem = hub_problem()
-    states = {}
+    states, away = {}, []
     for name, preset in PRESETS.items():
         if preset.asset is not None:
             states[name] = "shipped"
@@ -160,7 +170,8 @@ def _weights() -> dict[str, str]:
             states[name] = "downloaded"
         elif preset.hub is not None:
             access = ", access has to be requested there" if preset.gated else ""
-            states[name] = problem or f"on the hub as {preset.hub}{access}"
+            states[name] = f"{problem or 'on the hub'} ({preset.hub}{access})"
+            away += [name] * (problem is not None)
         else:
             states[name] = "no published weights: --weights PATH or --random-weights SEED"
-    return states
+    return states, away

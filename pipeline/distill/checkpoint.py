@@ -11,6 +11,7 @@ import torch
 
 from pipeline.distill.schedule import EarlyStop
 from pipeline.distill.trainer import Trainer
+from pipeline.encoders.tensor_files import load_torch
 from stores.errors import DistillError
 from stores.io.files import first_line, replacing, require_free
 
@@ -61,15 +62,15 @@ def restore(path: Path, trainer: Trainer, stop: EarlyStop) -> dict[str, Any]:
         When the file is damaged or of another model.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = load_torch(path, mapped=False)
         trainer.model.load_state_dict(state["model"])
         trainer.optimizer.load_state_dict(state["optimizer"])
         if trainer.ema is not None:
             trainer.ema.load_state_dict(state["ema"])
+        stop.restore(state["early_stop"])
+        facts: dict[str, Any] = state["facts"]
     except Exception as error:  # torch raises a dozen kinds of errors for damaged files
         raise DistillError(
             f"{path}: not a checkpoint of this run ({first_line(error)}); remove it to use the one before"
         ) from None
-    stop.restore(state["early_stop"])
-    facts: dict[str, Any] = state["facts"]
     return facts

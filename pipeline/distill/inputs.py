@@ -11,8 +11,8 @@ from pipeline.distill.prototypes import files as prototype_files
 from pipeline.distill.prototypes.files import Space
 from pipeline.runtime.progress import Reporter
 from stores.errors import StoreError
-from stores.format.layout import read_options
 from stores.format.recipe import CompleteRecipe, Tokens
+from stores.format.terms import Terms, of_store
 from stores.io.location import StoreLike
 from stores.store import Store
 
@@ -25,7 +25,7 @@ class Data:
     held_out: Batch | None
     """None when the store has fewer than two held-out views."""
     teaching: Teaching
-    teacher_licence: str
+    teacher_terms: tuple[Terms, ...]
 
 
 def open_data(store: Store | StoreLike, options: DistillOptions, threads: int, report: Reporter) -> Data:
@@ -47,7 +47,7 @@ def open_data(store: Store | StoreLike, options: DistillOptions, threads: int, r
     train = open_split(files, recipe, "train", options.seeds, options.slides)
     val = open_split(files, recipe, "val", 1, options.slides, may_be_empty=True)
     mean, variance = train.statistics()
-    licence = read_options(files, "extract-teacher").get("teacher_licence", "")
+    terms = of_store(files, recipe.teacher.name)
     if options.check_views != "none":
         train.check(threads)
     held_out = val.sample(0, options.val_views, threads, tokens) if val.n_views > 1 else None
@@ -57,7 +57,7 @@ def open_data(store: Store | StoreLike, options: DistillOptions, threads: int, r
             "--slides-csv"
         )
     teaching = Teaching(recipe.teacher.dim, mean, variance, tokens, spaces)
-    return Data(train, held_out, teaching, str(licence))
+    return Data(train, held_out, teaching, terms)
 
 
 def _wanted(

@@ -1,10 +1,16 @@
 """The model card of an exported student: what it is, from whom, under which licence, how to load it."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import yaml
+
 from pipeline.encoders.encoder import Encoder
+from stores.format.licences import front_matter
 from stores.format.recipe import CompleteRecipe
+from stores.format.terms import Terms, expression, union
 from stores.io.text import markdown
+from stores.publish.card import terms_table
 
 _FIGURES = (
     "steps",
@@ -20,14 +26,31 @@ _FIGURES = (
 
 
 def model_card(
-    student: Encoder, stored: CompleteRecipe, teacher_licence: str, summary: dict[str, Any], averaged: bool
+    student: Encoder,
+    stored: CompleteRecipe,
+    teacher_terms: Sequence[Terms],
+    summary: dict[str, Any],
+    averaged: bool,
 ) -> str:
-    """Markdown with YAML front matter, as model hubs expect it; `averaged` is the moving average of a student.
+    """Markdown with YAML front matter, as model hubs expect it.
 
     Names come from the store and from the student's folder: they are escaped.
+
+    Parameters
+    ----------
+    teacher_terms
+        Terms of the teacher, and of what it was trained on.
+    averaged : bool
+        Whether this is the moving average of a student.
     """
     teacher, name = markdown(stored.teacher.name), markdown(student.name)
     weights = markdown(stored.teacher.weights_sha256, 16)
+    terms = union(student.terms, teacher_terms)
+    front = front_matter(expression(terms)) | {
+        "library_name": "timm",
+        "tags": ["histopathology", "feature-extraction", "knowledge-distillation"],
+    }
+    began = name if student.terms else f"random weights of the architecture of {name}"
     figures = "\n".join(
         f"| {name} | {summary[name]:.4f} |"
         if isinstance(summary[name], float)
@@ -39,9 +62,7 @@ def model_card(
         ("student-ema", "The moving average of a student") if averaged else ("student", "A student")
     )
     return f"""---
-library_name: timm
-tags: [histopathology, feature-extraction, knowledge-distillation]
----
+{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---
 # {name}, distilled from {teacher}
 
 {what}, an encoder of {student.dim}-d features, trained by g2l {summary["g2l_version"]} against stored features of
@@ -49,8 +70,12 @@ tags: [histopathology, feature-extraction, knowledge-distillation]
 
 ## Licence
 
-Trained on the outputs of {teacher} (licence: {markdown(teacher_licence) or "not known"}), starting from {name}
-(licence: {markdown(student.licence) or "not known"}). Both licences may bind whoever uses this model; read them first.
+**{markdown(expression(terms), 1000)}**
+
+Trained on the outputs of {teacher}, starting from {began}. The terms of every encoder in this table bind who uses
+the model. Unknown means that this card does not know, not that anything is permitted.
+
+{terms_table(terms) if terms else "No terms are recorded."}
 
 ## Use
 

@@ -371,8 +371,8 @@ def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> d
     for folder, student in (("student", model.student), ("student-ema", trainer.averaged)):
         if student is None:
             continue
-        export_encoder(student.cpu(), run / folder, extra)
-        text = model_card(student, recipe, data.teacher_licence, summary, folder != "student")
+        export_encoder(student.cpu(), run / folder, extra, data.teacher_terms)
+        text = model_card(student, recipe, data.teacher_terms, summary, folder != "student")
         files.write_text(run / folder / "README.md", text)
     for name, module in (("projector", model.projector), ("heads", model.heads)):
         tensors = {} if module is None else module.state_dict()

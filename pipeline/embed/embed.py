@@ -37,6 +37,7 @@ from pipeline.tile.slides_csv import read_slides_csv
 from pipeline.tile.tile import tile_on
 from stores.errors import DiskFull, OptionError, RecipeMismatch, SlideError
 from stores.format import features, manifest, recipe
+from stores.format.terms import expression
 from stores.io import files
 from stores.io.text import human_bytes
 
@@ -133,7 +134,7 @@ def _about(
 ) -> dict[str, Any]:
     """All that decides the embeddings; goes into the files that have room for it."""
     described = json.loads(json.dumps(dataclasses.asdict(encoder.identity)))
-    about: dict[str, Any] = {"schema": 1, "encoder": {**described, "licence": encoder.licence}}
+    about: dict[str, Any] = {"schema": 1, "encoder": {**described, "licence": expression(encoder.terms)}}
     reader = dataclasses.asdict(reader_identity())
     if table is not None:
         return {**about, "tiles": {"sha256": table.digest, "fit": options.fit, "resampling": RESAMPLING}}
@@ -154,7 +155,11 @@ def _settle(out: Path, wanted: Mapping[str, Any]) -> None:
     if not path.exists():
         files.write_json(path, wanted)
         return
-    differing = recipe.value_differences(files.read_json(path), wanted)
+    begun = files.read_json(path)
+    for about in (begun, wanted):  # a licence decides no value, and older versions recorded less of it
+        if isinstance(about, dict) and isinstance(about.get("encoder"), dict):
+            about["encoder"].pop("licence", None)
+    differing = recipe.value_differences(begun, wanted)
     if differing:
         name, old, new = differing[0]
         more = f" (and {len(differing) - 1} more)" if differing[1:] else ""

@@ -13,8 +13,8 @@ from stores.errors import EncoderError
 class Encoder(nn.Module):
     """A backbone with the Normalize and the pooling that belong to it.
 
-    ``mean``, ``std``, ``image_px``, ``mpp``, ``pooling``, ``dim`` and ``licence`` are those of `preset`. The constants
-    of Normalize stay float32 when the encoder is cast, and are in no state dict.
+    ``mean``, ``std``, ``image_px``, ``mpp``, ``pooling``, ``dim``, ``licence`` and ``terms`` are those of `preset`. The
+    constants of Normalize stay float32 when the encoder is cast, and are in no state dict.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class Encoder(nn.Module):
         self.mean, self.std = preset.mean, preset.std
         self.image_px, self.mpp = preset.image_px, preset.mpp
         self.pooling, self.dim = preset.pooling, preset.dim
-        self.licence = preset.licence
+        self.licence, self.terms = preset.licence, preset.terms
         self.backbone = backbone
         self.register_buffer("_normalize", _constants(preset), persistent=False)
 

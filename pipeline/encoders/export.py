@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
 from pipeline.encoders.encoder import Encoder
+from stores.format.terms import Terms, expression, to_json, union
 from stores.io.files import replacing, write_text
 
 
@@ -28,7 +29,9 @@ def weights_sha256(encoder: Encoder) -> str:
     return digest.hexdigest()
 
 
-def export_encoder(encoder: Encoder, folder: Path, extra: Mapping[str, object]) -> None:
+def export_encoder(
+    encoder: Encoder, folder: Path, extra: Mapping[str, object], teachers: Iterable[Terms] = ()
+) -> None:
     """Write ``model.safetensors`` and ``config.json``, for `load_encoder` and for timm alone.
 
     ``timm.create_model(f"local-dir:{folder}", pretrained=True)`` opens the folder; what timm does not know
@@ -41,17 +44,20 @@ def export_encoder(encoder: Encoder, folder: Path, extra: Mapping[str, object]) 
     ----------
     extra
         JSON values to keep beside the encoder, such as the run that made it.
+    teachers
+        Terms of the encoders on whose outputs it was trained: they bind beside its own.
     """
+    terms = union(encoder.terms, teachers)
     tensors = {
         name: value.detach().cpu().contiguous() for name, value in encoder.backbone.state_dict().items()
     }
     with replacing(folder / "model.safetensors") as partial:
         safetensors.torch.save_file(tensors, partial, metadata={"format": "pt"})
-    write_text(folder / "config.json", json.dumps(_config(encoder, extra), indent=2) + "\n")
+    write_text(folder / "config.json", json.dumps(_config(encoder, extra, terms), indent=2) + "\n")
 
 
-def _config(encoder: Encoder, extra: Mapping[str, object]) -> dict[str, object]:
-    preset = encoder.preset
+def _config(encoder: Encoder, extra: Mapping[str, object], terms: Sequence[Terms]) -> dict[str, object]:
+    preset, licence = encoder.preset, expression(terms)
     described: dict[str, object] = {
         "name": preset.name,
         "pooling": preset.pooling,
@@ -60,8 +66,8 @@ def _config(encoder: Encoder, extra: Mapping[str, object]) -> dict[str, object]:
         "image_px": preset.image_px,
         "mpp": preset.mpp,
         "dim": preset.dim,
-        "licence": preset.licence,
-        "note": preset.note,
+        "licence": licence,
+        "terms": to_json(terms),
         "weights_sha256": weights_sha256(encoder),
         "extra": dict(extra),
     }
@@ -83,7 +89,7 @@ def _config(encoder: Encoder, extra: Mapping[str, object]) -> dict[str, object]:
             "mean": preset.mean,
             "std": preset.std,
             "num_classes": 0,
-            "license": preset.licence,
+            "license": licence,
         },
         "g2l": described,
     }

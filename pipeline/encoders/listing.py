@@ -8,7 +8,9 @@ from pipeline.encoders.presets import PRESETS
 
 def to_json() -> dict[str, Any]:
     """Every preset as plain JSON types."""
-    return {"models": [dataclasses.asdict(preset) for preset in PRESETS.values()]}
+    return {
+        "models": [dataclasses.asdict(preset) | {"licence": preset.licence} for preset in PRESETS.values()]
+    }
 
 
 def lines() -> list[str]:
@@ -17,6 +19,8 @@ def lines() -> list[str]:
     for p in PRESETS.values():
         gated = ", gated" if p.gated else ""
         lines.append(f"{p.name:<16} {p.dim:>5} {p.params:>13,}  {p.mpp:>4g}  {p.licence}{gated}")
+        lines += [f"{'':<16} access {terms.access.says}" for terms in p.terms if terms.adds_access]
+        lines += [f"{'':<16} {terms.outputs.says}" for terms in p.terms if terms.names_outputs]
         if p.note:
             lines.append(f"{'':<16} {p.note}")
     return lines

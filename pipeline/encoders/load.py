@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -29,11 +30,15 @@ from pipeline.encoders.timm_models import (
     is_timm,
     rgb,
     side,
+    terms_of_config,
     timm_preset,
     unknown,
 )
-from pipeline.encoders.weights import fit, published, read_checkpoint
-from stores.errors import EncoderError, OptionError
+from pipeline.encoders.weights import WEIGHT_FILES, fit, published, read_checkpoint
+from stores.errors import EncoderError, OptionError, StoreError
+from stores.format.terms import Fact, Terms, union
+from stores.io import files
+from stores.io.text import one_line
 
 
 def load_encoder(
@@ -90,7 +95,7 @@ def _load(spec: str, weights: Path | None, random_weights: int | None) -> Encode
         return _build(PRESETS[spec], weights, random_weights)
     scheme, colon, rest = spec.partition(":")
     if colon and scheme == "timm":
-        return _build(timm_preset(rest), weights, random_weights)
+        return _build_timm(rest, weights, random_weights)
     if colon and scheme in ("hf-hub", "hf_hub"):
         return _build(hub_preset(rest), weights, random_weights)
     path = Path(spec).expanduser()
@@ -108,13 +113,24 @@ def _load(spec: str, weights: Path | None, random_weights: int | None) -> Encode
     if colon:
         return _from_function(spec, weights, random_weights)
     if is_timm(spec):
-        return _build(timm_preset(spec), weights, random_weights)
+        return _build_timm(spec, weights, random_weights)
     raise EncoderError(unknown(spec))
+
+
+def _build_timm(spec: str, weights: Path | None, random_weights: int | None) -> Encoder:
+    preset = timm_preset(spec)
+    if weights is not None:  # timm names the licence of its own weights
+        preset = replace(preset, terms=())
+    return _build(preset, weights, random_weights)
 
 
 def _build(preset: Preset, weights: Path | None, random_weights: int | None) -> Encoder:
     if random_weights is not None:
+        preset = replace(preset, terms=())  # nobody's weights
         return Encoder(preset, _seeded(lambda: create(preset), random_weights)).eval()
+    if weights is not None:
+        known = union(preset.terms, _terms_beside(weights))
+        preset = replace(preset, terms=known or (Terms(preset.name),))
     with torch.device("meta"):  # shapes are compared before memory is taken
         backbone = create(preset)
     state, source = published(preset) if weights is None else (read_checkpoint(weights), str(weights))
@@ -125,6 +141,21 @@ def _build(preset: Preset, weights: Path | None, random_weights: int | None) -> 
         backbone = create(preset)  # computes buffers that no checkpoint holds, such as window indices
     backbone.load_state_dict(state)
     return Encoder(preset, backbone).eval()
+
+
+def _terms_beside(weights: Path) -> tuple[Terms, ...]:
+    """The terms in the ``config.json`` beside a file of weights; none where there is no such file.
+
+    So the terms of a student's teachers stay with its weights under whatever name these are loaded.
+    """
+    folder = weights if weights.is_dir() else weights.parent
+    config = folder / "config.json"
+    if not config.is_file() or (weights.is_file() and weights.name not in WEIGHT_FILES):
+        return ()
+    try:
+        return terms_of_config(files.read_json(config), folder.resolve().name)
+    except StoreError:
+        return (Terms(folder.resolve().name),)  # it says something that cannot be read: unknown
 
 
 def _seeded(make: Callable[[], Any], seed: int) -> Any:
@@ -151,6 +182,8 @@ def _from_function(spec: str, weights: Path | None, random_weights: int | None) 
     if weights is not None:
         state = fit(read_checkpoint(weights), encoder.backbone, str(weights), spec)
         encoder.backbone.load_state_dict(state)
+        terms = union(encoder.terms, _terms_beside(weights))
+        encoder = Encoder(replace(encoder.preset, terms=terms), encoder.backbone)
     return encoder.to("cpu", torch.float32).eval()
 
 
@@ -216,8 +249,12 @@ def _function_preset(spec: str, backbone: nn.Module, described: Mapping[str, Any
         image_px=image_px,
         mpp=told.get("mpp"),
         params=sum(parameter.numel() for parameter in backbone.parameters()),
-        licence=str(told.get("licence", "unknown")),
+        terms=(Terms(re.split(r"[\\/]", spec)[-1], _declared(told.get("licence"))),),
     )
+
+
+def _declared(licence: object) -> Fact:
+    return Fact(one_line(licence), "declared by the function") if licence else Fact()
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""The registry of encoders: what each is, where its weights are, what its licence permits.
+"""The registry of encoders: what each is, where its weights are, what is known of its licence.
 
 Importing this module loads neither torch nor timm, so that ``g2l models`` answers at once. Adding an
 encoder means adding one `Preset` here; `pipeline.encoders.load` builds it.
@@ -13,6 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from stores.format.licences import UNKNOWN, licence_of
+from stores.format.terms import GATED, OPEN, Fact, Terms, expression
+
 Pooling = Literal["cls", "cls+mean", "forward"]
 POOLINGS: tuple[Pooling, ...] = ("cls", "cls+mean", "forward")
 
@@ -24,11 +27,27 @@ _BIOPTIMUS_STD = (0.211883, 0.230117, 0.177517)
 _HIBOU_MEAN = (0.7068, 0.5755, 0.722)
 _HIBOU_STD = (0.195, 0.2316, 0.1816)
 
-_APACHE = "features and students may be shared and sold; keep the licence notice"
-_NC_ND = (
-    "no commercial use, and changed material may not be shared: ask the owner before you publish features or "
-    "a student"
-)
+_NC_ND = "CC-BY-NC-ND-4.0"
+_OWN_TERMS = "has to be requested from the owner, and terms of its own accepted"
+_READ = "2026-11"
+"""When the pages of the encoders were read."""
+
+
+def _published(
+    name: str, hub: str, licence: str, access: str = GATED, outputs: str = ""
+) -> tuple[Terms, ...]:
+    """Terms of weights on the hub, from their page; by default of outputs what the licence's own text says."""
+    page = f"https://huggingface.co/{hub}"
+    text = licence_of(licence)
+    said = Fact(outputs, page, _READ) if outputs else Fact(text.outputs, text.source, _READ)
+    return (Terms(name, Fact(licence, page, _READ), Fact(access, page, _READ), said),)
+
+
+def _ours(name: str) -> tuple[Terms, ...]:
+    """Terms of what this package ships."""
+    text = licence_of("Apache-2.0")
+    licence = Fact("Apache-2.0", "the LICENSE file of g2l", _READ)
+    return (Terms(name, licence, Fact(OPEN, "part of g2l", _READ), Fact(text.outputs, text.source, _READ)),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +76,17 @@ class Preset:
     asset: str | None = None
     """File in ``pipeline/encoders`` with weights that this package ships."""
     params: int = 0
-    licence: str = "unknown"
+    terms: tuple[Terms, ...] = ()
+    """Terms of its weights, and of everything that these were trained on; empty for random weights."""
     gated: bool = False
     """Whether the owner has to grant access to `hub` first."""
     note: str = ""
-    """What the licence means for features and students."""
+    """What else one should know."""
+
+    @property
+    def licence(self) -> str:
+        """Every licence that binds who uses it, in one line; ``unknown`` where that is not known."""
+        return expression(self.terms)
 
     @property
     def source(self) -> str:
@@ -84,9 +109,8 @@ _H_OPTIMUS_0 = Preset(
     kwargs={"img_size": 224, "init_values": 1e-5, "dynamic_img_size": False},
     hub="bioptimus/H-optimus-0",
     params=1_134_774_272,
-    licence="Apache-2.0",
+    terms=_published("h-optimus-0", "bioptimus/H-optimus-0", "Apache-2.0"),
     gated=True,
-    note=_APACHE,
 )
 
 _H0_MINI = Preset(
@@ -100,9 +124,8 @@ _H0_MINI = Preset(
     kwargs={"img_size": 224, "embed_dim": 768, "depth": 12, "num_heads": 12, "mlp_ratio": 5.33334},
     hub="bioptimus/H0-mini",
     params=85_739_520,
-    licence="CC-BY-NC-ND-4.0",
+    terms=_published("h0-mini", "bioptimus/H0-mini", _NC_ND),
     gated=True,
-    note=_NC_ND,
 )
 
 _PRESETS = (
@@ -111,9 +134,7 @@ _PRESETS = (
         _H_OPTIMUS_0,
         name="h-optimus-1",
         hub="bioptimus/H-optimus-1",
-        licence="CC-BY-NC-ND-4.0",
-        gated=True,
-        note=_NC_ND,
+        terms=_published("h-optimus-1", "bioptimus/H-optimus-1", _NC_ND),
     ),
     _H0_MINI,
     replace(_H0_MINI, name="h0-mini-cls-mean", dim=1536, pooling="cls+mean"),
@@ -129,9 +150,8 @@ _PRESETS = (
         kwargs={"img_size": 224, "embed_dim": 1024, "depth": 24, "num_heads": 16, "mlp_ratio": 5.34375},
         hub="histai/hibou-L",
         params=303_657_216,
-        licence="Apache-2.0",
+        terms=_published("hibou-l", "histai/hibou-L", "Apache-2.0"),
         gated=True,
-        note=_APACHE,
     ),
     Preset(
         name="uni2-h",
@@ -144,9 +164,14 @@ _PRESETS = (
         kwargs={"img_size": 224, "depth": 24, "reg_tokens": 8, "dynamic_img_size": True},
         hub="MahmoodLab/UNI2-h",
         params=681_394_176,
-        licence="CC-BY-NC-ND-4.0",
+        terms=_published(
+            "uni2-h",
+            "MahmoodLab/UNI2-h",
+            _NC_ND,
+            _OWN_TERMS,
+            "its terms bar commercial use of models trained on its outputs",
+        ),
         gated=True,
-        note=f"{_NC_ND}; its terms also bar commercial use of models trained on its outputs",
     ),
     Preset(
         name="virchow2",
@@ -168,9 +193,8 @@ _PRESETS = (
         },
         hub="paige-ai/Virchow2",
         params=631_239_424,
-        licence="CC-BY-NC-ND-4.0",
+        terms=_published("virchow2", "paige-ai/Virchow2", _NC_ND),
         gated=True,
-        note=_NC_ND,
     ),
     Preset(
         name="prov-gigapath",
@@ -183,9 +207,9 @@ _PRESETS = (
         kwargs={"img_size": 224, "patch_size": 16},
         hub="prov-gigapath/prov-gigapath",
         params=1_134_953_984,
-        licence="own terms",
+        # a tag and terms of access: both bind
+        terms=_published("prov-gigapath", "prov-gigapath/prov-gigapath", "Apache-2.0", _OWN_TERMS, UNKNOWN),
         gated=True,
-        note="read the terms on its page before you share features or a student",
     ),
     Preset(
         name="demo-teacher",
@@ -197,7 +221,7 @@ _PRESETS = (
         kwargs={"stem_width": 16, "channels": [16, 32, 96, 384], "cardinality": 2, "base_width": 32},
         asset="demo-teacher.safetensors",
         params=2_171_452,
-        licence="Apache-2.0",
+        terms=_ours("demo-teacher"),
         note="for trials: knows the tissue types of synthetic slides only (pipeline/demo/train_teacher.py trained it)",
     ),
     Preset(
@@ -211,7 +235,7 @@ _PRESETS = (
         # timm's default start leaves a ViT this shallow with CKA 0.78 after the demo, jax's with 0.91
         kwargs={"embed_dim": 128, "depth": 3, "num_heads": 4, "weight_init": "jax"},
         params=718_848,
-        licence="Apache-2.0",
+        terms=_ours("demo-student"),
         note="for trials: small enough to train on a CPU in minutes",
     ),
 )

@@ -1,11 +1,13 @@
 """Encoders of timm: from a name, a folder's config or a repository to a `Preset`, and from that to a model.
 
 A description is completed on the meta device: the model is built and run without memory or weights, which
-answers how long its feature is and how many parameters it has (0.1 to 0.4 s).
+answers how long its feature is and how many parameters it has (0.1 to 0.4 s). Config files come from other labs:
+names and arguments are judged (`pipeline.encoders.timm_arguments`) before timm sees them.
 """
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,9 +20,17 @@ from torch import nn
 
 from pipeline.encoders.hub import brief, fetch
 from pipeline.encoders.presets import POOLINGS, PRESETS, Preset
+from pipeline.encoders.timm_arguments import MAX_IMAGE_PX, require_architecture, require_arguments
 from pipeline.encoders.torchvision_cpu import make_importable
 from stores.errors import EncoderError
+from stores.format.terms import Fact, Terms, from_json, union
+from stores.io import files
+from stores.io.text import one_line
 
+MAX_DIM = (1 << 16) - 1
+"""Greatest length of a feature."""
+_MAX_PARAMS = 8_000_000_000
+"""The largest architecture of timm has 6.7 billion."""
 KINDS = "a preset, a timm name, hf-hub:OWNER/NAME, a folder or module:function (`g2l models` lists presets)"
 
 
@@ -30,10 +40,12 @@ def create(preset: Preset) -> nn.Module:
     Raises
     ------
     EncoderError
-        timm has no such architecture or argument.
+        timm has no such architecture or argument, or it is one that says more than what is built.
     """
+    require_architecture(preset.arch, preset.name)
+    require_arguments(preset.kwargs, preset.name)
     try:
-        model: nn.Module = _timm().create_model(preset.arch, num_classes=0, **preset.kwargs)
+        model: nn.Module = _timm().create_model(preset.arch, pretrained=False, num_classes=0, **preset.kwargs)
     except Exception as error:  # a constructor of timm with arguments from a user or a config file
         raise EncoderError(f"timm cannot build {preset.name} as described: {brief(error)}") from error
     return model
@@ -79,7 +91,7 @@ def folder_preset(folder: Path) -> Preset:
         inner = next((path.parent for path in sorted(folder.glob("*/config.json"))), None)
         hint = f"its subfolder {inner} has one" if inner else "give a run's student folder or a timm folder"
         raise EncoderError(f"folder {folder} holds no config.json; {hint}")
-    return _config_preset(file.read_text(encoding="utf-8"), f"folder {folder}", folder.resolve().name)
+    return _config_preset(files.read_json(file, finite=True), f"folder {folder}", folder.resolve().name)
 
 
 def hub_preset(repo: str) -> Preset:
@@ -99,15 +111,19 @@ def hub_preset(repo: str) -> Preset:
     file = fetch(
         repo, ["config.json"], otherwise="or fetch its files elsewhere and give their folder as the encoder"
     )
-    return replace(_config_preset(file.read_text(encoding="utf-8"), repo, repo), hub=repo)
+    return replace(_config_preset(files.read_json(file, finite=True), repo, repo), hub=repo)
 
 
 def rgb(values: Any, name: str) -> tuple[float, float, float]:
-    """Three numbers, one for each channel, or an `EncoderError` that names whose they are."""
+    """Three finite numbers, one for each channel, or an `EncoderError` that names whose they are."""
     try:
         red, green, blue = (float(value) for value in values)
-    except (TypeError, ValueError) as error:
-        raise EncoderError(f"mean or std of {name} is {values!r}; three numbers are expected") from error
+        if not all(map(math.isfinite, (red, green, blue))):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError) as error:
+        raise EncoderError(
+            f"mean or std of {name} is {one_line(repr(values))}; three numbers are expected"
+        ) from error
     return red, green, blue
 
 
@@ -115,8 +131,13 @@ def side(size: Any, name: str) -> int:
     """Side of a square image, from a number or from (height, width)."""
     sides = {int(value) for value in (size if isinstance(size, list | tuple) else [size])}
     if len(sides) != 1:
-        raise EncoderError(f"{name} takes images of {size} px; only square ones are supported")
-    return sides.pop()
+        raise EncoderError(
+            f"{name} takes images of {one_line(repr(size))} px; only square ones are supported"
+        )
+    found = sides.pop()
+    if not 1 <= found <= MAX_IMAGE_PX:
+        raise EncoderError(f"{name} takes images of {found} px; allowed is 1 to {MAX_IMAGE_PX}")
+    return found
 
 
 def unknown(spec: str) -> str:
@@ -152,7 +173,13 @@ def _described(name: str, arch: str, kwargs: Mapping[str, object], hub: str | No
         backbone = create(draft).eval()
         known: dict[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
         image_px = side(kwargs.get("img_size", known["input_size"][1:]), name)
-        shape = tuple(backbone(torch.empty(1, 3, image_px, image_px)).shape)
+        try:
+            shape = tuple(backbone(torch.empty(1, 3, image_px, image_px)).shape)
+        except Exception as error:  # sizes that fit each by itself, and not together
+            raise EncoderError(f"{name} cannot take images of {image_px} px ({brief(error)})") from error
+    params = sum(parameter.numel() for parameter in backbone.parameters())
+    if params > _MAX_PARAMS:
+        raise EncoderError(f"{name} would have {params:,} parameters; allowed is up to {_MAX_PARAMS:,}")
     if len(shape) != 2:
         raise EncoderError(f"{name} maps an image to {shape}, not to one vector; choose another model")
     return replace(
@@ -161,58 +188,111 @@ def _described(name: str, arch: str, kwargs: Mapping[str, object], hub: str | No
         mean=rgb(known["mean"], name),
         std=rgb(known["std"], name),
         image_px=image_px,
-        params=sum(parameter.numel() for parameter in backbone.parameters()),
-        licence=known.get("license") or "unknown",
+        params=params,
+        terms=(Terms(one_line(name), _tag(known.get("license"), "timm")),),
     )
 
 
-def _config_preset(text: str, origin: str, name: str) -> Preset:
+def _config_preset(config: Any, origin: str, name: str) -> Preset:
     """A preset from timm's ``config.json``; our own block ``g2l`` decides where there is one."""
-    config = _parsed(text, origin)
+    arch = _architecture(config, origin)
     try:
-        return _read_config(config, origin, name)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # another lab may have written it
+        return _read_config(config, arch, origin, name)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:  # from another lab
         reason = f"{type(error).__name__}: {brief(error)}"
         raise EncoderError(f"config.json of {origin} does not have timm's form ({reason})") from error
 
 
-def _read_config(config: Mapping[str, Any], origin: str, name: str) -> Preset:
+def _read_config(config: Mapping[str, Any], arch: str, origin: str, name: str) -> Preset:
     known = config.get("pretrained_cfg", config)
     kwargs = {key: value for key, value in config.get("model_args", {}).items() if key != "num_classes"}
     if known.get("fixed_input_size"):
         kwargs.setdefault("img_size", known["input_size"][1:])
     ours = config.get("g2l", {})
-    preset = _described(str(ours.get("name", name)), config["architecture"], kwargs)
+    # judged before "img_size" is taken for a side, and under the config's name, which says where to look
+    require_arguments(kwargs, f"config.json of {origin}")
+    preset = _described(one_line(ours.get("name", name)) or name, arch, kwargs)
     pooling = ours.get("pooling", "forward")
     if pooling not in POOLINGS:
-        raise EncoderError(f"config.json of {origin}: pooling {pooling!r}; allowed: {', '.join(POOLINGS)}")
+        raise EncoderError(
+            f"config.json of {origin}: pooling {one_line(repr(pooling))}; allowed: {', '.join(POOLINGS)}"
+        )
     return replace(
         preset,
         pooling=pooling,
-        dim=int(ours.get("dim", preset.dim)),
+        dim=_within(ours.get("dim", preset.dim), MAX_DIM, "dim", origin),
         mean=rgb(ours.get("mean", known.get("mean", preset.mean)), origin),
         std=rgb(ours.get("std", known.get("std", preset.std)), origin),
-        image_px=int(ours.get("image_px", preset.image_px)),
-        mpp=None if ours.get("mpp") is None else float(ours["mpp"]),
-        licence=str(ours.get("licence", known.get("license") or preset.licence)),
-        note=str(ours.get("note", "")),
+        image_px=_within(ours.get("image_px", preset.image_px), MAX_IMAGE_PX, "image_px", origin),
+        mpp=None if ours.get("mpp") is None else _mpp(ours["mpp"], origin),
+        terms=terms_of_config(config, preset.name),
     )
 
 
-def _parsed(text: str, origin: str) -> dict[str, Any]:
-    try:
-        config = json.loads(text)
-    except ValueError as error:
-        raise EncoderError(f"config.json of {origin} is not JSON ({brief(error)})") from error
+def terms_of_config(config: Any, name: str) -> tuple[Terms, ...]:
+    """The terms of the weights beside a ``config.json``: what g2l recorded there, or the licence that it names.
+
+    A student that g2l exported before it recorded terms was trained on the outputs of a teacher, whose terms count too.
+
+    Parameters
+    ----------
+    name
+        The encoder's name, for a licence without further facts.
+
+    Raises
+    ------
+    StoreError
+        When the terms do not have the form that g2l gives them.
+    """
+    ours, known = (_block(config, key) for key in ("g2l", "pretrained_cfg"))
+    if "terms" in ours:
+        return from_json(ours["terms"], f"config.json of {name}")
+    licence = ours.get("licence") or known.get("license") or _block(config).get("license")
+    own = Terms(one_line(name), _tag(licence, "its config.json"))
+    teacher = _block(ours, "extra").get("distilled_from")
+    if teacher is None:
+        return (own,)
+    known_teacher = PRESETS.get(teacher) if isinstance(teacher, str) else None
+    return union([own], known_teacher.terms if known_teacher else [Terms(one_line(teacher))])
+
+
+def _block(value: Any, *keys: str) -> Mapping[str, Any]:
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def _tag(licence: object, source: str) -> Fact:
+    return Fact(one_line(licence), source) if licence else Fact()
+
+
+def _mpp(value: Any, origin: str) -> float:
+    mpp = float(value)
+    if not 0 < mpp < math.inf:
+        raise EncoderError(f"config.json of {origin}: mpp is {mpp}; a number above 0 is expected")
+    return mpp
+
+
+def _within(value: Any, most: int, name: str, origin: str) -> int:
+    if type(value) is int and 1 <= value <= most:
+        return value
+    raise EncoderError(
+        f"config.json of {origin}: {name} is {one_line(repr(value), 80)}; allowed is a whole number from 1 to {most}"
+    )
+
+
+def _architecture(config: Any, origin: str) -> str:
     arch = config.get("architecture") if isinstance(config, dict) else None
-    if isinstance(arch, str) and is_timm(arch):
-        return dict(config)
     if isinstance(config, dict) and "g2l" in config and arch is None:
         raise EncoderError(
             f"{origin} was made by a function, which its config does not call; give module:function as the "
             "encoder and this folder as --weights"
         )
+    if isinstance(arch, str):
+        require_architecture(arch, f"config.json of {origin}")
+        if is_timm(arch):
+            return arch
     raise EncoderError(
-        f"config.json of {origin} has architecture {arch!r}, which timm does not know; give a timm name or "
-        "module:function as the encoder and the file as --weights"
+        f"config.json of {origin} has architecture {one_line(repr(arch))}, which timm does not know; give a timm name "
+        "or module:function as the encoder and the file as --weights"
     )

@@ -4,23 +4,20 @@ Nothing here unpickles objects: ``.safetensors``, or ``torch.load(weights_only=T
 not fill an architecture exactly is refused by name; nothing is left at its random start.
 """
 
-import argparse
 import importlib.resources
 import re
 import sys
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import safetensors.torch
-import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline.encoders.hub import brief, fetch
 from pipeline.encoders.presets import Preset
 from pipeline.encoders.state_dict_layouts import to_native
+from pipeline.encoders.tensor_files import load_torch, require_own_memory, require_safetensors
 from stores.errors import WeightsError
 from stores.io.ranges import ranges_of
 
@@ -30,6 +27,8 @@ _TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _WRAPPERS = ("teacher", "state_dict_ema", "model_ema", "state_dict", "model", "encoder", "backbone", "module")
 _BLOCK = re.compile(r"(?:(.*?\.)(\d+)(?=\.))?(.*)", re.DOTALL)
 _LISTED = 20
+_SLACK = 64_000_000
+"""Numbers that a conversion may make of nothing: position embeddings of larger images."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -58,14 +57,20 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
                 f"{file} is a git-lfs pointer, not the weights; run `git lfs pull` where it lies"
             )
     if file.suffix == ".safetensors":
+        require_safetensors(file)
         try:
-            return safetensors.torch.load_file(file)
-        except (SafetensorError, OSError) as error:
+            tensors = safetensors.torch.load_file(file)
+        except (
+            Exception
+        ) as error:  # SafetensorError, OSError, and torch's own for a type that it does not have
             raise WeightsError(f"{file} is damaged or no safetensors file ({brief(error)})") from error
-    if file.suffix in _TORCH_SUFFIXES:
-        return _tensors(_torch_load(file), file)
-    allowed = ", ".join((".safetensors", *_TORCH_SUFFIXES))
-    raise WeightsError(f"{file} is no checkpoint that can be read; allowed: {allowed}, or a folder")
+    elif file.suffix in _TORCH_SUFFIXES:
+        tensors = _tensors(load_torch(file), file)
+    else:
+        allowed = ", ".join((".safetensors", *_TORCH_SUFFIXES))
+        raise WeightsError(f"{file} is no checkpoint that can be read; allowed: {allowed}, or a folder")
+    require_own_memory(tensors, file)
+    return tensors
 
 
 def _checkpoint_file(path: Path) -> Path:
@@ -81,30 +86,17 @@ def _checkpoint_file(path: Path) -> Path:
     )
 
 
-def _torch_load(file: Path) -> object:
-    try:
-        # timm and DINO keep their command line in the checkpoint; a Namespace is inert
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # damage surfaces as any of a dozen types, from pickle, zipfile and torch
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if refused:
-            raise WeightsError(
-                f"{file} needs Python objects unpickled ({refused[1]}), which could run any code: refused; "
-                "save its state_dict as .safetensors"
-            ) from error
-        raise WeightsError(f"{file} is damaged or no torch checkpoint ({brief(error)})") from error
-
-
 def _tensors(loaded: object, file: Path) -> dict[str, Tensor]:
-    while isinstance(loaded, Mapping):
-        inner = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
-        if inner is None:
-            break
-        loaded = inner
+    for _ in _WRAPPERS:  # a mapping of a foreign pickle may even contain itself
+        inner = loaded if isinstance(loaded, Mapping) else {}
+        loaded = next((inner[key] for key in _WRAPPERS if isinstance(inner.get(key), Mapping)), loaded)
     tensors: dict[str, Tensor] = {}
     if isinstance(loaded, Mapping):
-        tensors = {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
+        tensors = {
+            name: value
+            for name, value in loaded.items()
+            if isinstance(name, str) and isinstance(value, Tensor)
+        }
     if not tensors:
         raise WeightsError(f"{file} holds no state dict (a mapping of names to tensors)")
     return tensors
@@ -133,21 +125,35 @@ def fit(state: Mapping[str, Tensor], backbone: nn.Module, source: str, arch: str
     expected = {name: tuple(value.shape) for name, value in backbone.state_dict().items()}
     found = _strip_prefix(to_native(state), expected.keys(), source)
     found = _drop_classifier(found, backbone, expected.keys())
+    unlike = _unlike_size(found, backbone)
     patches = found.get("patch_embed.proj.weight")
     other_shape = []
     if patches is not None and patches.ndim == 4:  # timm would resample another patch size silently
         other_shape += _shape_problem("patch_embed.proj.weight", patches, expected)
-    found = _timm_filter(found, backbone, source, arch)
+    if not unlike:
+        found = _timm_filter(found, backbone, source, arch)
     for name in sorted(found.keys() & expected.keys() - {"patch_embed.proj.weight"}):
         other_shape += _shape_problem(name, found[name], expected)
     problems = [
         _listed("missing", sorted(expected.keys() - found.keys())),
         _listed("unexpected", sorted(found.keys() - expected.keys())),
         _listed("of another shape", other_shape, limit=3),
+        unlike,
     ]
     if any(problems):
         raise WeightsError(f"{source} does not fit {arch}: {'; '.join(filter(None, problems))}")
     return found
+
+
+def _unlike_size(found: Mapping[str, Tensor], backbone: nn.Module) -> str:
+    """How a file and an architecture differ in size, where that is more than a conversion may cost; else empty.
+
+    The conversion copies tensors, and resamples position embeddings to the size that a foreign config says.
+    """
+    held = sum(value.numel() for value in found.values())
+    sizes = [value.numel() for value in backbone.state_dict().values()]
+    unlike = max(sizes, default=0) > held + _SLACK or held > 8 * sum(sizes) + _SLACK
+    return f"{held:,} numbers in all instead of {sum(sizes):,}" if unlike else ""
 
 
 def _strip_prefix(state: Mapping[str, Tensor], expected: Iterable[str], source: str) -> dict[str, Tensor]:

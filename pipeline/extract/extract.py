@@ -27,7 +27,7 @@ from pipeline.tile.options import TileOptions
 from pipeline.tile.tile import prepare_store, require_extendable, tile_on
 from pipeline.views.policy import Policy, load_policy
 from stores.errors import DiskFull, OptionError
-from stores.format import layout, manifest, recipe
+from stores.format import layout, manifest, recipe, terms
 from stores.format.layout import read_options
 from stores.info import store_info
 from stores.io import files
@@ -176,6 +176,6 @@ def _settle_recipe(
             )
         return recipe.require_complete(stored, store)
     path = store / layout.options_file("extract-teacher")
-    files.write_json(path, to_json(options) | {"teacher_licence": teacher.licence})
+    files.write_json(path, to_json(options) | terms.recorded(teacher.terms))
     recipe.save(store, wanted)
     return wanted

@@ -12,6 +12,7 @@ from pipeline.slides.resample import RESAMPLING
 from pipeline.views.draw import RENDERING, TOKEN_RULE
 from stores.errors import OptionError
 from stores.format import recipe
+from stores.format.terms import Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class EncoderFacts:
     tokens: recipe.Tokens | None
     dtype_reason: str
     device: str
-    licence: str
+    terms: tuple[Terms, ...]
     compile_seconds: float | None
     """What compiling it took; None where it is not compiled."""
 
@@ -34,7 +35,7 @@ class EncoderFacts:
             tokens,
             loaded.dtype_reason,
             str(loaded.device),
-            loaded.encoder.licence,
+            loaded.encoder.terms,
             loaded.compile_seconds,
         )
 

@@ -3,11 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.runtime.options import DeviceOptions, ThreadsOptions, option, require, require_one_or_more
+from pipeline.runtime.options import (
+    DeviceOptions,
+    ThreadsOptions,
+    WeightsOptions,
+    option,
+    require,
+    require_one_or_more,
+)
+from stores.errors import OptionError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportOptions(ThreadsOptions, DeviceOptions):
+class ReportOptions(ThreadsOptions, DeviceOptions, WeightsOptions):
     """One page about a run or a store."""
 
     store: Path | None = option(
@@ -20,10 +28,10 @@ class ReportOptions(ThreadsOptions, DeviceOptions):
     )
     student: str | None = option(
         None,
-        "Encoder to compare with the teacher of a store, such as the student folder of a run.",
+        "For a store: encoder to compare with its teacher, such as the student folder of a run. For a run: what its "
+        "student was built from, where that is code or needs the hub; the run's own files never start either.",
         metavar="ENCODER",
     )
-    random_weights: int | None = option(None, "Seed of random weights of the student.", metavar="SEED")
     tables: tuple[Path, ...] = option(
         (), "table.json of `g2l evaluate all`. May be repeated.", metavar="FILE"
     )
@@ -36,3 +44,6 @@ class ReportOptions(ThreadsOptions, DeviceOptions):
         require_one_or_more(self, "max_slides", "max_patches")
         require(self.views >= 0, "views", self.views, "0 or more")
         ThreadsOptions.validate(self)
+        WeightsOptions.validate(self)
+        if self.student is None and (self.weights is not None or self.random_weights is not None):
+            raise OptionError("--weights and --random-weights: say of which encoder, with --student")

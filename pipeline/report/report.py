@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.distill.metrics_log import read_metrics
-from pipeline.encoders.encoder import Encoder
 from pipeline.encoders.load import load_encoder
 from pipeline.report import origin, page
 from pipeline.report.gather import Gathered, gather
 from pipeline.report.options import ReportOptions
+from pipeline.report.run_files import RunFiles, read_run
+from pipeline.report.students import students_of
 from pipeline.runtime.progress import Reporter
-from stores.errors import EncoderError, OptionError
+from stores.errors import OptionError
 from stores.format import layout, recipe
-from stores.format.layout import read_options
+from stores.format.terms import expression, of_store
 from stores.info import store_info
 from stores.io import files
 from stores.io.location import LOGS
@@ -106,7 +106,9 @@ def _of_store(path: Path, options: ReportOptions, report: Reporter) -> Content:
         raise OptionError(f"--store {options.store}: is for the report of a run, and {path} is a store")
     student = None
     if options.student is not None:
-        student = load_encoder(options.student, random_weights=options.random_weights)
+        student = load_encoder(
+            options.student, weights=options.weights, random_weights=options.random_weights
+        )
     found = gather(path, student, options, report)
     info = store_info(path)
     sections = [
@@ -124,49 +126,38 @@ def _of_store(path: Path, options: ReportOptions, report: Reporter) -> Content:
 
 
 def _of_run(path: Path, options: ReportOptions, report: Reporter) -> Content:
-    begun = files.read_json(path / "options.json")
-    records = read_metrics(path / "metrics.jsonl")
-    summary = files.read_json(path / "summary.json") if (path / "summary.json").is_file() else {}
+    run = read_run(path)
     found: Gathered | None = None
-    command = origin.distill_command(begun["options"], str(options.store or "STORE"), str(path))
-    about = _run_facts(path, begun, summary) + page.command(command)
-    if options.student is not None:
-        raise OptionError(f"--student {options.student}: a run has its own; it is for the report of a store")
-    teacher, data = _teacher_of(path), ""
+    command = origin.distill_command(run.options, str(options.store or "STORE"), str(path))
+    about = _run_facts(path, run) + page.command(command)
+    if options.student is not None and options.store is None:
+        raise OptionError(f"--student {options.student}: needs --store, whose patches the student embeds")
+    teacher, data = run.teacher, ""
     if options.store is not None:
         stored = recipe.load_complete(options.store)
-        if stored.digest() != begun["store_recipe"]:
+        if stored.digest() != run.store_recipe:
             raise OptionError(
-                f"--store {options.store}: another store than the run trained on (recipe {begun['store_recipe'][:12]})"
+                f"--store {options.store}: another store than the run trained on (recipe {run.store_recipe[:12]})"
             )
         teacher, data = stored.teacher.name, f" on {_short(options.store)}"
-        student = _student(path, begun["options"]["student"])
-        before, why = _before(begun["options"]) if student else (None, "")
-        found = gather(options.store, student, options, report, before)
-        found.notes += [why] * bool(why)
+        trained, before, left_out = students_of(path, run.options, options)
+        found = gather(options.store, trained, options, report, before)
+        found.notes += left_out
         facts = _store_facts(options.store, store_info(options.store))
         about += "<h3>Its store</h3>" + facts + _notes(found)
     sections = [
-        ("about", "What it is", _figures(summary, found) + about),
-        ("training", "Training", page.curves(records)),
+        ("about", "What it is", _figures(run.summary, found) + about),
+        ("training", "Training", page.curves(run.records)),
         *(_shown(found) if found else []),
     ]
-    name = str(begun["options"]["student"])
+    name = run.options["student"]
     title = f"{name}, distilled from {teacher}{data}" if teacher else f"{name}, distilled{data}"
-    return title, [_finding(summary, records)], sections, found
+    return title, [_finding(run.summary, run.records)], sections, found
 
 
 def _short(path: Path) -> str:
     """The last two names of a path: ``run`` or ``store`` alone say little."""
     return "/".join(part for part in path.parts[-2:] if part not in ("/", "..", "."))
-
-
-def _teacher_of(run: Path) -> str | None:
-    """The teacher's name as it stands in the exported student; None before the export."""
-    config = run / "student" / "config.json"
-    found = files.read_json(config).get("g2l", {}) if config.is_file() else {}
-    name = found.get("extra", {}).get("distilled_from")
-    return None if name is None else str(name)
 
 
 def _finding(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
@@ -182,27 +173,6 @@ def _finding(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -
         )
     change = "" if before is None else f" ({before:.3f} before training)"
     return f"The student reaches a linear CKA of {after:.3f} to the teacher on held-out views{change}."
-
-
-def _student(run: Path, name: str) -> Encoder | None:
-    """The student of a run, None while it trains; one made by a user's function opens by the function's name."""
-    folder = run / "student"
-    if not (folder / "config.json").is_file():
-        return None
-    if "architecture" in files.read_json(folder / "config.json"):
-        return load_encoder(str(folder))
-    return load_encoder(name, weights=folder)
-
-
-def _before(options: Mapping[str, Any]) -> tuple[Encoder | None, str]:
-    """The student as the run began with it, or why it cannot be had."""
-    weights = None if options.get("weights") is None else Path(options["weights"])
-    try:
-        return load_encoder(
-            options["student"], weights=weights, random_weights=options.get("random_weights")
-        ), ""
-    except EncoderError as error:
-        return None, f"the student before training could not be loaded: {error}"
 
 
 def _shown(found: Gathered) -> Sections:
@@ -242,8 +212,8 @@ def _figures(summary: Mapping[str, Any], found: Gathered | None) -> str:
     return page.tiles(shown) + explained if shown else ""
 
 
-def _run_facts(path: Path, begun: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    options = begun["options"]
+def _run_facts(path: Path, run: RunFiles) -> str:
+    options, summary = run.options, run.summary
     names = ("student", "loss", "alpha", "teacher_norm", "batch_size", "lr", "weight_decay", "seeds", "seed")
     pairs: list[tuple[str, Any]] = [(name.replace("_", " "), options.get(name)) for name in names]
     for name in ("steps", "steps_planned", "views_seen", "loss_first", "loss_last", "views_per_s", "seconds"):
@@ -256,7 +226,7 @@ def _run_facts(path: Path, begun: Mapping[str, Any], summary: Mapping[str, Any])
     pairs += [
         ("date", origin.last_date(path / "log.jsonl")),
         ("version of g2l", summary.get("g2l_version")),
-        ("recipe of its store", str(begun["store_recipe"])[:16]),
+        ("recipe of its store", run.store_recipe[:16]),
     ]
     return page.facts(pairs)
 
@@ -271,7 +241,7 @@ def _store_facts(path: Path, info: Mapping[str, Any]) -> str:
             "features",
             f"{teacher.dim} numbers, {teacher.pooling}, computed in {teacher.dtype}" if teacher else "",
         ),
-        ("licence of the teacher", read_options(path, "extract-teacher").get("teacher_licence")),
+        ("licence of the teacher", expression(of_store(path, teacher.name)) if teacher else None),
         ("patches", f"{patch.size_px} px at {patch.mpp:g} micrometres a pixel, {patch.grid}"),
         ("policy", stored.policy["name"] if stored.policy else ""),
         ("slides", info["slides"]),

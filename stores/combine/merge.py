@@ -11,13 +11,14 @@ from typing import Any
 from stores.combine.copy_slide import Choice, Shared, Source, copy_slide
 from stores.combine.reconcile import choose
 from stores.errors import OptionError, RecipeMismatch, StoreError
-from stores.format import layout, manifest, recipe
+from stores.format import layout, manifest, recipe, terms
 from stores.io import files
 from stores.io.location import StoreLike
 from stores.io.progress import SILENT, Reporter
 from stores.io.staging import REQUEST, staged
 
-_MADE_BY = (layout.options_file("tile"), layout.options_file("extract-teacher"))
+_EXTRACTED = layout.options_file("extract-teacher")
+_MADE_BY = (layout.options_file("tile"), _EXTRACTED)
 
 
 def merge(
@@ -65,9 +66,21 @@ def merge(
             having = [source for source in sources if name in source.listed]
             for source in having[:1]:
                 source.copy([name], stage, result)
+        _join_terms(stage, sources)
         files.write_json(stage / layout.options_file("merge"), {"sources": result.sources})
         finish(stage, sources[0].recipe, [choice.row for choice in choices.values()], result)
     return result
+
+
+def _join_terms(stage: Path, sources: Sequence[Source]) -> None:
+    """Record the terms that any of the stores knows, so that a merge does not lose a licence."""
+    path, teacher = stage / _EXTRACTED, sources[0].recipe.teacher
+    if teacher is None or not path.is_file():
+        return
+    having = [source.store for source in sources if _EXTRACTED in source.listed]
+    known = terms.union(*(terms.of_store(store, teacher.name) for store in having))
+    if known != terms.of_store(stage, teacher.name):
+        files.write_json(path, layout.read_options(stage, "extract-teacher") | terms.recorded(known))
 
 
 def begin(out: Path, sources: Sequence[Source]) -> Shared:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from stores.errors import CorruptStore, StoreError
-from stores.format import layout, manifest, recipe
+from stores.format import layout, manifest, recipe, terms
 from stores.format.int8 import ABSENT, KINDS
 from stores.format.metadata import FLOAT16, GROUP, ONE_BYTE, PLAIN, parse_metadata
 from stores.format.tokens import NO_POSITION
@@ -108,10 +108,17 @@ def check_recipe(stored: recipe.Recipe, where: object) -> None:
                 )
 
 
-def free_texts(stored: recipe.Recipe, licence: str) -> list[str]:
-    """Texts that leave as they are because no list can hold them: teacher, policy, rules, versions, licence."""
+def free_texts(stored: recipe.Recipe, extracted: Mapping[str, Any]) -> list[str]:
+    """Texts that leave as they are because no list can hold them: teacher, policy, rules, versions, licences.
+
+    Parameters
+    ----------
+    extracted
+        The options of ``extract-teacher`` that leave.
+    """
     texts = {text for text in strings(stored.to_json()) if not re.fullmatch("[0-9a-f]{64}", text)}
-    return sorted(one_line(text) for text in texts | ({licence} if licence else set()))
+    licences = [extracted.get(name) for name in ("teacher_licence", "teacher_terms")]
+    return sorted(one_line(text) for text in texts | set(filter(None, strings(licences))))
 
 
 def strings(value: Any) -> list[str]:
@@ -168,8 +175,18 @@ _OPTIONS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
 
 
 def public_options(command: str, options: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The options of a command that may leave; None when none of them may."""
+    """The options of a command that may leave; None when none of them may.
+
+    Raises
+    ------
+    StoreError
+        When the terms of the teacher do not have their form.
+    """
     known = _OPTIONS.get(command)
     if known is None:
         return None
-    return {key: options[key] for key, is_known in known.items() if key in options and is_known(options[key])}
+    kept = {key: options[key] for key, is_known in known.items() if key in options and is_known(options[key])}
+    if command == "extract-teacher" and "teacher_terms" in options:  # a copy must not lose them
+        recorded = terms.from_json(options["teacher_terms"], layout.options_file(command))
+        kept["teacher_terms"] = terms.to_json(terms.without_folders(recorded))
+    return kept

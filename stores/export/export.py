@@ -331,10 +331,10 @@ def _check(issued: Pseudonyms, export: _Plan, stage: Path, names: Sequence[str],
 def _notes(export: _Plan) -> list[str]:
     if export.names is None:
         return []
-    licence = str(read_options(export.store, "extract-teacher").get("teacher_licence") or "")
+    extracted = public_options("extract-teacher", read_options(export.store, "extract-teacher")) or {}
     notes = [
         f"under pseudonyms of key {export.names.key_id}; searched for every original name, none found",
-        f"these texts leave as they are, read them: {', '.join(free_texts(export.recipe, licence))}",
+        f"these texts leave as they are, read them: {', '.join(free_texts(export.recipe, extracted))}",
         "features and pixels are those of the patients, and can identify them; share them as you may share the slides",
     ]
     unusable = len(manifest.read_slides(export.store)) - len(export.rows)

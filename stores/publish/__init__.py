@@ -1,5 +1,4 @@
 """The description of a store for people and for data-set hubs.
 
-`card` writes README.md and calls `croissant` for croissant.json, the machine-readable form. `licences` holds what is
-known of licences.
+`card` writes README.md and calls `croissant` for croissant.json, the machine-readable form.
 """

@@ -15,12 +15,12 @@ import yaml
 
 from stores.errors import OptionError, StoreError
 from stores.format import layout, manifest, recipe
-from stores.format.layout import read_options
+from stores.format.licences import front_matter, licence_of
+from stores.format.terms import Fact, Terms, expression, of_store
 from stores.info import store_info
 from stores.io import files
 from stores.io.text import markdown, one_line
 from stores.publish import croissant
-from stores.publish.licences import ACCESS, UNKNOWN, licence_of
 
 MAX_GROUPS = 50
 """Rows of a cohort table; a column with more values hardly names groups."""
@@ -87,7 +87,7 @@ def write_card(store: Path, options: CardOptions) -> Written:
         raise OptionError(
             f"--cohort-column {unknown[0]}: no such column; there are {', '.join(own) or 'none'}"
         )
-    recorded = one_line(read_options(store, "extract-teacher").get("teacher_licence") or "unknown")
+    recorded = of_store(store, stored.teacher.name)
     views: Counter[str] = Counter()
     for count in manifest.count_views(store).to_pylist():
         views[count["slide_id"]] += count["views"] if count["status"] == manifest.OK else 0
@@ -117,12 +117,17 @@ class _Card:
     views: Mapping[str, int]
     """Views by slide."""
     options: CardOptions
-    recorded: str
-    """The teacher's licence, as the maker of the store recorded it."""
+    terms: Sequence[Terms]
+    """Of the teacher and of what it was trained on, as the maker of the store recorded them."""
+
+    @property
+    def recorded(self) -> str:
+        """The licences of the teacher and of what it was trained on."""
+        return expression(self.terms)
 
     @property
     def licence(self) -> str:
-        return one_line(self.options.licence or self.recorded)
+        return one_line(self.options.licence or self.recorded, 1000)
 
     @property
     def title(self) -> str:
@@ -168,11 +173,7 @@ class _Card:
         return "\n\n".join(sections) + "\n"
 
     def _front_matter(self) -> dict[str, Any]:
-        licence = licence_of(self.licence)
-        front = {"license": licence.tag}
-        if licence.spdx is None and licence.tag != UNKNOWN:
-            front = {"license": "other", "license_name": licence.tag}
-        return front | {
+        return front_matter(self.licence) | {
             "pretty_name": self.title,
             "tags": ["histopathology", "knowledge-distillation", "teacher-features", "zarr"],
             "task_categories": ["image-feature-extraction"],
@@ -203,7 +204,9 @@ class _Card:
                     ("text", *(licence.source for _, _, licence in columns)),
                 ],
             ),
-            f"Terms of access to the teacher: {ACCESS}.",
+            "What was recorded, one line for each encoder whose terms bind: the teacher, and every encoder on whose "
+            "outputs it was trained.",
+            terms_table(self.terms) if self.terms else "Nothing: the teacher has random weights.",
         ]
         if len(columns) > 1:
             parts.append("The licence of the features cannot permit what the teacher's terms do not.")
@@ -299,6 +302,17 @@ class _Card:
             self.options.url,
         ]
         return ". ".join(one_line(part) for part in parts if part) + f". Store recipe {self.stored.digest()}."
+
+
+def terms_table(terms: Iterable[Terms]) -> str:
+    """Terms as a Markdown table, each fact with its source and the day it was read."""
+
+    def cell(fact: Fact) -> str:
+        origin = ", ".join(markdown(text, 300) for text in (fact.source, fact.date) if text)
+        return markdown(fact.says, 500) + (f" ({origin})" if origin else "")
+
+    lines = [(markdown(t.encoder), *map(cell, (t.licence, t.access, t.outputs))) for t in terms]
+    return _table(("encoder", "licence", "access", "outputs of the model"), lines)
 
 
 def compact_lines(recipe_json: Mapping[str, Any]) -> str:

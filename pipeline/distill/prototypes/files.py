@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
-from safetensors import SafetensorError
 
+from pipeline.encoders.tensor_files import require_safetensors
 from stores.errors import DistillError, OptionError, StoreError
 from stores.io import files
 from stores.io.files import first_line
@@ -70,8 +70,11 @@ def load(folder: Path, store_recipe: str, wanted: dict[str, int]) -> dict[str, S
         )
     try:
         about = files.read_json(folder / ABOUT)
+        require_safetensors(folder / TENSORS)
         tensors = safetensors.numpy.load_file(folder / TENSORS)
-    except (SafetensorError, StoreError, OSError) as error:
+        if not isinstance(about, dict):
+            raise StoreError(f"{ABOUT} holds no object")
+    except Exception as error:  # the errors of safetensors and of numpy for its types have no base class
         raise DistillError(f"--prototypes {folder}: damaged ({first_line(error)}); fit them again") from None
     if about.get("store_recipe") != store_recipe:
         made = str(about.get("store_recipe"))[:12]

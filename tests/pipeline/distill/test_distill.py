@@ -35,6 +35,7 @@ from pipeline.tile.tile import tile
 from stores import sampler
 from stores.errors import DistillError, G2LError, OptionError, StoreError
 from stores.format import features, recipe
+from stores.format.terms import Terms
 from tests.tools.distill import OPTIONS, VIT, same
 from tests.tools.kill import distill_job, kill_at_random, start
 from tests.tools.settings import ROOT
@@ -239,7 +240,8 @@ print("trained")
 def test_a_store_needs_no_options_folder(store: Path, tmp_path: Path) -> None:
     """It informs; a merged or foreign store may lack it."""
     path = Path(shutil.copytree(store, tmp_path / "s", ignore=shutil.ignore_patterns("options", "pictures")))
-    assert open_data(path, OPTIONS, 2, Silent()).teacher_licence == ""
+    (terms,) = open_data(path, OPTIONS, 2, Silent()).teacher_terms
+    assert terms == Terms("tests.tools.tiny:teacher")
 
 
 def test_no_import_of_what_loads_a_teacher() -> None:

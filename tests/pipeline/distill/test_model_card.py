@@ -9,6 +9,7 @@ import yaml
 from pipeline.distill.model_card import model_card
 from pipeline.encoders.load import load_encoder
 from stores.format import recipe
+from stores.format.terms import Fact, Terms
 from tests.tools.stores import RECIPE
 
 EVIL = "<img src=x onerror=alert(1)>\n---\nlicense: mit\n---\n# [x](javascript:y) `z` |\u202e\x1b[31m\udcff"
@@ -17,11 +18,12 @@ SUMMARY: dict[str, Any] = {"g2l_version": "1", "steps": 3, "loss_first": 1.0, "l
 
 def test_names_of_a_foreign_store_stay_text() -> None:
     student = load_encoder("tests.tools.tiny:student", random_weights=0)
-    student.name = student.licence = EVIL
+    evil = Fact(EVIL, EVIL, EVIL)
+    student.name, student.terms = EVIL, (Terms(EVIL, evil, evil, evil),)
     assert RECIPE.teacher is not None
     teacher = dataclasses.replace(RECIPE.teacher, name=EVIL, weights_sha256=EVIL)
     stored = recipe.require_complete(dataclasses.replace(RECIPE, teacher=teacher), Path("store"))
-    text = model_card(student, stored, EVIL, SUMMARY, False)
+    text = model_card(student, stored, (Terms("teacher", evil),), SUMMARY, False)
     text.encode()
     assert all(line.isprintable() for line in text.split("\n"))
     assert text.count("\n---\n") == 1

@@ -19,7 +19,7 @@ import torch
 
 from pipeline.embed import parts
 from pipeline.embed.block import TILING
-from pipeline.embed.embed import embed
+from pipeline.embed.embed import IDENTITY, embed
 from pipeline.embed.formats import parquet
 from pipeline.embed.formats.base import Format, Parts, Unit
 from pipeline.embed.options import EmbedOptions
@@ -177,6 +177,16 @@ def test_files_that_are_gone_or_cut_are_made_again(
     result = embed([slides], out, TINY, tile_options, Silent())
     assert result.published == 3
     assert contents(out) == contents(embedded)
+
+
+def test_a_licence_decides_no_embedding(tiles: Path, tmp_path: Path) -> None:
+    """A version that knows more of the licence continues what an older one began."""
+    embed([tiles / "whole.csv"], tmp_path, TINY, TileOptions(), Silent())
+    path = tmp_path / IDENTITY
+    about = json.loads(path.read_text())
+    about["encoder"]["licence"] = "as an older version had it"
+    path.write_text(json.dumps(about))
+    embed([tiles / "whole.csv"], tmp_path, TINY, TileOptions(), Silent())
 
 
 def test_a_mistake_leaves_no_identity_behind(tiles: Path, tmp_path: Path) -> None:

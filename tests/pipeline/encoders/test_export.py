@@ -151,7 +151,7 @@ def test_an_encoder_made_by_a_function_is_kept_and_says_how_it_opens(tmp_path: P
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ("not json", "is not JSON"),
+        ("not json", "not a readable JSON file"),
         ({"architecture": "transformers_model"}, "which timm does not know"),
         ({"model_type": "dinov2"}, "has architecture None"),
         ({"g2l": {"pooling": "max"}}, "pooling 'max'; allowed: cls, cls+mean, forward"),
@@ -161,8 +161,8 @@ def test_an_encoder_made_by_a_function_is_kept_and_says_how_it_opens(tmp_path: P
         ({"g2l": []}, "does not have timm's form (AttributeError"),
         ({"pretrained_cfg": {"fixed_input_size": True}}, "does not have timm's form (KeyError"),
         ({"model_args": {"img_size": [32, 64]}}, "only square ones"),
-        ({"model_args": {"no_such": 1}}, "timm cannot build"),
-        ({"model_args": {"embed_dim": 30000, "num_heads": 3, "img_size": 32}}, "does not fit"),
+        ({"model_args": {"stem_width": 1}}, "timm cannot build"),
+        ({"model_args": {"embed_dim": 3000, "num_heads": 3, "img_size": 32}}, "does not fit"),
     ],
 )
 def test_a_folder_with_a_bad_config(trained: Encoder, change: object, part: str, tmp_path: Path) -> None:

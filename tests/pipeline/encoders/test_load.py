@@ -116,12 +116,17 @@ def test_preset_computes_what_the_model_card_creates(name: str) -> None:
 def test_a_registry_entry_says_where_its_weights_are_and_what_they_permit() -> None:
     for name, preset in PRESETS.items():
         assert preset.name == name
-        assert preset.licence
-        assert preset.note
+        assert preset.licence != "unknown"
+        for terms in preset.terms:
+            assert terms.licence.source
+            assert terms.licence.date
     for name in PUBLISHED_PARAMS:
         assert PRESETS[name].mpp == 0.5
         assert PRESETS[name].source.startswith("hf-hub:")
-    assert "commercial use of models trained on its outputs" in PRESETS["uni2-h"].note
+    assert "commercial use of models trained on its outputs" in PRESETS["uni2-h"].terms[0].outputs.says
+    assert PRESETS["prov-gigapath"].terms[0].licence.says == "Apache-2.0"
+    assert "terms of its own" in PRESETS["prov-gigapath"].terms[0].access.says
+    assert all(preset.gated for preset in PRESETS.values() if preset.hub is not None)
     assert replace(PRESETS["hibou-l"], asset="demo.safetensors").source == "shipped"
 
 
@@ -224,7 +229,8 @@ def test_timm_name_brings_its_own_normalize_size_and_dim() -> None:
     encoder = load_encoder("timm:vit_tiny_patch16_224?depth=1", random_weights=1)
     assert (encoder.dim, encoder.image_px, encoder.mpp, encoder.pooling) == (192, 224, None, "forward")
     assert (encoder.mean, encoder.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    assert encoder.licence == "apache-2.0"
+    assert timm_preset("vit_tiny_patch16_224").licence == "Apache-2.0"
+    assert encoder.licence == "unknown"  # timm's is of timm's weights
     assert not encoder.training
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
 
@@ -248,7 +254,7 @@ def test_timm_tag_and_arguments_reach_the_architecture() -> None:
         ("bioptimus/H-optimus-0", "did you mean hf-hub:bioptimus/H-optimus-0"),
         ("no/such/folder", "no such folder 'no/such/folder'"),
         ("vit_tiny_patch16_224.zzz", "allowed: vit_tiny_patch16_224.augreg_in21k"),
-        ("vit_tiny_patch16_224?depht=2", "unexpected keyword argument 'depht'"),
+        ("vit_tiny_patch16_224?depht=2", "did you mean depth"),
         ("no_module_of_this_name:make", "no module 'no_module_of_this_name'"),
         (".:make", "'.' is no module's name"),
         ("hf-hub", "unknown encoder"),

@@ -250,7 +250,7 @@ def test_what_cannot_be_reported(run: Path, store: Path, small: Path, tmp_path: 
         write_report(tmp_path, out, SMALL, Silent())
     with pytest.raises(OptionError, match=r"--store .*: is for the report of a run"):
         write_report(store, out, replace(SMALL, store=store), Silent())
-    with pytest.raises(OptionError, match="--student x: a run has its own"):
+    with pytest.raises(OptionError, match="--student x: needs --store"):
         write_report(run, out, replace(SMALL, student="x"), Silent())
     with pytest.raises(OptionError, match="the store keeps no pixels of it; give the slides with --slides"):
         write_report(small, out, SMALL, Silent())

@@ -1,12 +1,16 @@
 """What licences say of the use of a teacher and of what is made with it: facts with their source, no advice.
 
 A licence counts as known only under its exact name. Everything else is unknown, also a known name with an addition.
+Where several licences bind at once, their names are joined by `AND`, and the strictest of each fact counts.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 UNKNOWN = "unknown"
+AND = " AND "
+"""Joins licences that all bind, as in SPDX."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +58,6 @@ LICENCES = {
     )
 }
 """Known licences by tag."""
-ACCESS = (
-    "unknown: a store does not record them. A gated repository may add terms to its licence; that of UNI2-h prohibits "
-    "commercial use of models trained on its outputs (https://huggingface.co/MahmoodLab/UNI2-h)"
-)
-"""What is known of the terms under which the teacher's weights were given."""
 
 
 def licence_of(text: str) -> Licence:
@@ -66,6 +65,37 @@ def licence_of(text: str) -> Licence:
 
     >>> licence_of("CC BY-NC-ND 4.0").commercial_use, licence_of("MIT, research only").commercial_use
     ('no', 'unknown')
+    >>> licence_of("Apache-2.0 AND CC-BY-NC-ND-4.0").commercial_use
+    'no'
     """
+    if AND in text:
+        return _all_of([licence_of(name) for name in text.split(AND)])
     tag = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or UNKNOWN
     return LICENCES.get(tag, Licence(tag[:100]))
+
+
+def _all_of(licences: Sequence[Licence]) -> Licence:
+    """What holds where all of several licences bind."""
+
+    def strictest(values: Sequence[str]) -> str:
+        ranked = ("no", UNKNOWN, _ALIKE, "yes")
+        return next(value for value in ranked if value in values)
+
+    outputs = {licence.outputs for licence in licences}
+    sources = list(dict.fromkeys(licence.source for licence in licences))
+    return Licence(
+        "-and-".join(licence.tag for licence in licences)[:100],
+        None,
+        strictest([licence.commercial_use for licence in licences]),
+        strictest([licence.changed_material for licence in licences]),
+        outputs.pop() if len(outputs) == 1 else UNKNOWN,
+        ", ".join(sources),
+    )
+
+
+def front_matter(text: str) -> dict[str, str]:
+    """What the front matter of a card says of a licence, in the form that hubs read."""
+    licence = licence_of(text)
+    if licence.spdx is None and licence.tag != UNKNOWN:
+        return {"license": "other", "license_name": licence.tag}
+    return {"license": licence.tag}

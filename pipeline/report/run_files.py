@@ -1,0 +1,86 @@
+"""What the files of a run say.
+
+A run may come from another lab, so every value that the page computes with is checked.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.distill.metrics_log import read_metrics
+from pipeline.runtime.resume import BEGUN
+from stores.errors import OptionError
+from stores.io import files
+
+_GREATEST = 1e30
+_WORDS = ("g2l_version", "stopped_early")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """Options, figures and results of a run."""
+
+    options: Mapping[str, Any]
+    """Those of ``distill``; ``student`` is text."""
+    store_recipe: str
+    records: Sequence[Mapping[str, Any]]
+    """Of ``metrics.jsonl``, with finite numbers alone."""
+    summary: Mapping[str, Any]
+    """Empty while the run is not finished."""
+    teacher: str | None
+    """The teacher's name in the exported student; None before the export."""
+
+
+def read_run(run: Path) -> RunFiles:
+    """Read the files of a run.
+
+    Raises
+    ------
+    OptionError
+        When one of them does not have the form that ``distill`` gives it.
+    """
+    begun = _object(run / BEGUN)
+    options, recipe = begun.get("options"), begun.get("store_recipe")
+    if not isinstance(options, dict) or not isinstance(options.get("student"), str):
+        raise OptionError(f"{run / BEGUN}: holds no options of `g2l distill`")
+    if not isinstance(recipe, str):
+        raise OptionError(f"{run / BEGUN}: names no recipe of a store")
+    summary = _object(run / "summary.json") if (run / "summary.json").is_file() else {}
+    known = {
+        name: value
+        for name, value in summary.items()
+        if _is_figure(value) or (name in _WORDS and isinstance(value, str | bool))
+    }
+    for name in ("steps", "loss_first", "loss_last") if summary else ():
+        if not _is_figure(known.get(name)):
+            raise OptionError(f"{run / 'summary.json'}: {name} is no number")
+    return RunFiles(options, recipe, _records(run / "metrics.jsonl"), known, _teacher_of(run))
+
+
+def _object(path: Path) -> dict[str, Any]:
+    found = files.read_json(path)
+    if not isinstance(found, dict):
+        raise OptionError(f"{path}: expected an object, found {type(found).__name__}")
+    return found
+
+
+def _is_figure(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < _GREATEST
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    found = []
+    for record in read_metrics(path):
+        figures = {name: value for name, value in record.items() if _is_figure(value)}
+        if type(figures.get("step")) is int and record.get("kind") in ("train", "val"):
+            found.append({**figures, "kind": record["kind"]})
+    return found
+
+
+def _teacher_of(run: Path) -> str | None:
+    config = run / "student" / "config.json"
+    about: Any = _object(config) if config.is_file() else {}
+    for key in ("g2l", "extra", "distilled_from"):
+        about = about.get(key) if isinstance(about, dict) else None
+    return None if about is None else str(about)
