@@ -30,6 +30,7 @@ from stores import sampler
 from stores.format import manifest
 from stores.info import store_info
 from stores.io import files
+from stores.io.lock import only_writer
 
 SLIDES, SEED, K = 9, 0, 10
 DISTILL = DistillOptions(
@@ -85,6 +86,11 @@ class Shown:
 
 def run_demo(out: Path, report: Reporter) -> Shown:
     """Write slides, tile, extract, distill and evaluate below `out`."""
+    with only_writer(out):
+        return _run_demo(out, report)
+
+
+def _run_demo(out: Path, report: Reporter) -> Shown:
     folder, store, run = out / "slides", out / "store", out / "run"
     cohort = write_cohort(folder, SLIDES, SEED)
     tile_options = TileOptions(slides_csv=folder / "slides.csv")

@@ -1,6 +1,7 @@
 """The metrics of a run: always JSON lines, and TensorBoard events on request."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,13 @@ class MetricsLog:
             for name, value in figures.items():
                 self._events.add_scalar(f"{kind}/{name}", value, step)
 
+    def flush(self) -> None:
+        """Flush what was written to the disk: a checkpoint relies on the records up to its step."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Flush and close."""
+        self.flush()
         self._file.close()
         if self._events is not None:
             self._events.close()

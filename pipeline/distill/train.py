@@ -51,6 +51,7 @@ from stores.errors import OptionError
 from stores.io import files
 from stores.io.files import require_free
 from stores.io.location import StoreLike
+from stores.io.lock import only_writer
 from stores.store import Store
 
 # these do not change the student; all other options must stay the same when a run continues
@@ -98,7 +99,7 @@ def distill(
             report.note(f"{run} is complete; use another --out to train again")
             return files.read_json(run / "summary.json") if ranks.leads else {}
         if ranks.leads:
-            stack.enter_context(files.only_writer(run))
+            stack.enter_context(only_writer(run))
             report = stack.enter_context(RunLog(report, run / "log.jsonl"))
             swept = files.sweep_partials(run)  # each may be as large as a checkpoint
             if swept:
@@ -262,6 +263,8 @@ class Course:
         """Write a checkpoint, in the first process."""
         t = self.trainer
         if t.ranks.leads:
+            if self.log is not None:
+                self.log.flush()
             checkpoint.save(self.run, step, t, self.stop_early, self.facts)
 
 

@@ -39,6 +39,7 @@ from stores.errors import DiskFull, OptionError, RecipeMismatch, SlideError
 from stores.format import features, manifest, recipe
 from stores.format.terms import expression
 from stores.io import files
+from stores.io.lock import only_writer
 from stores.io.text import human_bytes
 
 IDENTITY = "embed.json"
@@ -68,7 +69,7 @@ def embed(
     options = dataclasses.replace(options, weights=weights)
     table = _tiles_of(inputs, options)
     job = f"embed {out.absolute()}"
-    with files.only_writer(out), open_cluster(where, job, report) as workers:
+    with only_writer(out), open_cluster(where, job, report) as workers:
         worker_encoder = WorkerEncoder(job, EncoderSpec.of(options.encoder, options))
         encoder = workers.call(worker_encoder.describe)
         stage = _stage(out, options, tile_options, encoder.identity.image_px, table)

@@ -27,6 +27,7 @@ from pipeline.runtime.progress import Reporter
 from pipeline.tile.options import TileOptions
 from stores.errors import SOME_SLIDES_FAILED, EvaluationError, G2LError, OptionError
 from stores.io.files import first_line, write_json, write_text
+from stores.io.lock import only_writer
 from stores.io.text import csv_cell, markdown
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,63}")
@@ -280,6 +281,11 @@ class Tables:
 
 def run_bench(bench: Bench, out: Path, report: Reporter) -> Tables:
     """Compute missing embeddings, run every task for every encoder, and write the tables below `out`."""
+    with only_writer(out):
+        return _run_bench(bench, out, report)
+
+
+def _run_bench(bench: Bench, out: Path, report: Reporter) -> Tables:
     tables = Tables(list(bench.encoders))
     for data_name in bench.data:
         tasks = [task for task in bench.tasks if task.data == data_name]

@@ -31,6 +31,7 @@ from stores.format import layout, manifest, recipe, terms
 from stores.format.layout import read_options
 from stores.info import store_info
 from stores.io import files
+from stores.io.lock import only_writer
 from stores.io.text import human_bytes
 
 
@@ -98,7 +99,7 @@ def extract(
     require_extendable(store)
     options = _absolute(options)
     job = f"extract-teacher {store.absolute()}"
-    with files.only_writer(store), open_cluster(where, job, report) as workers:
+    with only_writer(store), open_cluster(where, job, report) as workers:
         # loaded before hours of tiling, since its name or weights may be wrong
         encoder = WorkerEncoder(job, EncoderSpec.of(options.teacher, options, options.tokens is not None))
         teacher = workers.call(encoder.describe, options.tokens)

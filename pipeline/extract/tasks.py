@@ -62,7 +62,8 @@ def prepared(
 def create_arrays(
     store: Path, slide_id: str, n_seeds: int, stored: recipe.CompleteRecipe, with_pixels: bool
 ) -> None:
-    """Make a slide's arrays as the recipe has them, or let them grow."""
+    """Make a slide's arrays as the recipe has them, with the committed seeds at least, or let them grow."""
+    n_seeds = max([n_seeds, *(commit.seeds.stop for commit in manifest.commits(store, slide_id))])
     patches = manifest.read_patches(store, slide_id)
     coords = np.stack([patches.x_px0, patches.y_px0], axis=1)
     if stored.tokens is not None:

@@ -1,7 +1,8 @@
 """The log of a command as JSON lines: its messages and its progress.
 
 Every run of a command appends to ``STORE/logs/COMMAND.jsonl`` or ``RUN/log.jsonl``. Logs stay where they were written:
-no copy, seal or upload of a store includes them.
+no copy, seal or upload of a store includes them. Text in them may come from foreign files: each is made one line
+without control characters, so that a terminal can show it.
 """
 
 import contextlib
@@ -13,6 +14,11 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from pipeline.runtime.progress import LINE_SECONDS, Reporter
+from stores.io import files
+from stores.io.text import one_line
+
+_TEXT = 4000
+"""Characters of a text that a log keeps."""
 
 
 class RunLog:
@@ -54,8 +60,7 @@ class RunLog:
         self._what, self._total, self._done, self._last = what, total, done, self._clock()
         if self._file is None:
             with contextlib.suppress(OSError):
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self._path.open("a", encoding="utf-8", buffering=1)
+                self._file = files.open_log(self._path)
                 self._file.writelines(self._early)
             self._early.clear()
         self._write("start", what=what, total=total, done=done)
@@ -77,7 +82,11 @@ class RunLog:
 
     def _write(self, event: str, **fields: Any) -> None:
         now = datetime.datetime.fromtimestamp(self._clock(), datetime.UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": now, "event": event, **fields}) + "\n"
+        shown = {
+            name: one_line(value, _TEXT) if isinstance(value, str) else value
+            for name, value in fields.items()
+        }
+        line = json.dumps({"time": now, "event": event, **shown}) + "\n"
         if self._file is None:
             self._early.append(line)
         else:

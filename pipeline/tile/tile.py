@@ -24,11 +24,12 @@ from pipeline.tile.grid import THUMBNAIL_MPP, Grid, find_patches, patch_recipe
 from pipeline.tile.options import TileOptions
 from pipeline.tile.picture import draw_slide
 from pipeline.tile.slides_csv import mpp_overrides, patient_of, read_slides_csv, split_of
-from stores.errors import OptionError, RecipeMismatch, SlideError
+from stores.errors import OptionError, RecipeMismatch, SlideError, StoreError
 from stores.export import pseudonyms
 from stores.format import layout, manifest, recipe
 from stores.format.layout import read_options
 from stores.io import files
+from stores.io.lock import only_writer
 from stores.io.text import is_utf8, unusable_lines, visible
 
 
@@ -110,6 +111,7 @@ def require_extendable(store: Path) -> None:
 def prepare_store(store: Path, options: TileOptions) -> tissue.TissueRule:
     """Write the recipe's patch part and the options, or check that they are those of the store."""
     part, rule = patch_recipe(options)
+    _require_whole(store)
     if (store / layout.RECIPE).exists():
         stored = recipe.load(store)
         recipe.require_same(stored, dataclasses.replace(stored, patch=part), str(store))
@@ -127,6 +129,15 @@ def prepare_store(store: Path, options: TileOptions) -> tissue.TissueRule:
     return rule
 
 
+def _require_whole(store: Path) -> None:
+    """Raise StoreError when recipe or slides table is missing beside committed views: new ones could be others."""
+    for name in (layout.RECIPE, layout.SLIDES):
+        if not (store / name).exists() and next(manifest.commits(store), None) is not None:
+            raise StoreError(
+                f"{store / name}: is missing, and the store has committed views; restore it from a copy of the store"
+            )
+
+
 def tile(
     inputs: Sequence[Path],
     store: Path,
@@ -136,7 +147,7 @@ def tile(
 ) -> TileSummary:
     """Tile every slide that is not tiled yet. A slide that cannot be used becomes a row with a reason."""
     job = f"tile {store.absolute()}"
-    with files.only_writer(store), open_cluster(where, job, report) as workers:
+    with only_writer(store), open_cluster(where, job, report) as workers:
         return tile_on(workers, inputs, store, options, report)
 
 

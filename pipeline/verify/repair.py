@@ -6,9 +6,6 @@ again, so that batches are cut as they were and the same bytes result on a CPU; 
 
 import contextlib
 import dataclasses
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from pipeline.extract.block import StoreSink, kept_of_teacher
 from pipeline.extract.tasks import create_arrays
@@ -31,8 +27,7 @@ from pipeline.slides.sources import open_slide_source
 from pipeline.verify.options import VerifyOptions
 from pipeline.verify.slide_views import require_teacher_of, spec_of
 from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError, ViewMismatch
-from stores.format import features, layout, manifest, pixels, recipe, tokens
-from stores.io import files
+from stores.format import arrays, features, layout, manifest, pixels, recipe, tokens
 from stores.io.ranges import ranges_of
 from stores.verify.findings import Finding
 
@@ -98,9 +93,7 @@ def repair(store: Path, findings: Sequence[Finding], options: VerifyOptions, rep
 def _groups(store: Path, names: Sequence[str]) -> list[str]:
     """Write the ``zarr.json`` of groups anew."""
     for name in names:
-        with tempfile.TemporaryDirectory(dir=store, suffix=files.PARTIAL) as folder:
-            zarr.open_group(folder, mode="w", zarr_format=3)
-            os.replace(Path(folder) / layout.METADATA, store / name)
+        arrays.write_group(store, name.removesuffix(f"/{layout.METADATA}"))
     return [f"{name} written again" for name in names]
 
 
@@ -245,21 +238,27 @@ class _Repair:
             self.done.append(f"{where}: pixels read again")
 
     def _metadata(self, patches: manifest.Patches, records: Sequence[tuple[int, range]]) -> None:
-        """Write ``zarr.json`` files and coords anew: in a store of its own, from where the broken ones are replaced."""
+        """Write ``zarr.json`` files and coords anew, each in the place of the broken one."""
+        store, slide_id = self.store, self.slide_id
         n_seeds = max((seeds.stop for _, seeds in records), default=1)
         coords = np.stack([patches.x_px0, patches.y_px0], axis=1)
-        with tempfile.TemporaryDirectory(dir=self.store, suffix=files.PARTIAL) as folder:
-            fresh = Path(folder)
-            features.create_slide(fresh, self.slide_id, coords, n_seeds, self.stored.teacher.dim)
-            pixels.create_slide(fresh, self.slide_id, len(patches), self.stored.patch.size_px)
-            if self.stored.tokens is not None:
-                tokens.create_slide(fresh, self.slide_id, len(patches), n_seeds, self.stored.tokens)
-            for name in sorted(self.what.metadata):
-                if not (fresh / name).is_file():
-                    raise CorruptStore(f"{self.store / name}: cannot be made again")
-                (self.store / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(fresh / name, self.store / name)
-                self.done.append(f"slide {self.slide_id}: {name} written again")
+        forms = features.forms(len(patches), n_seeds, self.stored.teacher.dim)
+        if self.stored.tokens is not None:
+            forms |= tokens.forms(len(patches), n_seeds, self.stored.tokens)
+        of_array = {layout.feature_array(slide_id, leaf): form for leaf, form in forms.items()}
+        of_array[layout.pixel_array(slide_id)] = pixels.form(len(patches), self.stored.patch.size_px)
+        for name in sorted(self.what.metadata, key=lambda name: (not name.endswith(layout.METADATA), name)):
+            array = name.removesuffix(f"/{layout.METADATA}")
+            if array in of_array:
+                metadata = arrays.fitting_metadata(store, array, of_array[array])
+                arrays.write_metadata(store, array, metadata)
+            elif array == layout.slide_group(slide_id):
+                arrays.write_group(store, array)
+            elif name == layout.chunk_file(layout.feature_array(slide_id, "coords"), (0, 0)):
+                features.write_coords(store, slide_id, coords)
+            else:
+                raise CorruptStore(f"{store / name}: cannot be made again")
+            self.done.append(f"slide {slide_id}: {name} written again")
 
     def _patches(self) -> None:
         """The list of patches from the commit records, if together they hold every row."""

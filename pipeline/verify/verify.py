@@ -21,6 +21,7 @@ from pipeline.views.draw import RENDERING
 from stores.errors import ClusterError, OptionError, StoreError
 from stores.format import manifest, recipe
 from stores.io.location import StoreLike
+from stores.io.lock import only_writer
 from stores.verify.findings import Finding
 from stores.verify.seal import Sealed, seal
 from stores.verify.structure import Structure, verify_structure
@@ -45,6 +46,13 @@ def verify(
         raise OptionError(f"{store}: a remote store is verified in this process; pull it to use several")
     if isinstance(store, Path):
         store = store.absolute()
+        if options.repair and store.is_dir():
+            with only_writer(store):
+                return _verify(store, options, report, where)
+    return _verify(store, options, report, where)
+
+
+def _verify(store: StoreLike, options: VerifyOptions, report: Reporter, where: ClusterOptions) -> Verified:
     with open_cluster(where, f"verify {store}", report) as workers:
         result = _look(workers, store, options, report)
     repaired: list[str] = []

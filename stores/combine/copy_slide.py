@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 
 from stores.errors import CorruptStore
 from stores.format import arrays, features, layout, manifest, recipe, tokens
-from stores.format.metadata import GROUP
 from stores.io import files
 from stores.io.location import StoreLike, read_file
 from stores.io.ranges import ranges_of
@@ -208,8 +207,8 @@ def _chunks_by_source(
     """Files of arrays to copy, by source. Metadata with another number of seeds are written here."""
     names: dict[Source, list[str]] = {source: [] for source in set(choice.views.values())}
     if names:
-        _write_group(stage, layout.FEATURES)
-        _write_group(stage, layout.slide_group(slide_id))
+        arrays.ensure_group(stage, layout.FEATURES)
+        arrays.ensure_group(stage, layout.slide_group(slide_id))
         first = next(iter(choice.views.values()))
         for leaf in _PLAIN:
             array = layout.feature_array(slide_id, leaf)
@@ -259,7 +258,7 @@ def _pixel_chunks(
     first = next(iter(of_block.values()))
     about = first.metadata(array)
     size, n_rows = about["chunk_grid"]["configuration"]["chunk_shape"][0], about["shape"][0]
-    _write_group(stage, layout.PIXELS)
+    arrays.ensure_group(stage, layout.PIXELS)
     yield first, [layout.metadata_file(array)]
     for block, source in of_block.items():
         rows = features.block_range(n_rows, block)
@@ -278,13 +277,6 @@ def _has_ok(commit: manifest.Commit, seed: int, start: int = 0, count: int = 1 <
     """Whether a record lists a view of the seed, among some rows, that has features."""
     rows = manifest.ok_rows(commit.read(["seed", "row", "status"]), seed)
     return bool(((rows >= start) & (rows < start + count)).any())
-
-
-def _write_group(stage: Path, name: str) -> None:
-    """Write the metadata of a group. Those of the source may list arrays that are not copied."""
-    path = stage / layout.metadata_file(name)
-    if not path.exists():
-        files.write_text(path, json.dumps(GROUP, indent=2))
 
 
 def _copy_commits(slide_id: str, choice: Choice, stage: Path, result: Shared) -> None:

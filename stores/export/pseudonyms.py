@@ -129,7 +129,7 @@ def check_mapping(path: Path, text: str, store: object, out: Path) -> None:
 
 def write_mapping(path: Path, text: str) -> None:
     """Write the mapping, readable by its owner alone from the first byte on."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}{files.PARTIAL}")
     partial.unlink(missing_ok=True)
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

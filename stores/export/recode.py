@@ -11,23 +11,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
-from zarr.core.buffer import Buffer
-from zarr.storage import MemoryStore
+from zarr.codecs import ZstdCodec
 
 from stores.errors import CorruptStore
 from stores.format import features, int8, layout, manifest, recipe, tokens
+from stores.format.encoding import BYTE_SHUFFLE, Encoder, Form
 from stores.format.metadata import GROUP
 from stores.format.statistics import RunningStats
 from stores.io import files
 from stores.io.location import StoreLike
 
-_BYTE_SHUFFLE = BloscCodec(cname="zstd", clevel=3, shuffle="shuffle", typesize=2, blocksize=1 << 20)
-"""Higher levels save 0.1 % more; Blosc's own, smaller blocks cost 1 to 10 %.
-
-Measured for docs/decisions/0007-blosc-for-byte-shuffle.md.
-"""
 _ENTROPY = ZstdCodec(level=3, checksum=False)
 """Levels 1 to 9 are equal within 0.1 %: there is nothing to find but the uneven use of the 255 values."""
 
@@ -64,35 +57,15 @@ def committed_blocks(store: StoreLike, slide_id: str) -> list[Block]:
 class ArrayWriter:
     """An array of a store, written whole chunk by whole chunk; one that is there already is kept."""
 
-    def __init__(
-        self,
-        stage: Path,
-        name: str,
-        shape: tuple[int, ...],
-        chunks: tuple[int, ...],
-        dtype: str,
-        fill: float,
-        *codecs: Any,
-    ) -> None:
+    def __init__(self, stage: Path, name: str, form: Form) -> None:
         self._stage, self._name = stage, name
-        self._encoded: dict[str, Buffer] = {}
-        self._array = zarr.create_array(
-            MemoryStore(self._encoded),
-            shape=shape,
-            chunks=chunks,
-            dtype=dtype,
-            fill_value=fill,
-            filters=None,
-            compressors=[*codecs, Crc32cCodec()],
-            config={"write_empty_chunks": True},
-        )
-        self._put(layout.METADATA)
+        metadata = form.metadata()
+        self._encoder = Encoder(metadata)
+        self._put(layout.metadata_file(name), metadata)
 
-    def _put(self, key: str) -> None:
-        raw, path = self._encoded.pop(key), self._stage / self._name / key
-        if not path.is_file():
-            with files.replacing(path) as partial:
-                partial.write_bytes(raw.to_bytes())
+    def _put(self, file: str, raw: bytes) -> None:
+        if not (self._stage / file).is_file():
+            files.write_bytes(self._stage / file, raw)
 
     def has(self, *index: int) -> bool:
         """Whether a chunk is there."""
@@ -100,13 +73,7 @@ class ArrayWriter:
 
     def write(self, index: tuple[int, ...], values: npt.NDArray[Any]) -> None:
         """Write a chunk; at the edge of the array `values` ends with it."""
-        sizes = self._array.chunks
-        region = tuple(
-            slice(i * n, min((i + 1) * n, side))
-            for i, n, side in zip(index, sizes, self._array.shape, strict=True)
-        )
-        self._array[region] = values
-        self._put(layout.chunk_key(index))
+        self._put(layout.chunk_file(self._name, index), self._encoder.chunk(index, values))
 
 
 def write_groups(stage: Path, slide_id: str) -> None:
@@ -126,6 +93,10 @@ def _blocks_of(
         yield block, values, offsets
 
 
+def _shuffled(shape: tuple[int, ...], chunks: tuple[int, ...]) -> Form:
+    return Form(shape, chunks, "float16", math.nan, (BYTE_SHUFFLE,))
+
+
 def write_lossless(store: StoreLike, slide_id: str, blocks: list[Block], stage: Path, new_id: str) -> None:
     """Write a slide's features with byte shuffle and zstd; values stay as they are.
 
@@ -136,7 +107,7 @@ def write_lossless(store: StoreLike, slide_id: str, blocks: list[Block], stage: 
     """
     slide = features.open_features(store, slide_id)
     name = layout.feature_array(new_id, "features")
-    array = ArrayWriter(stage, name, slide.spec.shape, slide.spec.chunks, "float16", math.nan, _BYTE_SHUFFLE)
+    array = ArrayWriter(stage, name, _shuffled(slide.spec.shape, slide.spec.chunks))
     missing = [block for block in blocks if not array.has(block.seed, block.block, 0)]
     for block, values, _ in _blocks_of(slide, missing):
         array.write((block.seed, block.block, 0), values[None])
@@ -154,9 +125,7 @@ def write_lossless_tokens(
     """
     opened = tokens.open_tokens(store, slide_id, about)
     name, size = layout.feature_array(new_id, "tokens"), opened.chunk_rows
-    array = ArrayWriter(
-        stage, name, opened.tokens.shape, opened.tokens.chunks, "float16", math.nan, _BYTE_SHUFFLE
-    )
+    array = ArrayWriter(stage, name, _shuffled(opened.tokens.shape, opened.tokens.chunks))
     for block in blocks:
         for index in opened.chunks_of(block.block):
             offsets = block.rows[block.rows // size == index] - index * size
@@ -184,11 +153,12 @@ def write_int8(
     size = slide.spec.chunks[1]
     name = {leaf: layout.feature_array(new_id, leaf) for leaf in ("features", "scales", "standard")}
     standard = _standard(slide, blocks)
-    ArrayWriter(stage, name["standard"], (2, dim), (2, dim), "float32", math.nan).write((0, 0), standard)
-    scales = ArrayWriter(stage, name["scales"], (seeds, rows), (1, size), "float32", math.nan)
-    array = ArrayWriter(
-        stage, name["features"], (seeds, rows, dim), (1, size, dim), "int8", int8.ABSENT, _ENTROPY
+    ArrayWriter(stage, name["standard"], Form((2, dim), (2, dim), "float32", math.nan)).write(
+        (0, 0), standard
     )
+    scales = ArrayWriter(stage, name["scales"], Form((seeds, rows), (1, size), "float32", math.nan))
+    form = Form((seeds, rows, dim), (1, size, dim), "int8", int8.ABSENT, (_ENTROPY,))
+    array = ArrayWriter(stage, name["features"], form)
     written = features.open_features(stage, new_id)
     for block, values, offsets in _blocks_of(slide, blocks):
         at = block.seed, block.block

@@ -5,8 +5,11 @@ that a local folder and a remote store are read through one function, ``name -> 
 """
 
 import asyncio
+import contextlib
+import json
 import math
 from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
-from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from stores.errors import CorruptStore, StoreError
-from stores.format.chunks import EVERY_CHUNK, chunk_limit, require_decoded_size
-from stores.format.layout import METADATA, metadata_file
-from stores.format.metadata import MAX_READ_BYTES, ArraySpec, parse_metadata
-from stores.io.files import first_line
+from stores.format.chunks import chunk_limit, read_chunk, require_decoded_size
+from stores.format.encoding import BYTE_SHUFFLE, Encoder, Form
+from stores.format.layout import METADATA, metadata_file, parse_chunk
+from stores.format.metadata import GROUP, MAX_METADATA_BYTES, MAX_READ_BYTES, ArraySpec, parse_metadata
+from stores.io.files import first_line, write_bytes, write_text
 from stores.io.location import StoreLike, read_file
-
-_MAX_METADATA_BYTES = 64 << 10
 
 
 def read_metadata(store: StoreLike, name: str) -> ArraySpec:
@@ -35,7 +36,7 @@ def read_metadata(store: StoreLike, name: str) -> ArraySpec:
     StoreError
         When there is no such array.
     """
-    raw = read_file(store, metadata_file(name), _MAX_METADATA_BYTES)
+    raw = read_file(store, metadata_file(name), MAX_METADATA_BYTES)
     if raw is None:
         raise StoreError(f"{store}/{name}: no such array; is the store complete?")
     return parse_metadata(raw, f"{store}/{name}")
@@ -61,7 +62,7 @@ class ReadOnlyStore(Store):
 
     def _get(self, key: str) -> bytes | None:
         is_chunk = not key.endswith(METADATA)
-        limit = chunk_limit(self._spec) if is_chunk else _MAX_METADATA_BYTES
+        limit = chunk_limit(self._spec) if is_chunk else MAX_METADATA_BYTES
         raw = self._read(f"{self._name}/{key}", limit)
         if raw is not None and is_chunk:
             require_decoded_size(raw, self._spec, f"{self._name}/{key}")
@@ -152,12 +153,6 @@ def open_checked(store: StoreLike, name: str, ndim: int, dtypes: str | tuple[str
         raise CorruptStore(f"{store}/{name}: unreadable array metadata ({first_line(error)})") from None
 
 
-def open_for_writing(store: Path, name: str, ndim: int, dtype: str) -> zarr.Array[Any]:
-    """Open an array of a local store for writing, with the same checks."""
-    open_checked(store, name, ndim, dtype)
-    return zarr.open_array(store / name, mode="r+", zarr_format=3).with_config(EVERY_CHUNK)
-
-
 def read_selection(array: zarr.Array[Any], selection: tuple[Any, ...], what: str) -> npt.NDArray[Any]:
     """Read a part of an array.
 
@@ -184,26 +179,76 @@ def read_whole(array: zarr.Array[Any], what: str) -> npt.NDArray[Any]:
     return read_selection(array, (slice(None),), what)
 
 
-def create_array(
-    store: Path,
-    name: str,
-    shape: tuple[int, ...],
-    chunks: tuple[int, ...],
-    dtype: str,
-    fill: float,
-    *codecs: Any,
-) -> zarr.Array[Any]:
-    """Create the array `name`, ``root.zarr/path``, with crc32c as its last codec, in place of one that a kill left."""
-    root, _, path = name.partition("/")
-    group = zarr.open_group(store / root, mode="a", zarr_format=3)
-    return group.create_array(
-        path,
-        shape=shape,
-        chunks=chunks,
-        dtype=dtype,
-        fill_value=fill,
-        filters=None,
-        compressors=[*codecs, Crc32cCodec()],
-        config=EVERY_CHUNK,
-        overwrite=True,
-    )
+def ensure_array(store: Path, name: str, form: Form, grows: bool = False) -> None:
+    """Make the metadata of an array where there are none. Files of chunks are never touched.
+
+    Parameters
+    ----------
+    grows : bool
+        The first axis of an array that is there may be longer, and grows where it is shorter.
+
+    Raises
+    ------
+    CorruptStore
+        When the array is of another form, or its metadata are missing and its chunks are not of this form.
+    """
+    raw = read_file(store, metadata_file(name), MAX_METADATA_BYTES)
+    if raw is None:
+        return write_metadata(store, name, fitting_metadata(store, name, form))
+    spec = read_spec(store, name, len(form.shape), form.dtype)
+    first = form.shape[0]
+    shape = (max(first, spec.shape[0]) if grows else first, *form.shape[1:])
+    if (*spec.shape[1:], *spec.chunks) != (*shape[1:], *form.chunks) or not (grows or spec.shape == shape):
+        raise CorruptStore(
+            f"{store / name}: shape {spec.shape} in chunks {spec.chunks}, expected {shape} in {form.chunks}"
+        )
+    if shape != spec.shape:
+        write_bytes(store / metadata_file(name), Encoder(raw).resized(shape[0]))
+
+
+def fitting_metadata(store: Path, name: str, form: Form) -> bytes:
+    """Metadata with which the chunks that are there can be read: those of `form`, or of a lossless copy of it.
+
+    Raises
+    ------
+    CorruptStore
+        When no chunk can be read with either.
+    """
+    forms = [form]
+    if form.dtype == "float16" and not form.codecs:
+        forms.append(replace(form, codecs=(BYTE_SHUFFLE,)))
+    choices = [each.metadata() for each in forms]
+    files = (path.relative_to(store).as_posix() for path in (store / name).glob("c/**/*"))
+    parsed = [chunk[1] for chunk in map(parse_chunk, files) if chunk is not None]
+    found = sorted(index for index in parsed if len(index) == len(form.shape))
+    for index in found:
+        for metadata in choices:
+            with contextlib.suppress(StoreError):
+                read_chunk(store, name, parse_metadata(metadata, name), index)
+                return metadata
+    if found:
+        raise CorruptStore(
+            f"{store / metadata_file(name)}: cannot be made again, since none of the {len(found)} chunks beside it is "
+            "readable as such an array; restore this file from a copy of the store"
+        )
+    return choices[0]
+
+
+def write_metadata(store: Path, name: str, metadata: bytes) -> None:
+    """Write the metadata of an array, and those of the groups above it where there are none."""
+    parts = name.split("/")[:-1]
+    for depth in range(len(parts)):
+        ensure_group(store, "/".join(parts[: depth + 1]))
+    write_bytes(store / metadata_file(name), metadata)
+
+
+def ensure_group(store: Path, name: str) -> None:
+    """Make the metadata of a group where there are none; without attributes, which may hold any text."""
+    path = store / metadata_file(name)
+    if not path.exists():
+        write_group(store, name)
+
+
+def write_group(store: Path, name: str) -> None:
+    """Write the metadata of a group, in the place of what may be there."""
+    write_text(store / metadata_file(name), json.dumps(GROUP, indent=2))

@@ -7,16 +7,13 @@ import google_crc32c
 import numcodecs
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from stores.errors import CorruptStore
-from stores.format.layout import chunk_file
-from stores.format.metadata import ArraySpec
-from stores.io.files import first_line, fsync_path, write_bytes
+from stores.format.encoding import Encoder
+from stores.format.layout import chunk_file, metadata_file
+from stores.format.metadata import MAX_METADATA_BYTES, ArraySpec
+from stores.io.files import first_line, write_bytes
 from stores.io.location import StoreLike, read_file, read_local
-
-EVERY_CHUNK: Any = {"write_empty_chunks": True}
-"""Configuration of Zarr: a chunk that equals the fill value is written too, so that it is not taken for a lost one."""
 
 
 def decoded_size(raw: bytes | memoryview, compressor: str) -> int | None:
@@ -110,33 +107,23 @@ def _read_chunk_file(
 def write_chunk(
     store: Path, name: str, spec: ArraySpec, index: tuple[int, ...], values: npt.NDArray[Any], fill: float
 ) -> None:
-    """Write a chunk and flush it to the disk; beyond `values` the chunk is `fill`.
+    """Write a chunk, flushed to the disk before it appears; beyond `values` the chunk is `fill`.
 
-    The bytes are those that Zarr writes. Zarr itself would rename the file before it is flushed. It still writes
-    compressed chunks, which only copies have.
+    The bytes are those that Zarr writes, and Zarr encodes compressed chunks.
 
     Parameters
     ----------
     values
         With the chunk's number of axes; shorter than the chunk where that reaches over the end of the array.
     """
+    file = store / chunk_file(name, index)
     if spec.compressor is not None:
-        array = zarr.open_array(store / name, mode="r+", zarr_format=3).with_config(EVERY_CHUNK)
-        starts = [number * side for number, side in zip(index, spec.chunks, strict=True)]
-        array[tuple(slice(at, at + n) for at, n in zip(starts, values.shape, strict=True))] = values
-        flush_chunk(store, name, index)
-        return
+        metadata = read_file(store, metadata_file(name), MAX_METADATA_BYTES)
+        return write_bytes(file, Encoder(metadata or b"").chunk(index, values))
     if values.shape != spec.chunks:
         whole = np.full(spec.chunks, fill, spec.dtype)
         whole[tuple(slice(0, n) for n in values.shape)] = values
         values = whole
     body = np.ascontiguousarray(values, spec.dtype.newbyteorder("<"))
     checksum = google_crc32c.value(body.reshape(-1).view(np.uint8))
-    write_bytes(store / chunk_file(name, index), body.data, checksum.to_bytes(4, "little"))
-
-
-def flush_chunk(store: Path, name: str, index: tuple[int, ...]) -> None:
-    """Force a written chunk to the disk: Zarr renames it into place but does not fsync."""
-    path = store / chunk_file(name, index)
-    fsync_path(path)
-    fsync_path(path.parent)
+    write_bytes(file, body.data, checksum.to_bytes(4, "little"))

@@ -22,18 +22,18 @@ import zarr
 
 from stores.errors import CorruptStore, StoreError
 from stores.format.arrays import (
-    ArraySpec,
-    create_array,
+    ensure_array,
     open_checked,
-    open_for_writing,
     read_selection,
     read_spec,
     read_whole,
 )
-from stores.format.chunks import flush_chunk, read_chunk, write_chunk
+from stores.format.chunks import read_chunk, write_chunk
+from stores.format.encoding import Form
 from stores.format.int8 import dequantise
-from stores.format.layout import feature_array, metadata_file
+from stores.format.layout import chunk_file, feature_array
 from stores.format.manifest import MAX_BLOCK_ROWS, MAX_SEEDS
+from stores.format.metadata import ArraySpec
 from stores.format.statistics import all_finite, mean_and_variance
 from stores.io.location import StoreLike
 
@@ -66,6 +66,16 @@ def block_range(n_rows: int, block: int) -> range:
     return range(block * size, min((block + 1) * size, n_rows))
 
 
+def forms(n_rows: int, n_seeds: int, dim: int) -> dict[str, Form]:
+    """The arrays of a slide as they are extracted, by the last part of their names."""
+    size = block_rows(n_rows)
+    return {
+        "coords": Form((n_rows, 2), (n_rows, 2), "int32", 0),
+        "stats": Form((n_seeds, n_blocks(n_rows), 2, dim), (1, 1, 2, dim), "float64", math.nan),
+        "features": Form((n_seeds, n_rows, dim), (1, size, dim), "float16", math.nan),
+    }
+
+
 def create_slide(store: Path, slide_id: str, coords: npt.NDArray[np.int32], n_seeds: int, dim: int) -> None:
     """Make a slide's arrays, or add seeds to them; shapes are fixed before the first write.
 
@@ -79,25 +89,19 @@ def create_slide(store: Path, slide_id: str, coords: npt.NDArray[np.int32], n_se
     CorruptStore
         When arrays exist that belong to other patches or another feature length.
     """
-    rows = len(coords)
-    name = {leaf: feature_array(slide_id, leaf) for leaf in ("features", "coords", "stats")}
-    if not (store / metadata_file(name["features"])).is_file():
-        array = create_array(store, name["coords"], coords.shape, coords.shape, "int32", 0)
-        array[:] = coords
-        flush_chunk(store, name["coords"], (0, 0))
-        size = block_rows(rows)
-        stats_shape = (n_seeds, n_blocks(rows), 2, dim)
-        create_array(store, name["stats"], stats_shape, (1, 1, 2, dim), "float64", math.nan)
-        create_array(store, name["features"], (n_seeds, rows, dim), (1, size, dim), "float16", math.nan)
-        return
-    if not np.array_equal(read_coords(store, slide_id), coords):
-        raise CorruptStore(f"{store / name['coords']}: other patches than the manifest lists")
-    for leaf, ndim, dtype in (("stats", 4, "float64"), ("features", 3, "float16")):
-        array = open_for_writing(store, name[leaf], ndim, dtype)
-        if array.shape[-1] != dim:
-            raise CorruptStore(f"{store / name[leaf]}: features of length {array.shape[-1]}, expected {dim}")
-        if array.shape[0] < n_seeds:
-            array.resize((n_seeds, *array.shape[1:]))
+    for leaf, form in forms(len(coords), n_seeds, dim).items():
+        ensure_array(store, feature_array(slide_id, leaf), form, grows=leaf != "coords")
+    name = feature_array(slide_id, "coords")
+    if not (store / chunk_file(name, (0, 0))).is_file():
+        write_coords(store, slide_id, coords)
+    elif not np.array_equal(read_coords(store, slide_id), coords):
+        raise CorruptStore(f"{store / name}: other patches than the manifest lists")
+
+
+def write_coords(store: Path, slide_id: str, coords: npt.NDArray[np.int32]) -> None:
+    """Write the places of a slide's patches, int32 (row, 2), and flush them."""
+    name = feature_array(slide_id, "coords")
+    write_chunk(store, name, read_spec(store, name, 2, "int32"), (0, 0), coords, 0)
 
 
 def write_block(store: Path, slide_id: str, seed: int, block: int, features: npt.NDArray[np.float16]) -> None:

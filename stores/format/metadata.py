@@ -10,6 +10,8 @@ import numpy as np
 from stores.errors import CorruptStore
 from stores.io.files import first_line
 
+MAX_METADATA_BYTES = 64 << 10
+"""The most that a ``zarr.json`` may have."""
 MAX_READ_BYTES = 256 << 20
 """The most memory that one chunk, or one array that is read whole, may ask for."""
 _MAX_SIDE = 1 << 31

@@ -14,11 +14,13 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import ZstdCodec
 
-from stores.errors import CorruptStore, StoreError
-from stores.format.arrays import create_array, open_checked, open_for_writing, read_selection
-from stores.format.chunks import flush_chunk
+from stores.errors import StoreError
+from stores.format.arrays import ensure_array, open_checked, read_selection, read_spec
+from stores.format.encoding import Encoder, Form
 from stores.format.features import ROW_QUANTUM
 from stores.format.layout import metadata_file, pixel_array
+from stores.format.metadata import MAX_METADATA_BYTES
+from stores.io.files import write_bytes
 from stores.io.location import StoreLike, read_file
 
 
@@ -27,18 +29,21 @@ def has_pixels(store: StoreLike, slide_id: str) -> bool:
     return read_file(store, metadata_file(pixel_array(slide_id)), 1 << 20) is not None
 
 
-def create_slide(store: Path, slide_id: str, n_rows: int, size_px: int) -> None:
-    """Make a slide's pixel array if it is not there."""
-    name = pixel_array(slide_id)
-    if has_pixels(store, slide_id):
-        array = open_checked(store, name, 4, "uint8")
-        if array.shape != (n_rows, size_px, size_px, 3):
-            raise CorruptStore(
-                f"{store / name}: shape {array.shape}, expected {(n_rows, size_px, size_px, 3)}"
-            )
-        return
+def form(n_rows: int, size_px: int) -> Form:
+    """The array of a slide's patches."""
     chunk = (min(ROW_QUANTUM, n_rows), size_px, size_px, 3)
-    create_array(store, name, (n_rows, size_px, size_px, 3), chunk, "uint8", 0, ZstdCodec(level=3))
+    return Form((n_rows, size_px, size_px, 3), chunk, "uint8", 0, (ZstdCodec(level=3),))
+
+
+def create_slide(store: Path, slide_id: str, n_rows: int, size_px: int) -> None:
+    """Make a slide's pixel array if it is not there.
+
+    Raises
+    ------
+    CorruptStore
+        When there is one of another shape.
+    """
+    ensure_array(store, pixel_array(slide_id), form(n_rows, size_px))
 
 
 def write_rows(store: Path, slide_id: str, start: int, patches: npt.NDArray[np.uint8]) -> None:
@@ -47,15 +52,16 @@ def write_rows(store: Path, slide_id: str, start: int, patches: npt.NDArray[np.u
     `start` is a multiple of 32 (blocks of features are), so that no chunk has two writers.
     """
     name = pixel_array(slide_id)
-    array = open_for_writing(store, name, 4, "uint8")
-    size = array.chunks[0]
-    if start % size or (len(patches) % size and start + len(patches) != array.shape[0]):
+    spec = read_spec(store, name, 4, "uint8")
+    size = spec.chunks[0]
+    if start % size or (len(patches) % size and start + len(patches) != spec.shape[0]):
         raise StoreError(
             f"{slide_id}: rows {start}..{start + len(patches)} do not fill whole chunks of {size}"
         )
-    array[start : start + len(patches)] = patches
-    for index in range(start // size, (start + len(patches) - 1) // size + 1):
-        flush_chunk(store, name, (index, 0, 0, 0))
+    metadata = read_file(store, metadata_file(name), MAX_METADATA_BYTES)
+    region = (slice(start, start + len(patches)), *map(slice, spec.shape[1:]))
+    for key, raw in Encoder(metadata or b"").chunks(region, patches).items():
+        write_bytes(store / name / key, raw)
 
 
 @dataclass(frozen=True, slots=True)

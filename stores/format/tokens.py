@@ -20,13 +20,13 @@ import zarr
 
 from stores.errors import CorruptStore, StoreError
 from stores.format import chunks, features, recipe
-from stores.format.arrays import create_array, open_checked, open_for_writing, read_selection, read_spec
+from stores.format.arrays import ensure_array, open_checked, read_selection, read_spec
+from stores.format.encoding import Form
 from stores.format.features import block_range, block_rows, require_finite
-from stores.format.layout import feature_array, metadata_file
-from stores.io.location import StoreLike, read_file
+from stores.format.layout import feature_array
+from stores.io.location import StoreLike
 
 LEAVES = ("positions", "tokens")
-"""Positions come first: when the metadata of the tokens exist, both arrays do."""
 CHUNK_BYTES = 8 << 20
 NO_POSITION = -1
 
@@ -41,9 +41,14 @@ def chunk_rows(n_rows: int, count: int, dim: int) -> int:
     return max((n for n in range(1, min(size, most) + 1) if size % n == 0), default=1)
 
 
-def has_tokens(store: StoreLike, slide_id: str) -> bool:
-    """Whether the store keeps tokens of a slide."""
-    return read_file(store, metadata_file(feature_array(slide_id, "tokens")), 1 << 20) is not None
+def forms(n_rows: int, n_seeds: int, about: recipe.Tokens) -> dict[str, Form]:
+    """The arrays of a slide's tokens, by the last part of their names."""
+    count, dim = about.count, about.dim
+    shape, rows = (n_seeds, n_rows, count), chunk_rows(n_rows, count, dim)
+    return {
+        "positions": Form(shape, (1, block_rows(n_rows), count), "int32", NO_POSITION),
+        "tokens": Form((*shape, dim), (1, rows, count, dim), "float16", math.nan),
+    }
 
 
 def create_slide(store: Path, slide_id: str, n_rows: int, n_seeds: int, about: recipe.Tokens) -> None:
@@ -54,21 +59,8 @@ def create_slide(store: Path, slide_id: str, n_rows: int, n_seeds: int, about: r
     CorruptStore
         When there are arrays of another shape.
     """
-    name = {leaf: feature_array(slide_id, leaf) for leaf in LEAVES}
-    count, dim = about.count, about.dim
-    if not has_tokens(store, slide_id):
-        shape, rows = (n_seeds, n_rows, count), chunk_rows(n_rows, count, dim)
-        create_array(store, name["positions"], shape, (1, block_rows(n_rows), count), "int32", NO_POSITION)
-        create_array(store, name["tokens"], (*shape, dim), (1, rows, count, dim), "float16", math.nan)
-        return
-    for leaf, dtype, sides in (("positions", "int32", (count,)), ("tokens", "float16", (count, dim))):
-        array = open_for_writing(store, name[leaf], 2 + len(sides), dtype)
-        if array.shape[1:] != (n_rows, *sides):
-            raise CorruptStore(
-                f"{store / name[leaf]}: shape {array.shape}, expected {(n_seeds, n_rows, *sides)}"
-            )
-        if array.shape[0] < n_seeds:
-            array.resize((n_seeds, *array.shape[1:]))
+    for leaf, form in forms(n_rows, n_seeds, about).items():
+        ensure_array(store, feature_array(slide_id, leaf), form, grows=True)
 
 
 def write_positions(

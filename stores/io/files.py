@@ -6,9 +6,10 @@ import json
 import math
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from stores.errors import DiskFull, G2LError, OptionError, StoreError
 from stores.io.text import human_bytes, utf8
@@ -16,7 +17,6 @@ from stores.io.text import human_bytes, utf8
 PARTIAL = ".partial"
 LOGS = "logs"
 """Folder with the logs of the commands that made a store. It is no part of the store: no copy or seal includes it."""
-_LOCK = ".lock"
 _FULL_BYTES = 64 << 10
 MARGIN_BYTES = 16 << 20
 """Stays free, for the small files around a large one."""
@@ -38,21 +38,59 @@ def fsync_path(path: Path) -> None:
         os.close(handle)
 
 
+_FLUSHED: set[Path] = set()
+"""Folders whose entries in their parents this process has flushed."""
+_CANNOT_FLUSH = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS, errno.ENOTSUP)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents where they are missing, and flush the entry of each to the disk.
+
+    A power cut takes a folder whose entry was not flushed, with all the flushed files in it. Folders that are there
+    are flushed once by each process: another one may have made them a moment ago.
+    """
+    missing: list[Path] = []
+    folder = folder.absolute()
+    while folder != folder.parent and not (folder in _FLUSHED and folder.is_dir()):
+        missing.append(folder)
+        folder = folder.parent
+    for each in reversed(missing):
+        is_new = not each.is_dir()
+        if is_new:
+            each.mkdir(exist_ok=True)
+        try:
+            fsync_path(each.parent)
+        except OSError as error:
+            if is_new or error.errno not in _CANNOT_FLUSH:  # folders far above may be closed to us
+                raise
+        _FLUSHED.add(each)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there, and flush that it is gone."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+        fsync_path(path.parent)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed and renamed onto `path`, else removed.
 
-    The name ends in ``.partial`` and carries the process id, so that two writers do not share it.
+    The name ends in ``.partial`` and carries the process id, so that two writers do not share it. The file is new: what
+    stands under its name, which may be a link that came with a foreign folder, is removed. Neither is a link at `path`
+    followed.
 
     Raises
     ------
     DiskFull
         When the disk is full; `path` is then as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        partial.touch()
+        make_folder(path.parent)
+        partial.unlink(missing_ok=True)
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         mode = partial.stat().st_mode
         yield partial
         partial.chmod(mode)  # safetensors makes files that only their owner can read
@@ -60,7 +98,8 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
         fsync_path(path.parent)
     except BaseException as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         # torch and safetensors do not say in their errors that a disk is full
         full = isinstance(error, Exception) and (is_full(error) or free_bytes(path) < _FULL_BYTES)
         if full and not isinstance(error, G2LError):
@@ -68,6 +107,33 @@ def replacing(path: Path) -> Iterator[Path]:
                 f"{path}: the disk is full; all that was committed is kept: make room, run it again"
             ) from None
         raise
+
+
+def open_log(path: Path) -> IO[str]:
+    """Open a log to append lines to it; its folder is made where it is missing.
+
+    Raises
+    ------
+    OptionError
+        When it is no plain file, or its folder ``logs`` is a link: a foreign folder may come with links, and what is
+        appended would end up in another file.
+    """
+    make_folder(path.parent)
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe would wait for its reader
+    try:
+        if path.parent.name == LOGS and path.parent.is_symlink():
+            raise OSError(errno.ELOOP, "")
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | flags, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise
+        raise OptionError(
+            f"{path}: not a plain file in a plain folder, so no log is written; remove it"
+        ) from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OptionError(f"{path}: not a plain file, so no log is written; remove it")
+    return os.fdopen(handle, "a", encoding="utf-8", buffering=1)
 
 
 def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
@@ -126,45 +192,6 @@ def read_json(path: Path, limit_bytes: int = 16 << 20, finite: bool = False) -> 
         raise StoreError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{path}: not a readable JSON file ({error})") from None
-
-
-@contextlib.contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder while a command writes into it. The lock ends with the process, even a killed one.
-
-    The lock is on the file ``logs/.lock``, which is no part of a store. It is removed at the end, and so is a folder
-    into which nothing was written.
-
-    Raises
-    ------
-    OptionError
-        When another process holds the lock. Where the file system has no locks, none is held.
-    """
-    import filelock  # here, since it takes a third of the time of `--help`
-
-    logs = folder / LOGS
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(logs / _LOCK, mode=0o666)  # colleagues may write into a shared folder, in turn
-    try:
-        try:
-            logs.mkdir(exist_ok=True)
-            lock.acquire(blocking=False)
-        except (filelock.Timeout, FileNotFoundError, FileExistsError):  # or removed just now, by the other
-            raise OptionError(
-                f"{folder}: another command is writing into it; wait until it is done, or stop it first"
-            ) from None
-        except OSError:
-            pass  # the file system has no locks, or nothing can be written: then the command itself says so
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            if lock.is_locked:
-                # while it is held: a process that already opened this file then finds that it is gone, and retries
-                (logs / _LOCK).unlink()
-        lock.release()
-        for empty in (logs, folder):
-            with contextlib.suppress(OSError):
-                empty.rmdir()  # nothing was written
 
 
 def is_unused(folder: Path) -> bool:

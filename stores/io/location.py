@@ -49,17 +49,44 @@ def read_local(path: Path, limit_bytes: int, read: Callable[[Path, int], _T]) ->
         raise CorruptStore(f"{path}: cannot be read ({first_line(error)})") from None
 
 
+def _odd(entry: os.DirEntry[str]) -> str:
+    return "a symbolic link" if entry.is_symlink() else "a device, pipe or socket"
+
+
+def odd_below(folder: Path, *only: str) -> Iterator[tuple[Path, str]]:
+    """(path, what it is) of everything below a folder that is neither a file nor a folder.
+
+    Parameters
+    ----------
+    only
+        Names in the folder, to look at them and below them alone.
+    """
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if only and entry.name not in only:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from odd_below(folder / entry.name)
+            elif not entry.is_file(follow_symlinks=False):
+                yield folder / entry.name, _odd(entry)
+
+
 def walk(folder: Path, odd: Callable[[str, str], None], prefix: str = "") -> Iterator[tuple[str, int]]:
-    """(name, size) of every file below a folder, sorted; calls ``odd(name, what)`` for links, devices and the like."""
+    """(name, size) of every file below a folder, sorted; calls ``odd(name, what)`` for links, devices and the like.
+
+    Logs are left out, since they are no part of a store; what is odd in them is not, since commands write there.
+    """
     with os.scandir(folder) as entries:
         ordered = sorted(entries, key=lambda entry: entry.name)
     for entry in ordered:
         if entry.name == LOGS and not prefix:
+            for path, what in odd_below(folder, LOGS):
+                odd(path.relative_to(folder).as_posix(), what)
             continue
         status = entry.stat(follow_symlinks=False)
         if stat.S_ISDIR(status.st_mode):
             yield from walk(folder / entry.name, odd, f"{prefix}{entry.name}/")
         elif not stat.S_ISREG(status.st_mode):
-            odd(prefix + entry.name, "a symbolic link" if entry.is_symlink() else "a device, pipe or socket")
+            odd(prefix + entry.name, _odd(entry))
         elif not entry.name.endswith(PARTIAL):
             yield prefix + entry.name, status.st_size

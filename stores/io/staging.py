@@ -1,18 +1,19 @@
 """New stores from old ones: files are copied into a folder beside the target, which is renamed when it is complete.
 
-A killed copy continues where it stopped. Files appear by rename, so a file of the right size is whole.
+A killed copy continues where it stopped. Files appear by rename, so a file of the right size is whole. One process at a
+time makes a target: two would remove each other's files, and publish what the other has not finished.
 """
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stores.errors import CorruptStore, OptionError
+from stores.errors import CorruptStore, OptionError, StoreError
 from stores.io import files
 from stores.io.location import StoreLike, read_file
+from stores.io.lock import only_writer
 
 REQUEST = ".request.json"
 
@@ -29,24 +30,42 @@ def staged(out: Path, request: Mapping[str, Any]) -> Iterator[Path]:
     Raises
     ------
     OptionError
-        When `out` exists.
+        When `out` exists, or another command is making it.
     """
+    _require_absent(out)
+    with only_writer(out.with_name(f".{out.name}{files.PARTIAL}")) as writer:
+        _require_absent(out)  # made while we waited for the lock
+        stage = writer.folder
+        marker = stage / REQUEST
+        wanted = dict(request)
+        if not marker.is_file() or files.read_json(marker) != wanted:
+            _clear(stage)
+        files.sweep_partials(stage)  # a killed copy left them; they would be published
+        files.write_json(marker, wanted)
+        yield stage
+        files.remove(marker)
+        try:
+            writer.rename(out)
+        except OSError as error:
+            _require_absent(out)
+            raise StoreError(f"--out {out}: cannot be made ({files.first_line(error)})") from None
+        files.fsync_path(out.parent)
+
+
+def _require_absent(out: Path) -> None:
     if out.exists() or out.is_symlink():
         raise OptionError(f"--out {out}: exists already; choose another name, nothing is overwritten")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    stage = out.with_name(f".{out.name}{files.PARTIAL}")
-    marker = stage / REQUEST
-    wanted = dict(request)
-    if stage.exists() and (not marker.is_file() or files.read_json(marker) != wanted):
-        shutil.rmtree(stage)
-    stage.mkdir(exist_ok=True)
-    files.sweep_partials(stage)  # a killed copy left them; they would be published
-    files.write_json(marker, wanted)
-    yield stage
-    marker.unlink()
-    files.fsync_path(stage)
-    os.rename(stage, out)
-    files.fsync_path(out.parent)
+
+
+def _clear(stage: Path) -> None:
+    """Remove what a copy with another request left, but not the lock."""
+    for path in stage.iterdir():
+        if path.name == files.LOGS:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def copy_file(store: StoreLike, name: str, size: int, stage: Path, target: str | None = None) -> None:

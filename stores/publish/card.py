@@ -19,6 +19,7 @@ from stores.format.licences import front_matter, licence_of
 from stores.format.terms import Fact, Terms, expression, of_store
 from stores.info import store_info
 from stores.io import files
+from stores.io.lock import only_writer
 from stores.io.text import markdown, one_line
 from stores.publish import croissant
 
@@ -74,6 +75,12 @@ def write_card(store: Path, options: CardOptions) -> Written:
     layout.require_unsealed(store)
     if options.url is not None and not re.fullmatch(r"https?://[^\s<>\"|`]{1,200}", options.url):
         raise OptionError(f"--url {options.url!r}: expected http:// or https://, at most 200 characters")
+    recipe.load_complete(store)
+    with only_writer(store):
+        return _write_card(store, options)
+
+
+def _write_card(store: Path, options: CardOptions) -> Written:
     stored = recipe.load_complete(store)
     about = store_info(store)
     if not about["views"]:

@@ -7,7 +7,6 @@ store, or read it, at the same time.
 """
 
 import contextlib
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,8 +19,11 @@ import pyarrow as pa
 from stores.errors import CorruptStore, StoreError
 from stores.format import arrays, features, layout, manifest, recipe
 from stores.format.chunks import read_chunk
+from stores.format.encoding import Form
+from stores.format.metadata import ArraySpec
 from stores.format.statistics import mean_and_variance
 from stores.io import files
+from stores.io.lock import only_writer
 from stores.io.progress import SILENT, Reporter
 from stores.io.text import first_of
 from stores.verify import join_commits
@@ -77,8 +79,14 @@ def reindex(store: Path, dry_run: bool = False, prune: bool = False, report: Rep
     Raises
     ------
     OptionError
-        When the store is sealed.
+        When the store is sealed, or another command writes into it.
     """
+    recipe.load(store)
+    with contextlib.nullcontext() if dry_run else only_writer(store):
+        return _reindex(store, dry_run, prune, report)
+
+
+def _reindex(store: Path, dry_run: bool, prune: bool, report: Reporter) -> Reindexed:
     stored = recipe.load(store)
     layout.require_unsealed(store)
     listed = layout.list_files(store)
@@ -198,8 +206,8 @@ class _Slide:
             if not commits:
                 return
             opened = features.open_features(self.run.store, self.slide_id)
-            shape = (opened.n_seeds, features.n_blocks(opened.n_rows), 2, opened.dim)
-            spec = self._stats_spec(name, shape)
+            form = features.forms(opened.n_rows, opened.n_seeds, opened.dim)["stats"]
+            spec = self._stats_spec(name, form)
             for commit in commits:
                 table = commit.read(["seed", "row", "status"])
                 for seed in commit.seeds:
@@ -210,21 +218,20 @@ class _Slide:
                         ):
                             features.write_stats(self.run.store, self.slide_id, seed, commit.block, values)
 
-    def _stats_spec(self, name: str, shape: tuple[int, ...]) -> arrays.ArraySpec | None:
+    def _stats_spec(self, name: str, form: Form) -> ArraySpec | None:
         """The array's metadata. An array that is absent, or not as the format says, is created again."""
         with contextlib.suppress(StoreError):
             spec = arrays.read_metadata(self.run.store, name)
-            if spec.shape == shape and spec.chunks == (1, 1, *shape[2:]) and spec.dtype == np.float64:
+            if (spec.shape, spec.chunks, spec.dtype) == (form.shape, form.chunks, np.float64):
                 return spec
         if self.run.does(f"slide {self.slide_id}: array of statistics created again"):
-            shutil.rmtree(self.run.store / name, ignore_errors=True)
-            arrays.create_array(self.run.store, name, shape, (1, 1, *shape[2:]), "float64", np.nan)
+            arrays.write_metadata(self.run.store, name, form.metadata())  # each chunk is written again
         return None
 
     def _stats_are(
         self,
         name: str,
-        spec: arrays.ArraySpec | None,
+        spec: ArraySpec | None,
         values: npt.NDArray[np.float16],
         seed: int,
         block: int,

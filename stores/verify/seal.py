@@ -16,6 +16,7 @@ from stores.errors import StoreError
 from stores.format.layout import CHECKSUMS, DIGEST, classify, list_files
 from stores.io import files
 from stores.io.location import StoreLike, read_file
+from stores.io.lock import only_writer
 from stores.io.progress import SILENT, Reporter
 from stores.verify.findings import Finding
 
@@ -74,11 +75,20 @@ def seal(store: Path, report: Reporter = SILENT) -> Sealed:
 
     Raises
     ------
+    OptionError
+        When another command writes into the store.
     StoreError
         When a file has a name that a checksum file cannot hold on one line, or cannot be read.
     CorruptStore
         When something in the store is neither file nor folder.
     """
+    if not store.is_dir():
+        raise StoreError(f"{store}: no such folder")
+    with only_writer(store):
+        return _seal(store, report)
+
+
+def _seal(store: Path, report: Reporter) -> Sealed:
     listed = {name: size for name, size in list_files(store).items() if name not in (CHECKSUMS, DIGEST)}
     for name in listed:
         if not _PLAIN.fullmatch(name):
@@ -95,7 +105,7 @@ def seal(store: Path, report: Reporter = SILENT) -> Sealed:
         lines.append(f"{found}  {name}\n")
     text = "".join(lines)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    (store / DIGEST).unlink(missing_ok=True)  # a kill in between leaves no digest rather than a wrong one
+    files.remove(store / DIGEST)  # a kill in between leaves no digest rather than a wrong one
     files.write_text(store / CHECKSUMS, text)
     files.write_text(store / DIGEST, f"{digest}  {CHECKSUMS}\n")
     return Sealed(str(store), digest, len(listed))

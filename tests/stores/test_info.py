@@ -16,8 +16,8 @@ from click.testing import CliRunner, Result
 import cli
 from stores.errors import CorruptStore
 from stores.format import features, manifest, recipe
-from stores.format.arrays import open_for_writing
 from stores.info import store_info
+from tests.tools import zarr_arrays
 from tests.tools.stores import DIM, make_store
 
 
@@ -105,7 +105,7 @@ def no_array(store: Path) -> None:
 
 def written(value: float, part: int) -> Any:
     def damage(store: Path) -> None:
-        open_for_writing(store, "features.zarr/a/stats", 4, "float64")[1, 0, part, 3] = value
+        zarr_arrays.writable(store, "features.zarr/a/stats")[1, 0, part, 3] = value
 
     damage.__name__ = f"{('mean', 'variance')[part]} {value}"
     return damage
@@ -117,7 +117,7 @@ def of_shape(*shape: int) -> Any:
     def damage(store: Path) -> None:
         name = "features.zarr/a/stats"
         shutil.rmtree(store / name)
-        features.create_array(store, name, shape, (1, 1, *shape[2:]), "float64", math.nan)[:] = 1.0
+        zarr_arrays.create(store, name, shape, (1, 1, *shape[2:]), "float64", math.nan)[:] = 1.0
 
     damage.__name__ = f"shape {shape}"
     return damage

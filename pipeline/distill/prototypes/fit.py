@@ -43,6 +43,7 @@ from stores.errors import DistillError, OptionError
 from stores.format.recipe import CompleteRecipe, load_complete
 from stores.io import files
 from stores.io.location import StoreLike
+from stores.io.lock import only_writer
 
 STATE = "state.safetensors"
 _STATE_EVERY = 20
@@ -100,9 +101,9 @@ def fit(store: StoreLike, out: Path, options: PrototypeOptions, report: Reporter
         raise OptionError(
             f"--k {options.k}: the training split has {stream.epoch_views} views under its seeds; ask for fewer"
         )
-    _begin(out, options, stored.digest())
     chunks = Chunks(threads_of(options.threads, None), devices.choose_device(options.device))
-    with files.only_writer(out), RunLog(report, out / "log.jsonl") as log, contextlib.closing(chunks):
+    with only_writer(out), RunLog(report, out / "log.jsonl") as log, contextlib.closing(chunks):
+        _begin(out, options, stored.digest())
         files.sweep_partials(out)
         work = _Fit(store, out, options, stored, stream, BlockCache(store, stored.tokens), chunks, log)
         return Fitted(out, work.run())

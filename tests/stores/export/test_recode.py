@@ -21,6 +21,7 @@ from stores.export.export import ExportOptions
 from stores.format import arrays, features, layout, manifest, recipe
 from stores.format.chunks import decoded_size
 from stores.format.int8 import Cost, neighbour_overlap, relative_error
+from stores.format.metadata import ArraySpec
 from tests.tools.export import contents, run
 from tests.tools.interrupted import Interrupted
 from tests.tools.settings import TEACHER
@@ -178,7 +179,7 @@ def test_decoded_size_of_what_zarr_writes(compressor: str, n: int, kind: str) ->
     raw = held["c/0"].to_bytes()
     assert decoded_size(raw, compressor) == n
     assert len(raw) <= n * 9 // 8 + 1024
-    spec = arrays.ArraySpec((n,), (n,), np.dtype("int8"), compressor)
+    spec = ArraySpec((n,), (n,), np.dtype("int8"), compressor)
     store = arrays.ReadOnlyStore(lambda name, limit: held[name[2:]].to_bytes(), "x", spec)
     np.testing.assert_array_equal(zarr.open_array(store, mode="r", zarr_format=3)[:], array[:])
 

@@ -13,6 +13,7 @@ from stores.format import arrays, features
 from stores.format.chunks import chunk_limit, write_chunk
 from stores.format.feature_rows import RowReader
 from stores.format.layout import chunk_file
+from tests.tools import zarr_arrays
 
 DIM, SEEDS = 5, 3
 ROWS = {"a": 2500, "b": 40, "c": 1500}
@@ -148,7 +149,7 @@ def test_copies_are_read_alike(store: Path, tmp_path: Path) -> None:
     """Chunks of a copy are decoded into memory of their own."""
     values = values_of("b")
     name = "features.zarr/b/features"
-    arrays.create_array(tmp_path, name, values.shape, (1, 64, DIM), "float16", np.nan, ZstdCodec(level=3))
+    zarr_arrays.create(tmp_path, name, values.shape, (1, 64, DIM), "float16", np.nan, ZstdCodec(level=3))
     copied = arrays.read_spec(tmp_path, name, 3, "float16")
     for seed in range(SEEDS):
         write_chunk(tmp_path, name, copied, (seed, 0, 0), values[seed : seed + 1], np.nan)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stores.errors import DiskFull, OptionError, StoreError
-from stores.io import files
+from stores.io import files, lock
 from stores.io.location import walk
 from tests.tools.settings import ROOT
 
@@ -30,16 +30,52 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("parts", [(b"",), (b"abc", memoryview(b"defg")), (bytes(1 << 20), b"x")])
-def test_bytes_are_written_whole_or_not_at_all(tmp_path: Path, parts: tuple[bytes, ...]) -> None:
+def test_bytes_are_written_whole_or_not_at_all(
+    tmp_path: Path, parts: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "new" / "a"
     files.write_bytes(path, *parts)
     assert path.read_bytes() == b"".join(parts)
     assert os.listdir(path.parent) == ["a"]
-    path.with_name(f".a.{os.getpid()}.partial").symlink_to("/dev/full")  # a disk on which nothing fits
-    with pytest.raises(DiskFull, match="the disk is full"):
-        files.write_bytes(path, b"other")
+    full = os.open("/dev/full", os.O_WRONLY)  # a disk on which nothing fits
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.open", lambda self, mode: os.fdopen(full, mode))
+        with pytest.raises(DiskFull, match="the disk is full"):
+            files.write_bytes(path, b"other")
     assert path.read_bytes() == b"".join(parts)
     assert os.listdir(path.parent) == ["a"]
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    """A foreign folder may come with links under names that a command is going to write."""
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    path = tmp_path / "s" / "README.md"
+    path.parent.mkdir()
+    for name in (path.name, f".{path.name}.{os.getpid()}.partial"):
+        path.with_name(name).symlink_to(mine)
+    files.write_text(path, "theirs")
+    assert (mine.read_text(), path.read_text(), path.is_symlink()) == ("mine", "theirs", False)
+    assert os.listdir(path.parent) == ["README.md"]
+
+
+@pytest.mark.parametrize("place", ["logs", "logs/tile.jsonl"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_log_is_a_plain_file(tmp_path: Path, place: str, kind: str) -> None:
+    mine, path = tmp_path / "mine", tmp_path / "s" / place
+    path.parent.mkdir(parents=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif place == "logs":
+        mine.mkdir()
+        path.symlink_to(mine)
+    else:
+        mine.write_text("mine\n")
+        path.symlink_to(mine)
+    with pytest.raises((OptionError, FileExistsError), match=r"not a plain file|File exists"):
+        files.open_log(tmp_path / "s/logs/tile.jsonl")
+    assert not mine.is_file() or mine.read_text() == "mine\n"
+    assert not mine.is_dir() or list(mine.iterdir()) == []
 
 
 def test_a_reader_never_sees_a_file_change_under_it(tmp_path: Path) -> None:
@@ -92,27 +128,27 @@ def test_sweep_removes_partials_only(tmp_path: Path) -> None:
 def test_one_command_writes_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     with (
-        files.only_writer(folder),
+        lock.only_writer(folder),
         pytest.raises(OptionError, match="another command is writing into it"),
-        files.only_writer(folder),
+        lock.only_writer(folder),
     ):
         pass
     assert not folder.exists()  # nothing was written
     holder = subprocess.Popen(
-        [sys.executable, "-c", f"from pathlib import Path; from stores.io.files import only_writer\n"
+        [sys.executable, "-c", f"from pathlib import Path; from stores.io.lock import only_writer\n"
          f"with only_writer(Path({str(folder)!r})): print('held', flush=True); input()"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(OptionError), files.only_writer(folder):
+    with pytest.raises(OptionError), lock.only_writer(folder):
         pass
     holder.kill()
     holder.communicate()
     assert (
         list(walk(folder, lambda name, what: pytest.fail(name))) == []
     )  # what is left is no part of a store
-    with files.only_writer(folder):  # a lock ends with its process
+    with lock.only_writer(folder):  # a lock ends with its process
         (folder / "a").touch()
     assert os.listdir(folder) == ["a"]
 
@@ -124,7 +160,7 @@ def test_a_folder_without_locks_is_written_all_the_same(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("filelock.FileLock.acquire", unsupported)
-    with files.only_writer(tmp_path / "s"):
+    with lock.only_writer(tmp_path / "s"):
         (tmp_path / "s" / "a").touch()
     assert os.listdir(tmp_path / "s") == ["a"]
 
