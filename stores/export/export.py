@@ -195,6 +195,7 @@ def _write(export: _Plan, report: Reporter) -> Exported:
         for row in export.rows:
             _write_slide(export, row["slide_id"], of_slide.get(row["slide_id"], []), stage, cost)
             report.advance(1, row["slide_id"])
+        layout.require_unchanged(export.store, export.listing)
         written = export.recipe if cost is None else replace(export.recipe, compact=cost.to_json())
         _write_rest(export, written, stage)
         size = {name: n for name, n in layout.list_files(stage).items() if name != REQUEST}

@@ -5,7 +5,7 @@ lab, so each name that contains one checks it.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,6 +193,17 @@ def list_files(store: StoreLike, only_plain: bool = True) -> dict[str, int]:
             raise CorruptStore(f"{store / name}: {what}; a store consists of plain files and folders")
 
     return dict(walk(store, refuse))
+
+
+def require_unchanged(store: StoreLike, listed: Mapping[str, int]) -> None:
+    """Raise StoreError when files of a local store are not those that were listed: a command writes into it.
+
+    A copy may have a commit record then that came after the listing, without its chunks.
+    """
+    if isinstance(store, Path) and list_files(store) != listed:
+        raise StoreError(
+            f"{store}: was changed while it was copied; start the same command again when no other one writes into it"
+        )
 
 
 def is_sealed(store: Path) -> bool:

@@ -125,6 +125,25 @@ class Objects:
         if self._try(name, once) is None:
             raise StoreError(f"{self.url}: there is no such bucket or folder; make it first")
 
+    def create(self, name: str, data: bytes) -> None:
+        """Write a file unless there is one. Where the service has no such request, it may be overwritten."""
+        path = f"{self._root}/{name}"
+
+        def once() -> bool:
+            try:
+                self._fs.pipe_file(path, data, mode="create")
+            except Exception as error:
+                if not isinstance(error, FileExistsError) and "precondition" not in str(error).lower():
+                    raise
+            return True
+
+        if self._try(name, once) is None:
+            raise StoreError(f"{self.url}: there is no such bucket or folder; make it first")
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        self._try(name, lambda: self._fs.rm_file(f"{self._root}/{name}"))
+
     def about(self, name: str) -> Object | None:
         """Size and MD5 of one file, None when there is none."""
         found = self._try(name, lambda: self._fs.info(f"{self._root}/{name}"))

@@ -5,6 +5,7 @@ is right, or its bytes, where the service gives no MD5.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
@@ -15,14 +16,18 @@ from stores.errors import CorruptStore, OptionError, StoreError
 from stores.format import layout, recipe
 from stores.io import files
 from stores.io.location import read_file
+from stores.io.lock import Owner
 from stores.io.progress import SILENT, Reporter
 from stores.io.staging import staged
-from stores.io.text import first_of, human_bytes
+from stores.io.text import first_of, human_bytes, one_line
 from stores.remote.objects import THREADS, Object, Objects
 from stores.verify.seal import read_checksums
 
 _LAST = (layout.CHECKSUMS, layout.DIGEST, layout.RECIPE)
 _MAX_FILE_BYTES = 1 << 32
+_CLAIM = "push.json"
+"""At the URL while a store is pushed there: which one, and by whom. No part of the store."""
+_MAX_CLAIM_BYTES = 4096
 
 
 @dataclass(slots=True)
@@ -91,7 +96,7 @@ def push(store: Path, objects: Objects, report: Reporter = SILENT) -> Transferre
     Raises
     ------
     OptionError
-        When another store is at the URL.
+        When another store is at the URL, or is being pushed there.
     StoreError
         When a file did not arrive as it was sent.
     """
@@ -105,6 +110,10 @@ def push(store: Path, objects: Objects, report: Reporter = SILENT) -> Transferre
         raise OptionError(
             f"{objects.url}: another store is there (its recipe.json differs); choose another URL"
         )
+    claim = _claim_of(store)
+    if objects.get(_CLAIM, _MAX_CLAIM_BYTES) is None:
+        objects.create(_CLAIM, json.dumps(claim).encode())
+    _require_claim(objects, claim)
     report.start("push", sum(sizes[name] for name in names))
 
     def send(name: str) -> tuple[int, bool]:
@@ -118,10 +127,40 @@ def push(store: Path, objects: Objects, report: Reporter = SILENT) -> Transferre
         return len(data), before
 
     _each([name for name in names if name not in _LAST], send, result)
+    layout.require_unchanged(store, sizes)
+    _require_claim(objects, claim)
     for name in _LAST:
         if name in names:
             _count(result, *send(name))
+    objects.remove(_CLAIM)
     return result
+
+
+def _claim_of(store: Path) -> dict[str, str]:
+    """What tells a store from others that are pushed to the same URL; equal when its push is continued."""
+    digests = {}
+    for name in (layout.RECIPE, layout.SLIDES):
+        path = store / name
+        digests[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return {**digests, "by": str(Owner.here())}
+
+
+def _require_claim(objects: Objects, claim: Mapping[str, str]) -> None:
+    """Raise OptionError when another store is being pushed to the URL: the files of both would mix."""
+    raw = objects.get(_CLAIM, _MAX_CLAIM_BYTES)
+    if raw is None:
+        return  # another push of the same store has ended
+    try:
+        found = files.parse_json(raw.decode())
+        same = all(found[name] == claim[name] for name in (layout.RECIPE, layout.SLIDES))
+        by = one_line(found["by"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        same, by = False, "unknown"
+    if not same:
+        raise OptionError(
+            f"{objects.url}: another store is being pushed there ({by}); wait for it, or choose another URL. If that "
+            f"push will never be continued, remove {_CLAIM} there"
+        )
 
 
 def _same(objects: Objects, name: str, there: Object | None, data: bytes) -> bool:

@@ -7,7 +7,10 @@ import pytest
 
 from pipeline.runtime.log import RunLog
 from pipeline.runtime.progress import Silent
+from stores.errors import OptionError
 from stores.format import layout
+from stores.verify.seal import seal
+from stores.verify.structure import verify_structure
 from tests.tools.notes import Notes
 
 
@@ -56,6 +59,27 @@ def test_a_mistake_in_the_options_leaves_no_trace(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no"), RunLog(Silent(), tmp_path / "s/logs/x.jsonl"):
         raise ValueError("no")
     assert not (tmp_path / "s").exists()
+
+
+def test_foreign_text_is_one_line_in_a_log(tmp_path: Path) -> None:
+    with RunLog(Silent(), tmp_path / "x.jsonl") as log:
+        log.start("work", 1)
+        log.note("teacher a\n* * * * * root id\x1b[2J")
+    assert [line["text"] for line in lines(tmp_path / "x.jsonl") if line["event"] == "note"] == [
+        "teacher a * * * * * root id?[2J"
+    ]
+
+
+@pytest.mark.parametrize("name", ["logs", "logs/tile.jsonl"])
+def test_links_among_the_logs_are_findings(copy: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (copy / name).parent.mkdir(exist_ok=True)
+    (copy / name).symlink_to(tmp_path / "elsewhere")
+    (found,) = verify_structure(copy).findings
+    assert (found.file, found.kind) == (name, "stray")
+    assert "is a symbolic link" in str(found)
+    with pytest.raises(OptionError, match=f"{name}: a symbolic link"):
+        seal(copy)
 
 
 def test_logs_are_no_part_of_a_store(copy: Path) -> None:

@@ -25,6 +25,7 @@ from pipeline.runtime.progress import Silent
 from pipeline.verify.options import VerifyOptions
 from pipeline.verify.verify import seal_store, verify
 from stores.errors import CorruptStore, OptionError, StoreError
+from stores.format import layout, manifest
 from stores.info import store_info
 from stores.remote import objects, transfer
 from stores.remote import store as remote
@@ -373,6 +374,35 @@ def test_hostile_keys_stay_outside(s3: str, store: Path, tmp_path: Path) -> None
     assert sorted(result.left_out) == sorted(hostile)
     assert files_of(tmp_path / "x/back") == files_of(store)
     assert {p for p in tmp_path.parent.rglob("*") if tmp_path not in p.parents} == before
+
+
+@pytest.mark.parametrize("kind", ["s3", "file"])
+def test_two_stores_do_not_mix_at_one_url(s3: str, store: Path, tmp_path: Path, kind: str) -> None:
+    """The second is refused while the first is pushed, and goes when the claim of a dead one is removed."""
+    url = f"s3://{BUCKET}/two" if kind == "s3" else f"file://{tmp_path}/two"
+    other = Path(shutil.copytree(store, tmp_path / "other"))
+    manifest.write_slides(other, [row | {"patient_id": "p"} for row in manifest.read_slides(other)])
+    there = quick(url)
+    there.create("push.json", json.dumps(transfer._claim_of(other)).encode())
+    there.create("push.json", b"{}")  # is not written over it
+    with pytest.raises(OptionError, match=r"another store is being pushed there \(process \d+ on host"):
+        transfer.push(store, there)
+    assert set(there.list()) == {"push.json"}
+    transfer.push(other, there)
+    assert set(there.list()) == set(layout.list_files(other))
+
+
+def test_a_store_that_changes_while_it_is_pushed_is_no_store_there(store: Path, tmp_path: Path) -> None:
+    changing = Path(shutil.copytree(store, tmp_path / "s"))
+
+    class Writes(Silent):
+        def advance(self, by: int = 1, detail: str = "") -> None:
+            (changing / "manifest" / "views" / "a" / "00009-s0000-0000.parquet").touch()
+
+    there = quick(f"file://{tmp_path}/out")
+    with pytest.raises(StoreError, match="was changed while it was copied"):
+        transfer.push(changing, there, Writes())
+    assert layout.RECIPE not in there.list()
 
 
 def test_symbolic_links_are_not_pushed(store: Path, tmp_path: Path) -> None:
