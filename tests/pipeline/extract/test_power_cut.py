@@ -20,7 +20,9 @@ _FREE = re.compile(r"/logs\b|^name of .*\.partial$")
 def test_what_a_record_promises_is_flushed_before_it(tmp_path: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
-    disk, broken, kept = Disk(folder), [], set()
+    disk = Disk(folder)
+    broken: list[str] = []
+    kept: set[str] = set()
 
     def promise(path: str) -> None:
         name = path.removeprefix(f"{folder}/")
