@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stores.errors import WeightsError
+from stores.io.text import one_line
 
 OTHER_WAYS = "or give --weights PATH with a file fetched elsewhere, or --random-weights SEED for a trial"
 
 
 def brief(error: BaseException | str, limit: int = 200) -> str:
-    """Another library's message as one line of at most `limit` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """Another library's message, which may quote a foreign file, as one line of at most `limit` characters."""
+    text = one_line(error, limit + 1) or type(error).__name__
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 

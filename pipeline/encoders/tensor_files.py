@@ -80,8 +80,8 @@ def load_torch(file: Path, mapped: bool = True) -> object:
     WeightsError
         The file is damaged, needs objects unpickled, or asks for more memory than its bytes.
     """
-    archive = zipfile.is_zipfile(file)
     try:
+        archive = zipfile.is_zipfile(file)
         if archive:
             _require_stored(file)
         # timm and DINO keep their command line in the checkpoint; a Namespace is inert

@@ -20,6 +20,7 @@ from pipeline.encoders.state_dict_layouts import to_native
 from pipeline.encoders.tensor_files import load_torch, require_own_memory, require_safetensors
 from stores.errors import WeightsError
 from stores.io.ranges import ranges_of
+from stores.io.text import one_line
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -210,8 +211,9 @@ def _listed(what: str, names: Sequence[str], limit: int = _LISTED) -> str:
         before, number, after = match.groups("")
         numbers.setdefault((before, after), []).extend([int(number)] if number else [])
     forms = [f"{before}{_braced(found)}{after}" for (before, after), found in numbers.items()]
+    shown = ", ".join(one_line(form) for form in forms[:limit])
     more = f" and {len(forms) - limit} more forms" if len(forms) > limit else ""
-    return f"{len(names)} {what} ({', '.join(forms[:limit])}{more})" if names else ""
+    return f"{len(names)} {what} ({shown}{more})" if names else ""
 
 
 def _braced(numbers: Sequence[int]) -> str:

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.encoders.weights import read_checkpoint
+from pipeline.encoders.weights import fit, read_checkpoint
 from stores.errors import WeightsError
 
 
 def refused(path: Path) -> str:
     with pytest.raises(WeightsError) as caught:
         read_checkpoint(path)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
     return str(caught.value)
 
 
@@ -96,6 +96,20 @@ def test_only_plain_tensors(kind: str, tmp_path: Path) -> None:
     value = torch.zeros(3, 3, dtype=torch.complex64 if kind == "complex" else None)
     value = value.to("meta") if kind == "meta" else value.to_sparse() if kind == "sparse" else value
     assert "no plain tensor of real numbers" in refused(saved(tmp_path, {"a": value}))
+
+
+def test_names_in_a_message_are_one_line(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"a\n\x1b[31mb": torch.zeros(2)})
+    with pytest.raises(WeightsError) as caught:
+        fit(read_checkpoint(path), torch.nn.Linear(2, 2), "the file", "an architecture")
+    assert "1 unexpected (a ?[31mb)" in str(caught.value)
+
+
+def test_an_archive_that_zipfile_cannot_place(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 1, 0, 2)  # of two disks
+    path.write_bytes(locator + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0, 0, 0, 0, 0))
+    assert "is damaged or no torch checkpoint" in refused(path)
 
 
 def test_a_mapping_that_contains_itself_ends(tmp_path: Path) -> None:
