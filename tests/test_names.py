@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from pipeline.demo.synthetic_slides import write_slide
 from stores.format import manifest
 from stores.io import files
 from tests.tools.commands import g2l
+from tests.tools.settings import ROOT
 from tests.tools.stores import make_store
 
 pytestmark = pytest.mark.slow
@@ -217,3 +220,15 @@ def test_the_command_line_itself(tmp_path: Path) -> None:
 def test_a_slide_of_a_name_of_255_bytes(tmp_path: Path) -> None:
     (tmp_path / ("x" * 251 + ".svs")).write_bytes(b"")
     assert "gives no slide id" in clean(g2l("tile", tmp_path, "--store", tmp_path / "s"), 2)
+
+
+def test_letters_that_the_terminal_does_not_have(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "病理", {"a": 3})
+    done = subprocess.run(
+        [sys.executable, "cli.py", "store", "info", store],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"},
+        capture_output=True,
+        check=True,
+    )
+    assert b"\\u75c5\\u7406" in done.stdout

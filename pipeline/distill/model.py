@@ -1,7 +1,7 @@
 """The model that is trained: the student, and the heads between it and the loss."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from pipeline.distill.losses import assignment, cosine, feature_loss, koleo
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.prototypes.files import Space
 from pipeline.encoders.encoder import Encoder, take_tokens, token_grid
-from stores.errors import OptionError
+from stores.errors import OptionError, StoreError
 from stores.format.recipe import Tokens
 
 
@@ -29,8 +29,24 @@ class Teaching:
     variance: npt.NDArray[np.float64]
     tokens: Tokens | None = None
     """The tokens that the loss uses, if any."""
-    spaces: Mapping[str, Space] | None = None
+    spaces: Mapping[str, Space] = field(default_factory=dict)
     """Prototypes, where the loss needs them."""
+
+    def space(self, name: str) -> Space:
+        """The prototypes of a space; OptionError when there are none."""
+        if name not in self.spaces:
+            raise OptionError(
+                f"--prototypes: none of {name}, which the loss needs; fit them with `g2l prototypes`"
+            )
+        return self.spaces[name]
+
+    def require_tokens(self) -> Tokens:
+        """The tokens; StoreError when the store has none."""
+        if self.tokens is None:
+            raise StoreError(
+                "the store has no patch tokens, which the loss needs; run extract-teacher --tokens N"
+            )
+        return self.tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +137,13 @@ class Distiller(nn.Module):
             width = _token_width(student, teaching.tokens, options.student)
         for term, of, side in (("dino", "features", student.dim), ("ibot", "tokens", width)):
             if term in loss:
-                assert teaching.spaces is not None  # `open_data` has loaded them
-                space = teaching.spaces[of]
+                space = teaching.space(of)
                 self.heads[term] = DinoHead(
                     side, len(space.prototypes), options.head_hidden, options.head_bottleneck
                 )
                 self.assigners[term] = Assigner(space, options.assign, options.teacher_temp)
         if "token-cosine" in loss:
-            assert teaching.tokens is not None
-            self.heads["token-cosine"] = Projector(width, teaching.tokens.dim)
+            self.heads["token-cosine"] = Projector(width, teaching.require_tokens().dim)
 
     @property
     def uses_tokens(self) -> bool:

@@ -19,6 +19,7 @@ from pipeline.encoders.presets import Preset
 from pipeline.encoders.state_dict_layouts import to_native
 from pipeline.encoders.tensor_files import load_torch, require_own_memory, require_safetensors
 from stores.errors import WeightsError
+from stores.io.files import require_utf8
 from stores.io.ranges import ranges_of
 from stores.io.text import one_line
 
@@ -58,6 +59,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
                 f"{file} is a git-lfs pointer, not the weights; run `git lfs pull` where it lies"
             )
     if file.suffix == ".safetensors":
+        require_utf8(file)
         require_safetensors(file)
         try:
             tensors = safetensors.torch.load_file(file)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from stores.errors import DiskFull, G2LError, OptionError, StoreError
-from stores.io.text import human_bytes, utf8
+from stores.io.text import human_bytes, is_utf8, utf8
 
 PARTIAL = ".partial"
 LOGS = "logs"
@@ -25,6 +25,14 @@ MARGIN_BYTES = 16 << 20
 def first_line(error: BaseException) -> str:
     """The first line of a library's error message, for use inside our own."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def require_utf8(path: Path) -> None:
+    """Raise OptionError when a path is not UTF-8: safetensors reads no other, and calls the file damaged."""
+    if not is_utf8(str(path)):
+        raise OptionError(
+            f"{path}: a path that is not UTF-8, and safetensors reads no other; rename its folders"
+        )
 
 
 def fsync_path(path: Path) -> None:

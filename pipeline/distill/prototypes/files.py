@@ -68,6 +68,7 @@ def load(folder: Path, store_recipe: str, wanted: dict[str, int]) -> dict[str, S
         raise OptionError(
             f"--prototypes {folder}: no finished prototypes there; make them with `g2l prototypes`"
         )
+    files.require_utf8(folder)
     try:
         about = files.read_json(folder / ABOUT)
         require_safetensors(folder / TENSORS)
@@ -76,6 +77,8 @@ def load(folder: Path, store_recipe: str, wanted: dict[str, int]) -> dict[str, S
             raise StoreError(f"{ABOUT} holds no object")
     except Exception as error:  # the errors of safetensors and of numpy for its types have no base class
         raise DistillError(f"--prototypes {folder}: damaged ({first_line(error)}); fit them again") from None
+    if not isinstance(about, dict):
+        raise DistillError(f"--prototypes {folder}: {ABOUT} holds no object; fit them again")
     if about.get("store_recipe") != store_recipe:
         made = str(about.get("store_recipe"))[:12]
         raise OptionError(

@@ -258,6 +258,7 @@ class _Fit:
         path = self.out / STATE
         if not path.exists():
             return 0, 0.0
+        files.require_utf8(path)
         try:
             with safetensors.safe_open(path, "pt", device=str(self.device)) as file:
                 about = file.metadata() or {}

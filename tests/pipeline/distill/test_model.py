@@ -1,12 +1,14 @@
 """Projector and normalisation of the targets."""
 
 import numpy as np
+import pytest
 import torch
 
 from pipeline.distill.heads import BN_EPS, Projector, TargetNorm, standardise
 from pipeline.distill.model import Teaching, build
 from pipeline.distill.options import DistillOptions
 from pipeline.encoders.load import load_encoder
+from stores.errors import G2LError
 
 
 def test_projector_is_linear_and_batch_norm_without_affine() -> None:
@@ -46,3 +48,10 @@ def test_target_norms() -> None:
     np.testing.assert_allclose(
         TargetNorm("store", mean, variance)(targets).numpy(), by_store, rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("loss", ["dino", "ibot", "token-cosine"])
+def test_a_loss_without_what_it_needs_is_one_line(loss: str) -> None:
+    student = load_encoder("tests.tools.tiny:student", random_weights=0)
+    with pytest.raises(G2LError, match="which the loss needs"):
+        build(student, Teaching(9, np.zeros(9), np.ones(9)), DistillOptions(loss=loss))

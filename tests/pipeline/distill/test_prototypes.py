@@ -1,6 +1,7 @@
 """Prototypes: spherical k-means finds what is there, resumes exactly, and what it wrote is judged before it is used."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -238,6 +239,20 @@ def test_a_folder_belongs_to_one_request(
         fit.fit(token_store, tmp_path, OPTIONS, Silent())
     with pytest.raises(StoreError, match=r"no recipe\.json"):
         fit.fit(tmp_path, tmp_path / "p", OPTIONS, Silent())
+
+
+@pytest.mark.parametrize("about", ["[]", "3", "null", '"x"'])
+def test_about_foreign_prototypes(fitted: Path, tmp_path: Path, about: str) -> None:
+    path = Path(shutil.copytree(fitted, tmp_path / "p"))
+    (path / files.ABOUT).write_text(about)
+    with pytest.raises(DistillError, match=r"prototypes\.json holds no object"):
+        files.load(path, "digest", {"features": 24})
+
+
+def test_a_folder_that_safetensors_cannot_open(fitted: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(fitted, tmp_path / os.fsdecode(b"\xff")))
+    with pytest.raises(OptionError, match="a path that is not UTF-8"):
+        files.load(path, "digest", {"features": 24})
 
 
 @pytest.mark.parametrize(
