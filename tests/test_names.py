@@ -149,13 +149,15 @@ def test_commands_on_the_store(folder: Path, made: Path, tmp_path: Path) -> None
     clean(g2l("store", "export", store, "--compact", "lossless", "--out", tmp_path / "lossless"))
 
 
-@pytest.mark.parametrize("kind", ["eva", "trident-h5"])
+@pytest.mark.parametrize("kind", ["eva", "parquet"])
 def test_embeddings_and_what_is_evaluated(folder: Path, tmp_path: Path, kind: str) -> None:
     out = tmp_path / os.fsdecode(b"out-\xff\x1b")
     clean(
         g2l("embed", folder, "--out", out, "--format", kind, *ENCODER, "--slides-csv", folder / "meta.csv"), 3
     )
-    if kind == "eva":
+    if kind == "parquet":
+        clean(g2l("evaluate", "cka", out, out))
+    else:
         rows = list(csv.DictReader(io.StringIO((out / "embeddings/manifest.csv").read_text())))
         assert {row["origin"] for row in rows} == {"'=cmd|'!A1.tiff", "a\\x1b[31m[red].tiff"}
         assert {row["target"] for row in rows} == {"0", "1"}
@@ -196,6 +198,10 @@ def test_a_store_in_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
         clean(g2l("store", *command))
         in_json(g2l("store", "info", store, "--json"))
     clean(g2l("evaluate", "cka", store, store))
+    for name in ("checksums.sha256", "checksums.sha256.digest"):
+        (store / name).unlink()
+    (store / BYTES).touch()
+    assert "or not in UTF-8; rename or remove it" in clean(g2l("store", "seal", store, "--as-it-is"), 2)
 
 
 def test_the_command_line_itself(tmp_path: Path) -> None:

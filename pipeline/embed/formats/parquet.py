@@ -20,12 +20,11 @@ def write_parquet(folder: Path, unit: Unit, parts: Parts) -> list[Path]:
         for part in parts:
             table = _with_columns(unit, part)
             if writer is None:
+                file = stack.enter_context(partial.open("wb"))  # Arrow opens no path that is not UTF-8
                 schema = table.schema.with_metadata(known)
                 writer = stack.enter_context(
                     pq.ParquetWriter(
-                        stack.enter_context(
-                            partial.open("wb")
-                        ),  # Arrow opens no file whose path is not UTF-8
+                        file,
                         schema,
                         compression={name: "zstd" for name in schema.names if name != "features"},
                         use_dictionary=[name for name in schema.names if name != "features"],
