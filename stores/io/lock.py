@@ -3,7 +3,7 @@
 The lock is ``flock`` on ``logs/.lock``; it ends with its process, even a killed one. Linux forwards it to the server of
 NFS, so that other hosts see it, but not with the mount options ``nolock`` and ``local_lock``, and on other network file
 systems it may hold within a host alone. Therefore ``logs/.owner`` names host, process and time of the writer, which
-touches the file every half minute. A second host that finds it fresh is refused. `docs/decisions/0031`.
+touches the file every half minute. A second host that finds it fresh is refused. `docs/decisions/0031-one-writer.md`.
 """
 
 import contextlib
