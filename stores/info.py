@@ -41,6 +41,7 @@ def store_info(store: StoreLike) -> dict[str, Any]:
     return {
         "path": str(store),
         "recipe_digest": stored.digest() if stored.complete else None,
+        "seal_digest": layout.seal_digest(store),
         "recipe": stored.to_json(),
         "slides": len(slides),
         "slides_by_status": _sums((row["status"], 1) for row in slides),
@@ -68,6 +69,7 @@ def info_lines(info: Mapping[str, Any]) -> list[str]:
     lines = [
         f"store     {info['path']}",
         f"recipe    {info['recipe_digest'] or 'incomplete: no teacher yet'}",
+        f"seal      {info['seal_digest'] or 'none'}",
         f"teacher   {one_line(teacher['name'])}, {teacher['dim']}-d, {one_line(teacher['dtype'])}, "
         f"weights {one_line(teacher['weights_sha256'], 16)}",
         f"patch     {recipe_json['patch']['size_px']} px at {recipe_json['patch']['mpp']:g} mpp",
@@ -120,7 +122,10 @@ def statistics(store: StoreLike) -> dict[str, float] | None:
         for seed in commit.seeds:
             n_rows = len(manifest.ok_rows(table, seed))
             if n_rows:
-                running.add(n_rows, *_of_block(stats[commit.slide_id], seed, commit, running))
+                slide_id, dim = commit.slide_id, len(running.mean) if running.count else None
+                running.add(
+                    n_rows, *features.stats_of_block(stats[slide_id], slide_id, seed, commit.block, dim)
+                )
         if commit.seeds.start == 0:
             tissue.append(table.filter(pc.equal(table["seed"], 0))["tissue"].to_numpy())
     if not running.count:
@@ -142,26 +147,6 @@ def statistics(store: StoreLike) -> dict[str, float] | None:
     if len(share):
         found |= {f"tissue_p{q:02d}": float(np.quantile(share, q / 100)) for q in (5, 50, 95)}
     return found
-
-
-def _of_block(
-    stats: npt.NDArray[np.float64], seed: int, commit: manifest.Commit, running: RunningStats
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Mean and variance of a committed block, checked, because the arrays may come from another lab."""
-    where = f"{commit.slide_id} seed {seed} block {commit.block}: its statistics"
-    if seed >= stats.shape[0] or commit.block >= stats.shape[1] or stats.shape[2] != 2 or not stats.shape[3]:
-        raise CorruptStore(f"{where} do not exist: the array has the shape {stats.shape}")
-    mean, variance = stats[seed, commit.block]
-    if running.count and mean.shape != running.mean.shape:
-        raise CorruptStore(
-            f"{where} have {mean.shape[0]} dimensions, those of other slides {running.mean.shape[0]}"
-        )
-    possible = (
-        (np.abs(mean) <= features.FLOAT16_MAX) & (variance >= 0) & (variance <= features.FLOAT16_MAX**2)
-    )
-    if not possible.all():
-        raise CorruptStore(f"{where} are missing or damaged; run `g2l store reindex`")
-    return mean, variance
 
 
 def _sums(pairs: Any) -> dict[str, int]:

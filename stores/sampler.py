@@ -13,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from stores.errors import CorruptStore, StoreError
+from stores.errors import StoreError
 from stores.format import manifest
+from stores.format.committed import read_records, usable_slides
+from stores.format.recipe import Patch
 from stores.io.location import StoreLike
 
 SEGMENT_ROWS = 128
@@ -37,31 +39,41 @@ class Segment:
         return len(self.seeds) * len(self.rows)
 
 
-def find_units(store: StoreLike, split: str, n_seeds: int | None) -> list[Segment]:
+def find_units(
+    store: StoreLike, split: str, n_seeds: int | None, patch: Patch | None = None
+) -> list[Segment]:
     """All committed views of a split under seeds 0 to `n_seeds` - 1; a unit is the segment of a whole commit record.
 
     Sorted by slide, block and seeds. The order of the slides follows from their content (a hash of their views'
     checksums), not from their ids, so that a store under pseudonyms trains as the original does.
 
+    Parameters
+    ----------
+    n_seeds : int, optional
+        None means every seed that any block has.
+    patch : Patch, optional
+        Of the recipe, to check the patches against; None leaves that out.
+
     Raises
     ------
     StoreError
-        When a block of the split lacks one of the seeds. `n_seeds` None means every seed that any block has.
+        When a block of the split lacks one of the seeds.
     CorruptStore
-        When the seeds of a commit record do not have the same rows.
+        When slides table, patches or commit records break a promise (`stores.format.committed`).
     """
     units = []
     content: dict[str, bytes] = {}
-    for commit in manifest.commits(store):
-        table = commit.read(["row", "seed", "status", "split", "view_crc32"])
-        table = table.filter(pc.and_(pc.equal(table["split"], split), pc.equal(table["status"], manifest.OK)))
-        if table.num_rows:
-            # a row that cannot be read is bad under all seeds of its commit
-            rows = np.sort(manifest.ok_rows(table, commit.seeds.start))
-            if any(not np.array_equal(rows, np.sort(manifest.ok_rows(table, s))) for s in commit.seeds):
-                raise CorruptStore(f"{commit.path}: its seeds list different rows as {manifest.OK}")
-            units.append(Segment(commit, tuple(commit.seeds), rows))
-            content.setdefault(commit.slide_id, _hash(table["view_crc32"].to_numpy().astype("<u4").tobytes()))
+    for slide_id, row in usable_slides(store, patch).items():
+        if row["split"] != split:
+            continue
+        for commit, table in read_records(store, row, patch):
+            ok = table.filter(pc.equal(table["status"], manifest.OK))
+            if ok.num_rows:
+                # a row that cannot be read is bad under all seeds of its commit
+                units.append(
+                    Segment(commit, tuple(commit.seeds), manifest.ok_rows(table, commit.seeds.start))
+                )
+                content.setdefault(slide_id, _hash(ok["view_crc32"].to_numpy().astype("<u4").tobytes()))
     units.sort(
         key=lambda u: (content[u.commit.slide_id], u.commit.slide_id, u.commit.block, u.commit.seeds.start)
     )

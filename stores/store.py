@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from stores.errors import CorruptStore, StoreError
 from stores.format import features, manifest, recipe
+from stores.format.committed import read_records
 from stores.format.feature_rows import RowReader
 from stores.info import store_info
 from stores.io.location import StoreLike
@@ -94,7 +95,7 @@ class Store:
             When the store has no such slide.
         """
         patches = self.patches(slide_id)
-        return np.stack([patches.x_px0, patches.y_px0], axis=1)
+        return patches.coords
 
     def features(self, slide_id: str, seed: int = 0) -> npt.NDArray[np.float16]:
         """The teacher's features of one view of every patch of a slide, float16 (n_patches, dim).
@@ -110,7 +111,7 @@ class Store:
         StoreError
             When the store has no teacher features, no such slide or no such seed.
         CorruptStore
-            When a committed row is damaged or missing.
+            When a committed row is damaged or missing, or the manifest contradicts itself.
         """
         n_patches = self._slide(slide_id)["n_patches"]
         found = np.full((n_patches, self.complete.teacher.dim), np.nan, np.float16)
@@ -127,9 +128,9 @@ class Store:
                 f"its manifest and recipe say {found.shape}"
             )
         reader = RowReader(self.files, blocks=1)
-        for commit in manifest.commits(self.files, slide_id):
+        for commit, table in read_records(self.files, self._slide(slide_id), self.recipe.patch):
             if seed in commit.seeds:
-                rows = manifest.ok_rows(commit.read(["row", "seed", "status"]), seed)
+                rows = manifest.ok_rows(table, seed)
                 found[rows] = reader.read(slide_id, seed, commit.block, rows)
         return found
 

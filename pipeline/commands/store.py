@@ -248,8 +248,13 @@ def push(path: Path, url: str, as_json: bool) -> None:
 @store.command(short_help="Download a store from a URL")
 @click.argument("url")
 @click.argument("out", type=PATH)
+@click.option(
+    "--digest",
+    metavar="HEX",
+    help="Digest of the seal that the owner published: the store must carry this seal.",
+)
 @JSON
-def pull(url: str, out: Path, as_json: bool) -> None:
+def pull(url: str, out: Path, digest: str | None, as_json: bool) -> None:
     """Download a store from a URL to a new folder. Run it again after an interruption to continue."""
     from pipeline.runtime.progress import reporter_for
     from stores.remote import transfer
@@ -257,5 +262,5 @@ def pull(url: str, out: Path, as_json: bool) -> None:
 
     with reporter_for(sys.stderr) as report:
         objects = Objects(url)
-        result = transfer.pull(objects, out, report)
+        result = transfer.pull(objects, out, report, digest)
     show(as_json, result)

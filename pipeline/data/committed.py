@@ -10,7 +10,10 @@ import numpy.typing as npt
 
 from pipeline.views.draw import ViewParams
 from pipeline.views.patch_views import StoredView
+from pipeline.views.policy import Policy
+from pipeline.views.stored import impossible
 from stores import sampler
+from stores.errors import CorruptStore
 from stores.format import manifest, recipe
 from stores.format.feature_rows import RowReader
 from stores.format.tokens import open_tokens, read_rows
@@ -42,8 +45,14 @@ class CommittedBlock:
         return int(self.columns["x_px0"][at]), int(self.columns["y_px0"][at]), wanted
 
 
-def read_commit(commit: manifest.Commit) -> CommittedBlock:
-    """Read what is needed to rebuild the views of a block."""
+def read_commit(commit: manifest.Commit, policy: Policy | None = None) -> CommittedBlock:
+    """Read what is needed to rebuild the views of a block.
+
+    Raises
+    ------
+    CorruptStore
+        When a drawn parameter is not within what `policy` draws.
+    """
     names = ["row", "seed", "x_px0", "y_px0", "view_crc32", *manifest.DRAWN_SCHEMA.names]
     table = commit.read(names)
     crcs = table["view_crc32"].fill_null(0)
@@ -55,6 +64,13 @@ def read_commit(commit: manifest.Commit) -> CommittedBlock:
     drawn = np.empty(table.num_rows, fields)
     for name, _ in fields:
         drawn[name] = columns.pop(name)
+    of_names = {name: drawn[name] for name, _ in fields}
+    for name, at in impossible(policy, columns["seed"], of_names) if policy is not None else ():
+        row, seed = (int(columns[key][at][0]) for key in ("row", "seed"))
+        raise CorruptStore(
+            f"{commit.path}: {name} of row {row} seed {seed} is {drawn[name][at][0]}, which is not within what the "
+            "policy draws"
+        )
     return CommittedBlock(columns, drawn, {key: i for i, key in enumerate(keys)})
 
 
@@ -65,11 +81,15 @@ class BlockCache:
     ----------
     about
         The tokens of the store; None reads no tokens.
+    policy
+        What drew the views; None leaves their parameters unchecked.
     """
 
-    def __init__(self, store: StoreLike, about: recipe.Tokens | None = None) -> None:
+    def __init__(
+        self, store: StoreLike, about: recipe.Tokens | None = None, policy: Policy | None = None
+    ) -> None:
         self._about = about
-        self.commit = functools.lru_cache(_CACHED_BLOCKS)(read_commit)
+        self.commit = functools.lru_cache(_CACHED_BLOCKS)(functools.partial(read_commit, policy=policy))
         self._features = RowReader(store, _CACHED_BLOCKS)
         self._open_tokens = functools.lru_cache(256)(functools.partial(open_tokens, store))
         self._token_chunk = functools.lru_cache(_CACHED_BLOCKS)(self._read_tokens)

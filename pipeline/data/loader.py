@@ -89,7 +89,7 @@ class ViewLoader:
         self._stream = sampler.Stream(units, options.seed, options.window, options.views_per_read)
         self._sources, self._policy, self._options = sources, policy, options
         self._start = start
-        self._cache = BlockCache(store, tokens)
+        self._cache = BlockCache(store, tokens, policy)
         self._pool = PatchPool(options.threads, options.processes)
         self._memory = WindowMemory()
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="window")
@@ -239,7 +239,7 @@ def load_views(
     """At most `n_views` views of one seed, evenly spread over `units`; every view is compared with its checksum."""
     picked = [(unit, row) for unit in units if seed in unit.seeds for row in unit.rows.tolist()]
     keep = np.unique(np.linspace(0, len(picked) - 1, min(n_views, len(picked))).round().astype(int))
-    cache = BlockCache(store, tokens)
+    cache = BlockCache(store, tokens, policy)
     out = np.empty((len(keep), policy.crop_px, policy.crop_px, 3), np.uint8)
     stored: list[tuple[npt.NDArray[Any], ...]] = []
     work = functools.partial(rebuild_row, policy)

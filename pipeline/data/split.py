@@ -18,7 +18,9 @@ from pipeline.views.draw import RENDERING
 from pipeline.views.policy import Policy
 from stores import sampler
 from stores.errors import OptionError, StoreError, ViewMismatch
-from stores.format.recipe import CompleteRecipe, Tokens, load_complete
+from stores.format.features import require_slide
+from stores.format.manifest import read_patches
+from stores.format.recipe import CompleteRecipe, Tokens, load_complete, require_possible
 from stores.io.location import StoreLike
 from stores.store import Store
 
@@ -87,11 +89,28 @@ def files_and_recipe(store: Store | StoreLike) -> tuple[StoreLike, CompleteRecip
     return store, load_complete(store)
 
 
-def find_views(store: StoreLike, split: str, n_seeds: int | None) -> list[sampler.Segment]:
-    """The committed views of a split, as `stores.sampler.find_units`; StoreError when there are none."""
-    units = sampler.find_units(store, split, n_seeds)
-    if not units:
+def find_views(
+    store: StoreLike, recipe: CompleteRecipe, split: str, n_seeds: int | None, may_be_empty: bool = False
+) -> list[sampler.Segment]:
+    """The committed views of a split, as `stores.sampler.find_units`, with arrays that belong to them.
+
+    Raises
+    ------
+    StoreError
+        When there are none, unless `may_be_empty`.
+    CorruptStore
+        When the tables of the store contradict each other, or the arrays of a slide.
+    """
+    require_possible(recipe, store)
+    units = sampler.find_units(store, split, n_seeds, recipe.patch)
+    if not units and not may_be_empty:
         raise StoreError(f"{store}: no committed views in the split {split!r}; see `g2l store info {store}`")
+    n_seeds_of: dict[str, int] = {}
+    for unit in units:
+        slide_id = unit.commit.slide_id
+        n_seeds_of[slide_id] = max(n_seeds_of.get(slide_id, 0), unit.commit.seeds.stop)
+    for slide_id, seeds in n_seeds_of.items():
+        require_slide(store, slide_id, read_patches(store, slide_id).coords, seeds, recipe.teacher.dim)
     return units
 
 
@@ -124,6 +143,8 @@ def open_split(
         When another version rendered the views.
     OptionError
         When the pixels of a slide are neither in the store nor among `slides`.
+    CorruptStore
+        When the store contradicts itself.
     """
     if recipe.reader.rendering != RENDERING:
         raise ViewMismatch(
@@ -131,7 +152,6 @@ def open_split(
             "use the version that made the store, or extract again"
         )
     policy = Policy.from_json(recipe.policy)
-    find = sampler.find_units if may_be_empty else find_views
-    units = find(store, split, n_seeds)
+    units = find_views(store, recipe, split, n_seeds, may_be_empty)
     sources = find_sources(store, recipe, {unit.commit.slide_id for unit in units}, slides) if units else {}
     return Split(store, recipe, policy, units, sources)

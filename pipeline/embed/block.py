@@ -38,7 +38,7 @@ class PartStage:
         if self.tiles:
             zeros = np.zeros(task.n_patches, np.int32)
             return manifest.Patches(zeros, zeros, np.ones(task.n_patches, np.float32))
-        return manifest.read_patches(self.out / TILING, task.source.slide_id)
+        return manifest.read_patches(self.out / TILING, task.source.slide_id, task.n_patches)
 
     def sink(self, task: Task) -> PartSink:
         """What writes a task's part."""

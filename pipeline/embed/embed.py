@@ -181,7 +181,7 @@ def _slides(
 ) -> list[Unit]:
     """Tile the inputs that are not tiled yet; the usable slides among them."""
     paths = find_slides(inputs)
-    result = tile_on(workers, inputs, out / TILING, tile_options, report)
+    result = tile_on(workers, inputs, out / TILING, tile_options, report, for_training=False)
     units = []
     for row in result.slides:
         if row["slide_id"] not in paths:

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 
 from stores.errors import EvaluationError, OptionError
 from stores.format import features, layout, manifest, recipe
+from stores.format.committed import read_records, usable_slides
+from stores.format.feature_rows import RowReader
 from stores.io.files import first_line
 from stores.io.location import StoreLike
 
@@ -202,23 +204,24 @@ def _read_h5(path: Path) -> _Piece:
 def from_store(store: StoreLike) -> Embeddings:
     """The teacher's features of seed 0, for every patch that is committed and could be read."""
     stored = recipe.load_complete(store)
+    recipe.require_possible(stored, store)
+    reader = RowReader(store, blocks=1)
     parts: list[npt.NDArray[Any]] = []
     columns: dict[str, list[Any]] = {}
     left_out = 0
-    for row in manifest.read_slides(store):
+    for row in usable_slides(store, stored.patch).values():
         own = {name: row[name] for name in row if name not in manifest.SLIDES_SCHEMA.names}
         fixed = {name: row[name] for name in ("slide_id", "patient_id", "split")} | own
-        for commit in manifest.commits(store, row["slide_id"]):
-            if 0 not in commit.seeds:
-                continue
-            table = commit.read(["row", "x_px0", "y_px0", "seed", "tissue", "status"])
+        slide_id = row["slide_id"]
+        records = [item for item in read_records(store, row, stored.patch) if 0 in item[0].seeds]
+        if records:
+            coords = manifest.read_patches(store, slide_id).coords
+            features.require_slide(store, slide_id, coords, 1, stored.teacher.dim)
+        for commit, table in records:
             table = table.filter(pc.equal(table["seed"], 0))
             good = table.filter(pc.equal(table["status"], manifest.OK))
             left_out += len(table) - len(good)
-            array = features.open_features(store, row["slide_id"])
-            start = features.block_range(array.n_rows, commit.block).start
-            block = array.read_block(0, commit.block)[good["row"].to_numpy() - start]
-            parts.append(features.require_finite(block, f"{row['slide_id']} block {commit.block}"))
+            parts.append(reader.read(slide_id, 0, commit.block, good["row"].to_numpy()))
             for name, value in fixed.items():
                 columns.setdefault(name, []).extend([value] * len(good))
             for name in ("row", "x_px0", "y_px0", "tissue"):

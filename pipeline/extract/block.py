@@ -12,7 +12,6 @@ from pipeline.inference.facts import reader_identity, token_recipe
 from pipeline.inference.loaded import OnDevice
 from pipeline.inference.task import Task
 from pipeline.views.policy import Policy
-from stores.errors import CorruptStore
 from stores.format import features, manifest, pixels, recipe
 from stores.format.tokens import write_chunk, write_positions
 from stores.io.files import require_free
@@ -44,14 +43,7 @@ class StoreStage:
 
     def patches(self, task: Task) -> manifest.Patches:
         """The slide's patches in the manifest; CorruptStore when their number is not that of the slides table."""
-        slide_id = task.source.slide_id
-        found = manifest.read_patches(self.store, slide_id)
-        if len(found) != task.n_patches:
-            raise CorruptStore(
-                f"{manifest.patches_path(self.store, slide_id)}: {len(found)} patches, "
-                f"the slides table has {task.n_patches}"
-            )
-        return found
+        return manifest.read_patches(self.store, task.source.slide_id, task.n_patches)
 
     def sink(self, task: Task) -> "StoreSink":
         """What writes a task into the store."""

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.extract.options import ExtractOptions
@@ -65,7 +64,7 @@ def create_arrays(
     """Make a slide's arrays as the recipe has them, with the committed seeds at least, or let them grow."""
     n_seeds = max([n_seeds, *(commit.seeds.stop for commit in manifest.commits(store, slide_id))])
     patches = manifest.read_patches(store, slide_id)
-    coords = np.stack([patches.x_px0, patches.y_px0], axis=1)
+    coords = patches.coords
     if stored.tokens is not None:
         tokens.create_slide(store, slide_id, len(patches), n_seeds, stored.tokens)
     if with_pixels:

@@ -37,6 +37,7 @@ from pipeline.views.patch_views import rebuild_row
 from pipeline.views.policy import Policy
 from stores.errors import EvaluationError, OptionError, SlideError
 from stores.format import manifest, recipe
+from stores.format.committed import read_records, usable_slides
 from stores.io.location import StoreLike
 
 NEIGHBOURS = 6
@@ -124,12 +125,12 @@ def gather(
     """
     stored = recipe.load_complete(store)
     policy = Policy.from_json(stored.policy)
-    usable = [row for row in manifest.read_slides(store) if row["status"] == manifest.OK]
+    usable = list(usable_slides(store, stored.patch).values())
     result = Gathered(n_slides=len(usable))
     chosen = _spread(usable, options.max_slides)
     sources = find_sources(store, stored, {row["slide_id"] for row in chosen}, options.slides)
     paths = find_slides(options.slides) if options.slides else {}
-    cache = BlockCache(store)
+    cache = BlockCache(store, policy=policy)
     targets, pictures = [], []
     report.start("report", len(chosen))
     with PatchPool(threads_of(options.threads, 1)) as pool:
@@ -179,8 +180,7 @@ class _Slide:
         self._cache, self._pool = cache, pool
         found: list[tuple[int, manifest.Commit]] = []
         self._seeds: dict[int, list[tuple[int, manifest.Commit]]] = {}
-        for commit in manifest.commits(store, row["slide_id"]):
-            table = commit.read(["row", "seed", "status"])
+        for commit, table in read_records(store, row):
             ok = table.filter(pc.equal(table["status"], manifest.OK))
             for seed, number in zip(ok["seed"].to_pylist(), ok["row"].to_pylist(), strict=True):
                 self._seeds.setdefault(number, []).append((seed, commit))

@@ -27,6 +27,7 @@ from pipeline.tile.slides_csv import mpp_overrides, patient_of, read_slides_csv,
 from stores.errors import OptionError, RecipeMismatch, SlideError, StoreError
 from stores.export import pseudonyms
 from stores.format import layout, manifest, recipe
+from stores.format.committed import in_two_splits
 from stores.format.layout import read_options
 from stores.io import files
 from stores.io.lock import only_writer
@@ -152,9 +153,20 @@ def tile(
 
 
 def tile_on(
-    workers: Cluster, inputs: Sequence[Path], store: Path, options: TileOptions, report: Reporter
+    workers: Cluster,
+    inputs: Sequence[Path],
+    store: Path,
+    options: TileOptions,
+    report: Reporter,
+    for_training: bool = True,
 ) -> TileSummary:
-    """`tile` on a cluster that is open. A slide is a piece of work; only this process writes the slides table."""
+    """`tile` on a cluster that is open. A slide is a piece of work; only this process writes the slides table.
+
+    Parameters
+    ----------
+    for_training : bool
+        Refuse a patient in two splits.
+    """
     options.validate()
     layout.require_unsealed(store)
     require_extendable(store)
@@ -166,6 +178,8 @@ def tile_on(
     prepare_store(store, options)
     rows = {row["slide_id"]: row for row in manifest.read_slides(store)}
     slides = [_slide_work(name, path, table, overrides, rows, options) for name, path in paths.items()]
+    if for_training:
+        _require_one_split([*rows.values(), *(slide.row for slide in slides)])
     report.start("tile", len(paths))
     masks = None if options.masks is None else options.masks.absolute()
     work = functools.partial(tile_slide, store.absolute(), dataclasses.replace(options, masks=masks))
@@ -215,6 +229,14 @@ def _slide_work(
     if old is not None and old["status"] == manifest.OK:
         _require_unchanged(old, row, ("patient_id", "split"))
     return SlideWork(slide_id, path.absolute(), row, overrides.get(slide_id), old)
+
+
+def _require_one_split(rows: Sequence[Mapping[str, Any]]) -> None:
+    latest = {row["slide_id"]: row for row in rows}
+    for slide_id, problem in in_two_splits(list(latest.values()), "patient_id", "patient"):
+        raise OptionError(
+            f"slide {slide_id}: {problem}; give all slides of a patient one split in --slides-csv, or none"
+        )
 
 
 def tile_slide(store: Path, options: TileOptions, slide: SlideWork, advance: Advance) -> dict[str, Any]:

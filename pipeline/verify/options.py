@@ -6,6 +6,7 @@ from typing import Literal
 
 from pipeline.runtime.options import ENCODER, ForwardOptions, ThreadsOptions, WeightsOptions, option, require
 from stores.errors import OptionError
+from stores.format.layout import require_digest
 
 ALL: Literal["all"] = "all"
 
@@ -30,6 +31,14 @@ class VerifyOptions(ThreadsOptions, ForwardOptions, WeightsOptions):
         32, "Patches of each slide to recompute: a number, or all.", metavar="N|all"
     )
     min_cosine: float = option(0.999, "Smallest cosine of a recomputed feature to the stored one.")
+    max_relative_error: float | None = option(
+        None,
+        "Largest relative error of a recomputed feature.",
+        shown="by the arithmetic of store and machine",
+    )
+    digest: str | None = option(
+        None, "Digest of the seal that the owner published: the store must carry this seal.", metavar="HEX"
+    )
     partial: bool = option(
         False, "Accept an unfinished store: views that were never extracted are not a mistake."
     )
@@ -39,6 +48,9 @@ class VerifyOptions(ThreadsOptions, ForwardOptions, WeightsOptions):
         """Raise OptionError that names the first value that is not allowed."""
         require(self.sample == ALL or self.sample >= 1, "sample", self.sample, "1 or more, or all")
         require(0 < self.min_cosine <= 1, "min_cosine", self.min_cosine, "above 0, up to 1")
+        error = self.max_relative_error
+        require(error is None or error > 0, "max_relative_error", error, "above 0")
+        require_digest(self.digest)
         if self.repair and not (self.slides and self.teacher):
             raise OptionError("--repair: needs --slides and --teacher, to recompute what is broken")
         if self.teacher is None and (self.weights is not None or self.random_weights is not None):

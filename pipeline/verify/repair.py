@@ -241,7 +241,7 @@ class _Repair:
         """Write ``zarr.json`` files and coords anew, each in the place of the broken one."""
         store, slide_id = self.store, self.slide_id
         n_seeds = max((seeds.stop for _, seeds in records), default=1)
-        coords = np.stack([patches.x_px0, patches.y_px0], axis=1)
+        coords = patches.coords
         forms = features.forms(len(patches), n_seeds, self.stored.teacher.dim)
         if self.stored.tokens is not None:
             forms |= tokens.forms(len(patches), n_seeds, self.stored.tokens)

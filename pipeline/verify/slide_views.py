@@ -14,15 +14,13 @@ from pipeline.data.committed import BlockCache, CommittedBlock, read_commit
 from pipeline.runtime import work
 from pipeline.slides.pool import PatchPool
 from pipeline.slides.sources import Reader, SlideSource, Source, StoreSource, open_slide_source
-from pipeline.verify.options import ALL, VerifyOptions
-from pipeline.views import draw
+from pipeline.verify.draws import sample_rows
+from pipeline.verify.options import VerifyOptions
+from pipeline.verify.tolerance import allowed, distance
 from pipeline.views.policy import Policy
 from pipeline.views.render import render, view_crc32
-from stores import sampler
 from stores.errors import G2LError, RecipeMismatch, SlideError, StoreError
-from stores.export.pseudonyms import is_keyed
-from stores.format import features, layout, manifest, pixels, recipe
-from stores.format.statistics import mean_and_variance
+from stores.format import layout, manifest, pixels, recipe
 from stores.io import files
 from stores.io.location import StoreLike
 from stores.verify.findings import Finding
@@ -32,6 +30,7 @@ if TYPE_CHECKING:  # torch, which a look at the structure does not need
     from pipeline.inference.loaded import EncoderSpec, OnDevice
 
 _OTHER_PIXELS = "the stored pixels are not the slide's"
+_OTHER_VIEW = "another view than the teacher saw (crc32 differs)"
 
 
 @dataclass(slots=True)
@@ -42,8 +41,8 @@ class Verified:
     views_checked: int = 0
     features_checked: int = 0
     cosine_min: float | None = None
-    error_max: float | None = None
-    """Largest absolute difference of a recomputed feature's value."""
+    relative_error_max: float | None = None
+    """Largest relative error of a recomputed feature, see `pipeline.verify.tolerance.distance`."""
     notes: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
 
@@ -58,7 +57,7 @@ class Verified:
             "views_checked": self.views_checked,
             "features_checked": self.features_checked,
             "cosine_min": self.cosine_min,
-            "error_max": self.error_max,
+            "relative_error_max": self.relative_error_max,
             "notes": self.notes,
             "repaired": self.repaired,
         }
@@ -71,7 +70,7 @@ class Verified:
         if self.features_checked:
             lines.append(
                 f"teacher: {self.features_checked} features computed again; smallest cosine {self.cosine_min:.6f}, "
-                f"largest difference {self.error_max:.2e}"
+                f"largest relative error {self.relative_error_max:.2e}"
             )
         lines += [f"note: {text}" for text in self.notes]
         lines += [f"wrong: {finding}" for finding in self.findings]
@@ -86,7 +85,8 @@ class Verified:
         self.features_checked += part.features_checked
         if part.cosine_min is not None:
             self.cosine_min = min(part.cosine_min, 1.0 if self.cosine_min is None else self.cosine_min)
-            self.error_max = max(part.error_max or 0.0, self.error_max or 0.0)
+            both = part.relative_error_max or 0.0, self.relative_error_max or 0.0
+            self.relative_error_max = max(both)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +144,12 @@ class SlideLooker:
             )
         else:
             policy = Policy.from_json(self.stored.policy)
-            check = _SlideViews(self.store, slide, source, policy, self.options, result, self.stored.tokens)
-            check.run(self._pool(), self.teacher())
+            teacher = self.teacher()
+            own = self.stored.teacher.dtype if teacher is None else teacher.identity.dtype
+            bounds = self.options.min_cosine, self.options.max_relative_error or allowed(self.stored, own)
+            tokens = self.stored.tokens
+            check = _SlideViews(self.store, slide, source, policy, self.options, result, tokens, bounds)
+            check.run(self._pool(), teacher)
         advance(1)
         return result
 
@@ -194,15 +198,14 @@ class _SlideViews:
     options: VerifyOptions
     result: Verified
     tokens: recipe.Tokens | None
+    bounds: tuple[float, float]
+    """Least cosine and largest relative error of a feature, see `pipeline.verify.tolerance`."""
 
     @property
     def slide_id(self) -> str:
         return str(self.slide.row["slide_id"])
 
     def run(self, pool: PatchPool, teacher: "OnDevice | None") -> None:
-        drawn = not is_keyed(
-            self.slide.row["fingerprint"]
-        )  # draws need the fingerprint, which is a pseudonym there
         kept = _kept_pixels(self.store, self.slide_id) if isinstance(self.source, SlideSource) else None
         try:
             records = list(manifest.commits(self.store, self.slide_id))
@@ -217,12 +220,9 @@ class _SlideViews:
                 ok = manifest.ok_rows(commit.read(["row", "seed", "status"]), commit.seeds.start)
             except StoreError:
                 continue  # structure has named it
-            chosen = np.sort(ok)
-            if self.options.sample != ALL:
-                share = max(1, round(self.options.sample * len(ok) / max(self.slide.row["n_patches"], 1)))
-                order = sampler.permutation(len(ok), "verify", self.slide_id, commit.block)
-                chosen = np.sort(ok[order[:share]])
-            self._commit(pool, commit, block, chosen.tolist(), drawn, kept, teacher)
+            place = self.slide.row["n_patches"], self.slide_id, commit.block
+            chosen = sample_rows(ok, *place, self.options.sample)
+            self._commit(pool, commit, block, chosen.tolist(), kept, teacher)
 
     def _commit(
         self,
@@ -230,7 +230,6 @@ class _SlideViews:
         commit: manifest.Commit,
         block: CommittedBlock,
         rows: list[int],
-        drawn: bool,
         kept: Any,
         teacher: "OnDevice | None",
     ) -> None:
@@ -259,68 +258,22 @@ class _SlideViews:
             for i, seed in enumerate(commit.seeds):
                 at = block.index[seed, row]
                 self.result.views_checked += 1
-                place = int(block.columns["x_px0"][at]), int(block.columns["y_px0"][at])
-                key = self.policy, self.slide.row["fingerprint"], *place, seed
-                if drawn and block.params(at) != draw.draw(*key):
-                    problem = "the parameters are not those that the seed draws"
-                elif got.crcs[i] != int(block.columns["crc"][at]):
-                    problem = "another view than the teacher saw (crc32 differs)"
-                elif drawn and self._other_places(cache, commit, row, key):
-                    problem = "the places of its tokens are not those that the seed draws"
-                else:
-                    problem = ""
-                if problem:
-                    wrong.setdefault((seed, problem), []).append(row)
+                if got.crcs[i] != int(block.columns["crc"][at]):
+                    wrong.setdefault((seed, _OTHER_VIEW), []).append(row)
                 made.append((seed, row, got.views[i]))
         file = commit.file
         for (seed, problem), at_rows in sorted(wrong.items()):
             kind = "pixels" if problem == _OTHER_PIXELS else "view"
             text = f"{len(at_rows)} of {len(rows)} views: {problem}"
             self._add(file, text, kind, commit.block, seed, at_rows)
-        self._statistics(commit)
         if teacher is not None and made:
             self._features(commit, made, teacher, cache)
-
-    def _other_places(
-        self,
-        cache: BlockCache,
-        commit: manifest.Commit,
-        row: int,
-        key: tuple[Policy, str, int, int, int],
-    ) -> bool:
-        """Whether a view's tokens are from other places than its seed draws."""
-        if self.tokens is None:
-            return False
-        try:
-            _, found = cache.tokens(commit, np.array([row], np.int32), key[-1])
-        except StoreError:
-            return False  # structure has named it
-        wanted = draw.draw_tokens(*key, self.tokens.count, self.tokens.grid**2)
-        return not np.array_equal(found[0], wanted)
 
     def _add(self, file: str, problem: str, kind: str, block: int, seed: int, rows: list[int]) -> None:
         span = range(min(rows), max(rows) + 1)
         self.result.findings.append(
             Finding(file, problem, kind, self.slide_id, block, range(seed, seed + 1), span)
         )
-
-    def _statistics(self, commit: manifest.Commit) -> None:
-        """Compare a block's statistics with its features; a compact copy keeps those of the original."""
-        for seed in commit.seeds:
-            try:
-                opened = features.open_features(self.store, self.slide_id)
-                if opened.scales is not None:
-                    return
-                values = opened.read_block(seed, commit.block)
-                stored = features.read_stats(self.store, self.slide_id)[seed, commit.block]
-            except (StoreError, IndexError):
-                continue  # structure has named it
-            if not np.allclose(stored, mean_and_variance(values), rtol=1e-9, atol=0, equal_nan=True):
-                rows = list(features.block_range(opened.n_rows, commit.block))
-                file = layout.feature_array(self.slide_id, "stats")
-                self._add(
-                    file, "are not the mean and variance of the features", "stats", commit.block, seed, rows
-                )
 
     def _features(
         self,
@@ -329,7 +282,8 @@ class _SlideViews:
         teacher: "OnDevice",
         cache: BlockCache,
     ) -> None:
-        far: dict[tuple[str, int], list[tuple[int, float]]] = {}
+        far: dict[tuple[str, int], list[tuple[float, float, int]]] = {}
+        least, most = self.bounds
         for batch in _batches(made, teacher.batch_size):
             stored: list[tuple[npt.NDArray[np.float16], npt.NDArray[np.float16], npt.NDArray[np.int32]]] = []
             kept: list[tuple[int, int, npt.NDArray[np.uint8]]] = []
@@ -353,11 +307,14 @@ class _SlideViews:
                 if fresh_tokens is not None:
                     self._compare("tokens", stored[i][1][0], fresh_tokens[i], seed, row, far)
         for (leaf, seed), pairs in sorted(far.items()):
-            lowest = min(cosine for _, cosine in pairs)
+            error, cosine, row = max(pairs)
             what = "features" if leaf == "features" else "views have tokens that"
-            problem = f"{len(pairs)} {what} are not the teacher's: cosine down to {lowest:.6f}"
+            problem = (
+                f"{len(pairs)} {what} are not the teacher's: the worst is row {row}, relative error {error:.3g} "
+                f"(allowed {most:.3g}), cosine {cosine:.6f} (allowed from {least:.6g})"
+            )
             file = layout.feature_array(self.slide_id, leaf)
-            self._add(file, problem, "teacher", commit.block, seed, [row for row, _ in pairs])
+            self._add(file, problem, "teacher", commit.block, seed, [row for _, _, row in pairs])
 
     def _compare(
         self,
@@ -366,18 +323,15 @@ class _SlideViews:
         fresh: npt.NDArray[np.float32],
         seed: int,
         row: int,
-        far: dict[tuple[str, int], list[tuple[int, float]]],
+        far: dict[tuple[str, int], list[tuple[float, float, int]]],
     ) -> None:
-        """Vectors (n, dim) of one view; the least similar pair counts."""
-        old, new = stored.astype(np.float64), fresh.astype(np.float64)
-        norms = np.linalg.norm(old, axis=1) * np.linalg.norm(new, axis=1)
-        cosine = float(((old * new).sum(axis=1) / np.maximum(norms, 1e-12)).min())
-        self.result.cosine_min = min(
-            cosine, 1.0 if self.result.cosine_min is None else self.result.cosine_min
-        )
-        self.result.error_max = max(float(np.abs(old - new).max()), self.result.error_max or 0.0)
-        if not cosine >= self.options.min_cosine:
-            far.setdefault((leaf, seed), []).append((row, cosine))
+        """Vectors (n, dim) of one view; the worst of them counts."""
+        cosine, error = distance(stored, fresh)
+        result, (least, most) = self.result, self.bounds
+        result.cosine_min = min(cosine, 1.0 if result.cosine_min is None else result.cosine_min)
+        result.relative_error_max = max(error, result.relative_error_max or 0.0)
+        if not (cosine >= least and error <= most):
+            far.setdefault((leaf, seed), []).append((error, cosine, row))
 
 
 def _kept_pixels(store: StoreLike, slide_id: str) -> Reader | None:

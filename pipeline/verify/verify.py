@@ -15,6 +15,7 @@ from pipeline.runtime.options import IN_PROCESS, ClusterOptions
 from pipeline.runtime.progress import Reporter, Silent
 from pipeline.runtime.work import Advance, Cluster
 from pipeline.slides.registry import find_slides
+from pipeline.verify.draws import check_draws, check_policy
 from pipeline.verify.options import VerifyOptions
 from pipeline.verify.slide_views import SlideLooker, SlideToLook, Verified
 from pipeline.views.draw import RENDERING
@@ -22,6 +23,7 @@ from stores.errors import ClusterError, OptionError, StoreError
 from stores.format import manifest, recipe
 from stores.io.location import StoreLike
 from stores.io.lock import only_writer
+from stores.verify.checks import SlideFiles, SlideFindings
 from stores.verify.findings import Finding
 from stores.verify.seal import Sealed, seal
 from stores.verify.structure import Structure, verify_structure
@@ -75,19 +77,30 @@ def _verify(store: StoreLike, options: VerifyOptions, report: Reporter, where: C
 
 def _look(workers: Cluster, store: StoreLike, options: VerifyOptions, report: Reporter) -> Verified:
     def each(check: Any, slides: Iterable[Any]) -> Iterator[Any]:
-        for done in workers.run(functools.partial(_plainly, check), slides, Silent()):
+        for done in workers.run(
+            functools.partial(_with_draws, check, store, options.sample), slides, Silent()
+        ):
             if done.result is None:
                 raise ClusterError(f"slide {done.item}: could not be checked: {done.error}")
             yield done.result
 
-    result = Verified(verify_structure(store, options.partial, report, each))
+    result = Verified(verify_structure(store, options.partial, report, each, options.digest))
+    result.findings.extend(check_policy(store))
     if options.slides or options.views or options.teacher:
         _recompute(workers, store, options, result, report)
     return result
 
 
-def _plainly(function: Callable[[Any], Any], item: Any, advance: Advance) -> Any:
-    return function(item)
+def _with_draws(
+    check: Callable[[SlideFiles], SlideFindings],
+    store: StoreLike,
+    sample: int | str,
+    files: SlideFiles,
+    advance: Advance,
+) -> SlideFindings:
+    found = check(files)
+    found.findings.extend(check_draws(store, files, found.findings, sample))
+    return found
 
 
 def _recompute(
@@ -141,7 +154,7 @@ def seal_store(store: Path, as_it_is: bool, report: Reporter) -> Sealed:
         When something is wrong with the store and `as_it_is` is not set.
     """
     if not as_it_is:
-        found = [f for f in verify_structure(store, report=report).findings if f.kind != "seal"]
+        found = [f for f in verify(store, VerifyOptions(), report).findings if f.kind != "seal"]
         if found:
             raise StoreError(
                 f"{store}: not sealed, {len(found)} things are wrong: {found[0]}; see `g2l store verify`, "

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from stores.errors import CorruptStore
 from stores.export.allowed import COLUMN_VALUES, UNKNOWN_VENDOR, VENDORS, array_metadata
 from stores.format import arrays, layout, manifest, recipe
@@ -67,7 +69,8 @@ def write_manifest(store: StoreLike, slide_id: str, stage: Path, new_id: str) ->
         if set(views["slide_id"].unique().to_pylist()) - {slide_id}:
             raise CorruptStore(f"{commit.path}: lists views of another slide")
         at = views.schema.get_field_index("slide_id")
-        views = views.set_column(at, manifest.VIEWS_SCHEMA.field("slide_id"), [[new_id] * views.num_rows])
+        ids = pa.array([new_id] * views.num_rows, pa.string())
+        views = views.set_column(at, manifest.VIEWS_SCHEMA.field("slide_id"), ids)
         for column in ("split", "status"):
             _require_known(column, views[column].unique().to_pylist(), commit.path)
         manifest.write_commit(stage, new_id, commit.block, commit.seeds, views)

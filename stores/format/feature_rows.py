@@ -10,9 +10,12 @@ import numpy.typing as npt
 from stores.errors import CorruptStore
 from stores.format import features
 from stores.format.chunks import chunk_limit
+from stores.format.statistics import are_statistics_of
 from stores.io.location import StoreLike
 
 _OPEN_SLIDES = 256
+_COMPARED = 16
+"""Dimensions, or up to twice as many, in which a block that is read is compared with its statistics."""
 
 
 class RowReader:
@@ -32,6 +35,8 @@ class RowReader:
         self._held: OrderedDict[
             tuple[str, int, int], tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]
         ] = OrderedDict()
+        self._unproved: set[tuple[str, int, int]] = set()
+        """Blocks that were read and not yet compared with their statistics."""
         self._turn = threading.Lock()
 
     def read(
@@ -47,7 +52,7 @@ class RowReader:
         Raises
         ------
         CorruptStore
-            When the block does not have such a row, or a feature is not finite.
+            When the block does not have such a row, a feature is not finite, or the block's statistics are not its own.
         """
         offsets = rows - features.block_range(self._open(slide_id).n_rows, block).start
         with self._turn:
@@ -56,8 +61,11 @@ class RowReader:
                 raise CorruptStore(
                     f"{slide_id} block {block}: the manifest lists rows that the block does not have"
                 )
-            found = values[offsets]
-        return features.require_finite(found, f"{slide_id} seed {seed} block {block}")
+            found = features.require_finite(values[offsets], f"{slide_id} seed {seed} block {block}")
+            if (slide_id, seed, block) in self._unproved:
+                self._require_statistics(self._open(slide_id), seed, block, values)
+                self._unproved.remove((slide_id, seed, block))
+        return found
 
     def _block(self, slide_id: str, seed: int, block: int) -> npt.NDArray[np.float16]:
         key = slide_id, seed, block
@@ -65,9 +73,28 @@ class RowReader:
             opened = self._open(slide_id)
             memory = np.empty(0, np.uint8)
             if len(self._held) == self._blocks:
-                _, (_, memory) = self._held.popitem(last=False)
+                oldest, (_, memory) = self._held.popitem(last=False)
+                self._unproved.discard(oldest)
             if len(memory) < chunk_limit(opened.spec):
                 memory = np.empty(chunk_limit(opened.spec), np.uint8)
-            self._held[key] = opened.read_block(seed, block, memory), memory
+            values = opened.read_block(seed, block, memory)
+            self._held[key] = values, memory
+            self._unproved.add(key)
         self._held.move_to_end(key)
         return self._held[key][0]
+
+    def _require_statistics(
+        self, opened: features.SlideFeatures, seed: int, block: int, values: npt.NDArray[np.float16]
+    ) -> None:
+        """Compare the block with its statistics, on a few dimensions; `g2l store verify` compares all of them."""
+        some = slice(0, None, max(1, opened.dim // _COMPARED))
+        chosen = values[:, some]
+        finite = np.isfinite(chosen).all(axis=1)
+        stored = features.read_block_stats(opened.store, opened.slide_id, seed, block)
+        rounding = opened.rounding(seed, block)
+        slack = rounding if isinstance(rounding, float) else rounding[some]
+        if stored.shape[1] != opened.dim or not are_statistics_of(stored[:, some], chosen[finite], slack):
+            raise CorruptStore(
+                f"{opened.slide_id} seed {seed} block {block}: its statistics are not the mean and variance of its "
+                "features; run `g2l store verify`, and `g2l store reindex` if nothing else is wrong"
+            )

@@ -146,10 +146,15 @@ def write_stats(store: Path, slide_id: str, seed: int, block: int, features: npt
 def read_coords(store: StoreLike, slide_id: str) -> npt.NDArray[np.int32]:
     """Level-0 x and y of each patch of a slide, int32 (row, 2)."""
     name = feature_array(slide_id, "coords")
-    array = open_checked(store, name, 2, "int32")
-    if array.shape[1] != 2:
-        raise CorruptStore(f"{store}/{name}: shape {array.shape}, expected (rows, 2)")
-    return read_whole(array, f"{slide_id} coords")
+    spec = read_spec(store, name, 2, "int32")
+    if spec.shape[1] != 2 or spec.chunks != spec.shape or spec.compressor is not None:
+        raise CorruptStore(
+            f"{store}/{name}: shape {spec.shape} in chunks {spec.chunks}, expected (rows, 2) in one chunk"
+        )
+    found = read_chunk(store, name, spec, (0, 0))
+    if found is None:
+        raise CorruptStore(f"{store}/{chunk_file(name, (0, 0))}: is missing")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +208,18 @@ class SlideFeatures:
         scales = read_selection(self.scales, (seed, slice(rows.start, rows.stop)), f"{what} scales")
         return dequantise(values, scales, self.standard)
 
+    def rounding(self, seed: int, block: int) -> npt.NDArray[np.float32] | float:
+        """How far values of a block may be from those that were extracted, float32 (dim,); 0 unless compact."""
+        if self.scales is None or self.standard is None:
+            return 0.0
+        rows = block_range(self.n_rows, block)
+        what = f"{self.slide_id} seed {seed} rows {rows.start}-{rows.stop - 1} scales"
+        scales = read_selection(self.scales, (seed, slice(rows.start, rows.stop)), what)
+        largest = np.max(scales, initial=0, where=np.isfinite(scales))
+        mean, std = np.abs(self.standard)
+        # half a step of int8, and that of float16
+        return np.asarray(largest * np.where(std > 0, std, 1) * (0.5 + 127 * 2**-11) + mean * 2**-11)
+
 
 def open_features(store: StoreLike, slide_id: str) -> SlideFeatures:
     """Open a slide's features for reading, also those of a compact copy."""
@@ -235,8 +252,68 @@ def require_finite(features: npt.NDArray[np.float16], what: str) -> npt.NDArray[
     return features
 
 
+def require_slide(
+    store: StoreLike, slide_id: str, coords: npt.NDArray[np.int32], n_seeds: int, dim: int
+) -> None:
+    """Raise CorruptStore unless the arrays of a slide are those of its patches, seeds and feature length.
+
+    Parameters
+    ----------
+    coords : int32 (row, 2)
+        Level-0 x and y of each patch, as the manifest says.
+    n_seeds : int
+        Seeds that commit records list.
+    """
+    name = feature_array(slide_id, "features")
+    seeds, *shape = open_features(store, slide_id).spec.shape
+    if shape != [len(coords), dim] or seeds < n_seeds:
+        raise CorruptStore(
+            f"{store}/{name}: shape {(seeds, *shape)}, expected ({n_seeds} or more seeds, {len(coords)}, {dim})"
+        )
+    if not np.array_equal(read_coords(store, slide_id), coords):
+        raise CorruptStore(
+            f"{store}/{feature_array(slide_id, 'coords')}: other patches than the manifest lists"
+        )
+
+
 def read_stats(store: StoreLike, slide_id: str) -> npt.NDArray[np.float64]:
     """Mean and variance per (seed, block), float64 (seed, block, 2, dim); NaN where not committed."""
     return read_whole(
         open_checked(store, feature_array(slide_id, "stats"), 4, "float64"), f"{slide_id} stats"
     )
+
+
+def read_block_stats(store: StoreLike, slide_id: str, seed: int, block: int) -> npt.NDArray[np.float64]:
+    """Mean and variance of one (seed, block), float64 (2, dim); CorruptStore when there are none."""
+    name = feature_array(slide_id, "stats")
+    spec = read_spec(store, name, 4, "float64")
+    if spec.chunks != (1, 1, 2, spec.shape[3]) or spec.shape[2] != 2:
+        raise CorruptStore(f"{store}/{name}: shape {spec.shape} in chunks {spec.chunks}")
+    found = read_chunk(store, name, spec, (seed, block, 0, 0))
+    if found is None:
+        raise CorruptStore(
+            f"{store}/{chunk_file(name, (seed, block, 0, 0))}: is missing; run `g2l store reindex`"
+        )
+    return np.asarray(found[0, 0])
+
+
+def stats_of_block(
+    stats: npt.NDArray[np.float64], slide_id: str, seed: int, block: int, dim: int | None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Mean and variance of a committed block, (dim,) each, out of those of its slide as `read_stats` returns them.
+
+    Raises
+    ------
+    CorruptStore
+        When there are none, of another length than `dim`, or impossible for float16 features.
+    """
+    where = f"{slide_id} seed {seed} block {block}: its statistics"
+    if seed >= stats.shape[0] or block >= stats.shape[1] or stats.shape[2] != 2 or not stats.shape[3]:
+        raise CorruptStore(f"{where} do not exist: the array has the shape {stats.shape}")
+    mean, variance = stats[seed, block]
+    if dim is not None and len(mean) != dim:
+        raise CorruptStore(f"{where} have {len(mean)} dimensions, those of other slides {dim}")
+    possible = (np.abs(mean) <= FLOAT16_MAX) & (variance >= 0) & (variance <= FLOAT16_MAX**2)
+    if not possible.all():
+        raise CorruptStore(f"{where} are missing or damaged; run `g2l store reindex`")
+    return mean, variance

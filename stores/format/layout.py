@@ -4,6 +4,7 @@ Names are relative to the store and use ``/``, on every system and behind every 
 lab, so each name that contains one checks it.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 from stores.errors import CorruptStore, OptionError, StoreError
 from stores.io.files import read_json
-from stores.io.location import StoreLike, walk
+from stores.io.location import StoreLike, read_file, walk
 
 RECIPE = "recipe.json"
 README = "README.md"
@@ -20,6 +21,7 @@ CROISSANT = "croissant.json"
 CHECKSUMS = "checksums.sha256"
 DIGEST = "checksums.sha256.digest"
 """One line: the SHA-256 of the checksums file, to publish."""
+MAX_CHECKSUMS_BYTES = 4 << 30
 MANIFEST = "manifest"
 SLIDES = f"{MANIFEST}/slides.parquet"
 PATCHES = f"{MANIFEST}/patches"
@@ -216,6 +218,20 @@ def require_unsealed(store: Path) -> None:
     if is_sealed(store):
         raise OptionError(
             f"{store}: is sealed; to change it delete {CHECKSUMS} and {DIGEST}, and run `g2l store seal` again after"
+        )
+
+
+def seal_digest(store: StoreLike) -> str | None:
+    """The digest of a store's seal, to be compared with the one that its owner published; None without a seal."""
+    raw = read_file(store, CHECKSUMS, MAX_CHECKSUMS_BYTES)
+    return None if raw is None else hashlib.sha256(raw).hexdigest()
+
+
+def require_digest(digest: str | None) -> None:
+    """Raise OptionError unless `digest` is None or has the form of one."""
+    if digest is not None and not re.fullmatch("[0-9a-f]{64}", digest):
+        raise OptionError(
+            f"--digest {digest!r:.80}: allowed are 64 hex digits in small letters, as `g2l store seal` prints them"
         )
 
 

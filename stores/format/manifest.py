@@ -238,11 +238,27 @@ class Patches:
     def __len__(self) -> int:
         return len(self.x_px0)
 
+    @property
+    def coords(self) -> npt.NDArray[np.int32]:
+        """Level-0 x and y of each patch, int32 (n, 2)."""
+        return np.stack([self.x_px0, self.y_px0], axis=1)
 
-def read_patches(store: StoreLike, slide_id: str) -> Patches:
-    """The patches of a slide."""
+
+def read_patches(store: StoreLike, slide_id: str, n_patches: int | None = None) -> Patches:
+    """The patches of a slide.
+
+    Parameters
+    ----------
+    n_patches : int, optional
+        How many the slides table says; CorruptStore when there are more or fewer.
+    """
     table = _read(patches_path(store, slide_id), PATCHES_SCHEMA)
-    return Patches(*(table[name].to_numpy() for name in PATCHES_SCHEMA.names))
+    found = Patches(*(table[name].to_numpy() for name in PATCHES_SCHEMA.names))
+    if n_patches is not None and len(found) != n_patches:
+        raise CorruptStore(
+            f"{patches_path(store, slide_id)}: {len(found)} patches, the slides table has {n_patches}"
+        )
+    return found
 
 
 @dataclass(frozen=True, slots=True)

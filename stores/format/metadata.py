@@ -103,6 +103,9 @@ def parse_metadata(raw: bytes, where: str) -> ArraySpec:
         raise CorruptStore(
             f"{where}: codecs {', '.join(names)}; expected bytes, at most one compressor, crc32c last"
         )
+    order = (found["codecs"][0].get("configuration") or {}).get("endian", "little")
+    if order != "little":
+        raise CorruptStore(f"{where}: numbers in the order {order!r:.40}; expected little")
     if dtype not in ("float16", "float32", "float64", "int8", "int32", "uint8"):
         raise CorruptStore(f"{where}: data type {dtype!r:.80}, which no array of a store has")
     sides = [*shape, *chunks]

@@ -6,7 +6,9 @@ workers, devices and hosts are left out on purpose: labs with different machines
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -276,3 +278,38 @@ def require_same(stored: Recipe, wanted: Recipe, where: str) -> None:
             f"recipe.{name}: {where} has {old!r}, this run has {new!r}{more}; "
             "a store has one recipe: use the same options or another --store"
         )
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+def problems(stored: Recipe) -> Iterator[str]:
+    """What no store that was made by its own commands says: values out of range, parts that contradict each other."""
+    patch, teacher, policy = stored.patch, stored.teacher, stored.policy or {}
+    if not (math.isfinite(patch.mpp) and patch.mpp > 0):
+        yield f"patch.mpp {patch.mpp:g}; allowed is a number above 0"
+    if not 1 <= patch.size_px < 1 << 15:
+        yield f"patch.size_px {patch.size_px}; allowed is 1 to {(1 << 15) - 1}"
+    if not 0 <= patch.min_tissue <= 1:
+        yield f"patch.min_tissue {patch.min_tissue:g}; allowed is 0 to 1"
+    if policy.get("patch_px", patch.size_px) != patch.size_px:
+        yield f"policy.patch_px {policy['patch_px']!r:.40}, but patch.size_px {patch.size_px}"
+    if teacher is None:
+        return
+    if not 1 <= teacher.dim < 1 << 16:
+        yield f"teacher.dim {teacher.dim}; allowed is 1 to {(1 << 16) - 1}"
+    if not all(map(math.isfinite, teacher.mean)) or not all(math.isfinite(x) and x > 0 for x in teacher.std):
+        yield f"teacher.mean {teacher.mean}, std {teacher.std}; allowed are numbers, those of std above 0"
+    if not _SHA256.fullmatch(teacher.weights_sha256):
+        yield f"teacher.weights_sha256 {teacher.weights_sha256!r:.40}; allowed are 64 hex digits"
+    if teacher.dtype not in DTYPES:
+        yield f"teacher.dtype {teacher.dtype!r:.40}; allowed: {', '.join(DTYPES)}"
+    if policy.get("crop_px", teacher.image_px) != teacher.image_px:
+        yield f"policy.crop_px {policy['crop_px']!r:.40}, but teacher.image_px {teacher.image_px}"
+
+
+def require_possible(stored: Recipe, store: StoreLike) -> None:
+    """Raise CorruptStore that names the first of `problems`."""
+    for problem in problems(stored):
+        raise CorruptStore(f"{store}/{layout.RECIPE}: {problem}")

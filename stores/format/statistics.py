@@ -16,6 +16,41 @@ def mean_and_variance(features: npt.NDArray[np.float16]) -> npt.NDArray[np.float
         return np.stack([np.nanmean(wide, axis=0), np.nanvar(wide, axis=0)])
 
 
+TOLERANCE = 1e-3
+"""How far stored statistics may be from the features, in standard deviations of a dimension."""
+
+
+def are_statistics_of(
+    stored: npt.NDArray[np.float64],
+    features: npt.NDArray[np.float16],
+    slack: npt.NDArray[np.float32] | float = 0.0,
+) -> bool:
+    """Whether `stored` (2, dim) are mean and variance of `features` (rows, dim), to `TOLERANCE`; NaN without rows.
+
+    In float32 and around the stored mean, which takes a tenth of the time of `mean_and_variance`.
+
+    Parameters
+    ----------
+    features
+        Finite.
+    slack : float32 (dim,)
+        How far each value may be from the one that the statistics are of.
+    """
+    if not len(features):
+        return bool(np.isnan(stored).all())
+    mean, variance = stored
+    if not (np.isfinite(stored).all() and (variance >= 0).all()):
+        return False
+    with np.errstate(over="ignore", invalid="ignore"):  # of a damaged mean
+        away = features.astype(np.float32)
+        away -= mean.astype(np.float32)
+        each = np.full(len(away), 1 / len(away), np.float32)
+        shift, spread = each @ away, np.sqrt(each @ np.square(away, out=away))
+    deviation = np.sqrt(variance)
+    allowed = TOLERANCE * deviation + 1e-6 * np.abs(mean) + 1e-7 + slack
+    return bool((np.abs(shift) <= allowed).all() and (np.abs(spread - deviation) <= allowed).all())
+
+
 def all_finite(values: npt.NDArray[np.float16]) -> bool:
     """As ``np.isfinite(values).all()``, five times as fast: by the bits of the exponent, piece by piece."""
     flat = values.reshape(-1)

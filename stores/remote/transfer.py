@@ -21,7 +21,7 @@ from stores.io.progress import SILENT, Reporter
 from stores.io.staging import staged
 from stores.io.text import first_of, human_bytes, one_line
 from stores.remote.objects import THREADS, Object, Objects
-from stores.verify.seal import read_checksums
+from stores.verify.seal import check_digest, read_checksums
 
 _LAST = (layout.CHECKSUMS, layout.DIGEST, layout.RECIPE)
 _MAX_FILE_BYTES = 1 << 32
@@ -171,16 +171,22 @@ def _same(objects: Objects, name: str, there: Object | None, data: bytes) -> boo
     return objects.get(name, len(data)) == data
 
 
-def pull(objects: Objects, out: Path, report: Reporter = SILENT) -> Transferred:
+def pull(objects: Objects, out: Path, report: Reporter = SILENT, digest: str | None = None) -> Transferred:
     """Download a store. `out` appears when every file has arrived and was checked.
+
+    Parameters
+    ----------
+    digest : str, optional
+        Of the seal that the store must carry.
 
     Raises
     ------
     OptionError
         When `out` exists.
     StoreError
-        When there is no store, or a file is not what the seal or the service says.
+        When there is no store, a file is not what the seal or the service says, or the seal is another one.
     """
+    layout.require_digest(digest)
     listed = objects.list()
     if layout.RECIPE not in listed:
         raise StoreError(
@@ -194,6 +200,8 @@ def pull(objects: Objects, out: Path, report: Reporter = SILENT) -> Transferred:
             if name in listed:
                 _count(result, *_fetch(objects, name, listed[name], stage, None))
         sealed = read_checksums(stage)
+        for finding in check_digest(stage, digest):
+            raise CorruptStore(f"{objects.url}/{finding}")
         result.proof = _proof(sealed, [listed[name] for name in names])
         missing = sorted(set(sealed or ()) - set(listed))
         if missing:

@@ -1,5 +1,6 @@
 """What ``store verify`` checks of one slide: its manifest rows, arrays and chunks against each other."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,13 +9,35 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stores.errors import StoreError
 from stores.format import arrays, features, layout, manifest, recipe
 from stores.format.chunks import read_chunk
+from stores.format.committed import patches_problems, record_problems
 from stores.format.metadata import ANY, FLOAT16, ONE_BYTE, PLAIN, SEEDS, Codecs
+from stores.format.statistics import all_finite, are_statistics_of
 from stores.io.location import StoreLike, read_file
 from stores.verify.findings import Finding
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What the metadata of an array say, whatever its shape."""
+
+    name: str
+    dtype: str
+    codecs: Codecs
+    fill: Any
+
+
+FEATURES = Form("features", "float16", FLOAT16, "NaN")
+COMPACT = Form("features", "int8", ONE_BYTE, -128)
+COORDS = Form("coords", "int32", PLAIN, 0)
+STATS = Form("stats", "float64", PLAIN, "NaN")
+SCALES = Form("scales", "float32", PLAIN, "NaN")
+STANDARD = Form("standard", "float32", PLAIN, "NaN")
+PIXELS = Form("pixels", "uint8", ONE_BYTE, 0)
 
 
 @dataclass(slots=True)
@@ -83,16 +106,17 @@ class SlideCheck:
     def _has(self, array: str) -> bool:
         return layout.metadata_file(array) in self.state.listed
 
-    def read_patches(self, n_rows: int) -> manifest.Patches | None:
-        """The table of patches, None when it is unreadable; it must have `n_rows` rows."""
+    def read_patches(self) -> manifest.Patches | None:
+        """The table of patches, None when it is unreadable."""
         file = layout.patches_file(self.slide_id)
         try:
             patches = manifest.read_patches(self.state.store, self.slide_id)
         except StoreError as error:
             self.add(file, error, "patches")
             return None
-        if len(patches) != n_rows:
-            self.add(file, f"{len(patches)} patches, slides.parquet says {n_rows}", "patches")
+        stored = self.state.stored
+        for problem in patches_problems(patches, self.row, None if stored is None else stored.patch):
+            self.add(file, problem, "patches")
         return patches
 
     def check_commit(
@@ -104,40 +128,18 @@ class SlideCheck:
     ) -> None:
         """Rows of a commit record against its name, the slide and its patches; they are entered in `listed`."""
         file = commit.file
-        rows, seeds = table["row"].to_numpy(), table["seed"].to_numpy()
         n_rows = listed.shape[1]
         block = features.block_range(n_rows, commit.block) if n_rows else range(0)
         place: dict[str, Any] = {"block": commit.block, "seeds": commit.seeds, "rows": block}
-
-        def wrong(problem: str) -> None:
+        problems, usable = record_problems(commit, table, self.row, n_rows, patches)
+        for problem in problems:
             self.add(file, problem, "commit", **place)
-
-        if not block or not len(rows):
-            return wrong("is of a block that the slide does not have, or empty")
-        if rows.min() < block.start or rows.max() >= block.stop:
-            return wrong(
-                f"lists rows {rows.min()}-{rows.max()}, the block has {block.start}-{block.stop - 1}"
-            )
-        if sorted(set(seeds.tolist())) != list(commit.seeds):
-            return wrong(f"lists seeds {sorted(set(seeds.tolist()))}, its name says {list(commit.seeds)}")
-        order = seeds.astype(np.int64) * (1 << 32) + rows
-        if (np.diff(order) <= 0).any():
-            return wrong("rows are not in order of seed, then row, each once")
-        status = table["status"].to_pylist()
-        if not set(status) <= {manifest.OK, manifest.BAD_READ}:
-            return wrong(f"status {min(set(status) - {manifest.OK, manifest.BAD_READ})!r:.40}")
-        ok = np.array(status) == manifest.OK
-        if (table["view_crc32"].is_null().to_numpy() == ok).any():
-            wrong("view_crc32 is empty where status is ok, or the other way round")
-        for name, expected in (("slide_id", self.slide_id), ("split", self.row["split"])):
-            if set(table[name].to_pylist()) != {expected}:
-                wrong(f"{name} {min(set(table[name].to_pylist()) - {expected})!r:.40}, expected {expected!r}")
-        if patches is not None:
-            for name in ("x_px0", "y_px0", "tissue"):
-                if not np.array_equal(table[name].to_numpy(), getattr(patches, name)[rows]):
-                    wrong(f"{name} differs from that of the patches")
+        if not usable:
+            return
+        ok = pc.equal(table["status"], manifest.OK).to_numpy()
+        rows, seeds = table["row"].to_numpy(), table["seed"].to_numpy()
         if listed[seeds, rows].any():
-            wrong("lists views that another record lists too")
+            self.add(file, "lists views that another record lists too", "commit", **place)
         listed[seeds, rows] = np.where(ok, 2, 1)
 
     def check_missing(self, listed: npt.NDArray[np.int8]) -> None:
@@ -160,9 +162,9 @@ class SlideCheck:
                 yield seed, block, features.block_range(n_rows, block)
 
     def array_of(
-        self, name: str, kind: str, shape: tuple[int, ...], codecs: Codecs, fill: Any
+        self, name: str, form: Form, shape: tuple[int, ...], chunks: tuple[int, ...]
     ) -> arrays.ArraySpec | None:
-        """The array's metadata, when they are what the format says for this shape."""
+        """The array's metadata, when they are what the format says for this shape and these chunks."""
         file = layout.metadata_file(name)
         try:
             spec = arrays.read_metadata(self.state.store, name)
@@ -180,8 +182,16 @@ class SlideCheck:
             expected = ", ".join(str(names.get(n, n)) for n in shape)
             self.add(file, f"shape {spec.shape}, expected ({expected})", "metadata")
             return None
-        if found.get("codecs") not in codecs or found.get("fill_value") != fill or found.get("attributes"):
-            self.add(file, f"codecs, fill value or attributes are not those of {kind}", "metadata")
+        if any(n != wanted for n, wanted in zip(spec.chunks, chunks, strict=True) if wanted != ANY):
+            expected = ", ".join("any" if n == ANY else str(n) for n in chunks)
+            self.add(file, f"chunks {spec.chunks}, expected ({expected})", "metadata")
+            return None
+        if spec.dtype != form.dtype:
+            self.add(file, f"data type {spec.dtype}, expected {form.dtype}", "metadata")
+            return None
+        right = found.get("codecs") in form.codecs and found.get("fill_value") == form.fill
+        if not right or found.get("attributes"):
+            self.add(file, f"codecs, fill value or attributes are not those of {form.name}", "metadata")
         return spec
 
     def _seeds_fit(self, n: int) -> bool:
@@ -195,7 +205,7 @@ class SlideCheck:
         """The coordinates beside the features are those of the patches."""
         name = layout.feature_array(self.slide_id, "coords")
         shape = (ANY if patches is None else len(patches), 2)
-        if self.array_of(name, "coords", shape, PLAIN, 0) is None:
+        if self.array_of(name, COORDS, shape, shape) is None:
             return
         try:
             found = features.read_coords(self.state.store, self.slide_id)
@@ -203,9 +213,7 @@ class SlideCheck:
             return self.add(layout.chunk_file(name, (0, 0)), error, "coords")
         if layout.chunk_file(name, (0, 0)) not in self.state.listed:
             return self.add(layout.chunk_file(name, (0, 0)), "is missing", "coords")
-        if patches is not None and not np.array_equal(
-            found, np.stack([patches.x_px0, patches.y_px0], axis=1)
-        ):
+        if patches is not None and not np.array_equal(found, patches.coords):
             self.add(layout.chunk_file(name, (0, 0)), "differs from the patches of the manifest", "coords")
 
     def check_features(self, listed: npt.NDArray[np.int8]) -> None:
@@ -214,31 +222,40 @@ class SlideCheck:
         teacher = self.state.stored.teacher if self.state.stored else None
         dim = teacher.dim if teacher else ANY
         name = layout.feature_array(self.slide_id, "features")
-        compact = self.state.stored is not None and self.state.stored.compact is not None
-        codecs = FLOAT16
-        if compact:
-            codecs = ONE_BYTE
-        spec = self.array_of(name, "features", (SEEDS, n_rows, dim), codecs, -128 if compact else "NaN")
+        compact = self._is_compact(name)
+        size = features.block_rows(n_rows)
+        spec = self.array_of(name, COMPACT if compact else FEATURES, (SEEDS, n_rows, dim), (1, size, dim))
         stats_name = layout.feature_array(self.slide_id, "stats")
         blocks = features.n_blocks(n_rows) if n_rows else 0
-        stats = self.array_of(stats_name, "stats", (SEEDS, blocks, 2, dim), PLAIN, "NaN")
+        stats = self.array_of(stats_name, STATS, (SEEDS, blocks, 2, dim), (1, 1, 2, dim))
         arrays_of = {name: spec, stats_name: stats}
         self.strays(arrays_of)
+        opened = None
         if spec is not None:
             if compact:
                 scales, standard = (layout.feature_array(self.slide_id, n) for n in ("scales", "standard"))
-                arrays_of = {scales: self.array_of(scales, "scales", spec.shape[:2], PLAIN, "NaN")}
-                arrays_of[standard] = self.array_of(standard, "standard", (2, spec.shape[2]), PLAIN, "NaN")
+                arrays_of = {scales: self.array_of(scales, SCALES, spec.shape[:2], (1, size))}
+                arrays_of[standard] = self.array_of(
+                    standard, STANDARD, (2, spec.shape[2]), (2, spec.shape[2])
+                )
                 self.strays(arrays_of)
             try:
-                opened = features.open_features(store, self.slide_id) if compact else None
+                opened = features.open_features(store, self.slide_id)
             except StoreError as error:
                 return self.add(name, error, "metadata")
-            for seed, block, rows in self.blocks(listed):
-                self._chunk(spec, opened, seed, block, rows, listed[seed, rows.start : rows.stop])
-        if stats is not None:
-            for seed, block, rows in self.blocks(listed):
-                self._stats_chunk(stats, seed, block, rows, bool(listed[seed, rows.start : rows.stop].any()))
+        for seed, block, rows in self.blocks(listed):
+            here = listed[seed, rows.start : rows.stop]
+            values = None if opened is None else self._chunk(opened, seed, block, rows, here)
+            if stats is not None:
+                self._stats_chunk(stats, seed, block, rows, here, opened, values)
+
+    def _is_compact(self, name: str) -> bool:
+        """What the recipe says of the features; what their metadata say when it is unreadable."""
+        if self.state.stored is not None:
+            return self.state.stored.compact is not None
+        with contextlib.suppress(StoreError):
+            return arrays.read_metadata(self.state.store, name).dtype == np.int8
+        return False
 
     def strays(self, arrays_of: dict[str, arrays.ArraySpec | None]) -> None:
         """Chunk files outside of the grid of their array."""
@@ -252,35 +269,37 @@ class SlideCheck:
 
     def _chunk(
         self,
-        spec: arrays.ArraySpec,
-        opened: features.SlideFeatures | None,
+        opened: features.SlideFeatures,
         seed: int,
         block: int,
         rows: range,
         listed: npt.NDArray[np.int8],
-    ) -> None:
+    ) -> npt.NDArray[np.float16] | None:
+        """The features of a block, None when there are none or they are unreadable."""
         name = layout.feature_array(self.slide_id, "features")
         file = layout.chunk_file(name, (seed, block, 0))
         place: dict[str, Any] = {"block": block, "seeds": range(seed, seed + 1), "rows": rows}
         if file not in self.state.listed:
             if (listed == 2).any():
                 self.add(file, "is missing: committed features are lost", "features", **place)
-            return
+            return None
         if not listed.any():
             if not self.state.partial and (block, seed) not in self.broken:
                 self.add(file, "holds features that no commit record lists", "features", **place)
-            return
+            return None
         try:
-            if opened is not None:
+            if opened.scales is not None:
                 values = opened.read_block(seed, block)
             else:
-                chunk = read_chunk(self.state.store, name, spec, (seed, block, 0))
+                chunk = read_chunk(self.state.store, name, opened.spec, (seed, block, 0))
                 if chunk is None:
                     raise StoreError("was listed, and is gone")
                 values = chunk[0, : len(rows)]
         except StoreError as error:
-            return self.add(file, error, "features", **place)
+            self.add(file, error, "features", **place)
+            return None
         self.judge_rows(file, "features", values, listed, place)
+        return values
 
     def judge_rows(
         self,
@@ -307,19 +326,34 @@ class SlideCheck:
                 self.add(file, f"{len(bad)} {problem}", "features", **(place | {"rows": gap}))
 
     def _stats_chunk(
-        self, spec: arrays.ArraySpec, seed: int, block: int, rows: range, committed: bool
+        self,
+        spec: arrays.ArraySpec,
+        seed: int,
+        block: int,
+        rows: range,
+        listed: npt.NDArray[np.int8],
+        opened: features.SlideFeatures | None,
+        values: npt.NDArray[np.float16] | None,
     ) -> None:
+        """The statistics of a committed block are there, and those of its features where these are readable."""
         name = layout.feature_array(self.slide_id, "stats")
         file = layout.chunk_file(name, (seed, block, 0, 0))
         place: dict[str, Any] = {"block": block, "seeds": range(seed, seed + 1), "rows": rows}
-        if not committed:
+        if not listed.any():
             return
         try:
             chunk = read_chunk(self.state.store, name, spec, (seed, block, 0, 0))
         except StoreError as error:
             return self.add(file, error, "stats", **place)
         if chunk is None:
-            self.add(file, "is missing: the statistics of a committed block", "stats", **place)
+            return self.add(file, "is missing: the statistics of a committed block", "stats", **place)
+        if opened is None or values is None:
+            return
+        ok = values[listed == 2]
+        if ok.shape[1] != chunk.shape[3] or not all_finite(ok):
+            return  # named before
+        if not are_statistics_of(chunk[0, 0], ok, opened.rounding(seed, block)):
+            self.add(file, "are not the mean and variance of the features", "stats", **place)
 
     def check_pixels(self, listed: npt.NDArray[np.int8]) -> None:
         """Pixels, where the store keeps them, are there and readable for every listed patch."""
@@ -330,7 +364,7 @@ class SlideCheck:
             return
         patch_px = self.state.stored.patch.size_px if self.state.stored else ANY
         shape = (listed.shape[1], patch_px, patch_px, 3)
-        spec = self.array_of(name, "pixels", shape, ONE_BYTE, 0)
+        spec = self.array_of(name, PIXELS, shape, (min(features.ROW_QUANTUM, shape[0]), *shape[1:]))
         if spec is None:
             return
         self.strays({name: spec})

@@ -173,7 +173,7 @@ class _Slide:
                     f"slide {self.slide_id}: {len(patches)} patches, the slides table says {n_patches}"
                 )
             if self._has(layout.feature_array(self.slide_id, "coords")):
-                coords = np.stack([patches.x_px0, patches.y_px0], axis=1)
+                coords = patches.coords
                 if not np.array_equal(features.read_coords(store, self.slide_id), coords):
                     problems.append(f"slide {self.slide_id}: coords of the features are not its patches")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stores.errors import StoreError
-from stores.format.layout import CHECKSUMS, DIGEST, classify, list_files
+from stores.format.layout import CHECKSUMS, DIGEST, MAX_CHECKSUMS_BYTES, classify, list_files, seal_digest
 from stores.io import files
 from stores.io.location import StoreLike, read_file
 from stores.io.lock import only_writer
@@ -21,7 +21,6 @@ from stores.io.progress import SILENT, Reporter
 from stores.verify.findings import Finding
 
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
-_MAX_CHECKSUMS_BYTES = 4 << 30
 _MAX_FILE_BYTES = 1 << 40
 _PLAIN = re.compile(r"[^\x00-\x1f\x7f\\\ud800-\udfff]+")
 
@@ -119,7 +118,7 @@ def read_checksums(store: StoreLike) -> dict[str, str] | None:
     StoreError
         When the file is not in the format of ``sha256sum``, or does not fit its own digest.
     """
-    raw = read_file(store, CHECKSUMS, _MAX_CHECKSUMS_BYTES)
+    raw = read_file(store, CHECKSUMS, MAX_CHECKSUMS_BYTES)
     stated = read_file(store, DIGEST, 1024)
     if raw is None:
         if stated is not None:
@@ -138,6 +137,25 @@ def read_checksums(store: StoreLike) -> dict[str, str] | None:
             )
         found[match[2]] = match[1]
     return found
+
+
+def check_digest(store: StoreLike, digest: str | None) -> list[Finding]:
+    """Find that a store does not carry the seal with this digest: it was changed and sealed again, or unsealed."""
+    if digest is None:
+        return []
+    try:
+        found = seal_digest(store)
+    except StoreError as error:
+        return [Finding(CHECKSUMS, str(error), "seal")]
+    if found == digest:
+        return []
+    if found is None:
+        problem = f"is missing: the store is not sealed, the digest that was given is {digest}"
+    else:
+        problem = (
+            f"has the digest {found}, the one that was given is {digest}: another store, or sealed again"
+        )
+    return [Finding(CHECKSUMS, problem, "seal")]
 
 
 def check_seal(store: StoreLike, listed: dict[str, int], report: Reporter = SILENT) -> list[Finding]:

@@ -42,7 +42,7 @@ def _read_commits(state: StoreCheck, slide_id: str) -> list[tuple[manifest.Commi
 def _check_usable(check: SlideCheck) -> None:
     """Check patches, commit records, then arrays: mistakes in the first explain those in the last."""
     n_rows = check.row["n_patches"]
-    patches = check.read_patches(n_rows)
+    patches = check.read_patches()
     if patches is not None:
         n_rows = len(patches)
     # 0: not listed, 1: bad read, 2: ok

@@ -12,6 +12,7 @@ from typing import Any
 
 from stores.errors import StoreError
 from stores.format import layout, manifest, recipe
+from stores.format.committed import slides_problems
 from stores.format.layout import by_slide, classify
 from stores.format.metadata import GROUP
 from stores.io import files
@@ -20,7 +21,7 @@ from stores.io.progress import SILENT, Reporter
 from stores.io.text import human_bytes
 from stores.verify.checks import SlideFiles, SlideFindings, StoreCheck
 from stores.verify.findings import Finding
-from stores.verify.seal import check_seal
+from stores.verify.seal import check_digest, check_seal
 from stores.verify.slide import check_slide
 
 _MAX_MANIFEST_BYTES = 1 << 30
@@ -61,7 +62,11 @@ Each = Callable[[Callable[[SlideFiles], SlideFindings], Iterable[SlideFiles]], I
 
 
 def verify_structure(
-    store: StoreLike, partial: bool = False, report: Reporter = SILENT, each: Each = map
+    store: StoreLike,
+    partial: bool = False,
+    report: Reporter = SILENT,
+    each: Each = map,
+    digest: str | None = None,
 ) -> Structure:
     """Read every byte of a store once (twice when it is sealed) and report what is wrong.
 
@@ -73,6 +78,8 @@ def verify_structure(
         Advances by byte.
     each
         Calls a function for every slide, as `map` does, in any order.
+    digest : str, optional
+        Of the seal that the store must carry.
 
     Raises
     ------
@@ -113,6 +120,7 @@ def verify_structure(
         result.views += done[slide_id].views
     result.slides = sum(row["status"] == manifest.OK for row in state.slides.values())
     result.sealed = layout.CHECKSUMS in listed
+    state.found += check_digest(store, digest)
     state.found += check_seal(store, listed, report)
     result.findings = state.found
     return result
@@ -158,6 +166,8 @@ def _check_recipe(state: StoreCheck) -> None:
         state.add(name, "carries no digest; `g2l store reindex` adds it", "file")
     elif raw.decode() != files.json_text(value):
         state.add(name, "is not written as a recipe is: edited by hand", "file")
+    for problem in recipe.problems(state.stored):
+        state.add(name, problem, "file")
     if not state.stored.complete:
         state.add(name, recipe.NO_FEATURES, "missing")
 
@@ -170,14 +180,14 @@ def _check_slides_table(state: StoreCheck) -> None:
         state.slides = {row["slide_id"]: row for row in manifest.read_slides(state.store)}
     except StoreError as error:
         return state.add(name, error, "file")
-    for slide_id, row in state.slides.items():
-        if row["status"] not in (manifest.OK, "failed", "no_tissue") or row["split"] not in manifest.SPLITS:
-            state.add(name, f"status {row['status']!r:.40}, split {row['split']!r:.40}", "file", slide_id)
+    patch = None if state.stored is None else state.stored.patch
+    for slide_id, problem in slides_problems(list(state.slides.values()), patch):
+        state.add(name, problem, "file", slide_id)
 
 
 def _check_names(state: StoreCheck) -> None:
     """Files with unknown names, files of slides that are not listed, Parquet files without their own checksum."""
-    known = bool(state.slides)
+    known = layout.SLIDES in state.listed and not any(f.file == layout.SLIDES for f in state.found)
     strangers: dict[str, int] = {}
     for name in state.listed:
         what = classify(name)

@@ -57,7 +57,7 @@ def rows_of(slide: MadeSlide) -> tuple[manifest.Patches, npt.NDArray[np.float16]
     rng = np.random.default_rng(list(slide.slide_id.encode()))
     n = slide.n_rows
     x, y = (np.arange(n, dtype=np.int32) * step for step in (256, 512))
-    patches = manifest.Patches(x, y, rng.random(n, np.float32))
+    patches = manifest.Patches(x, y, (0.5 + rng.random(n, np.float32) / 2).astype(np.float32))
     values = rng.normal(size=(8, n, DIM)).astype(np.float16)
     values[:, list(slide.bad)] = np.nan
     patch_pixels = rng.integers(0, 256, (n, SIZE_PX, SIZE_PX, 3), np.uint8)
@@ -71,8 +71,8 @@ def _add_slide(store: Path, slide: MadeSlide) -> dict[str, Any]:
         "file_name": f"{slide.slide_id}.svs",
         "fingerprint": f"fingerprint of {slide.slide_id}",
         "vendor": "aperio",
-        "width_px0": 9000,
-        "height_px0": 8000,
+        "width_px0": 1 << 20,
+        "height_px0": 1 << 20,
         "mpp": 0.5,
         "mpp_source": "slide",
         "patch_px0": SIZE_PX,

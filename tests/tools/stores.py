@@ -16,7 +16,7 @@ RECIPE = recipe.Recipe(
     patch=recipe.Patch(0.5, PATCH_PX, "non-overlapping", 0.5, {"kind": "classical", "version": 1}),
     teacher=recipe.Teacher("t", "ab" * 32, "cls", (0.7, 0.6, 0.7), (0.2, 0.2, 0.2), 28, DIM, "float32"),
     policy={"name": "g2l"},
-    reader=recipe.Reader("4.0.1", "5.0.0", "area-integer-1", "views-1", "as stored"),
+    reader=recipe.Reader("4.0.1", "5.0.0", "area-integer-1", "made-up", "as stored"),
 )
 
 
@@ -49,7 +49,7 @@ def make_store(
     for slide_id, n_rows in rows.items():
         random = np.random.default_rng(list(slide_id.encode()))
         xy = np.stack([np.arange(n_rows) % 7 * 64, np.arange(n_rows) // 7 * 64], axis=1).astype(np.int32)
-        tissue = random.random(n_rows).astype(np.float32)
+        tissue = (0.5 + random.random(n_rows) / 2).astype(np.float32)
         split = "val" if slide_id.endswith("v") else "train"
         row = {"slide_id": slide_id, "file_name": f"{slide_id}.tiff", "fingerprint": f"print of {slide_id}"}
         row |= {"patient_id": f"p-{slide_id}", "split": split, "status": "ok" if n_rows else "no_tissue"}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -43,3 +44,8 @@ def with_column(name: str, change: Callable[[list[object]], list[object]]) -> Ca
         return table.set_column(at, name, pa.array(change(table[name].to_pylist()), table[name].type))
 
     return edit
+
+
+def findings_of(store: Path, **options: Any) -> list[Finding]:
+    """What ``store verify`` finds, without the processes and threads that it may start."""
+    return look(store, VerifyOptions(threads=1, **options)).findings

@@ -95,7 +95,7 @@ def fit(store: StoreLike, out: Path, options: PrototypeOptions, report: Reporter
         _begin(out, options, stored.digest())
         report.note(f"{out} is complete; use another --out to fit again")
         return Fitted(out, files.read_json(out / prototype_files.ABOUT))
-    units = find_views(store, "train", options.seeds)
+    units = find_views(store, stored, "train", options.seeds)
     stream = sampler.Stream(units, options.seed, options.window)
     if stream.epoch_views < options.k:
         raise OptionError(

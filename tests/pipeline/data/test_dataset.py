@@ -352,7 +352,8 @@ def test_a_changed_view_is_noticed(copy: Path, slides: Path, tmp_path: Path) -> 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    flipped = pa.array([not value for value in table["hflip"].to_pylist()])
+    drawn = zip(table["hflip"].to_pylist(), table["seed"].to_pylist(), strict=True)
+    flipped = pa.array([value != (seed > 0) for value, seed in drawn])
     pq.write_table(table.set_column(position, "hflip", flipped), commit.path)
     with pytest.raises(ViewMismatch, match="slide a row"):
         ViewDataset(copy, slides=[slides], batch_size=BATCH)

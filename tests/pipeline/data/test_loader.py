@@ -98,7 +98,8 @@ def test_a_changed_parameter_is_noticed(store: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(store, tmp_path / "s"))
     commit = next(manifest.commits(path, "a"))
     table = commit.read()
-    flipped = pa.array([not value for value in table["hflip"].to_pylist()])
+    drawn = zip(table["hflip"].to_pylist(), table["seed"].to_pylist(), strict=True)
+    flipped = pa.array([value != (seed > 0) for value, seed in drawn])
     pq.write_table(table.set_column(table.column_names.index("hflip"), "hflip", flipped), commit.path)
     with pytest.raises(ViewMismatch, match="slide a row"):
         stream(path, OPTIONS, 0, 99)

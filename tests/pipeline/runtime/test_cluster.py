@@ -111,7 +111,7 @@ def test_the_same_bytes_wherever_it_runs(
         here, there = verify(three, options, Silent()), verify(three, options, Silent(), where)
         assert [str(f) for f in there.findings] == [str(f) for f in here.findings]
         assert "features.zarr/b/features/c/1/0/0" in str(there.findings)
-        for name in ("views_checked", "features_checked", "cosine_min", "error_max"):
+        for name in ("views_checked", "features_checked", "cosine_min", "relative_error_max"):
             assert getattr(there, name) == getattr(here, name) != 0
         # errors come back as what they are, in one line
         with pytest.raises(EncoderError, match=r"no module 'tests\.nothing'"):

@@ -1,5 +1,6 @@
 """Rows of blocks through memory that is used again."""
 
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -153,6 +154,7 @@ def test_copies_are_read_alike(store: Path, tmp_path: Path) -> None:
     copied = arrays.read_spec(tmp_path, name, 3, "float16")
     for seed in range(SEEDS):
         write_chunk(tmp_path, name, copied, (seed, 0, 0), values[seed : seed + 1], np.nan)
+    shutil.copytree(store / "features.zarr/b/stats", tmp_path / "features.zarr/b/stats")
     reader = RowReader(tmp_path, 1)
     for seed in (2, 0, 1):
         np.testing.assert_array_equal(reader.read("b", seed, 0, np.arange(40)), values[seed])
