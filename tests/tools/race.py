@@ -3,7 +3,6 @@
 import errno
 import multiprocessing
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ def race(times: int, job: Callable[..., None], *args: Any) -> list[str]:
 def _do(barrier: Any, outcomes: Any, number: int, job: Callable[..., None], args: tuple[Any, ...]) -> None:
     barrier.wait()
     try:
-        job(number, *args)
+        job(number, barrier, *args)
         outcomes.put("wrote")
     except OptionError:
         outcomes.put("refused")
@@ -37,12 +36,16 @@ def _do(barrier: Any, outcomes: Any, number: int, job: Callable[..., None], args
         outcomes.put(f"{type(error).__name__}: {error}")
 
 
-def hold(number: int, folder: Path, with_locks: bool) -> None:
-    """Hold the lock of a folder for longer than the others need to ask for it."""
+def hold(number: int, barrier: Any, folder: Path, with_locks: bool) -> None:
+    """Hold the lock of a folder until all have asked for it."""
     if not with_locks:
         _as_a_host_of_its_own(number)
-    with lock.only_writer(folder):
-        time.sleep(1)
+    try:
+        with lock.only_writer(folder):
+            barrier.wait()
+    except OptionError:
+        barrier.wait()
+        raise
 
 
 def _as_a_host_of_its_own(number: int) -> None:
@@ -56,6 +59,6 @@ def _as_a_host_of_its_own(number: int) -> None:
     lock.Owner.here = classmethod(lambda cls: owner)  # type: ignore[assignment, method-assign]
 
 
-def subset_all(number: int, store: Path, out: Path, same: bool) -> None:
+def subset_all(number: int, barrier: Any, store: Path, out: Path, same: bool) -> None:
     """Copy a whole store; unless `same`, each process asks for it in other words."""
     subset(store, out, Selection() if same else Selection(seeds=10 + number))
