@@ -12,6 +12,10 @@ class G2LError(Exception):
 
     exit_code = 2
 
+    def __str__(self) -> str:
+        """The message as one line, although names and values in it may come from elsewhere."""
+        return " ".join(super().__str__().splitlines())
+
 
 class OptionError(G2LError):
     """An option has a value that is not allowed."""

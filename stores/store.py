@@ -113,20 +113,23 @@ class Store:
         CorruptStore
             When a committed row is damaged or missing, or the manifest contradicts itself.
         """
-        n_patches = self._slide(slide_id)["n_patches"]
-        found = np.full((n_patches, self.complete.teacher.dim), np.nan, np.float16)
-        if not n_patches:
-            return found
+        shape = self._slide(slide_id)["n_patches"], self.complete.teacher.dim
+        if not shape[0]:
+            return np.empty(shape, np.float16)
         opened = features.open_features(self.files, slide_id)
         if not 0 <= seed < opened.n_seeds:
             raise StoreError(
                 f"{self}: slide {slide_id} has no seed {seed}; allowed: 0 to {opened.n_seeds - 1}"
             )
-        if (opened.n_rows, opened.dim) != found.shape:
+        if (opened.n_rows, opened.dim) != shape or len(self.patches(slide_id)) != shape[0]:
             raise CorruptStore(
                 f"{self}: slide {slide_id}: features of shape {(opened.n_rows, opened.dim)}, "
-                f"its manifest and recipe say {found.shape}"
+                f"its manifest and recipe say {shape}"
             )
+        try:
+            found = np.full(shape, np.nan, np.float16)
+        except MemoryError:
+            raise StoreError(f"{self}: slide {slide_id}: features {shape} do not fit into memory") from None
         reader = RowReader(self.files, blocks=1)
         for commit, table in read_records(self.files, self._slide(slide_id), self.recipe.patch):
             if seed in commit.seeds:

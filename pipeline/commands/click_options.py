@@ -81,19 +81,33 @@ def _clean_messages() -> Iterator[None]:
 
 
 def _load_config(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> None:
-    if path is None:
-        return
-    import yaml
+    if path is not None:
+        ctx.default_map = {**(ctx.default_map or {}), **read_config(ctx.command, path)}
 
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise click.BadParameter(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from None
-    names = {_config_key(p): p.name for p in ctx.command.params if p.name != parameter.name}
-    if not isinstance(values, dict) or not set(values) <= set(names):
-        wrong = min(map(str, set(values) - set(names))) if isinstance(values, dict) else values
-        raise click.BadParameter(f"{path}: unknown option {wrong!r}; allowed: {', '.join(sorted(names))}")
-    ctx.default_map = {**(ctx.default_map or {}), **{names[key]: value for key, value in values.items()}}
+
+def read_config(command: click.Command, path: Path) -> dict[str, Any]:
+    """The options of a command in a YAML file, by the names that click has for them.
+
+    Raises
+    ------
+    OptionError, click.BadParameter
+        When it cannot be read, or has an option that the command does not have, or a list for one value.
+    """
+    from pipeline.runtime.yaml_file import read_yaml
+
+    known = {_config_key(p): p for p in command.params if p.name != "config"}
+    found: dict[str, Any] = {}
+    for name, value in read_yaml(path, f"--config {path}").items():
+        if name not in known:
+            raise click.BadParameter(f"{path}: unknown option {name!r}; allowed: {', '.join(sorted(known))}")
+        several = known[name].nargs != 1 or getattr(known[name], "multiple", False)
+        if isinstance(value, list) != several and value is not None:
+            expected = "a list, such as [1, 2]" if several else "one value"
+            raise click.BadParameter(f"{path}: {name}: expected {expected}, found {value!r:.60}")
+        if any(isinstance(item, dict | list) for item in (value if isinstance(value, list) else [value])):
+            raise click.BadParameter(f"{path}: {name}: {value!r:.60} is not a value of an option")
+        found[str(known[name].name)] = value
+    return found
 
 
 def _config_key(parameter: click.Parameter) -> str:

@@ -4,6 +4,7 @@ They contain no random state: the order of views and the random layers follow fr
 """
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipeline.distill.trainer import Trainer
 from pipeline.encoders.tensor_files import load_torch
 from stores.errors import DistillError
 from stores.io.files import first_line, replacing, require_free
+from stores.io.foreign import open_regular
 
 _NAME = re.compile(r"step-(\d{8})\.pt")
 KEPT = 2
@@ -62,13 +64,14 @@ def restore(path: Path, trainer: Trainer, stop: EarlyStop) -> dict[str, Any]:
         When the file is damaged or of another model.
     """
     try:
+        open_regular(path, sys.maxsize, inside=path.parents[1]).close()
         state: Any = load_torch(path, mapped=False)
         trainer.model.load_state_dict(state["model"])
         trainer.optimizer.load_state_dict(state["optimizer"])
         if trainer.ema is not None:
             trainer.ema.load_state_dict(state["ema"])
         stop.restore(state["early_stop"])
-        facts: dict[str, Any] = state["facts"]
+        facts: dict[str, Any] = dict(state["facts"])
     except Exception as error:  # torch raises a dozen kinds of errors for damaged files
         raise DistillError(
             f"{path}: not a checkpoint of this run ({first_line(error)}); remove it to use the one before"

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from stores.errors import OptionError
-from stores.io.files import write_text
+from stores.io.files import parse_json, write_text
+from stores.io.foreign import TABLE_BYTES, read_regular
 
 
 class MetricsLog:
@@ -40,13 +41,15 @@ class MetricsLog:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All complete records. The last line of a killed run may be incomplete; it is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    if not path.exists():
+        return []
+    records: list[dict[str, Any]] = []
+    for line in read_regular(path, TABLE_BYTES, inside=path.parent).decode("utf-8", "replace").splitlines():
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
+            record = parse_json(line, finite=False)
+        except ValueError:
             continue
-        if isinstance(record, dict):
+        if isinstance(record, dict) and type(record.get("step")) is int:
             records.append(record)
     return records
 

@@ -43,7 +43,7 @@ from pipeline.runtime.interrupt import Interrupted, Stop, stop_on_signal
 from pipeline.runtime.log import RunLog
 from pipeline.runtime.options import to_json
 from pipeline.runtime.progress import Reporter, Silent
-from pipeline.runtime.resume import BEGUN, require_same_options
+from pipeline.runtime.resume import BEGUN, read_begun, require_same_options
 from pipeline.runtime.version import g2l_version
 from pipeline.runtime.work import threads_of
 from stores import sampler
@@ -97,7 +97,7 @@ def distill(
         complete = ranks.from_leader((run / "summary.json").exists())
         if complete:
             report.note(f"{run} is complete; use another --out to train again")
-            return files.read_json(run / "summary.json") if ranks.leads else {}
+            return files.read_object(run / "summary.json", inside=run) if ranks.leads else {}
         if ranks.leads:
             stack.enter_context(only_writer(run))
             report = stack.enter_context(RunLog(report, run / "log.jsonl"))
@@ -132,7 +132,7 @@ def _as_begun(run: Path, options: DistillOptions) -> DistillOptions:
     path = run / BEGUN
     if not path.exists():
         return options
-    old = files.read_json(path)
+    old = read_begun(run)
     if old.get("stream") != sampler.STREAM:
         raise OptionError(
             f"--out {run}: begun with the order of views {old.get('stream')}, this version has {sampler.STREAM}; "
@@ -153,7 +153,7 @@ def _as_begun(run: Path, options: DistillOptions) -> DistillOptions:
 def _require_same_store(run: Path, digest: str) -> None:
     """Raise OptionError when the run was begun on a store with another recipe."""
     if (run / BEGUN).exists():
-        old = files.read_json(run / BEGUN)["store_recipe"]
+        old = str(read_begun(run).get("store_recipe"))
         if old != digest:
             raise OptionError(
                 f"--out {run}: trained on a store with recipe {old[:12]}, this one has {digest[:12]}"

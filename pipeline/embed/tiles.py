@@ -15,13 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from stores.errors import OptionError, ReadError
+from stores.errors import OptionError, ReadError, StoreError
 from stores.io.files import first_line
+from stores.io.foreign import is_regular, open_regular, read_csv
 
 KNOWN = ("path", "label", "site", "group", "split")
 """Columns with a meaning; all others are kept under their own names."""
 RESAMPLING = "pillow-bilinear"
 MAX_TILE_PX = 40_000_000
+MAX_TILE_BYTES = 8 * MAX_TILE_PX
 _MODES = frozenset(("RGB", "RGBA", "L", "LA", "P", "1"))
 _RESERVED = frozenset(("row", "status", "reason", "features"))
 
@@ -57,11 +59,8 @@ def read_tiles(path: Path, renamed: Sequence[str], root: Path | None) -> TileTab
         When the file cannot be read, a column is missing, or a tile is listed twice.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            names = list(reader.fieldnames or [])
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        names, rows = read_csv(path, strict=True)
+    except (OSError, UnicodeDecodeError, csv.Error, StoreError) as error:
         raise OptionError(f"{path}: cannot be read as CSV ({first_line(error)})") from None
     new_names = _new_names(path, names, renamed)
     if "path" not in new_names.values():
@@ -82,7 +81,7 @@ def read_tiles(path: Path, renamed: Sequence[str], root: Path | None) -> TileTab
             raise OptionError(f"{path} line {number}: {name} is also in line {seen[name]}")
     base = (root or path.parent).absolute()
     files = tuple(base / name for name in columns["path"])
-    if not any(file.is_file() for file in files[:100]):
+    if not any(is_regular(file) for file in files[:100]):
         raise OptionError(
             f"{path}: {files[0]} does not exist, nor those after it: give the folder they are in as --root"
         )
@@ -160,7 +159,7 @@ def read_tile(path: Path, size_px: int, fit: str) -> npt.NDArray[np.uint8]:
         When it cannot be read, is no 8-bit image, is absurdly large, or is too small to crop.
     """
     try:
-        with PIL.Image.open(path) as image:
+        with open_regular(path, MAX_TILE_BYTES) as file, PIL.Image.open(file) as image:
             width, height = image.size
             if width * height > MAX_TILE_PX:
                 raise ReadError(f"{width}x{height} px, at most {MAX_TILE_PX} pixels are read")
@@ -169,6 +168,8 @@ def read_tile(path: Path, size_px: int, fit: str) -> npt.NDArray[np.uint8]:
             opaque = _opaque(image)
     except ReadError:
         raise
+    except StoreError as error:
+        raise ReadError(str(error).removeprefix(f"{path}: ")) from None
     except FileNotFoundError:
         raise ReadError("no such file") from None
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError, MemoryError) as error:

@@ -1,8 +1,8 @@
 """Embeddings for the protocols: from `embed`, from a store (its teacher's seed 0), or h5 files of other tools."""
 
+import contextlib
 import csv
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stores.errors import EvaluationError, OptionError
+from stores.errors import EvaluationError, OptionError, StoreError
 from stores.format import features, layout, manifest, recipe
 from stores.format.committed import read_records, usable_slides
 from stores.format.feature_rows import RowReader
-from stores.io.files import first_line
+from stores.io import parquet
+from stores.io.files import first_line, parse_json
+from stores.io.foreign import map_regular, open_regular, read_csv
 from stores.io.location import StoreLike
 
 _KEYS = (("slide_id", "x_px0", "y_px0"), ("path",), ("slide_id",))
 """Columns that identify a sample, the most exact first."""
 _MAX_DIM = 65_536
 _MAX_BYTES = 256 << 30
+_MAX_ROWS = 1 << 30
+_MAX_PACKED = 1000
+"""How many times smaller than in memory features can be in an h5 file; they hardly compress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +116,12 @@ def _from_files(paths: Sequence[Path], source: Path, read: Callable[[Path], _Pie
     total = sum(piece.n for piece in pieces)
     if not 0 < dim <= _MAX_DIM or total * dim * 4 > _MAX_BYTES:
         raise EvaluationError(f"{source}: {total} embeddings of {dim} numbers are not plausible")
-    x, at = np.empty((total, dim), np.float32), 0
+    try:
+        x, at = np.empty((total, dim), np.float32), 0
+    except MemoryError:
+        raise EvaluationError(
+            f"{source}: {total} embeddings of {dim} numbers do not fit into memory"
+        ) from None
     columns: dict[str, list[Any]] = {}
     for path, piece in zip(paths, pieces, strict=True):
         taken, own = piece.fill(x[at : at + piece.n])
@@ -126,11 +136,20 @@ def _from_files(paths: Sequence[Path], source: Path, read: Callable[[Path], _Pie
     return Embeddings(str(source), pieces[0].encoder, x[:at], columns, total - at)
 
 
+@contextlib.contextmanager
+def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """A file that can be read within the bounds; open for a moment, because a folder may have thousands."""
+    raw = map_regular(path, _MAX_BYTES)
+    with parquet.open_parquet(raw) as file:
+        parquet.require_bounds(raw, file, file.schema_arrow.names, _MAX_ROWS, _MAX_BYTES)
+        yield file
+
+
 def _read_parquet(path: Path) -> _Piece:
     try:
-        with path.open("rb") as raw, pq.ParquetFile(raw) as file:  # Arrow opens no path that is not UTF-8
+        with _parquet(path) as file:
             schema, n_rows = file.schema_arrow, file.metadata.num_rows
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, ValueError, KeyError, MemoryError, StoreError) as error:
         raise EvaluationError(f"{path}: not a readable Parquet file ({first_line(error)})") from None
     kind = schema.field("features").type if "features" in schema.names else None
     if kind is None or not pa.types.is_fixed_size_list(kind) or not pa.types.is_floating(kind.value_type):
@@ -144,9 +163,9 @@ def _read_parquet(path: Path) -> _Piece:
             name: [] for name in schema.names if name not in ("features", "reason")
         }
         try:
-            with path.open("rb") as raw, pq.ParquetFile(raw, page_checksum_verification=True) as file:
+            with _parquet(path) as file:
                 for group in range(file.num_row_groups):
-                    table = file.read_row_group(group)
+                    table = parquet.read_group(file, group)
                     table = table.filter(pc.is_valid(table["features"]))
                     array = table["features"].combine_chunks()
                     x[at : at + len(table)] = (
@@ -155,7 +174,7 @@ def _read_parquet(path: Path) -> _Piece:
                     at += len(table)
                     for name, values in columns.items():
                         values.extend(table[name].to_pylist())
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, ValueError, KeyError, MemoryError, StoreError) as error:
             raise EvaluationError(f"{path}: damaged ({first_line(error)})") from None
         return at, columns
 
@@ -165,8 +184,8 @@ def _read_parquet(path: Path) -> _Piece:
 
 def _encoder_of(about: bytes | str) -> str:
     try:
-        return str(json.loads(about)["encoder"]["name"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return str(parse_json(about.decode() if isinstance(about, bytes) else about)["encoder"]["name"])
+    except (ValueError, KeyError, TypeError):
         return ""
 
 
@@ -174,10 +193,13 @@ def _read_h5(path: Path) -> _Piece:
     import h5py
 
     try:
+        open_regular(path, _MAX_BYTES).close()
         with h5py.File(path) as file:
+            for name in ("features", "coords"):
+                _require_here(file, name)
             shape, coords = file["features"].shape, file["coords"].shape
             kind, encoder = file["features"].dtype.kind, _encoder_of(file.attrs.get("g2l", "{}"))
-    except (OSError, KeyError, AttributeError) as error:
+    except (OSError, KeyError, AttributeError, ValueError, TypeError, RuntimeError, StoreError) as error:
         raise EvaluationError(f"{path}: no h5 file with features and coords ({first_line(error)})") from None
     if len(shape) != 2 or coords != (shape[0], 2) or kind != "f":
         raise EvaluationError(
@@ -199,6 +221,17 @@ def _read_h5(path: Path) -> _Piece:
         return len(x), columns
 
     return _Piece(shape[0], shape[1], encoder, fill)
+
+
+def _require_here(file: Any, name: str) -> None:
+    """Raise ValueError unless the numbers of a dataset of an h5 file are in that file, as many as it says."""
+    import h5py
+
+    found = file.get(name, getlink=True)
+    if not isinstance(found, h5py.HardLink) or file[name].is_virtual or file[name].external:
+        raise ValueError(f"{name} refers to another place or file")
+    if file[name].nbytes > max(file[name].id.get_storage_size(), 1) * _MAX_PACKED:
+        raise ValueError(f"{name} has {file[name].nbytes} bytes, hardly any of them in the file")
 
 
 def from_store(store: StoreLike) -> Embeddings:
@@ -232,6 +265,18 @@ def from_store(store: StoreLike) -> Embeddings:
     return Embeddings(str(store), stored.teacher.name, x, columns, left_out)
 
 
+def read_table(table: Path, what: str) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows of a user's CSV; OptionError that begins with `what` when it is none."""
+    try:
+        names, rows = read_csv(table)
+    except (OSError, UnicodeDecodeError, csv.Error, StoreError) as error:
+        raise OptionError(f"{what}: cannot be read as CSV ({first_line(error)})") from None
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            raise OptionError(f"{what} line {number}: has another number of columns than the first line")
+    return names, rows
+
+
 def add_columns(embeddings: Embeddings, table: Path) -> tuple[Embeddings, int]:
     """Join a CSV by the columns that identify a sample; returns the samples in it, and the number of the others.
 
@@ -240,12 +285,7 @@ def add_columns(embeddings: Embeddings, table: Path) -> tuple[Embeddings, int]:
     OptionError
         When the CSV has no such column, names a sample twice, or fits none.
     """
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise OptionError(f"--labels {table}: cannot be read as CSV ({first_line(error)})") from None
-    names = list(rows[0]) if rows else []
+    names, rows = read_table(table, f"--labels {table}")
     keys = next((k for k in _KEYS if set(k) <= set(names) and set(k) <= set(embeddings.columns)), None)
     if keys is None:
         raise OptionError(

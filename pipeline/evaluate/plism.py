@@ -11,6 +11,7 @@ are exact, and a subset is the user's list or drawn from a seed.
 """
 
 import itertools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,9 @@ import numpy.typing as npt
 
 from pipeline.metrics.checks import require_features, row_blocks
 from pipeline.metrics.neighbours import nearest
-from stores.errors import EvaluationError
+from stores.errors import EvaluationError, StoreError
 from stores.io.files import first_line
+from stores.io.foreign import open_regular
 
 KS = (1, 3, 5, 10)
 GROUPS = ("across scanners", "across stainings", "across both", "all")
@@ -124,8 +126,8 @@ def tile_subset(n: int, wanted: int | None, listed: Path | None, seed: int) -> n
     """Row numbers of the tiles to compare: those of a file, `wanted` drawn from a seed, or None for all."""
     if listed is not None:
         try:
-            index = np.load(listed, allow_pickle=False)
-        except (OSError, ValueError) as error:
+            index = _mapped(listed)
+        except (OSError, ValueError, StoreError) as error:
             raise EvaluationError(f"{listed}: not a .npy file of numbers ({first_line(error)})") from None
         whole = (
             index.ndim == 1 and np.issubdtype(index.dtype, np.integer) and len(np.unique(index)) == len(index)
@@ -192,11 +194,23 @@ def plism(
     return summarise(pairs)
 
 
+def _mapped(path: Path) -> npt.NDArray[Any]:
+    """A .npy file as a memory map: its header then asks for no more than the file has."""
+    open_regular(path, _MAX_BYTES).close()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of a header that needs parsing again
+            values: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # the header is a Python literal: its parser has errors of its own
+        raise ValueError(first_line(error)) from None
+    return values
+
+
 def _load(path: Path) -> npt.NDArray[Any]:
     """The file as a memory map: all slides together would be 4.5 GB at 768 numbers a tile."""
     try:
-        values: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        values = _mapped(path)
+    except (OSError, ValueError, StoreError) as error:
         raise EvaluationError(f"{path}: not a .npy file of numbers ({first_line(error)})") from None
     if values.ndim != 2 or values.shape[1] <= _ID_COLUMNS or not np.issubdtype(values.dtype, np.floating):
         raise EvaluationError(f"{path}: {values.dtype} {values.shape}; floats (tiles, 3 + d) are expected")

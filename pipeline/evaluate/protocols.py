@@ -3,7 +3,6 @@
 Every function takes embeddings and options and returns a `Result`; commands print it, ``evaluate all`` collects it.
 """
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.evaluate import options as opts
-from pipeline.evaluate.embeddings import Embeddings, add_columns, matched
+from pipeline.evaluate.embeddings import Embeddings, add_columns, matched, read_table
 from pipeline.evaluate.eva_linear import eva_linear
 from pipeline.evaluate.hest import hest
 from pipeline.evaluate.linear import Fold, fold_of_splits, folds_by_group, logistic_probe
@@ -266,8 +265,7 @@ def run_hest(embeddings: Embeddings, options: opts.HestOptions) -> Result:
 
 
 def _gene_names(table: Path, embeddings: Embeddings) -> list[str]:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        names = next(csv.reader(file))
+    names, _ = read_table(table, f"--genes {table}")
     own = [name for name in names if name not in embeddings.columns and name not in ("slide_id", "path")]
     if not own:
         raise OptionError(f"--genes {table}: no column of a gene")

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.embed.embed import embed
 from pipeline.embed.options import EmbedOptions
 from pipeline.evaluate import options as opts
@@ -24,9 +22,10 @@ from pipeline.evaluate.protocols import PROTOCOLS, run_cka
 from pipeline.evaluate.result import Result, Row, text_of
 from pipeline.runtime.options import from_json
 from pipeline.runtime.progress import Reporter
+from pipeline.runtime.yaml_file import read_yaml
 from pipeline.tile.options import TileOptions
 from stores.errors import SOME_SLIDES_FAILED, EvaluationError, G2LError, OptionError
-from stores.io.files import first_line, write_json, write_text
+from stores.io.files import write_json, write_text
 from stores.io.lock import only_writer
 from stores.io.text import csv_cell, markdown
 
@@ -77,13 +76,9 @@ def read_bench(path: Path) -> Bench:
     OptionError
         When it is not YAML, or something in it is unknown or missing; names the place.
     """
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise OptionError(f"{path}: not readable as YAML ({first_line(error)})") from None
-    if not isinstance(value, dict) or set(value) != set(_PARTS):
-        found = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
-        raise OptionError(f"{path}: expected {', '.join(_PARTS)}; found {found}")
+    value = read_yaml(path, str(path))
+    if set(value) != set(_PARTS):
+        raise OptionError(f"{path}: expected {', '.join(_PARTS)}; found {', '.join(value) or 'nothing'}")
     base = path.parent
     encoders = {
         _name(path, name): _encoder(base, f"{path}: encoders: {name}", item)
@@ -183,12 +178,14 @@ def _task(
     needed = ["protocol", "data", *(["to"] if protocol == "cka" else [])]
     values = dict(_fields(where, value, [*own, *_names(kind)], needed))
     chosen = values.pop("encoders", ())
+    if not isinstance(chosen, list | tuple):
+        raise OptionError(f"{where}: encoders {chosen!r:.80}: a list of names is expected")
     task = {name: values.pop(name, None) for name in ("name", "protocol", "data", "to")}
-    if task["data"] not in data:
+    if str(task["data"]) not in data:
         raise OptionError(f"{where}: data {task['data']!r}; allowed: {', '.join(data)}")
     for name in [*chosen, *([task["to"]] if protocol == "cka" else [])]:
-        if name not in encoders:
-            raise OptionError(f"{where}: encoder {name!r}; allowed: {', '.join(encoders)}")
+        if str(name) not in encoders:
+            raise OptionError(f"{where}: encoder {name!r:.80}; allowed: {', '.join(encoders)}")
     for name in ("labels", "genes"):
         if values.get(name) is not None:
             values[name] = base / str(values[name])

@@ -3,8 +3,9 @@
 Everything is read from files that the run or the store carries, so the same files give the same page on any day.
 """
 
-import json
+import os
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -14,6 +15,8 @@ from typing import Any
 from pipeline.distill.options import DistillOptions
 from pipeline.runtime.options import to_json
 from stores.format import manifest
+from stores.io.files import parse_json
+from stores.io.foreign import open_regular
 from stores.io.location import StoreLike
 
 _TAIL_BYTES = 1 << 16
@@ -25,17 +28,17 @@ def last_date(log: Path) -> str | None:
 
     The times of files are not used: a copy of the run would get another date.
     """
-    if not log.is_file():
+    if not log.exists():
         return None
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-        lines = file.read().decode("utf-8", errors="replace").splitlines()
+    with open_regular(log, sys.maxsize, inside=log.parent) as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        lines = file.read(_TAIL_BYTES).decode("utf-8", errors="replace").splitlines()
     for line in reversed(lines):
         try:
-            moment = datetime.fromisoformat(json.loads(line)["time"])
-        except (ValueError, TypeError, KeyError, RecursionError):  # a line cut off by a kill, or foreign
+            moment = datetime.fromisoformat(parse_json(line)["time"]).astimezone(UTC)
+        except (ValueError, TypeError, KeyError, OverflowError):  # a line cut off by a kill, or foreign
             continue
-        return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+        return f"{moment:%Y-%m-%d %H:%M} UTC"
     return None
 
 

@@ -4,11 +4,25 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.options import to_json
-from stores.errors import OptionError
+from stores.errors import OptionError, StoreError
 from stores.io import files
 
 BEGUN = "options.json"
 """``options``, and what else has to stay the same."""
+
+
+def read_begun(out: Path) -> dict[str, Any]:
+    """What a folder of results was begun with; ``options`` in it, where there are any, are an object.
+
+    Raises
+    ------
+    StoreError
+        When it is not readable.
+    """
+    begun = files.read_object(out / BEGUN, inside=out)
+    if not isinstance(begun.get("options", {}), dict):
+        raise StoreError(f"{out / BEGUN}: options: expected an object, found {begun['options']!r:.80}")
+    return begun
 
 
 def require_same_options(out: Path, options: Any, free: frozenset[str]) -> None:
@@ -23,7 +37,7 @@ def require_same_options(out: Path, options: Any, free: frozenset[str]) -> None:
     free
         Names of options that do not change the result.
     """
-    old = to_json(type(options)()) | files.read_json(out / BEGUN).get("options", {})
+    old = to_json(type(options)()) | read_begun(out).get("options", {})
     for name, value in to_json(options).items():
         if name not in free and old[name] != value:
             flag = name.replace("_", "-")

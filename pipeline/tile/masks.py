@@ -12,8 +12,10 @@ from pipeline.tile.tissue import Bools
 from stores.errors import OptionError, StoreError, TissueError
 from stores.format.manifest import check_slide_id
 from stores.io.files import first_line, read_json
+from stores.io.foreign import open_regular
 
 MAX_JSON_BYTES = 64 * 2**20
+_MAX_IMAGE_BYTES = 1 << 30
 MAX_MASK_PX = 80_000_000  # below the 89 M at which Pillow starts to warn of decompression bombs
 _JSON_SUFFIXES = (".geojson", ".json")
 _IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
@@ -74,7 +76,7 @@ def _too_large(path: Path, size: str) -> TissueError:
 def _read_image(path: Path, size_px0: tuple[int, int]) -> Bools:
     """What is not black in an image file, at the file's own size."""
     try:
-        with Image.open(path, formats=("PNG", "TIFF")) as image:
+        with open_regular(path, _MAX_IMAGE_BYTES) as file, Image.open(file, formats=("PNG", "TIFF")) as image:
             _check_image(path, image, size_px0)
             if image.mode in ("P", "LA", "RGBA"):  # what is seen counts, not the palette's index
                 colours = np.asarray(image.convert("RGBA"))
@@ -82,6 +84,8 @@ def _read_image(path: Path, size_px0: tuple[int, int]) -> Bools:
             pixels = np.asarray(image)
     except TissueError:
         raise
+    except StoreError as error:
+        raise TissueError(str(error)) from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise _too_large(path, first_line(error)) from None
     except Exception as error:  # a decoder may raise anything on a damaged file

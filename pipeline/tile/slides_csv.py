@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stores.errors import OptionError
+from stores.errors import OptionError, StoreError
 from stores.format import manifest
 from stores.io import files
+from stores.io.foreign import read_csv
 
 _TCGA_PATIENT = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}")
 
@@ -24,11 +25,8 @@ def read_slides_csv(path: Path | None) -> dict[str, dict[str, str]]:
     if path is None:
         return {}
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            names = reader.fieldnames or []
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        names, rows = read_csv(path)
+    except (OSError, UnicodeDecodeError, csv.Error, StoreError) as error:
         raise OptionError(f"--slides-csv {path}: cannot be read ({files.first_line(error)})") from None
     if "slide_id" not in names:
         raise OptionError(f"--slides-csv {path}: no column slide_id; found {', '.join(names) or 'nothing'}")

@@ -19,7 +19,7 @@ from pipeline.verify.draws import check_draws, check_policy
 from pipeline.verify.options import VerifyOptions
 from pipeline.verify.slide_views import SlideLooker, SlideToLook, Verified
 from pipeline.views.draw import RENDERING
-from stores.errors import ClusterError, OptionError, StoreError
+from stores.errors import OptionError, StoreError
 from stores.format import manifest, recipe
 from stores.io.location import StoreLike
 from stores.io.lock import only_writer
@@ -76,13 +76,13 @@ def _verify(store: StoreLike, options: VerifyOptions, report: Reporter, where: C
 
 
 def _look(workers: Cluster, store: StoreLike, options: VerifyOptions, report: Reporter) -> Verified:
-    def each(check: Any, slides: Iterable[Any]) -> Iterator[Any]:
+    def each(check: Any, slides: Iterable[SlideFiles]) -> Iterator[SlideFindings]:
         for done in workers.run(
             functools.partial(_with_draws, check, store, options.sample), slides, Silent()
         ):
-            if done.result is None:
-                raise ClusterError(f"slide {done.item}: could not be checked: {done.error}")
-            yield done.result
+            slide_id = done.item.slide_id
+            lost = Finding(slide_id, f"could not be checked: {done.error}", "unreadable", slide_id)
+            yield done.result or SlideFindings(slide_id, [lost], 0)
 
     result = Verified(verify_structure(store, options.partial, report, each, options.digest))
     result.findings.extend(check_policy(store))

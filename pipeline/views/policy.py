@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
-import yaml
-
+from pipeline.runtime.yaml_file import read_yaml
 from stores.errors import OptionError
+from stores.io.foreign import is_regular
 
 _LIMITS = {  # field: least, most
     "patch_px": (16, 4096),
@@ -142,15 +142,12 @@ def load_policy(name_or_path: str) -> Policy:
     if name_or_path in POLICIES:
         return POLICIES[name_or_path]
     path = Path(name_or_path)
-    if not path.is_file():
+    if not is_regular(path):
         raise OptionError(
             f"policy {name_or_path!r} is neither one of {', '.join(POLICIES)} nor a YAML file; "
             "write the fields of a policy into a file and give its path"
         )
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise OptionError(f"policy file {path}: not readable YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(values, dict):
-        raise OptionError(f"policy file {path}: expected fields such as 'hflip_p: 0.5', one a line")
+    values = read_yaml(path, f"policy file {path}", "hflip_p: 0.5")
+    if not values:
+        raise OptionError(f"policy file {path}: has no field; write some, such as 'hflip_p: 0.5', one a line")
     return Policy.from_json({"name": path.stem, **values})

@@ -31,7 +31,6 @@ _PLAIN = ("coords", "standard")
 _NDIM = {"features": 3, "stats": 4, "scales": 2, "coords": 2, "standard": 2, "pixels": 4}
 _NDIM |= {"positions": 3, "tokens": 4}
 _THREADS = 8  # copies wait for fsync, or for the network
-_MAX_METADATA_BYTES = 64 << 10
 
 Key = tuple[int, int]
 """(block, seed)"""
@@ -140,7 +139,7 @@ class Source:
                 raise CorruptStore(f"{self}/{array}: {len(spec.shape)} dimensions, expected {_NDIM[leaf]}")
             if len(self._metadata) > 100:  # enough for a few slides; a store may have thousands
                 self._metadata.clear()
-            raw = read_file(self.store, layout.metadata_file(array), _MAX_METADATA_BYTES)
+            raw = read_file(self.store, layout.metadata_file(array), layout.MAX_METADATA_BYTES)
             self._metadata[array] = json.loads(raw or b"")
         return self._metadata[array]
 

@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 from stores.combine.copy_slide import SEED_AXIS, Choice, Key, Source, from_one
 from stores.errors import StoreError
 from stores.format import features, layout, manifest, pixels, recipe, tokens
-from stores.format.metadata import MAX_READ_BYTES
 from stores.io.location import read_file
 
 _RANK = {manifest.OK: 0, "no_tissue": 1, "failed": 2}
@@ -208,7 +207,9 @@ def _require_same_tokens(
 def _same_bytes(a: Source, b: Source, name: str) -> bool:
     if name not in a.listed or a.listed[name] != b.listed.get(name):
         return False
-    return read_file(a.store, name, 2 * MAX_READ_BYTES) == read_file(b.store, name, 2 * MAX_READ_BYTES)
+    return read_file(a.store, name, layout.limit_bytes(name)) == read_file(
+        b.store, name, layout.limit_bytes(name)
+    )
 
 
 def _differing_forms(slide_id: str, a: Source, b: Source) -> Iterator[tuple[str, object, object]]:

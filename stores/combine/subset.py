@@ -9,10 +9,11 @@ from typing import Any
 from stores.combine.copy_slide import Shared, Source, copy_slide, from_one
 from stores.combine.merge import begin, finish
 from stores.combine.where import select
-from stores.errors import OptionError
+from stores.errors import OptionError, StoreError
 from stores.format import layout, manifest
 from stores.format.layout import read_options
 from stores.io import files
+from stores.io.foreign import TABLE_BYTES, is_regular, read_text
 from stores.io.location import StoreLike
 from stores.io.progress import SILENT, Reporter
 from stores.io.staging import staged
@@ -70,17 +71,20 @@ def read_ids(given: Iterable[str]) -> tuple[str, ...]:
     """
     found: list[str] = []
     for text in given:
-        if not Path(text).is_file():
+        if not is_regular(Path(text)):
             found.append(text)
             continue
         try:
-            lines = Path(text).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = read_text(Path(text), TABLE_BYTES).splitlines()
+        except (OSError, UnicodeDecodeError, StoreError) as error:
             raise OptionError(f"--slides {text}: cannot be read ({files.first_line(error)})") from None
         named = [line.strip() for line in lines if line.strip()]
-        header = next(csv.reader(named[:1]), [])
-        if "slide_id" in header:
-            named = [row["slide_id"] or "" for row in csv.DictReader(named)]
+        try:
+            header = next(csv.reader(named[:1]), [])
+            if "slide_id" in header:
+                named = [row["slide_id"] or "" for row in csv.DictReader(named)]
+        except csv.Error as error:
+            raise OptionError(f"--slides {text}: cannot be read as CSV ({files.first_line(error)})") from None
         if not named:
             raise OptionError(f"--slides {text}: names no slide")
         found += named

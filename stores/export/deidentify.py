@@ -14,11 +14,11 @@ import pyarrow as pa
 from stores.errors import CorruptStore
 from stores.export.allowed import COLUMN_VALUES, UNKNOWN_VENDOR, VENDORS, array_metadata
 from stores.format import arrays, layout, manifest, recipe
+from stores.format.layout import MAX_METADATA_BYTES
 from stores.io import files
 from stores.io.location import StoreLike, read_file
 
 _PATH = re.compile(r"[/~.\\]|[A-Za-z]:[\\/]|.*\.py:")
-_MAX_METADATA_BYTES = 1 << 20
 
 
 def renamed(name: str, new_id: str) -> str:
@@ -29,7 +29,7 @@ def renamed(name: str, new_id: str) -> str:
 
 def copy_metadata(store: StoreLike, name: str, target: Path) -> None:
     """Copy the metadata of an array or group, as far as they are those of the format."""
-    raw = read_file(store, name, _MAX_METADATA_BYTES)
+    raw = read_file(store, name, MAX_METADATA_BYTES)
     if raw is None:
         raise CorruptStore(f"{store}/{name}: listed, but not there")
     files.write_json(target, array_metadata(raw, name, f"{store}/{name}"))

@@ -20,10 +20,10 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Sto
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from stores.errors import CorruptStore, StoreError
-from stores.format.chunks import chunk_limit, read_chunk, require_decoded_size
+from stores.format.chunks import chunk_limit, read_chunk, require_decodable
 from stores.format.encoding import BYTE_SHUFFLE, Encoder, Form
-from stores.format.layout import METADATA, metadata_file, parse_chunk
-from stores.format.metadata import GROUP, MAX_METADATA_BYTES, MAX_READ_BYTES, ArraySpec, parse_metadata
+from stores.format.layout import MAX_METADATA_BYTES, MAX_READ_BYTES, METADATA, metadata_file, parse_chunk
+from stores.format.metadata import GROUP, ArraySpec, parse_metadata
 from stores.io.files import first_line, write_bytes, write_text
 from stores.io.location import StoreLike, read_file
 
@@ -65,7 +65,7 @@ class ReadOnlyStore(Store):
         limit = chunk_limit(self._spec) if is_chunk else MAX_METADATA_BYTES
         raw = self._read(f"{self._name}/{key}", limit)
         if raw is not None and is_chunk:
-            require_decoded_size(raw, self._spec, f"{self._name}/{key}")
+            require_decodable(raw[:-4], self._spec, f"{self._name}/{key}")
         return raw
 
     async def get(

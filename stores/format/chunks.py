@@ -1,5 +1,7 @@
 """Chunks of arrays, read and written as whole files; sizes are checked before memory is taken."""
 
+import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +12,99 @@ import numpy.typing as npt
 
 from stores.errors import CorruptStore
 from stores.format.encoding import Encoder
-from stores.format.layout import chunk_file, metadata_file
-from stores.format.metadata import MAX_METADATA_BYTES, ArraySpec
+from stores.format.layout import MAX_METADATA_BYTES, chunk_file, metadata_file
+from stores.format.metadata import ArraySpec
 from stores.io.files import first_line, write_bytes
-from stores.io.location import StoreLike, read_file, read_local
+from stores.io.location import StoreLike, open_file, read_file
+
+_BLOSC_HEADER, _BLOSC_MIN_BLOCK, _BLOSC_ZSTD = 16, 1 << 12, 4
 
 
-def decoded_size(raw: bytes | memoryview, compressor: str) -> int | None:
-    """The size that a compressed chunk says it decodes to; None when it does not say.
+def require_decodable(body: bytes | memoryview, spec: ArraySpec, where: str) -> None:
+    """Raise CorruptStore unless a compressed chunk is of the form that a store has, and decodes to its array's size.
 
-    Sources: RFC 8878, section 3.1.1 (Zstandard frame header); the Blosc 1 header.
+    The C libraries take its word for offsets and lengths, so all of them are compared with what there is.
+
+    Parameters
+    ----------
+    body
+        The chunk without its crc32c.
     """
-    if compressor == "blosc":
-        return int.from_bytes(raw[4:8], "little") if len(raw) >= 16 else None
-    if len(raw) < 6 or raw[:4] != b"\x28\xb5\x2f\xfd":
-        return None
-    size_flag, single_segment, dictionary_flag = raw[4] >> 6, raw[4] >> 5 & 1, raw[4] & 3
-    if size_flag == 0 and not single_segment:
-        return None
-    start = 5 + (not single_segment) + (0, 1, 2, 4)[dictionary_flag]
-    length = (1, 2, 4, 8)[size_flag]
-    return int.from_bytes(raw[start : start + length], "little") + (256 if length == 2 else 0)
+    fault = None
+    if spec.compressor == "zstd":
+        fault = _zstd_fault(body, spec.chunk_bytes)
+    elif spec.compressor == "blosc":
+        fault = _blosc_fault(body, spec)
+    if fault is not None:
+        raise CorruptStore(f"{where}: {fault}")
 
 
-def require_decoded_size(raw: bytes | memoryview, spec: ArraySpec, where: str) -> None:
-    """Raise CorruptStore unless a compressed chunk decodes to the size that its array says."""
-    if spec.compressor is not None:
-        size = decoded_size(raw, spec.compressor)
-        if size != spec.chunk_bytes:
-            raise CorruptStore(f"{where}: decodes to {size} bytes, expected {spec.chunk_bytes}")
+def _zstd_fault(body: bytes | memoryview, expected: int) -> str | None:
+    """What is wrong with a Zstandard frame, which has to be the only one. Source: RFC 8878, section 3.1.1."""
+    if len(body) < 6 or body[:4] != b"\x28\xb5\x2f\xfd":
+        return "is no Zstandard frame"
+    size_flag, single_segment, checksum, dictionary = (
+        body[4] >> 6,
+        body[4] >> 5 & 1,
+        body[4] >> 2 & 1,
+        body[4] & 3,
+    )
+    if dictionary or body[4] & 8:
+        return "is a Zstandard frame with a dictionary or a reserved bit"
+    size = None
+    at = 5 + (not single_segment)
+    if size_flag or single_segment:
+        length = (1, 2, 4, 8)[size_flag]
+        size = int.from_bytes(body[at : at + length], "little") + (256 if length == 2 else 0)
+        at += length
+    if size != expected:
+        return f"decodes to {size} bytes, expected {expected}"
+    last = False
+    while not last:
+        block = int.from_bytes(body[at : at + 3], "little")
+        last, kind, length = bool(block & 1), block >> 1 & 3, block >> 3
+        if at + 3 > len(body) or kind == 3 or (length == 0 and not last):
+            return "is a Zstandard frame with a wrong block"
+        at += 3 + (1 if kind == 1 else length)
+    at += 4 * checksum
+    return None if at == len(body) else f"is a Zstandard frame of {at} bytes in {len(body)}"
+
+
+def _blosc_fault(body: bytes | memoryview, spec: ArraySpec) -> str | None:
+    """What is wrong with a Blosc chunk. Source: README_CHUNK_FORMAT.rst of c-blosc 1.21, and its decoder."""
+    if len(body) < _BLOSC_HEADER:
+        return f"is a Blosc chunk of {len(body)} bytes, less than its header has"
+    version, inner_version, flags, typesize, size, block_size, stored = struct.unpack_from("<4B3I", body)
+    if size != spec.chunk_bytes:
+        return f"decodes to {size} bytes, expected {spec.chunk_bytes}"
+    if stored != len(body):
+        return f"says that it has {stored} bytes, and has {len(body)}"
+    if version != 2 or typesize == 0 or flags & 0b1000:
+        return f"is a Blosc chunk of version {version}, type size {typesize}, flags {flags:#x}"
+    if flags & 2:  # stored as it is
+        return None if stored == size + _BLOSC_HEADER else "is a plain Blosc chunk of another size"
+    if inner_version != 1 or flags >> 5 != _BLOSC_ZSTD:
+        return f"is a Blosc chunk of codec {flags >> 5} version {inner_version}; expected zstd"
+    if not min(size // 2, _BLOSC_MIN_BLOCK) <= block_size <= size or block_size % typesize:
+        return f"is a Blosc chunk with blocks of {block_size} bytes"
+    blocks = -(-size // block_size)
+    table = _BLOSC_HEADER + 4 * blocks
+    if table > stored:
+        return "is a Blosc chunk whose table of blocks ends behind it"
+    for number, start in enumerate(struct.unpack_from(f"<{blocks}i", body, _BLOSC_HEADER)):
+        whole = (number + 1) * block_size <= size
+        parts = (
+            typesize if not flags & 0x10 and whole and typesize <= 16 and block_size // typesize >= 128 else 1
+        )
+        at = start
+        for _ in range(parts):
+            if not table <= at <= stored - 4:
+                return f"is a Blosc chunk whose block {number} starts at {at}"
+            length = struct.unpack_from("<i", body, at)[0]
+            at += 4 + length
+            if length < 0 or at > stored:
+                return f"is a Blosc chunk whose block {number} ends behind it"
+    return None
 
 
 def chunk_limit(spec: ArraySpec) -> int:
@@ -78,10 +144,12 @@ def read_chunk(
     ):
         raise CorruptStore(f"{store}/{file}: its crc32c differs")
     if spec.compressor is not None:
-        require_decoded_size(raw, spec, f"{store}/{file}")
+        require_decodable(body, spec, f"{store}/{file}")
         codec = numcodecs.Zstd() if spec.compressor == "zstd" else numcodecs.Blosc()
+        room = np.empty(spec.chunk_bytes, np.uint8)
         try:
-            body = memoryview(codec.decode(body))
+            codec.decode(body, out=room)
+            body = room.data.toreadonly()
         except Exception as error:  # numcodecs raises RuntimeError and ValueError
             raise CorruptStore(f"{store}/{file}: cannot be decoded ({first_line(error)})") from None
     if len(body) != spec.chunk_bytes:
@@ -95,13 +163,12 @@ def _read_chunk_file(
     if memory is None or not isinstance(store, Path):
         raw = read_file(store, file, limit_bytes)
         return None if raw is None else memoryview(raw)
-    room = memory.data
-
-    def into_room(path: Path, size: int) -> memoryview:
-        with path.open("rb") as opened:
-            return room[: opened.readinto(room[:size])].toreadonly()
-
-    return read_local(store / file, limit_bytes, into_room)
+    opened = open_file(store, file, limit_bytes)
+    if opened is None:
+        return None
+    with opened:
+        room = memory.data[: os.fstat(opened.fileno()).st_size]
+        return room[: opened.readinto(room)].toreadonly()
 
 
 def write_chunk(

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from stores.errors import CorruptStore, OptionError, StoreError
-from stores.io.files import read_json
+from stores.io.files import read_object
+from stores.io.foreign import TEXT_BYTES
 from stores.io.location import StoreLike, read_file, walk
+from stores.io.parquet import MAX_FILE_BYTES
 
 RECIPE = "recipe.json"
 README = "README.md"
@@ -21,7 +23,7 @@ CROISSANT = "croissant.json"
 CHECKSUMS = "checksums.sha256"
 DIGEST = "checksums.sha256.digest"
 """One line: the SHA-256 of the checksums file, to publish."""
-MAX_CHECKSUMS_BYTES = 4 << 30
+MAX_CHECKSUMS_BYTES = 1 << 30
 MANIFEST = "manifest"
 SLIDES = f"{MANIFEST}/slides.parquet"
 PATCHES = f"{MANIFEST}/patches"
@@ -122,6 +124,13 @@ def check_slide_id(text: str) -> str:
     return text
 
 
+MAX_METADATA_BYTES = 64 << 10
+MAX_READ_BYTES = 256 << 20
+"""The most memory that one chunk, or one array that is read whole, may ask for."""
+MAX_CHUNK_FILE_BYTES = MAX_READ_BYTES * 9 // 8 + 1024
+"""The most that a chunk of this size takes on disk: what cannot be compressed grows by a header per block."""
+_MAX_PICTURE_BYTES = 256 << 20
+_LIMITS = {CHECKSUMS: MAX_CHECKSUMS_BYTES, DIGEST: 1024}
 _ROOT_FILES = {
     RECIPE,
     README,
@@ -178,18 +187,42 @@ def classify(name: str) -> Known | None:
     return None
 
 
+def limit_bytes(name: str) -> int:
+    """The most bytes that the file `name` of a store can have. A larger one, even a sparse one, is not read or copied.
+
+    >>> limit_bytes("recipe.json"), limit_bytes("features.zarr/a/zarr.json")
+    (4194304, 65536)
+    """
+    if name in _LIMITS:
+        return _LIMITS[name]
+    if name.endswith(METADATA):
+        return MAX_METADATA_BYTES
+    if name.endswith(".parquet"):
+        return MAX_FILE_BYTES
+    if name.endswith(".png"):
+        return _MAX_PICTURE_BYTES
+    return MAX_CHUNK_FILE_BYTES if _CHUNK_FILE.fullmatch(name) else TEXT_BYTES
+
+
 def list_files(store: StoreLike, only_plain: bool = True) -> dict[str, int]:
     """Size in bytes of every file below a store, by name; unfinished ``*.partial`` files are left out.
 
     Raises
     ------
     CorruptStore
-        When there is a symbolic link, device or socket and `only_plain` is set: a link may lead outside, and its
-        target would be copied.
+        With `only_plain`, when there is a symbolic link, device or socket: a link may lead outside, and its target
+        would be copied; or when a file is larger than `limit_bytes` allows, such as a sparse one that fills a disk.
     """
-    if not isinstance(store, Path):
-        return store.list_files()
+    listed = store.list_files() if not isinstance(store, Path) else _list_local(store, only_plain)
+    for name, size in listed.items() if only_plain else ():
+        if size > limit_bytes(name) and classify(name) is not None:
+            raise CorruptStore(
+                f"{store}/{name}: {size} bytes; no file of this kind has more than {limit_bytes(name)}"
+            )
+    return listed
 
+
+def _list_local(store: Path, only_plain: bool) -> dict[str, int]:
     def refuse(name: str, what: str) -> None:
         if only_plain:
             raise CorruptStore(f"{store / name}: {what}; a store consists of plain files and folders")
@@ -248,7 +281,4 @@ def by_slide(names: Iterable[str]) -> dict[str, list[str]]:
 def read_options(store: StoreLike, command: str) -> dict[str, Any]:
     """The options that a command made a store with; empty when the file is absent, because options only inform."""
     path = store / options_file(command)
-    value = read_json(path) if path.is_file() else {}
-    if not isinstance(value, dict):
-        raise StoreError(f"{path}: expected an object, found {value!r:.80}")
-    return value
+    return read_object(path, inside=path.parents[1]) if path.exists() else {}

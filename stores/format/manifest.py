@@ -8,6 +8,7 @@ file is written after the block's chunks are on disk, so only what it lists exis
 Each file carries a CRC-32 of itself in its Parquet metadata: page checksums leave the footer uncovered.
 """
 
+import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,9 @@ import pyarrow.parquet as pq
 from stores.errors import CorruptStore, StoreError
 from stores.format import layout
 from stores.format.layout import check_slide_id
+from stores.io import parquet
 from stores.io.files import first_line, write_bytes
+from stores.io.foreign import read_regular
 from stores.io.location import StoreLike
 from stores.io.text import utf8
 
@@ -90,8 +93,6 @@ VIEWS_SCHEMA = pa.schema(
 MAX_SEEDS = 1000
 MAX_BLOCK_ROWS = 1024
 CHECKSUM_KEY = b"g2l_crc32"
-_MAX_FILE_BYTES = 1 << 30
-_MAX_ROWS = 1 << 24
 _NULLABLE = frozenset(("view_crc32", *SLIDES_SCHEMA.names)) - {
     "slide_id",
     "patient_id",
@@ -130,21 +131,30 @@ def checksum_matches(raw: bytes) -> bool | None:
     return digits == f"{zlib.crc32(raw[:start] + b'0' * 8 + raw[start + 8 :]):08x}".encode()
 
 
-def _read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a file of unknown origin: sizes and types before memory, checksums before values."""
+def _read(
+    path: Path,
+    inside: Path,
+    schema: pa.Schema,
+    columns: Sequence[str] | None = None,
+    max_rows: int = parquet.MAX_ROWS,
+) -> pa.Table:
+    """Read a file of unknown origin below `inside`: sizes and types before memory, checksums before values."""
+
+    def judge(found: pa.Schema) -> None:
+        for field in schema:
+            if found.names.count(field.name) != 1 or found.field(field.name).type != field.type:
+                raise CorruptStore(
+                    f"{path}: column {field.name} ({field.type}) is missing or of another type"
+                )
+
     try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise CorruptStore(f"{path}: larger than {_MAX_FILE_BYTES} bytes, which no file of a manifest is")
-        raw = path.read_bytes()
+        raw = read_regular(path, parquet.MAX_FILE_BYTES, inside)
         if checksum_matches(raw) is False:
             raise CorruptStore(f"{path}: its checksum differs: damaged, or edited by another program")
-        with pq.ParquetFile(pa.BufferReader(raw), page_checksum_verification=True) as file:
-            _check_form(path, file, schema)
-            table = file.read(columns=columns).replace_schema_metadata(None)
-            table.validate(full=True)
-    except FileNotFoundError:
+        table = parquet.read_parquet(raw, columns, max_rows, judge)
+    except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"{path}: no such file; is the store complete?") from None
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
         raise CorruptStore(f"{path}: not a readable Parquet file ({first_line(error)})") from None
     for name in table.column_names:
         if name in schema.names and name not in _NULLABLE and table[name].null_count:
@@ -152,22 +162,9 @@ def _read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -
     return table
 
 
-def _check_form(path: Path, file: pq.ParquetFile, schema: pa.Schema) -> None:
-    found = file.schema_arrow
-    for field in schema:
-        if found.names.count(field.name) != 1 or found.field(field.name).type != field.type:
-            raise CorruptStore(f"{path}: column {field.name} ({field.type}) is missing or of another type")
-    about = file.metadata
-    size = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
-    if about.num_rows > _MAX_ROWS or not 0 <= size <= _MAX_FILE_BYTES:
-        raise CorruptStore(
-            f"{path}: {about.num_rows} rows of {size} bytes; at most {_MAX_ROWS} rows and {_MAX_FILE_BYTES} bytes"
-        )
-
-
 def add_checksum(path: Path, schema: pa.Schema) -> None:
     """Write a table of an older version or another program again, all columns as they are, with a checksum."""
-    _write(path, _read(path, schema))
+    _write(path, _read(path, path.parent, schema))
 
 
 def slides_path(store: StoreLike) -> Path:
@@ -195,15 +192,16 @@ def _text_of(value: Any) -> Any:
 
 def read_slides(store: StoreLike) -> list[dict[str, Any]]:
     """All slides, sorted by id; an empty list when nothing is tiled yet."""
-    if not slides_path(store).is_file():
+    path = slides_path(store)
+    if not os.path.lexists(path):
         return []
-    rows: list[dict[str, Any]] = _read(slides_path(store), SLIDES_SCHEMA).to_pylist()
+    rows: list[dict[str, Any]] = _read(path, path.parents[1], SLIDES_SCHEMA).to_pylist()
     seen: set[str] = set()
     for row in rows:
         if check_slide_id(row["slide_id"]) in seen:
             raise CorruptStore(f"{slides_path(store)}: slide {row['slide_id']} is listed twice")
         seen.add(row["slide_id"])
-        if not 0 <= row["n_patches"] < _MAX_ROWS:
+        if not 0 <= row["n_patches"] < parquet.MAX_ROWS:
             raise CorruptStore(
                 f"{slides_path(store)}: slide {row['slide_id']} with {row['n_patches']} patches"
             )
@@ -252,12 +250,11 @@ def read_patches(store: StoreLike, slide_id: str, n_patches: int | None = None) 
     n_patches : int, optional
         How many the slides table says; CorruptStore when there are more or fewer.
     """
-    table = _read(patches_path(store, slide_id), PATCHES_SCHEMA)
+    path = patches_path(store, slide_id)
+    table = _read(path, path.parents[2], PATCHES_SCHEMA, PATCHES_SCHEMA.names)
     found = Patches(*(table[name].to_numpy() for name in PATCHES_SCHEMA.names))
     if n_patches is not None and len(found) != n_patches:
-        raise CorruptStore(
-            f"{patches_path(store, slide_id)}: {len(found)} patches, the slides table has {n_patches}"
-        )
+        raise CorruptStore(f"{path}: {len(found)} patches, the slides table has {n_patches}")
     return found
 
 
@@ -277,10 +274,8 @@ class Commit:
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of the record, ordered by seed, then row."""
-        table = _read(self.path, VIEWS_SCHEMA, columns)
-        if table.num_rows > len(self.seeds) * MAX_BLOCK_ROWS:
-            raise CorruptStore(f"{self.path}: {table.num_rows} rows, more than its seeds and block can have")
-        return table
+        most = len(self.seeds) * MAX_BLOCK_ROWS
+        return _read(self.path, self.path.parents[3], VIEWS_SCHEMA, columns or VIEWS_SCHEMA.names, most)
 
 
 def commit_path(store: StoreLike, slide_id: str, block: int, seeds: range) -> Path:

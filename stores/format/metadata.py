@@ -1,6 +1,5 @@
 """The metadata of an array, checked before Zarr reads them, because they may come from another lab."""
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -8,13 +7,10 @@ from typing import Any
 import numpy as np
 
 from stores.errors import CorruptStore
-from stores.io.files import first_line
+from stores.format.layout import MAX_READ_BYTES
+from stores.io.files import first_line, parse_json
 
-MAX_METADATA_BYTES = 64 << 10
-"""The most that a ``zarr.json`` may have."""
-MAX_READ_BYTES = 256 << 20
-"""The most memory that one chunk, or one array that is read whole, may ask for."""
-_MAX_SIDE = 1 << 31
+_MAX_SIDE, _MAX_AXES = 1 << 31, 4
 _COMPRESSORS = ("zstd", "blosc")
 _CODECS = ("bytes", *_COMPRESSORS, "crc32c")
 _METADATA_KEYS = {
@@ -75,17 +71,17 @@ def parse_metadata(raw: bytes, where: str) -> ArraySpec:
         `MAX_READ_BYTES`.
     """
     try:
-        found = json.loads(raw)
+        found = parse_json(raw.decode("utf-8"))
         grid, encoding = found["chunk_grid"], found["chunk_key_encoding"]
         shape, chunks = found["shape"], grid["configuration"]["chunk_shape"]
         names = [codec["name"] for codec in found["codecs"]]
         dtype = str(found["data_type"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CorruptStore(f"{where}: unreadable array metadata ({first_line(error)})") from None
     plain = (
         set(found) <= _METADATA_KEYS
-        and found["zarr_format"] == 3
-        and found["node_type"] == "array"
+        and found.get("zarr_format") == 3
+        and found.get("node_type") == "array"
         and not found.get("storage_transformers")
         and grid.get("name") == "regular"
         and encoding in ({"name": "default", "configuration": {"separator": "/"}}, {"name": "default"})
@@ -103,14 +99,20 @@ def parse_metadata(raw: bytes, where: str) -> ArraySpec:
         raise CorruptStore(
             f"{where}: codecs {', '.join(names)}; expected bytes, at most one compressor, crc32c last"
         )
-    order = (found["codecs"][0].get("configuration") or {}).get("endian", "little")
-    if order != "little":
-        raise CorruptStore(f"{where}: numbers in the order {order!r:.40}; expected little")
+    for codec in found["codecs"]:
+        configuration = codec.get("configuration", {})
+        plain = set(codec) <= {"name", "configuration"} and isinstance(configuration, dict)
+        if not plain or (codec["name"] == "bytes" and configuration.get("endian", "little") != "little"):
+            raise CorruptStore(f"{where}: codec {codec!r:.120}; expected little endian and a configuration")
     if dtype not in ("float16", "float32", "float64", "int8", "int32", "uint8"):
         raise CorruptStore(f"{where}: data type {dtype!r:.80}, which no array of a store has")
+    if not isinstance(shape, list) or not isinstance(chunks, list):
+        raise CorruptStore(
+            f"{where}: shape {shape!r:.80} in chunks {chunks!r:.80}; expected lists of numbers"
+        )
     sides = [*shape, *chunks]
     if (
-        len(shape) != len(chunks)
+        not 1 <= len(shape) == len(chunks) <= _MAX_AXES
         or not all(type(n) is int and 0 <= n < _MAX_SIDE for n in sides)
         or 0 in chunks
     ):

@@ -18,15 +18,14 @@ from stores.errors import StoreError
 from stores.format.arrays import ensure_array, open_checked, read_selection, read_spec
 from stores.format.encoding import Encoder, Form
 from stores.format.features import ROW_QUANTUM
-from stores.format.layout import metadata_file, pixel_array
-from stores.format.metadata import MAX_METADATA_BYTES
+from stores.format.layout import MAX_METADATA_BYTES, metadata_file, pixel_array
 from stores.io.files import write_bytes
 from stores.io.location import StoreLike, read_file
 
 
 def has_pixels(store: StoreLike, slide_id: str) -> bool:
     """Whether the store keeps the patches of a slide."""
-    return read_file(store, metadata_file(pixel_array(slide_id)), 1 << 20) is not None
+    return read_file(store, metadata_file(pixel_array(slide_id)), MAX_METADATA_BYTES) is not None
 
 
 def form(n_rows: int, size_px: int) -> Form:

@@ -156,7 +156,7 @@ def from_json(value: Any, source: str) -> Recipe:
     """
     if not isinstance(value, dict):
         raise StoreError(f"{source}: a recipe is a JSON object, this is {type(value).__name__}")
-    if _deeper_than(value, MAX_DEPTH):
+    if files.deeper_than(value, MAX_DEPTH):
         raise StoreError(f"{source}: nested more than {MAX_DEPTH} deep, which no recipe is")
     schema = value.get("schema")
     if type(schema) is not int or not 1 <= schema <= SCHEMA_VERSION:
@@ -179,14 +179,6 @@ def from_json(value: Any, source: str) -> Recipe:
         if digest != hashlib.sha256(_canonical(bare)).hexdigest():
             raise CorruptStore(f"{source}: its digest differs from what it says: damaged, or edited by hand")
     return Recipe(**parts)
-
-
-def _deeper_than(value: Any, depth: int) -> bool:
-    """Whether objects and lists are nested deeper than `depth`; deeper levels are not visited."""
-    if not isinstance(value, dict | list):
-        return False
-    inner = value.values() if isinstance(value, dict) else value
-    return depth == 0 or any(_deeper_than(item, depth - 1) for item in inner)
 
 
 _JSON_TYPES: dict[Any, tuple[type, ...]] = {str: (str,), int: (int,), float: (int, float)}
@@ -216,9 +208,9 @@ def _field(kind: Any, item: Any, source: str) -> Any:
 def load(store: StoreLike) -> Recipe:
     """Read ``recipe.json`` of a store."""
     path = store / layout.RECIPE
-    if not path.is_file():
+    if not path.exists():
         raise StoreError(f"{store}: no {layout.RECIPE}, so this is not a store; make one with `g2l tile`")
-    return from_json(files.read_json(path, finite=True), f"{store}/{layout.RECIPE}")
+    return from_json(files.read_json(path, finite=True, inside=path.parent), f"{store}/{layout.RECIPE}")
 
 
 def load_complete(store: StoreLike) -> CompleteRecipe:

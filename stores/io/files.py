@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from stores.errors import DiskFull, G2LError, OptionError, StoreError
+from stores.io.foreign import TEXT_BYTES, read_regular
 from stores.io.text import human_bytes, is_utf8, utf8
 
 PARTIAL = ".partial"
 LOGS = "logs"
 """Folder with the logs of the commands that made a store. It is no part of the store: no copy or seal includes it."""
 _FULL_BYTES = 64 << 10
+MAX_DEPTH = 64
+"""Greatest depth of objects and lists in JSON: copying, comparing and writing it are recursive."""
+_DEEP = f"nested more than {MAX_DEPTH} deep"
+_TOO_LARGE, _WHOLE_DIGITS = 1 << 64, 21
 MARGIN_BYTES = 16 << 20
 """Stays free, for the small files around a large one."""
 
@@ -166,20 +171,8 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
-def parse_json(text: str) -> Any:
-    """Parse JSON; NaN and infinity, which JSON does not have, are a ValueError, as is any other mistake."""
-
-    def finite(number: str) -> float:
-        value = float(number)
-        if not math.isfinite(value):
-            raise ValueError(f"number {number[:80]} is not finite")
-        return value
-
-    return json.loads(text, parse_constant=finite, parse_float=finite)
-
-
-def read_json(path: Path, limit_bytes: int = 16 << 20, finite: bool = False) -> Any:
-    """Read a JSON file that may come from another lab.
+def parse_json(text: str, finite: bool = True) -> Any:
+    """Parse JSON of unknown origin.
 
     Parameters
     ----------
@@ -188,18 +181,70 @@ def read_json(path: Path, limit_bytes: int = 16 << 20, finite: bool = False) -> 
 
     Raises
     ------
+    ValueError
+        When it is not JSON, nested more than `MAX_DEPTH` deep, or has a whole number of more than 64 bits.
+    """
+
+    def real(number: str) -> float:
+        value = float(number)
+        if finite and not math.isfinite(value):
+            raise ValueError(f"number {number[:80]} is not finite")
+        return value
+
+    def whole(number: str) -> int:
+        value = int(number) if len(number) <= _WHOLE_DIGITS else _TOO_LARGE
+        if abs(value) >= _TOO_LARGE:
+            raise ValueError(f"number {number[:80]} has more than 64 bits")
+        return value
+
+    try:
+        value = json.loads(text, parse_constant=real, parse_float=real, parse_int=whole)
+    except RecursionError:
+        raise ValueError(_DEEP) from None
+    if deeper_than(value, MAX_DEPTH):
+        raise ValueError(_DEEP)
+    return value
+
+
+def deeper_than(value: Any, depth: int) -> bool:
+    """Whether objects and lists are nested deeper than `depth`; deeper levels are not visited."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(deeper_than(item, depth - 1) for item in inner)
+
+
+def read_json(
+    path: Path, limit_bytes: int = TEXT_BYTES, finite: bool = False, inside: Path | None = None
+) -> Any:
+    """Read a JSON file that may come from another lab.
+
+    Parameters
+    ----------
+    finite : bool
+        As for `parse_json`: QuPath writes NaN into annotations.
+    inside
+        The folder that the file was found in, when that comes from elsewhere: see `stores.io.foreign.open_regular`.
+
+    Raises
+    ------
     StoreError
-        When the file is absent, larger than `limit_bytes` or not JSON.
+        When the file is absent, not a regular one, larger than `limit_bytes` or not JSON.
     """
     try:
-        if path.stat().st_size > limit_bytes:
-            raise StoreError(f"{path}: larger than {limit_bytes} bytes, which no file of this kind is")
-        text = path.read_text(encoding="utf-8")
-        return parse_json(text) if finite else json.loads(text)  # QuPath writes NaN into annotations
+        return parse_json(read_regular(path, limit_bytes, inside).decode("utf-8"), finite)
     except FileNotFoundError:
         raise StoreError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(f"{path}: not a readable JSON file ({error})") from None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: not a readable JSON file ({first_line(error)})") from None
+
+
+def read_object(path: Path, inside: Path | None = None) -> dict[str, Any]:
+    """As `read_json`; StoreError when it is anything but an object."""
+    value = read_json(path, inside=inside)
+    if not isinstance(value, dict):
+        raise StoreError(f"{path}: expected a JSON object, found {value!r:.80}")
+    return value
 
 
 def is_unused(folder: Path) -> bool:
@@ -209,10 +254,26 @@ def is_unused(folder: Path) -> bool:
 
 def sweep_partials(root: Path) -> int:
     """Remove the ``*.partial`` files that killed writers left below `root`; return how many."""
-    found = [path for path in root.rglob(f"*{PARTIAL}") if path.is_file()]
+    found = partials(root)
     for path in found:
         path.unlink(missing_ok=True)
     return len(found)
+
+
+def partials(root: Path) -> list[Path]:
+    """The ``*.partial`` files below `root`; links are not followed."""
+    found, folders = [], [root]
+    while folders:  # folders from elsewhere may be nested deeper than Python recurses
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(Path(entry.path))
+                    elif entry.name.endswith(PARTIAL) and entry.is_file(follow_symlinks=False):
+                        found.append(Path(entry.path))
+        except OSError:
+            continue  # gone just now, or its path is longer than the system allows
+    return sorted(found)
 
 
 def free_bytes(folder: Path) -> int:

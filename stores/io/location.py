@@ -1,15 +1,18 @@
 """Where a store is: a local folder, or a remote one behind the same few operations."""
 
+import io
 import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from stores.errors import CorruptStore
 from stores.io.files import LOGS, PARTIAL, first_line
+from stores.io.foreign import kind_of, open_regular
 
-_T = TypeVar("_T")
+MAX_FOLDERS = 16
+"""Depth of folders below a store; those of the format are at most seven deep."""
 
 
 class RemoteFiles(Protocol):
@@ -32,25 +35,33 @@ def read_file(store: StoreLike, name: str, limit_bytes: int) -> bytes | None:
     """A file of the store, None when it is absent; CorruptStore when it is not a regular file, or too large."""
     if not isinstance(store, Path):
         return store.read(name, limit_bytes)
-    return read_local(store / name, limit_bytes, lambda path, _: path.read_bytes())
+    file = open_file(store, name, limit_bytes)
+    if file is None:
+        return None
+    with file:
+        return file.read(os.fstat(file.fileno()).st_size)
 
 
-def read_local(path: Path, limit_bytes: int, read: Callable[[Path, int], _T]) -> _T | None:
-    """The result of `read` on a file and its size; errors as in `read_file`."""
+def open_file(store: Path, name: str, limit_bytes: int) -> io.BufferedReader | None:
+    """A file of a local store, open for reading; errors as in `read_file`."""
+    path = store / name
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > limit_bytes:
-            what = "larger than" if stat.S_ISREG(status.st_mode) else "not a file; expected one of at most"
-            raise CorruptStore(f"{path}: {what} {limit_bytes} bytes")
-        return read(path, status.st_size)
+        return open_regular(path, limit_bytes, inside=store)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise CorruptStore(f"{path}: cannot be read ({first_line(error)})") from None
 
 
-def _odd(entry: os.DirEntry[str]) -> str:
-    return "a symbolic link" if entry.is_symlink() else "a device, pipe or socket"
+def walk(folder: Path, odd: Callable[[str, str], None]) -> Iterator[tuple[str, int]]:
+    """(name, size) of every file below a folder, sorted; calls ``odd(name, what)`` for links, devices and the like.
+
+    Folders that are nested deeper than any of a store are odd too, and are not looked into. Logs are left out, since
+    they are no part of a store; what is odd in them is not, since commands write there.
+    """
+    for name, size in _below(folder, odd):
+        if not name.startswith(f"{LOGS}/") and not name.endswith(PARTIAL):
+            yield name, size
 
 
 def odd_below(folder: Path, *only: str) -> Iterator[tuple[Path, str]]:
@@ -61,32 +72,36 @@ def odd_below(folder: Path, *only: str) -> Iterator[tuple[Path, str]]:
     only
         Names in the folder, to look at them and below them alone.
     """
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if only and entry.name not in only:
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                yield from odd_below(folder / entry.name)
-            elif not entry.is_file(follow_symlinks=False):
-                yield folder / entry.name, _odd(entry)
+    found: list[tuple[Path, str]] = []
+    for _ in _below(folder, lambda name, what: found.append((folder / name, what)), only):
+        pass
+    return iter(found)
 
 
-def walk(folder: Path, odd: Callable[[str, str], None], prefix: str = "") -> Iterator[tuple[str, int]]:
-    """(name, size) of every file below a folder, sorted; calls ``odd(name, what)`` for links, devices and the like.
-
-    Logs are left out, since they are no part of a store; what is odd in them is not, since commands write there.
-    """
-    with os.scandir(folder) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
-    for entry in ordered:
-        if entry.name == LOGS and not prefix:
-            for path, what in odd_below(folder, LOGS):
-                odd(path.relative_to(folder).as_posix(), what)
+def _below(
+    folder: Path, odd: Callable[[str, str], None], only: tuple[str, ...] = ()
+) -> Iterator[tuple[str, int]]:
+    """As `walk`, logs and unfinished files too. Without recursion, which folders from elsewhere may exceed."""
+    waiting = [("", iter([entry for entry in _entries(folder) if not only or entry.name in only]))]
+    while waiting:
+        prefix, entries = waiting[-1]
+        entry = next(entries, None)
+        if entry is None:
+            waiting.pop()
             continue
+        name = prefix + entry.name
         status = entry.stat(follow_symlinks=False)
         if stat.S_ISDIR(status.st_mode):
-            yield from walk(folder / entry.name, odd, f"{prefix}{entry.name}/")
-        elif not stat.S_ISREG(status.st_mode):
-            odd(prefix + entry.name, _odd(entry))
-        elif not entry.name.endswith(PARTIAL):
-            yield prefix + entry.name, status.st_size
+            if len(waiting) > MAX_FOLDERS:
+                odd(name, f"a folder below {MAX_FOLDERS} others")
+            else:
+                waiting.append((f"{name}/", iter(_entries(folder / name))))
+        elif (kind := kind_of(status.st_mode)) is not None:
+            odd(name, kind)
+        else:
+            yield name, status.st_size
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)

@@ -12,10 +12,11 @@ from typing import Any
 
 from stores.errors import CorruptStore, OptionError, StoreError
 from stores.io import files
-from stores.io.location import StoreLike, read_file
+from stores.io.location import StoreLike, open_file, read_file
 from stores.io.lock import only_writer
 
 REQUEST = ".request.json"
+_PIECE_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
@@ -81,12 +82,13 @@ def copy_file(store: StoreLike, name: str, size: int, stage: Path, target: str |
         if path.stat().st_size == size:
             return
     with files.replacing(path) as partial:
-        if isinstance(store, Path):
-            shutil.copyfile(store / name, partial)
-        else:
-            data = read_file(store, name, size)
-            if data is None:
-                raise CorruptStore(f"{store}/{name}: listed, but not there")
+        data = open_file(store, name, size) if isinstance(store, Path) else read_file(store, name, size)
+        if data is None:
+            raise CorruptStore(f"{store}/{name}: listed, but not there")
+        if isinstance(data, bytes):
             partial.write_bytes(data)
+        else:
+            with data, partial.open("wb") as written:
+                shutil.copyfileobj(data, written, _PIECE_BYTES)
         if partial.stat().st_size != size:
             raise CorruptStore(f"{store}/{name}: {partial.stat().st_size} bytes, listed with {size}")

@@ -19,8 +19,6 @@ from stores.format import layout
 from stores.io.location import StoreLike
 from stores.remote.objects import THREADS, Object, Objects, is_url
 
-_MAX_SMALL_BYTES = 1 << 30
-
 
 class RemoteStore:
     """A store that is read over the network.
@@ -62,12 +60,12 @@ class RemoteStore:
         return self._listed
 
     def _fetch_small(self) -> None:
-        names: dict[str, int] = {layout.RECIPE: 16 << 20}
+        names: dict[str, int] = {layout.RECIPE: layout.limit_bytes(layout.RECIPE)}
         for folder in (layout.OPTIONS, layout.MANIFEST):
             for name, about in self.objects.list(folder).items():
                 # a name that the format does not have may be a path that leads elsewhere
                 if layout.classify(name) is not None:
-                    names[name] = min(about.size, _MAX_SMALL_BYTES)
+                    names[name] = min(about.size, layout.limit_bytes(name))
         with ThreadPoolExecutor(THREADS, thread_name_prefix="fetch") as pool:
             jobs = [pool.submit(self._fetch_one, name, size) for name, size in names.items()]
             try:

@@ -24,7 +24,6 @@ from stores.remote.objects import THREADS, Object, Objects
 from stores.verify.seal import check_digest, read_checksums
 
 _LAST = (layout.CHECKSUMS, layout.DIGEST, layout.RECIPE)
-_MAX_FILE_BYTES = 1 << 32
 _CLAIM = "push.json"
 """At the URL while a store is pushed there: which one, and by whom. No part of the store."""
 _MAX_CLAIM_BYTES = 4096
@@ -105,8 +104,8 @@ def push(store: Path, objects: Objects, report: Reporter = SILENT) -> Transferre
     sizes = layout.list_files(store)
     names = _known(sizes, result)
     there = objects.list()
-    stored = objects.get(layout.RECIPE, 16 << 20)
-    if stored is not None and stored != (store / layout.RECIPE).read_bytes():
+    stored = objects.get(layout.RECIPE, layout.limit_bytes(layout.RECIPE))
+    if stored is not None and stored != read_file(store, layout.RECIPE, layout.limit_bytes(layout.RECIPE)):
         raise OptionError(
             f"{objects.url}: another store is there (its recipe.json differs); choose another URL"
         )
@@ -117,7 +116,9 @@ def push(store: Path, objects: Objects, report: Reporter = SILENT) -> Transferre
     report.start("push", sum(sizes[name] for name in names))
 
     def send(name: str) -> tuple[int, bool]:
-        data = (store / name).read_bytes()
+        data = read_file(store, name, sizes[name])
+        if data is None:
+            raise StoreError(f"{store}/{name}: was listed and is gone; start the push again")
         before = _same(objects, name, there.get(name), data)
         if not before:
             objects.put(name, data)
@@ -194,7 +195,9 @@ def pull(objects: Objects, out: Path, report: Reporter = SILENT, digest: str | N
         )
     result = Transferred(str(out))
     names = _known(listed, result)
-    identity = hashlib.sha256(objects.get(layout.RECIPE, 16 << 20) or b"").hexdigest()
+    identity = hashlib.sha256(
+        objects.get(layout.RECIPE, layout.limit_bytes(layout.RECIPE)) or b""
+    ).hexdigest()
     with staged(out, {"command": "pull", "url": objects.url, "recipe": identity}) as stage:
         for name in (layout.CHECKSUMS, layout.DIGEST):
             if name in listed:
@@ -229,10 +232,10 @@ def _proof(sealed: Mapping[str, str] | None, objects: Iterable[Object]) -> str:
 def _fetch(
     objects: Objects, name: str, listed: Object, stage: Path, sealed: Mapping[str, str] | None
 ) -> tuple[int, bool]:
-    before = read_file(stage, name, _MAX_FILE_BYTES)
+    before = read_file(stage, name, layout.limit_bytes(name))
     if before is not None and _wrong(name, before, listed, sealed) is None:
         return len(before), True
-    data = objects.get(name, min(listed.size, _MAX_FILE_BYTES))
+    data = objects.get(name, min(listed.size, layout.limit_bytes(name)))
     if data is None:
         raise StoreError(f"{objects.url}/{name}: was listed and is gone; start the pull again")
     wrong = _wrong(name, data, listed, sealed)

@@ -11,12 +11,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stores.errors import StoreError
+from stores.errors import G2LError, StoreError
 from stores.format import arrays, features, layout, manifest, recipe
 from stores.format.chunks import read_chunk
 from stores.format.committed import patches_problems, record_problems
 from stores.format.metadata import ANY, FLOAT16, ONE_BYTE, PLAIN, SEEDS, Codecs
 from stores.format.statistics import all_finite, are_statistics_of
+from stores.io.files import first_line
 from stores.io.location import StoreLike, read_file
 from stores.verify.findings import Finding
 
@@ -57,6 +58,19 @@ class StoreCheck:
         text = str(problem).replace(f"{self.store}/", "")
         text = text.removeprefix(f"{file}: ")
         self.found.append(Finding(file, text, kind, slide_id, **place))
+
+    @contextlib.contextmanager
+    def unexpected(self, file: str, slide_id: str | None = None) -> Iterator[None]:
+        """Make a finding of any exception: what no check foresaw must not hide what the others find."""
+        try:
+            yield
+        except (
+            Exception
+        ) as error:  # whatever a library raises on bytes that nobody thought of, also MemoryError
+            said = first_line(error)
+            known = isinstance(error, G2LError)
+            problem = said if known else f"{type(error).__name__}: {said}"
+            self.add(file, f"could not be checked: {problem}", "unreadable", slide_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +182,7 @@ class SlideCheck:
         file = layout.metadata_file(name)
         try:
             spec = arrays.read_metadata(self.state.store, name)
-            found = json.loads(read_file(self.state.store, file, 1 << 20) or b"")
+            found = json.loads(read_file(self.state.store, file, layout.MAX_METADATA_BYTES) or b"{}")
         except StoreError as error:
             self.add(file, error, "metadata")
             return None

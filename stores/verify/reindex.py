@@ -23,6 +23,7 @@ from stores.format.encoding import Form
 from stores.format.metadata import ArraySpec
 from stores.format.statistics import mean_and_variance
 from stores.io import files
+from stores.io.location import read_file
 from stores.io.lock import only_writer
 from stores.io.progress import SILENT, Reporter
 from stores.io.text import first_of
@@ -125,10 +126,10 @@ class _Run:
         return not self.dry_run
 
     def whole_store(self, stored: recipe.Recipe) -> None:
-        partials = [path for path in self.store.rglob(f"*{files.PARTIAL}") if path.is_file()]
+        partials = files.partials(self.store)
         if partials and self.does(f"{len(partials)} unfinished files removed"):
             files.sweep_partials(self.store)
-        if "digest" not in files.read_json(self.store / layout.RECIPE) and self.does(
+        if "digest" not in files.read_json(self.store / layout.RECIPE, inside=self.store) and self.does(
             f"{layout.RECIPE}: digest added"
         ):
             recipe.save(self.store, stored)
@@ -141,10 +142,10 @@ class _Run:
 
     def _checksum(self, name: str, kind: str) -> None:
         schemas = {"patches": manifest.PATCHES_SCHEMA, "commit": manifest.VIEWS_SCHEMA}
-        path = self.store / name
-        if manifest.checksum_matches(path.read_bytes()) is None and self.does(f"{name}: checksum added"):
+        raw = read_file(self.store, name, layout.limit_bytes(name))
+        if manifest.checksum_matches(raw or b"") is None and self.does(f"{name}: checksum added"):
             with self.problem():
-                manifest.add_checksum(path, schemas.get(kind, manifest.SLIDES_SCHEMA))
+                manifest.add_checksum(self.store / name, schemas.get(kind, manifest.SLIDES_SCHEMA))
 
     @contextlib.contextmanager
     def problem(self) -> Iterator[None]:

@@ -13,27 +13,29 @@ from pathlib import Path
 from typing import Any
 
 from stores.errors import StoreError
-from stores.format.layout import CHECKSUMS, DIGEST, MAX_CHECKSUMS_BYTES, classify, list_files, seal_digest
+from stores.format.layout import CHECKSUMS, DIGEST, classify, limit_bytes, list_files, seal_digest
 from stores.io import files
-from stores.io.location import StoreLike, read_file
+from stores.io.location import StoreLike, open_file, read_file
 from stores.io.lock import only_writer
 from stores.io.progress import SILENT, Reporter
 from stores.verify.findings import Finding
 
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
-_MAX_FILE_BYTES = 1 << 40
+_MAX_STRAY_BYTES = 1 << 36
+"""Of a file that is not of the format, and sealed all the same."""
 _PLAIN = re.compile(r"[^\x00-\x1f\x7f\\\ud800-\udfff]+")
 
 
 def sha256_of(store: StoreLike, name: str) -> str:
     """SHA-256 (hex) of a file of a store, read in pieces where it is local."""
-    if isinstance(store, Path):
-        with (store / name).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    data = read_file(store, name, _MAX_FILE_BYTES)
+    limit = _MAX_STRAY_BYTES if classify(name) is None else limit_bytes(name)
+    data = open_file(store, name, limit) if isinstance(store, Path) else read_file(store, name, limit)
     if data is None:
         raise StoreError(f"{store}/{name}: no such file")
-    return hashlib.sha256(data).hexdigest()
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest()
+    with data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +120,8 @@ def read_checksums(store: StoreLike) -> dict[str, str] | None:
     StoreError
         When the file is not in the format of ``sha256sum``, or does not fit its own digest.
     """
-    raw = read_file(store, CHECKSUMS, MAX_CHECKSUMS_BYTES)
-    stated = read_file(store, DIGEST, 1024)
+    raw = read_file(store, CHECKSUMS, limit_bytes(CHECKSUMS))
+    stated = read_file(store, DIGEST, limit_bytes(DIGEST))
     if raw is None:
         if stated is not None:
             raise StoreError(f"{CHECKSUMS} is missing, although {DIGEST} is there")

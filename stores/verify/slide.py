@@ -9,17 +9,21 @@ from stores.io.location import StoreLike
 from stores.verify.checks import SlideCheck, SlideFiles, SlideFindings, StoreCheck
 from stores.verify.token_checks import check_tokens
 
+MAX_VIEWS = 1 << 27
+"""Of a slide: memory is taken for each, and the slides table may state any number."""
+
 
 def check_slide(store: StoreLike, files: SlideFiles) -> SlideFindings:
     """Read everything that a store has of one slide. It needs no other slide, so it runs in any process and order."""
     slides = {} if files.row is None else {files.slide_id: files.row}
     state = StoreCheck(store, files.sizes, slides, files.stored, files.partial, files.n_seeds)
-    commits = _read_commits(state, files.slide_id)
     n_ok = 0
-    if files.row is not None and files.row["status"] == manifest.OK:
-        check = SlideCheck(state, files.slide_id, files.row, commits, list(files.sizes))
-        _check_usable(check)
-        n_ok = check.n_ok
+    with state.unexpected(layout.slide_group(files.slide_id), files.slide_id):
+        commits = _read_commits(state, files.slide_id)
+        if files.row is not None and files.row["status"] == manifest.OK:
+            check = SlideCheck(state, files.slide_id, files.row, commits, list(files.sizes))
+            _check_usable(check)
+            n_ok = check.n_ok
     return SlideFindings(files.slide_id, state.found, n_ok)
 
 
@@ -45,6 +49,9 @@ def _check_usable(check: SlideCheck) -> None:
     patches = check.read_patches()
     if patches is not None:
         n_rows = len(patches)
+    if check.state.n_seeds * n_rows > MAX_VIEWS:
+        text = f"{n_rows} patches under {check.state.n_seeds} seeds: more than {MAX_VIEWS} views, which no slide has"
+        return check.add(layout.SLIDES, text, "patches")
     # 0: not listed, 1: bad read, 2: ok
     listed = np.zeros((check.state.n_seeds, n_rows), np.int8)
     for commit, table in check.commits:

@@ -24,8 +24,6 @@ from stores.verify.findings import Finding
 from stores.verify.seal import check_digest, check_seal
 from stores.verify.slide import check_slide
 
-_MAX_MANIFEST_BYTES = 1 << 30
-
 
 @dataclass(slots=True)
 class Structure:
@@ -93,13 +91,18 @@ def verify_structure(
         raise StoreError(f"{store}: {wanted}: this is not a store")
     report.start("verify structure", sum(listed.values()))
     state = StoreCheck(store, listed, {}, None, partial, found=odd)
-    _check_recipe(state)
-    _check_slides_table(state)
-    _check_names(state)
-    _check_groups(state)
+    for file, check in (
+        (layout.RECIPE, _check_recipe),
+        (layout.SLIDES, _check_slides_table),
+        (layout.MANIFEST, _check_names),
+        (layout.METADATA, _check_groups),
+    ):
+        with state.unexpected(file):
+            check(state)
     result = Structure(str(store), bytes=sum(listed.values()))
     mine = by_slide(listed)
-    state.n_seeds = _count_seeds(store, mine)
+    with state.unexpected(layout.VIEWS):
+        state.n_seeds = _count_seeds(store, mine)
     slides = [
         SlideFiles(
             slide_id,
@@ -152,13 +155,13 @@ def _list(store: StoreLike, odd: list[Finding]) -> dict[str, int]:
 
 def _check_recipe(state: StoreCheck) -> None:
     name = layout.RECIPE
-    raw = read_file(state.store, name, 16 << 20)
-    if raw is None:
-        return state.add(name, "is missing", "file")
     try:
+        raw = read_file(state.store, name, layout.limit_bytes(name))
+        if raw is None:
+            return state.add(name, "is missing", "file")
         value = files.parse_json(raw.decode("utf-8"))
         state.stored = recipe.from_json(value, name)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return state.add(name, f"is not readable JSON ({files.first_line(error)})", "file")
     except StoreError as error:
         return state.add(name, error, "file")
@@ -191,6 +194,10 @@ def _check_names(state: StoreCheck) -> None:
     strangers: dict[str, int] = {}
     for name in state.listed:
         what = classify(name)
+        if state.listed[name] > layout.limit_bytes(name) and what is not None:
+            problem = f"has {state.listed[name]} bytes; no file of this kind has more than {layout.limit_bytes(name)}"
+            state.add(name, problem, "file", what.slide_id)
+            continue
         if what is None:
             state.add(name, "is a stray file: no store has one of this name", "stray")
         elif known and what.slide_id is not None:
@@ -198,7 +205,7 @@ def _check_names(state: StoreCheck) -> None:
             if row is None or (row["status"] != manifest.OK and what.kind != "picture"):
                 strangers[what.slide_id] = strangers.get(what.slide_id, 0) + 1
         if name.endswith(".parquet") and what is not None:
-            raw = read_file(state.store, name, _MAX_MANIFEST_BYTES)
+            raw = read_file(state.store, name, layout.limit_bytes(name))
             if raw and manifest.checksum_matches(raw) is None:
                 state.add(name, "carries no checksum; `g2l store reindex` adds it", "file", what.slide_id)
     for slide_id, count in strangers.items():
@@ -222,14 +229,15 @@ def _check_groups(state: StoreCheck) -> None:
         if row["status"] == manifest.OK and features in state.listed:
             expected.add(layout.metadata_file(layout.slide_group(slide_id)))
     for name in sorted(expected | {name for name in state.listed if name.startswith(f"{layout.OPTIONS}/")}):
-        raw = read_file(state.store, name, 16 << 20)
+        raw: bytes | None = None
         try:
+            raw = read_file(state.store, name, layout.limit_bytes(name))
             value = None if raw is None else files.parse_json(raw.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
+        except (ValueError, StoreError) as error:
             value = files.first_line(error)
         known = classify(name)
         if name in expected and value != GROUP:
-            problem = "is missing" if raw is None else "is not that of a group"
+            problem = "is missing" if name not in state.listed else "is not that of a group"
             state.add(name, problem, "metadata", known.slide_id if known else None)
         elif not isinstance(value, dict):
             state.add(name, f"is not readable JSON ({value!r:.80})", "file")

@@ -4,6 +4,7 @@
 ``prototypes.json``         options, figures, and the digest of the store's recipe
 """
 
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pipeline.encoders.tensor_files import require_safetensors
 from stores.errors import DistillError, OptionError, StoreError
 from stores.io import files
 from stores.io.files import first_line
+from stores.io.foreign import open_regular
 
 TENSORS = "prototypes.safetensors"
 ABOUT = "prototypes.json"
@@ -70,7 +72,8 @@ def load(folder: Path, store_recipe: str, wanted: dict[str, int]) -> dict[str, S
         )
     files.require_utf8(folder)
     try:
-        about = files.read_json(folder / ABOUT)
+        about = files.read_object(folder / ABOUT, inside=folder)
+        open_regular(folder / TENSORS, sys.maxsize, inside=folder).close()
         require_safetensors(folder / TENSORS)
         tensors = safetensors.numpy.load_file(folder / TENSORS)
         if not isinstance(about, dict):

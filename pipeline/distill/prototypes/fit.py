@@ -11,6 +11,7 @@ run continues from it, and ends with the same bytes on a CPU.
 import contextlib
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,12 +37,13 @@ from pipeline.runtime.interrupt import Interrupted, stop_on_signal
 from pipeline.runtime.log import RunLog
 from pipeline.runtime.options import to_json
 from pipeline.runtime.progress import Reporter
-from pipeline.runtime.resume import BEGUN, require_same_options
+from pipeline.runtime.resume import BEGUN, read_begun, require_same_options
 from pipeline.runtime.work import threads_of
 from stores import sampler
-from stores.errors import DistillError, OptionError
+from stores.errors import DistillError, OptionError, StoreError
 from stores.format.recipe import CompleteRecipe, load_complete
 from stores.io import files
+from stores.io.foreign import open_regular
 from stores.io.location import StoreLike
 from stores.io.lock import only_writer
 
@@ -94,7 +96,7 @@ def fit(store: StoreLike, out: Path, options: PrototypeOptions, report: Reporter
     if (out / prototype_files.ABOUT).exists():
         _begin(out, options, stored.digest())
         report.note(f"{out} is complete; use another --out to fit again")
-        return Fitted(out, files.read_json(out / prototype_files.ABOUT))
+        return Fitted(out, files.read_object(out / prototype_files.ABOUT, inside=out))
     units = find_views(store, stored, "train", options.seeds)
     stream = sampler.Stream(units, options.seed, options.window)
     if stream.epoch_views < options.k:
@@ -119,7 +121,7 @@ def _begin(out: Path, options: PrototypeOptions, digest: str) -> None:
             )
         files.write_json(path, begun)
         return
-    old = files.read_json(path)
+    old = read_begun(out)
     if old.get("store_recipe") != digest or old.get("stream") != sampler.STREAM:
         raise OptionError(f"--out {out}: begun on another store, or by another version; use another --out")
     require_same_options(out, options, _FREE)
@@ -260,6 +262,7 @@ class _Fit:
             return 0, 0.0
         files.require_utf8(path)
         try:
+            open_regular(path, sys.maxsize, inside=self.out).close()
             with safetensors.safe_open(path, "pt", device=str(self.device)) as file:
                 about = file.metadata() or {}
                 names = file.keys()  # it is no mapping
@@ -270,7 +273,7 @@ class _Fit:
                 self.models[name] = SphericalKMeans(moved, counts, used, self.chunks)
             seen = int(about["seen"])
             seconds = float(about["seconds"])
-        except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
+        except (safetensors.SafetensorError, KeyError, ValueError, OSError, StoreError) as error:
             raise DistillError(
                 f"{path}: damaged ({files.first_line(error)}); remove {self.out} and begin again"
             ) from None

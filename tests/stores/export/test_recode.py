@@ -19,7 +19,7 @@ from stores.errors import CorruptStore, OptionError, RecipeMismatch
 from stores.export import export, recode
 from stores.export.export import ExportOptions
 from stores.format import arrays, features, layout, manifest, recipe
-from stores.format.chunks import decoded_size
+from stores.format.chunks import require_decodable
 from stores.format.int8 import Cost, neighbour_overlap, relative_error
 from stores.format.metadata import ArraySpec
 from tests.tools.export import contents, run
@@ -159,7 +159,7 @@ def test_a_flipped_bit_stops_the_export(store: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("compressor", ["zstd", "blosc"])
 @pytest.mark.parametrize("n", [1, 3, 100, 255, 256, 300, 65535, 65536, 65792, 70000, 3_000_000])
 @pytest.mark.parametrize("kind", ["random", "equal"])
-def test_decoded_size_of_what_zarr_writes(compressor: str, n: int, kind: str) -> None:
+def test_what_zarr_writes_is_decodable(compressor: str, n: int, kind: str) -> None:
     """Tiny, incompressible and very compressible chunks, around the sizes where Zstandard's header changes its form."""
     codec = {
         "zstd": zarr.codecs.ZstdCodec(level=1),
@@ -177,9 +177,12 @@ def test_decoded_size_of_what_zarr_writes(compressor: str, n: int, kind: str) ->
     rng = np.random.default_rng(0)
     array[:] = rng.integers(-128, 128, n, dtype=np.int8) if kind == "random" else np.int8(3)
     raw = held["c/0"].to_bytes()
-    assert decoded_size(raw, compressor) == n
     assert len(raw) <= n * 9 // 8 + 1024
     spec = ArraySpec((n,), (n,), np.dtype("int8"), compressor)
+    require_decodable(raw[:-4], spec, "x")
+    other = ArraySpec((n + 1,), (n + 1,), np.dtype("int8"), compressor)
+    with pytest.raises(CorruptStore, match=f"decodes to {n} bytes, expected {n + 1}"):
+        require_decodable(raw[:-4], other, "x")
     store = arrays.ReadOnlyStore(lambda name, limit: held[name[2:]].to_bytes(), "x", spec)
     np.testing.assert_array_equal(zarr.open_array(store, mode="r", zarr_format=3)[:], array[:])
 
