@@ -230,3 +230,11 @@ def test_mpp_from_csv_and_option(tmp_path: Path) -> None:
     for text, match in (("b", "expected ID=MPP"), ("b=fine", "'fine' is not a number")):
         with pytest.raises(OptionError, match=match):
             mpp_overrides([text], {})
+
+
+def test_a_patient_in_two_splits_is_refused(slides: Path, tmp_path: Path) -> None:
+    table = tmp_path / "s.csv"
+    table.write_text("slide_id,patient_id,split\na,p1,train\nb,p2,train\nc,p1,val\n")
+    with pytest.raises(OptionError, match="slide c: patient p1 is in split val here and in train as slide a"):
+        tile.tile([slides], tmp_path / "s", TileOptions(slides_csv=table), Silent())
+    assert manifest.read_slides(tmp_path / "s") == []

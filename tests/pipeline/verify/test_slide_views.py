@@ -1,6 +1,7 @@
 """``store verify`` with slides and teacher, and ``--repair``: honest stores pass, others are told and mended."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,9 @@ from pipeline.extract.options import ExtractOptions
 from pipeline.runtime.progress import Silent
 from pipeline.tile.options import TileOptions
 from pipeline.verify.options import VerifyOptions
+from pipeline.verify.tolerance import allowed
 from stores.errors import OptionError, RecipeMismatch, StoreError
-from stores.format import arrays, features, manifest, pixels
+from stores.format import arrays, features, manifest, pixels, recipe
 from stores.format.chunks import read_chunk
 from tests.tools.settings import TEACHER
 from tests.tools.verify import SAME_TEACHER, edit_commit, look, names_of, structure, with_column
@@ -192,3 +194,37 @@ def test_a_chunk_decoder_of_its_own_agrees_with_zarr(store: Path) -> None:
         got = chunk[:, :rows] if name.endswith("features") else chunk[:rows]
         np.testing.assert_array_equal(got, expected)
     assert json.loads((store / "features.zarr/a/features/zarr.json").read_text())["fill_value"] == "NaN"
+
+
+@pytest.mark.parametrize("factor", [0.05, 0.97, 1.01, 20.0])
+def test_features_that_are_scaled_are_not_the_teachers(store: Path, tmp_path: Path, factor: float) -> None:
+    """The direction of a feature does not change: its cosine is 1."""
+    path = Path(shutil.copytree(store, tmp_path / "s"))
+    values = features.open_features(path, "c").read_block(1, 0).copy()
+    values[1] *= np.float16(factor)
+    features.write_block(path, "c", 1, 0, values)
+    (found,) = look(path, replace(SAME_TEACHER, sample="all")).findings
+    assert "slide c seed 1 rows 1: 1 features are not the teacher's: the worst is row 1, relative" in str(
+        found
+    )
+    assert re.search(r"relative error [\d.]+ \(allowed 0.005\), cosine (1.0|0.9999)", str(found))
+    assert look(path, replace(SAME_TEACHER, sample="all", max_relative_error=30.0)).findings == []
+
+
+def test_a_single_value_that_was_changed_is_noticed(store: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(store, tmp_path / "s"))
+    values = features.open_features(path, "c").read_block(1, 0).copy()
+    values[2, 5] += np.float16(0.02) * np.abs(values[2]).max()
+    features.write_block(path, "c", 1, 0, values)
+    (found,) = look(path, replace(SAME_TEACHER, sample="all")).findings
+    assert "slide c seed 1 rows 2" in str(found)
+
+
+def test_what_an_arithmetic_may_differ(store: Path) -> None:
+    stored = recipe.load_complete(store)
+    of_bfloat16 = replace(stored, teacher=replace(stored.teacher, dtype="bfloat16"))
+    assert allowed(stored, "float32") < allowed(stored, "float16") < allowed(of_bfloat16, "float32")
+    compact = replace(stored, compact={"kind": "int8", "max_relative_error": 0.03})
+    assert allowed(compact, "float32") == pytest.approx(allowed(stored, "float32") + 0.06)
+    claimed = replace(stored, compact={"kind": "int8", "max_relative_error": 1e9})
+    assert allowed(claimed, "float32") < 0.25

@@ -11,11 +11,15 @@ import pytest
 from pipeline.extract.extract import extract
 from pipeline.runtime.progress import Silent
 from pipeline.tile.options import TileOptions
+from pipeline.verify.options import VerifyOptions
 from pipeline.verify.verify import seal_store
-from stores.errors import OptionError, StoreError
+from stores.errors import CorruptStore, OptionError, StoreError
+from stores.info import store_info
+from stores.remote.objects import Objects
+from stores.remote.transfer import pull, push
 from stores.verify.structure import verify_structure
 from tests.tools.settings import TEACHER
-from tests.tools.verify import names_of, structure
+from tests.tools.verify import look, names_of, structure
 
 
 @pytest.fixture
@@ -87,3 +91,38 @@ def test_names_that_do_not_fit_a_line_are_refused(copy: Path) -> None:
 def test_a_sealed_store_is_not_changed(sealed: Path, slides: Path, tile_options: TileOptions) -> None:
     with pytest.raises(OptionError, match="is sealed"):
         extract([slides], sealed, replace(TEACHER, seeds=4), tile_options, Silent())
+
+
+def seals(store: Path, digest: str) -> list[str]:
+    return [str(f) for f in look(store, VerifyOptions(threads=1, digest=digest)).findings]
+
+
+def test_a_seal_that_was_removed_or_renewed_is_noticed_by_its_digest(sealed: Path) -> None:
+    digest = (sealed / "checksums.sha256.digest").read_text().split()[0]
+    assert seals(sealed, digest) == []
+    assert store_info(sealed)["seal_digest"] == digest
+    (sealed / "pictures/a.png").write_bytes(b"another")
+    renewed = seal_store(sealed, False, Silent()).digest
+    assert structure(sealed) == []
+    assert seals(sealed, digest) == [
+        f"checksums.sha256: has the digest {renewed}, the one that was given is {digest}: another store, or "
+        "sealed again"
+    ]
+    for name in ("checksums.sha256", "checksums.sha256.digest"):
+        (sealed / name).unlink()
+    assert structure(sealed) == []
+    assert seals(sealed, digest) == [
+        f"checksums.sha256: is missing: the store is not sealed, the digest that was given is {digest}"
+    ]
+    assert store_info(sealed)["seal_digest"] is None
+
+
+def test_a_pulled_store_carries_the_seal_that_was_asked_for(sealed: Path, tmp_path: Path) -> None:
+    digest = (sealed / "checksums.sha256.digest").read_text().split()[0]
+    push(sealed, Objects(f"file://{tmp_path}/there"))
+    with pytest.raises(CorruptStore, match=f"has the digest {digest}, the one that was given is {'0' * 64}"):
+        pull(Objects(f"file://{tmp_path}/there"), tmp_path / "other", digest="0" * 64)
+    assert not (tmp_path / "other").exists()
+    pull(Objects(f"file://{tmp_path}/there"), tmp_path / "same", digest=digest)
+    with pytest.raises(OptionError, match="--digest 'x': allowed are 64 hex digits"):
+        seals(sealed, "x")
