@@ -6,7 +6,10 @@ import numpy.typing as npt
 from stores.format import recipe
 
 OF_ARITHMETIC = {"float32": 5e-3, "float16": 1e-2, "bfloat16": 5e-2}
-"""Largest relative error. Measured on a CPU: 4e-4, 1e-3 and 1.2e-2 (docs/decisions/0028)."""
+"""Largest relative error. Measured on a CPU: 4e-4, 1e-3 and 1.2e-2.
+
+See docs/decisions/0028-what-a-teacher-may-differ.md.
+"""
 MOST_OF_INT8 = 0.1
 """The most that a compact copy may claim as its largest error."""
 
