@@ -4,9 +4,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SLIDES ?= ../shared/data/slides
 TILES ?= $(wildcard ../shared/data/tiles/nuclei_density)
+MINUTES ?= 10
 BASE ?= docs/experiments/small.yaml
 
-.PHONY: help install demo test test-fast lint format bench bench-gpu experiments clean
+.PHONY: help install demo test test-fast lint format bench bench-gpu experiments torture clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -50,5 +51,8 @@ experiments: install ## The open questions, on SLIDES with small encoders: an ho
 		docs/experiments/alpha.yaml docs/experiments/teacher-norm.yaml docs/experiments/patches.yaml \
 		--base $(BASE) --slides $(SLIDES) $(if $(TILES),--tiles $(TILES)) --out experiments
 
+torture: install ## Kill every command, break its disk, repeat it: MINUTES=10; writes torture/
+	$(BIN)/python -m tests.torture --minutes $(MINUTES) --out torture
+
 clean: ## Remove what install, demo and the tools made
-	rm -rf $(VENV) demo experiments build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) demo experiments torture build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -35,6 +35,7 @@ PATH = _LocalPath(path_type=Path)
 STORE = click.UNPROCESSED
 """A store to be read: a folder, or any URL that fsspec can read; see `opened`."""
 _INTERRUPTED = 130
+_OF_THE_DISK = frozenset((errno.EIO, errno.ESTALE, errno.EREMOTEIO))
 _OF_THE_PATH = frozenset((errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP))
 """What the system says of a path that cannot be used: nothing is wrong with the program."""
 
@@ -56,6 +57,11 @@ class Commands(click.Group):
         except OSError as error:
             if error.errno in _OF_THE_PATH and error.filename is not None:
                 click.echo(f"error: {visible(error.filename)}: {error.strerror}", err=True)
+                ctx.exit(2)
+            if error.errno in _OF_THE_DISK:
+                place = "" if error.filename is None else f"{visible(error.filename)}: "
+                text = f"{place}{error.strerror}: the disk fails; all that was committed is kept: run the command again"
+                click.echo(f"error: {text}", err=True)
                 ctx.exit(2)
             if not is_full(error):
                 raise

@@ -19,9 +19,10 @@ def evaluate() -> None:
 
 
 def _report(as_json: bool, out: Path | None, result: Any) -> None:
-    from stores.io.files import write_json
+    from stores.io.files import sweep_partials_of, write_json
 
     if out is not None:
+        sweep_partials_of(out)
         write_json(out, result.to_json())
     show(as_json, result)
 

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.runtime import devices
+from pipeline.runtime.interrupt import ending_with_parent
 from stores.errors import OptionError
 
 # rank 0 validates and exports alone; the others wait this long for it
@@ -62,7 +63,7 @@ class Ranks:
 
 @contextlib.contextmanager
 def join(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
-    """Join the processes that ``torchrun`` started, if it did.
+    """Join the processes that ``torchrun`` started, if it did. They stop when it is gone.
 
     Parameters
     ----------
@@ -98,7 +99,8 @@ def join(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[R
     dist.init_process_group(backend, timeout=_PATIENCE, device_id=chosen if backend == "nccl" else None)
     control = dist.new_group(backend="gloo", timeout=_PATIENCE)
     try:
-        yield Ranks(dist.get_rank(), world, local_world, chosen, control)
+        with ending_with_parent():
+            yield Ranks(dist.get_rank(), world, local_world, chosen, control)
     finally:
         dist.destroy_process_group()
 

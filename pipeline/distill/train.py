@@ -94,14 +94,13 @@ def distill(
     with ranks_of.join(options.device) as ranks, contextlib.ExitStack() as stack:
         if not ranks.leads:
             report = Silent()
+        swept = stack.enter_context(only_writer(run)).swept if ranks.leads else 0
         complete = ranks.from_leader((run / "summary.json").exists())
         if complete:
             report.note(f"{run} is complete; use another --out to train again")
             return files.read_object(run / "summary.json", inside=run) if ranks.leads else {}
         if ranks.leads:
-            stack.enter_context(only_writer(run))
             report = stack.enter_context(RunLog(report, run / "log.jsonl"))
-            swept = files.sweep_partials(run)  # each may be as large as a checkpoint
             if swept:
                 report.note(f"removed {swept} unfinished files of an interrupted run")
         threads = threads_of(options.threads, ranks.local_world)

@@ -82,7 +82,6 @@ def embed(
         else:
             units = [Unit(TILES, len(table), summary.dim, about, columns=table.columns)]
         publisher = Publisher(out, options.format, summary)
-        files.sweep_partials(out)
         paths = {} if table is not None else find_slides(inputs)
         given = _Inputs(paths, patch_recipe(tile_options)[0], table, stage.crop_px, options.fit)
         tasks = _plan(publisher, units, given, summary)

@@ -99,7 +99,7 @@ def extract(
     require_extendable(store)
     options = _absolute(options)
     job = f"extract-teacher {store.absolute()}"
-    with only_writer(store), open_cluster(where, job, report) as workers:
+    with only_writer(store) as writer, open_cluster(where, job, report) as workers:
         # loaded before hours of tiling, since its name or weights may be wrong
         encoder = WorkerEncoder(job, EncoderSpec.of(options.teacher, options, options.tokens is not None))
         teacher = workers.call(encoder.describe, options.tokens)
@@ -120,9 +120,8 @@ def extract(
         _require_room(store, tasks, teacher, policy.patch_px, options)
         stored = _settle_recipe(store, tiled, teacher, policy, options)
         report.note(f"teacher {teacher.described()}")
-        swept = files.sweep_partials(store)
-        if swept:
-            report.note(f"removed {swept} unfinished files of an interrupted run")
+        if writer.swept:
+            report.note(f"removed {writer.swept} unfinished files of an interrupted run")
         n_views = summary.views_before + sum(task.n_views for task in tasks)
         report.start("extract-teacher", n_views, summary.views_before)
         began = time.monotonic()

@@ -75,6 +75,7 @@ def write_report(path: Path, out: Path, options: ReportOptions, report: Reporter
     sections.append(("evaluation", "Evaluation", page.evaluation(tables)))
     if found is not None:
         lead = [*lead, _SHARING]
+    files.sweep_partials_of(out)
     files.write_text(out, page.page(title, lead, _SUBTITLE, sections))
     slides = found.slides if found else []
     return Report(

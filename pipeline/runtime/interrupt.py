@@ -1,7 +1,9 @@
 """Ctrl-C and SIGTERM as a request to stop, which a loop follows at its next safe point."""
 
 import contextlib
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -40,3 +42,31 @@ def stop_on_signal(launched: bool = False) -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ending_with_parent(every_s: float = 0.5) -> Iterator[None]:
+    """Send this process SIGTERM when the process that started it is gone.
+
+    A launcher that is killed cannot pass signals on. What it started would go on writing beside what is started next.
+
+    Parameters
+    ----------
+    every_s : float
+        Seconds between two looks.
+    """
+    parent, over = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(every_s):
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    thread = threading.Thread(target=watch, name="parent", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

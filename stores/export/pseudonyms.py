@@ -130,7 +130,8 @@ def check_mapping(path: Path, text: str, store: object, out: Path) -> None:
 def write_mapping(path: Path, text: str) -> None:
     """Write the mapping, readable by its owner alone from the first byte on."""
     files.make_folder(path.parent)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{files.PARTIAL}")
+    files.sweep_partials_of(path)
+    partial = files.partial_of(path)
     partial.unlink(missing_ok=True)
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w", encoding="utf-8") as file:

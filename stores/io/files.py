@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import glob
 import json
 import math
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -18,6 +20,10 @@ from stores.io.text import human_bytes, is_utf8, utf8
 PARTIAL = ".partial"
 LOGS = "logs"
 """Folder with the logs of the commands that made a store. It is no part of the store: no copy or seal includes it."""
+_LEFT_FILE = re.compile(rf"(\..+|.+\.[0-9a-f]{{32}}){re.escape(PARTIAL)}")
+"""Unfinished files: ours, and Zarr's."""
+_LEFT_FOLDER = re.compile(rf"(\..+\.\d+|tmp\w{{8}}){re.escape(PARTIAL)}")
+"""Unfinished folders, which earlier versions made in a store."""
 _FULL_BYTES = 64 << 10
 MAX_DEPTH = 64
 """Greatest depth of objects and lists in JSON: copying, comparing and writing it are recursive."""
@@ -99,7 +105,7 @@ def replacing(path: Path) -> Iterator[Path]:
     DiskFull
         When the disk is full; `path` is then as it was.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    partial = partial_of(path)
     try:
         make_folder(path.parent)
         partial.unlink(missing_ok=True)
@@ -147,6 +153,11 @@ def open_log(path: Path) -> IO[str]:
         os.close(handle)
         raise OptionError(f"{path}: not a plain file, so no log is written; remove it")
     return os.fdopen(handle, "a", encoding="utf-8", buffering=1)
+
+
+def partial_of(path: Path) -> Path:
+    """The name under which this process writes what becomes `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
 
 
 def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
@@ -252,28 +263,59 @@ def is_unused(folder: Path) -> bool:
     return not folder.exists() or all(entry.name == LOGS for entry in folder.iterdir())
 
 
-def sweep_partials(root: Path) -> int:
-    """Remove the ``*.partial`` files that killed writers left below `root`; return how many."""
-    found = partials(root)
-    for path in found:
-        path.unlink(missing_ok=True)
-    return len(found)
+def unfinished(root: Path) -> list[Path]:
+    """The unfinished files and folders below `root`, of writers at work or killed; links are not followed.
 
-
-def partials(root: Path) -> list[Path]:
-    """The ``*.partial`` files below `root`; links are not followed."""
+    What a copy has not finished (`stores.io.staging`) is not among them: the same command continues it.
+    """
     found, folders = [], [root]
     while folders:  # folders from elsewhere may be nested deeper than Python recurses
         try:
             with os.scandir(folders.pop()) as entries:
                 for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(Path(entry.path))
-                    elif entry.name.endswith(PARTIAL) and entry.is_file(follow_symlinks=False):
+                    if not entry.is_dir(follow_symlinks=False):
+                        left = entry.is_file(follow_symlinks=False) and _LEFT_FILE.fullmatch(entry.name)
+                    else:
+                        left = _LEFT_FOLDER.fullmatch(entry.name)
+                        if not entry.name.endswith(PARTIAL):
+                            folders.append(Path(entry.path))
+                    if left:
                         found.append(Path(entry.path))
         except OSError:
             continue  # gone just now, or its path is longer than the system allows
     return sorted(found)
+
+
+def sweep_partials(root: Path) -> int:
+    """Remove the unfinished files and folders that killed writers left below `root`; return how many."""
+    found = unfinished(root)
+    for path in found:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return len(found)
+
+
+def sweep_partials_of(path: Path) -> None:
+    """Remove what killed processes of this machine left of one file, which lies in no folder that a command locks."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"):
+        number = partial.name.removesuffix(PARTIAL).rpartition(".")[2]
+        if number.isdigit() and not is_alive(int(number)):
+            partial.unlink(missing_ok=True)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this host lives; where it cannot be asked for without ending it, it counts as alive."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def free_bytes(folder: Path) -> int:

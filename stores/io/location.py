@@ -60,7 +60,8 @@ def walk(folder: Path, odd: Callable[[str, str], None]) -> Iterator[tuple[str, i
     they are no part of a store; what is odd in them is not, since commands write there.
     """
     for name, size in _below(folder, odd):
-        if not name.startswith(f"{LOGS}/") and not name.endswith(PARTIAL):
+        # what ends in .partial, file or folder, is of a command at work or of one that was killed
+        if not name.startswith(f"{LOGS}/") and f"{PARTIAL}/" not in f"{name}/":
             yield name, size
 
 

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from stores.errors import OptionError
-from stores.io.files import LOGS, PARTIAL, make_folder
+from stores.io.files import LOGS, PARTIAL, is_alive, make_folder, sweep_partials
 from stores.io.location import odd_below
 from stores.io.text import one_line
 
@@ -63,6 +63,8 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.swept = 0
+        """Unfinished files and folders of a killed command that were removed."""
 
     def rename(self, to: Path) -> None:
         """Give the folder its final name; the lock stays with it."""
@@ -74,6 +76,7 @@ class Writer:
 def only_writer(folder: Path) -> Iterator[Writer]:
     """Hold the lock of a folder while a command writes into it. A killed command does not block the next one.
 
+    Who holds it sweeps first what a killed command left unfinished: `docs/decisions/0032`.
     Lock and owner file are in ``logs``, which is no part of a store. They are removed at the end, and so is a folder
     into which nothing was written.
 
@@ -105,6 +108,8 @@ def only_writer(folder: Path) -> Iterator[Writer]:
             pass  # the file system has no locks, or nothing can be written: then the command itself says so
         mine = _claim(folder, text, lock.is_locked)
         require_plain(folder)
+        if mine:  # alone here, so whatever is unfinished is of a command that was killed
+            writer.swept = sweep_partials(folder)
         with _touched(writer) if mine else contextlib.nullcontext():
             yield writer
     finally:
@@ -228,7 +233,7 @@ def _require_gone(folder: Path, found: _Found, locked: bool) -> bool:
     owner = found.owner
     here = Owner.here()
     if owner is not None and owner.boot == here.boot:
-        if locked or not _is_alive(owner.process):
+        if locked or not is_alive(owner.process):
             return locked  # a killed command of this host
         raise OptionError(
             f"{folder}: another command is writing into it ({owner}); wait until it is done, or stop it first"
@@ -242,18 +247,6 @@ def _require_gone(folder: Path, found: _Found, locked: bool) -> bool:
             f"{STALE_S - age:.0f} s"
         )
     return False
-
-
-def _is_alive(process: int) -> bool:
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _now(folder: Path) -> float:

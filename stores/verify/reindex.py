@@ -83,15 +83,19 @@ def reindex(store: Path, dry_run: bool = False, prune: bool = False, report: Rep
         When the store is sealed, or another command writes into it.
     """
     recipe.load(store)
-    with contextlib.nullcontext() if dry_run else only_writer(store):
-        return _reindex(store, dry_run, prune, report)
+    if dry_run:
+        return _reindex(store, True, prune, len(files.unfinished(store)), report)
+    with only_writer(store) as writer:
+        return _reindex(store, False, prune, writer.swept, report)
 
 
-def _reindex(store: Path, dry_run: bool, prune: bool, report: Reporter) -> Reindexed:
+def _reindex(store: Path, dry_run: bool, prune: bool, unfinished: int, report: Reporter) -> Reindexed:
     stored = recipe.load(store)
     layout.require_unsealed(store)
     listed = layout.list_files(store)
     result = Reindexed(str(store), dry_run, pruned=prune and not dry_run)
+    if unfinished:
+        result.done.append(f"{unfinished} unfinished files removed")
     run = _Run(store, dry_run, result, listed)
     run.whole_store(stored)
     rows = manifest.read_slides(store)
@@ -126,9 +130,6 @@ class _Run:
         return not self.dry_run
 
     def whole_store(self, stored: recipe.Recipe) -> None:
-        partials = files.partials(self.store)
-        if partials and self.does(f"{len(partials)} unfinished files removed"):
-            files.sweep_partials(self.store)
         if "digest" not in files.read_json(self.store / layout.RECIPE, inside=self.store) and self.does(
             f"{layout.RECIPE}: digest added"
         ):

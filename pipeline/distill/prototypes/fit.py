@@ -94,7 +94,9 @@ def fit(store: StoreLike, out: Path, options: PrototypeOptions, report: Reporter
     options.validate()
     stored = load_complete(store)
     if (out / prototype_files.ABOUT).exists():
-        _begin(out, options, stored.digest())
+        with only_writer(out):  # one that was killed in its last step left its state
+            _begin(out, options, stored.digest())
+            files.remove(out / STATE)
         report.note(f"{out} is complete; use another --out to fit again")
         return Fitted(out, files.read_object(out / prototype_files.ABOUT, inside=out))
     units = find_views(store, stored, "train", options.seeds)
@@ -106,7 +108,6 @@ def fit(store: StoreLike, out: Path, options: PrototypeOptions, report: Reporter
     chunks = Chunks(threads_of(options.threads, None), devices.choose_device(options.device))
     with only_writer(out), RunLog(report, out / "log.jsonl") as log, contextlib.closing(chunks):
         _begin(out, options, stored.digest())
-        files.sweep_partials(out)
         work = _Fit(store, out, options, stored, stream, BlockCache(store, stored.tokens), chunks, log)
         return Fitted(out, work.run())
 

@@ -48,7 +48,7 @@ def write_plism(folder: Path, unit: Unit, parts: Parts) -> list[Path]:
     ids = np.array([_tile_id(name) for name in unit.columns["path"]])
     slides = np.array(unit.columns["group"])
     folder.mkdir(parents=True, exist_ok=True)
-    everything = folder / f".everything{files.PARTIAL}"  # 91 slides are 4.5 GB at 768 numbers
+    everything = files.partial_of(folder / "everything")  # 91 slides are 4.5 GB at 768 numbers
     try:
         values = np.lib.format.open_memmap(everything, "w+", np.float32, (unit.n_patches, unit.dim))
         for part in parts:
