@@ -35,6 +35,7 @@ from stores.format.layout import chunk_file, feature_array
 from stores.format.manifest import MAX_BLOCK_ROWS, MAX_SEEDS
 from stores.format.metadata import ArraySpec
 from stores.format.statistics import all_finite, mean_and_variance
+from stores.io.files import make_folder
 from stores.io.location import StoreLike
 
 ROW_QUANTUM = 32
@@ -130,6 +131,9 @@ def write_seeds(
         raise StoreError(
             f"{slide_id} block {block}: got {features.dtype} {features.shape}, expected float16 {expected}"
         )
+    places = ((names[0], (block, 0)), (names[1], (block, 0, 0)))
+    files = (store / chunk_file(name, (seed, *at)) for seed in seeds for name, at in places)
+    make_folder(*(file.parent for file in files))
     for seed, values in zip(seeds, features, strict=True):
         write_chunk(store, names[0], spec, (seed, block, 0), values[None], math.nan)
         found = mean_and_variance(values)[None, None]

@@ -62,27 +62,32 @@ _FLUSHED: set[Path] = set()
 _CANNOT_FLUSH = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS, errno.ENOTSUP)
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder and its parents where they are missing, and flush the entry of each to the disk.
+def make_folder(*folders: Path) -> None:
+    """Make folders and their parents where they are missing, and flush the entry of each to the disk.
 
     A power cut takes a folder whose entry was not flushed, with all the flushed files in it. Folders that are there
-    are flushed once by each process: another one may have made them a moment ago.
+    are flushed once by each process: another one may have made them a moment ago. Several folders at once cost little
+    more than one, since the first flush takes the others along.
     """
-    missing: list[Path] = []
-    folder = folder.absolute()
-    while folder != folder.parent and not (folder in _FLUSHED and folder.is_dir()):
-        missing.append(folder)
-        folder = folder.parent
-    for each in reversed(missing):
-        is_new = not each.is_dir()
-        if is_new:
+    unsure: set[Path] = set()
+    for folder in map(Path.absolute, folders):
+        while (
+            folder != folder.parent and folder not in unsure and not (folder in _FLUSHED and folder.is_dir())
+        ):
+            unsure.add(folder)
+            folder = folder.parent
+    made: set[Path] = set()
+    for each in sorted(unsure, key=lambda path: len(path.parts)):
+        if not each.is_dir():
             each.mkdir(exist_ok=True)
+            made.add(each.parent)
+    for parent in {each.parent for each in unsure}:
         try:
-            fsync_path(each.parent)
+            fsync_path(parent)
         except OSError as error:
-            if is_new or error.errno not in _CANNOT_FLUSH:  # folders far above may be closed to us
+            if parent in made or error.errno not in _CANNOT_FLUSH:  # folders far above may be closed to us
                 raise
-        _FLUSHED.add(each)
+    _FLUSHED.update(unsure)
 
 
 def remove(path: Path) -> None:

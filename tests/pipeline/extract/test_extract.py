@@ -21,7 +21,7 @@ from pipeline.tile.options import TileOptions
 from pipeline.views import draw
 from pipeline.views.policy import POLICIES
 from pipeline.views.render import render, view_crc32
-from stores.errors import FeatureError, OptionError, ReadError, RecipeMismatch
+from stores.errors import FeatureError, OptionError, ReadError, RecipeMismatch, StoreError
 from stores.format import features, manifest, pixels, recipe
 from stores.info import store_info
 from tests.tools.extract import contents
@@ -191,6 +191,30 @@ def test_features_that_float16_cannot_hold_are_refused() -> None:
         with pytest.raises(FeatureError, match="stored as float16, at most 65504"):
             collect(torch.tensor([[1.0, value]]))
     assert collect(torch.tensor([[65504.0, -65504.0]])).tolist() == [[65504.0, -65504.0]]
+
+
+def test_lost_metadata_do_not_cost_committed_chunks(
+    store: Path, slides: Path, tile_options: TileOptions, tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(store, tmp_path / "s"))
+    (path / "features.zarr/a/features/zarr.json").unlink()
+    stage.extract([slides], path, replace(TEACHER, seeds=4), tile_options, Silent())
+    old, new = contents(store), contents(path)
+    assert [name for name in old if new[name] != old[name] and not name.endswith("zarr.json")] == []
+    assert structure(path) == []
+
+
+@pytest.mark.parametrize("lost", ["recipe.json", "manifest/slides.parquet"])
+def test_what_nothing_else_says_is_not_made_up(
+    store: Path, slides: Path, tile_options: TileOptions, tmp_path: Path, lost: str
+) -> None:
+    """Another recipe beside the committed views would mix two kinds of features."""
+    path = Path(shutil.copytree(store, tmp_path / "s"))
+    (path / lost).unlink()
+    before = contents(path)
+    with pytest.raises(StoreError, match=f"{lost}: is missing, and the store has committed views"):
+        stage.extract([slides], path, TEACHER, tile_options, Silent())
+    assert contents(path) == before
 
 
 @pytest.mark.kill
