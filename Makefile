@@ -52,7 +52,8 @@ experiments: install ## The open questions, on SLIDES with small encoders: an ho
 		--base $(BASE) --slides $(SLIDES) $(if $(TILES),--tiles $(TILES)) --out experiments
 
 torture: install ## Kill every command, break its disk, repeat it: MINUTES=10; writes torture/
-	$(BIN)/python -m tests.torture --minutes $(MINUTES) --out torture
+	$(BIN)/python -m tests.torture --minutes $$(($(MINUTES) * 4 / 5)) --out torture
+	$(BIN)/python -m tests.torture.fuzz --minutes $$(($(MINUTES) / 5)) --keep torture/inputs
 
 clean: ## Remove what install, demo and the tools made
 	rm -rf $(VENV) demo experiments torture build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

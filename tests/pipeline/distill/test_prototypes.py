@@ -309,3 +309,21 @@ def test_the_assigner_follows_what_the_file_says() -> None:
     balanced = Assigner(space, "sinkhorn", 0.1)(torch.tensor(x)).numpy()
     np.testing.assert_allclose(balanced.sum(axis=1), 1, rtol=1e-5)
     assert balanced.sum(axis=0).std() < unbalanced.sum(axis=0).std()
+
+
+def test_what_a_kill_in_the_first_write_left_does_not_block(
+    fitted: Path, token_store: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".options.json.123.partial").write_text("{")
+    (out / "mine.partial").touch()
+    with pytest.raises(OptionError, match="the folder is not empty"):
+        fit.fit(token_store, out, OPTIONS, Silent())
+    assert [path.name for path in out.iterdir()] == ["mine.partial"]  # a name that we never make
+    (out / "mine.partial").unlink()
+    (out / ".options.json.123.partial").write_text("{")
+    fit.fit(token_store, out, OPTIONS, Silent())
+    (out / "state.safetensors").touch()  # killed after the last file, before this one was removed
+    fit.fit(token_store, out, OPTIONS, Silent())
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in fitted.iterdir())
