@@ -1,7 +1,7 @@
 """Files of tensors that may come from another lab, judged before memory is taken.
 
 The libraries refuse what would run code. What they do not judge is how much a small file may ask for: a header of
-100 MB with millions of empty tensors, a compressed record that grows a thousandfold, a hundred thousand tensors that
+100 MB with millions of empty tensors, a compressed record that grows a thousandfold, thousands of tensors that
 are all the same four bytes.
 """
 
@@ -21,7 +21,7 @@ from pipeline.encoders.hub import brief
 from stores.errors import WeightsError
 
 _MAX_HEADER = 16 << 20
-_MAX_TENSORS = 100_000
+_MAX_TENSORS = 20_000
 _MAX_SHARED = 64 << 20
 _ITEM_BITS = {
     **dict.fromkeys(("F64", "I64", "U64"), 64),

@@ -37,6 +37,7 @@ from stores.info import store_info
 from stores.io import files
 from stores.verify.seal import read_checksums, seal
 from stores.verify.structure import verify_structure
+from tests.tools import encoder_inputs
 from tests.tools.stores import TOKENS, make_store
 from tests.torture import mutate
 
@@ -353,6 +354,11 @@ def _patches(store: Path) -> None:
     manifest.read_patches(store, "a")
 
 
+def _of_encoder(folder: Path, name: str) -> Target:
+    """A student's folder or a file of weights."""
+    return Target(*encoder_inputs.TARGETS[name](folder))
+
+
 Make = Callable[[Path], Target]
 _FEATURES = layout.feature_array("a", "features")
 READERS: dict[str, Make] = {
@@ -371,6 +377,7 @@ READERS: dict[str, Make] = {
     "table-views": partial(_table, name=layout.commit_file("a", 0, range(2)), read=_views),
     "seal-checksums": partial(_seal, name=layout.CHECKSUMS),
     "seal-digest": partial(_seal, name=layout.DIGEST),
+    **{name: partial(_of_encoder, name=name) for name in encoder_inputs.TARGETS},
     "run-options": _run_options,
     "run-metrics": _metrics,
     "run-log": _log,
