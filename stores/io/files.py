@@ -20,8 +20,8 @@ from stores.io.text import human_bytes, is_utf8, utf8
 PARTIAL = ".partial"
 LOGS = "logs"
 """Folder with the logs of the commands that made a store. It is no part of the store: no copy or seal includes it."""
-_LEFT_FILE = re.compile(rf"(\..+|.+\.[0-9a-f]{{32}}){re.escape(PARTIAL)}")
-"""Unfinished files: ours, and Zarr's."""
+_LEFT_FILE = re.compile(rf"(\..+|.+\.[0-9a-f]{{32}}){re.escape(PARTIAL)}|\.tmp[A-Za-z0-9]{{6}}")
+"""Unfinished files: ours, Zarr's, and those of safetensors, which writes beside the file that it is given."""
 _LEFT_FOLDER = re.compile(rf"(\..+\.\d+|tmp\w{{8}}){re.escape(PARTIAL)}")
 """Unfinished folders, which earlier versions made in a store."""
 _FULL_BYTES = 64 << 10

@@ -118,9 +118,9 @@ def test_large_json_is_refused_unread(tmp_path: Path) -> None:
 
 def test_sweep_removes_partials_only(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
-    for name in ("x/.c.123.partial", "x/keep", ".a.partial"):
+    for name in ("x/.c.123.partial", "x/keep", ".a.partial", "x/.tmpRgZc5m"):
         (tmp_path / name).touch()
-    assert files.sweep_partials(tmp_path) == 2
+    assert files.sweep_partials(tmp_path) == 3
     assert (tmp_path / "x/keep").exists()
 
 
