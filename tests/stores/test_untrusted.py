@@ -354,3 +354,109 @@ def test_deep_folders_and_many_names(store: Path, tmp_path: Path) -> None:
     (deep / "f").touch()
     everything(store, tmp_path / "out")
     assert verify_structure(store).findings
+
+
+BLOSC = struct.Struct("<4B3I")
+PLAIN_BLOSC = BLOSC.pack(2, 1, 0x83, 2, 1024, 1024, 1040)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (PLAIN_BLOSC, "says that it has 1040 bytes, and has 16"),
+        (PLAIN_BLOSC[:12], "less than its header"),
+        (BLOSC.pack(2, 1, 0x83, 2, 1024, 1024, 20) + b"four", "plain Blosc chunk of another size"),
+        (BLOSC.pack(2, 1, 0x81, 2, 2048, 2048, 16), "decodes to 2048 bytes, expected 1024"),
+        (BLOSC.pack(3, 1, 0x81, 2, 1024, 1024, 16), "version 3"),
+        (BLOSC.pack(2, 1, 0x81, 0, 1024, 1024, 16), "type size 0"),
+        (BLOSC.pack(2, 1, 0x21, 2, 1024, 1024, 16), "codec 1"),
+        (BLOSC.pack(2, 1, 0x81, 2, 1024, 2, 16), "blocks of 2 bytes"),
+        (BLOSC.pack(2, 1, 0x81, 2, 1024, 1024, 16), "ends behind it"),
+        (BLOSC.pack(2, 1, 0x81, 2, 1024, 1024, 24) + struct.pack("<ii", 1 << 30, 0), "block 0 starts at"),
+        (BLOSC.pack(2, 1, 0x91, 2, 1024, 1024, 24) + struct.pack("<ii", 20, 1000), "block 0 ends behind it"),
+    ],
+)
+def test_every_field_that_blosc_trusts_is_compared_with_the_chunk(
+    tmp_path: Path, body: bytes, said: str
+) -> None:
+    """The library is given no length: 16 bytes made it read a megabyte of other memory, or end the process."""
+    spec = arrays.ArraySpec((512,), (512,), np.dtype("float16"), "blosc")
+    (tmp_path / "x.zarr/c").mkdir(parents=True)
+    (tmp_path / "x.zarr/c/0").write_bytes(body + struct.pack("<I", google_crc32c.value(body)))
+    with pytest.raises(CorruptStore, match=said):
+        read_chunk(tmp_path, "x.zarr", spec, (0,))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda body: body * 2, "Zstandard frame of"),
+        (lambda body: body + b"\x50\x2a\x4d\x18\x00\x00\x00\x00", "Zstandard frame of"),
+        (lambda body: body[:-3], "Zstandard frame"),
+        (lambda body: body[:4] + bytes([body[4] | 1]) + body[5:], "dictionary"),
+        (lambda body: b"\x50" + body[1:], "no Zstandard frame"),
+    ],
+)
+def test_a_chunk_is_one_zstandard_frame(tmp_path: Path, change: Any, said: str) -> None:
+    import numcodecs
+
+    spec = arrays.ArraySpec((512,), (512,), np.dtype("uint8"), "zstd")
+    body = change(numcodecs.Zstd(level=3).encode(np.arange(512, dtype=np.uint16).astype(np.uint8)))
+    (tmp_path / "x.zarr/c").mkdir(parents=True)
+    (tmp_path / "x.zarr/c/0").write_bytes(body + struct.pack("<I", google_crc32c.value(body)))
+    with pytest.raises(CorruptStore, match=said):
+        read_chunk(tmp_path, "x.zarr", spec, (0,))
+
+
+@pytest.mark.parametrize("change", [{"shape": 3}, {"shape": None}, {"zarr_format": None}, {"codecs": [3]}])
+def test_a_broken_slide_does_not_end_verify_for_the_others(store: Path, change: dict[str, Any]) -> None:
+    metadata(store, "features.zarr/a/features", **change)
+    (store / "features.zarr/b/features/c/0/0/0").unlink()
+    found = verify_structure(store).findings
+    assert {f.slide_id for f in found} == {"a", "b"}
+    assert {f.kind for f in found} == {"metadata", "features"}
+
+
+def test_what_no_check_foresaw_is_a_finding_of_its_slide(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(check: Any) -> None:
+        if check.slide_id == "a":
+            raise MemoryError
+
+    monkeypatch.setattr("stores.verify.slide._check_usable", fails)
+    (found,) = verify_structure(store).findings
+    assert str(found) == "slide a: could not be checked: MemoryError: MemoryError (features.zarr/a)"
+    assert found.kind == "unreadable"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "recipe.json",
+        "manifest/slides.parquet",
+        "manifest/patches/a.parquet",
+        "features.zarr/a/coords/zarr.json",
+    ],
+)
+def test_a_pipe_in_place_of_any_file(store: Path, tmp_path: Path, name: str) -> None:
+    (store / name).unlink()
+    os.mkfifo(store / name)
+    said = everything(store, tmp_path / "out")
+    assert sum("is a pipe" in text for text in said) >= 2
+
+
+def test_a_sparse_file_is_not_copied(store: Path, tmp_path: Path) -> None:
+    with (store / "features.zarr/a/features/c/0/0/0").open("r+b") as file:
+        file.truncate(1 << 40)
+    said = everything(store, tmp_path / "out")
+    assert sum("no file of this kind has more than" in text for text in said) >= 5
+
+
+def test_more_views_than_a_slide_has(store: Path) -> None:
+    """Memory for each view would be taken as the slides table and the name of a commit record say."""
+    columns = [np.zeros(1 << 20, field.type.to_pandas_dtype()) for field in manifest.PATCHES_SCHEMA]
+    pq.write_table(pa.table(columns, schema=manifest.PATCHES_SCHEMA), store / "manifest/patches/a.parquet")
+    commit = next(manifest.commits(store, "b"))
+    manifest.write_commit(store, "b", 0, range(500), commit.read())
+    assert any("views, which no slide has" in str(f) for f in verify_structure(store).findings)
