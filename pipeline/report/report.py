@@ -64,9 +64,9 @@ def write_report(path: Path, out: Path, options: ReportOptions, report: Reporter
     """
     options.validate()
     tables = [_table(table) for table in options.tables]
-    if (path / layout.RECIPE).is_file():
+    if (path / layout.RECIPE).exists():
         title, lead, sections, found = _of_store(path, options, report)
-    elif (path / "options.json").is_file() and (path / "metrics.jsonl").is_file():
+    elif (path / "options.json").exists() and (path / "metrics.jsonl").exists():
         title, lead, sections, found = _of_run(path, options, report)
     else:
         raise OptionError(

@@ -40,13 +40,13 @@ def read_run(run: Path) -> RunFiles:
     OptionError
         When one of them does not have the form that ``distill`` gives it.
     """
-    begun = _object(run / BEGUN)
+    begun = _object(run / BEGUN, run)
     options, recipe = begun.get("options"), begun.get("store_recipe")
     if not isinstance(options, dict) or not isinstance(options.get("student"), str):
         raise OptionError(f"{run / BEGUN}: holds no options of `g2l distill`")
     if not isinstance(recipe, str):
         raise OptionError(f"{run / BEGUN}: names no recipe of a store")
-    summary = _object(run / "summary.json") if (run / "summary.json").is_file() else {}
+    summary = _object(run / "summary.json", run) if (run / "summary.json").exists() else {}
     known = {
         name: value
         for name, value in summary.items()
@@ -58,8 +58,8 @@ def read_run(run: Path) -> RunFiles:
     return RunFiles(options, recipe, _records(run / "metrics.jsonl"), known, _teacher_of(run))
 
 
-def _object(path: Path) -> dict[str, Any]:
-    found = files.read_json(path)
+def _object(path: Path, run: Path) -> dict[str, Any]:
+    found = files.read_json(path, inside=run)
     if not isinstance(found, dict):
         raise OptionError(f"{path}: expected an object, found {type(found).__name__}")
     return found
@@ -80,7 +80,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 def _teacher_of(run: Path) -> str | None:
     config = run / "student" / "config.json"
-    about: Any = _object(config) if config.is_file() else {}
+    about: Any = _object(config, run) if config.exists() else {}
     for key in ("g2l", "extra", "distilled_from"):
         about = about.get(key) if isinstance(about, dict) else None
     return None if about is None else str(about)

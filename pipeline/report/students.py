@@ -34,9 +34,9 @@ def students_of(
         When the student's folder is damaged, or what ``--student`` names cannot be loaded.
     """
     folder = run / "student"
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").exists():
         return None, None, []  # not exported yet
-    config = files.read_json(folder / "config.json")
+    config = files.read_json(folder / "config.json", inside=run)
     name = one_line(recorded.get("student"))
     if isinstance(config, dict) and "architecture" in config:
         trained = load_encoder(str(folder))

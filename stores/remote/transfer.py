@@ -141,8 +141,8 @@ def _claim_of(store: Path) -> dict[str, str]:
     """What tells a store from others that are pushed to the same URL; equal when its push is continued."""
     digests = {}
     for name in (layout.RECIPE, layout.SLIDES):
-        path = store / name
-        digests[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        raw = read_file(store, name, layout.limit_bytes(name))
+        digests[name] = "" if raw is None else hashlib.sha256(raw).hexdigest()
     return {**digests, "by": str(Owner.here())}
 
 
