@@ -8,6 +8,7 @@ no forward pass is repeated after an interruption, or when a task is added.
 import csv
 import dataclasses
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -142,7 +143,7 @@ def _encoder(base: Path, where: str, value: Any) -> EmbedOptions | Mapping[str, 
     if "weights" in values:
         values["weights"] = base / str(values["weights"])
     folder = base / str(values["encoder"])
-    if folder.is_dir():
+    if os.path.isdir(folder):  # False also for a name that no file can have
         values["encoder"] = str(folder)
     options: EmbedOptions = from_json(EmbedOptions, values)
     options.validate()
@@ -155,7 +156,7 @@ def _data(base: Path, where: str, value: Any) -> Data:
     given = values.pop("input")
     inputs = tuple(base / str(item) for item in (given if isinstance(given, list) else [given]))
     for path in inputs:
-        if not path.exists():
+        if not os.path.exists(path):
             raise OptionError(f"{where}: {path} does not exist")
     for name in ("root", "slides_csv", "masks"):
         if values.get(name) is not None:

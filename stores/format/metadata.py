@@ -56,6 +56,11 @@ class ArraySpec:
     """``zstd``, ``blosc`` or None."""
 
     @property
+    def array_bytes(self) -> int:
+        """Size of the whole array in memory."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
     def chunk_bytes(self) -> int:
         """Size of a decoded chunk."""
         return math.prod(self.chunks) * self.dtype.itemsize

@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -460,3 +461,14 @@ def test_more_views_than_a_slide_has(store: Path) -> None:
     commit = next(manifest.commits(store, "b"))
     manifest.write_commit(store, "b", 0, range(500), commit.read())
     assert any("views, which no slide has" in str(f) for f in verify_structure(store).findings)
+
+
+def test_statistics_of_blocks_that_are_not_there_are_not_waited_for(store: Path) -> None:
+    """By way of Zarr each missing chunk took 0.2 ms, and a shape may ask for a million of them."""
+    metadata(store, "features.zarr/a/stats", shape=[1000, 40, 2, 8])
+    begun = time.process_time()
+    assert np.isnan(features.read_stats(store, "a")[3:]).all()
+    assert time.process_time() - begun < 4
+    metadata(store, "features.zarr/a/stats", shape=[1001, 1, 2, 8])
+    with pytest.raises(CorruptStore, match="shape"):
+        features.read_stats(store, "a")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import safetensors.numpy
 
 from pipeline.encoders.tensor_files import require_safetensors
-from stores.errors import DistillError, OptionError, StoreError
+from stores.errors import DistillError, OptionError
 from stores.io import files
 from stores.io.files import first_line
 from stores.io.foreign import open_regular
@@ -76,12 +76,8 @@ def load(folder: Path, store_recipe: str, wanted: dict[str, int]) -> dict[str, S
         open_regular(folder / TENSORS, sys.maxsize, inside=folder).close()
         require_safetensors(folder / TENSORS)
         tensors = safetensors.numpy.load_file(folder / TENSORS)
-        if not isinstance(about, dict):
-            raise StoreError(f"{ABOUT} holds no object")
     except Exception as error:  # the errors of safetensors and of numpy for its types have no base class
         raise DistillError(f"--prototypes {folder}: damaged ({first_line(error)}); fit them again") from None
-    if not isinstance(about, dict):
-        raise DistillError(f"--prototypes {folder}: {ABOUT} holds no object; fit them again")
     if about.get("store_recipe") != store_recipe:
         made = str(about.get("store_recipe"))[:12]
         raise OptionError(

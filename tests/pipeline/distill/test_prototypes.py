@@ -245,7 +245,7 @@ def test_a_folder_belongs_to_one_request(
 def test_about_foreign_prototypes(fitted: Path, tmp_path: Path, about: str) -> None:
     path = Path(shutil.copytree(fitted, tmp_path / "p"))
     (path / files.ABOUT).write_text(about)
-    with pytest.raises(DistillError, match=r"prototypes\.json holds no object"):
+    with pytest.raises(DistillError, match=r"prototypes\.json: expected a JSON object"):
         files.load(path, "digest", {"features": 24})
 
 
