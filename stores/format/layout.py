@@ -13,9 +13,8 @@ from typing import Any
 
 from stores.errors import CorruptStore, OptionError, StoreError
 from stores.io.files import read_object
-from stores.io.foreign import TEXT_BYTES
+from stores.io.foreign import PARQUET_BYTES, TEXT_BYTES
 from stores.io.location import StoreLike, read_file, walk
-from stores.io.parquet import MAX_FILE_BYTES
 
 RECIPE = "recipe.json"
 README = "README.md"
@@ -198,7 +197,7 @@ def limit_bytes(name: str) -> int:
     if name.endswith(METADATA):
         return MAX_METADATA_BYTES
     if name.endswith(".parquet"):
-        return MAX_FILE_BYTES
+        return PARQUET_BYTES
     if name.endswith(".png"):
         return _MAX_PICTURE_BYTES
     return MAX_CHUNK_FILE_BYTES if _CHUNK_FILE.fullmatch(name) else TEXT_BYTES

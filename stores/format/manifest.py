@@ -27,7 +27,7 @@ from stores.format import layout
 from stores.format.layout import check_slide_id
 from stores.io import parquet
 from stores.io.files import first_line, write_bytes
-from stores.io.foreign import read_regular
+from stores.io.foreign import PARQUET_BYTES, read_regular
 from stores.io.location import StoreLike
 from stores.io.text import utf8
 
@@ -148,7 +148,7 @@ def _read(
                 )
 
     try:
-        raw = read_regular(path, parquet.MAX_FILE_BYTES, inside)
+        raw = read_regular(path, PARQUET_BYTES, inside)
         if checksum_matches(raw) is False:
             raise CorruptStore(f"{path}: its checksum differs: damaged, or edited by another program")
         table = parquet.read_parquet(raw, columns, max_rows, judge)

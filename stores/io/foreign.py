@@ -19,6 +19,8 @@ TEXT_BYTES = 4 << 20
 """The most that a small text file of a store or run may have: JSON takes up to 25 times its size in memory."""
 TABLE_BYTES = 1 << 30
 """The most that a table of the user's own may have."""
+PARQUET_BYTES = 1 << 28
+"""The most that a table of a store may have, as a file."""
 _MAX_LINE = 1 << 20
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)

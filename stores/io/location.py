@@ -91,7 +91,10 @@ def _below(
             waiting.pop()
             continue
         name = prefix + entry.name
-        status = entry.stat(follow_symlinks=False)
+        try:
+            status = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:  # another process has just removed it
+            continue
         if stat.S_ISDIR(status.st_mode):
             if len(waiting) > MAX_FOLDERS:
                 odd(name, f"a folder below {MAX_FOLDERS} others")

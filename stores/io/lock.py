@@ -76,7 +76,7 @@ class Writer:
 def only_writer(folder: Path) -> Iterator[Writer]:
     """Hold the lock of a folder while a command writes into it. A killed command does not block the next one.
 
-    Who holds it sweeps first what a killed command left unfinished: `docs/decisions/0032`.
+    Who holds it sweeps first what a killed command left unfinished: `docs/decisions/0032-who-sweeps.md`.
     Lock and owner file are in ``logs``, which is no part of a store. They are removed at the end, and so is a folder
     into which nothing was written.
 
@@ -141,10 +141,7 @@ def _claim(folder: Path, text: str, locked: bool) -> bool:
     path = folder / LOGS / OWNER
     for _ in range(5):
         try:
-            _create(path, text)
-        except FileExistsError:
-            found = _read(path)
-            if found is None or not _replace(path, text, found, _require_gone(folder, found, locked)):
+            if not _create_or_replace(path, text, folder, locked):
                 continue
         except FileNotFoundError:  # the draft was swept by another
             continue
@@ -154,6 +151,15 @@ def _claim(folder: Path, text: str, locked: bool) -> bool:
             draft.unlink(missing_ok=True)
         return True
     raise OptionError(f"{folder}: another command has just begun to write into it; wait until it is done")
+
+
+def _create_or_replace(path: Path, text: str, folder: Path, locked: bool) -> bool:
+    try:
+        _create(path, text)
+    except FileExistsError:
+        found = _read(path)
+        return found is not None and _replace(path, text, found, _require_gone(folder, found, locked))
+    return True
 
 
 def _create(path: Path, text: str) -> None:

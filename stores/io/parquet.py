@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-MAX_FILE_BYTES = 1 << 28
 MAX_BYTES = 1 << 30
 """Of a table in memory, and of its pages."""
 MAX_ROWS = 1 << 24
@@ -143,7 +142,9 @@ def _width(field: pa.Field) -> int:
         return max(kind.bit_width // 8, 1)
     if pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type):
         return int(kind.list_size * kind.value_type.bit_width // 8)
-    raise TooLarge(f"column {field.name} of type {kind}; numbers and text are expected")
+    raise TooLarge(
+        f"column {field.name} of type {kind}; numbers, text or lists of one length of floats are expected"
+    )
 
 
 def _values_a_row(field: pa.Field) -> int:

@@ -233,7 +233,10 @@ def _check_groups(state: StoreCheck) -> None:
         try:
             raw = read_file(state.store, name, layout.limit_bytes(name))
             value = None if raw is None else files.parse_json(raw.decode("utf-8"))
-        except (ValueError, StoreError) as error:
+        except StoreError as error:  # a link, a pipe, or too large
+            state.add(name, error, "file")
+            continue
+        except ValueError as error:
             value = files.first_line(error)
         known = classify(name)
         if name in expected and value != GROUP:

@@ -409,7 +409,9 @@ def test_the_store_is_looked_at_before_weights_are_loaded(
     smaller = Path(shutil.copytree(store, tmp_path / "smaller"))
     stored = recipe.load(smaller)
     assert stored.policy is not None
-    recipe.save(smaller, replace(stored, policy={**stored.policy, "crop_px": 196}))
+    assert stored.teacher is not None
+    teacher = replace(stored.teacher, image_px=196)
+    recipe.save(smaller, replace(stored, teacher=teacher, policy={**stored.policy, "crop_px": 196}))
     unchecked = {**preset, "check_views": "none", "val_views": 2}
     monkeypatch.setattr(Split, "sample", lambda *_: None)
     assert "--student h-optimus-0: takes 224 px, the store has 196 px" in attempt(smaller, run, **unchecked)

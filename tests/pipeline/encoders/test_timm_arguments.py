@@ -144,7 +144,7 @@ def test_an_architecture_is_a_name_of_timm(student: Path, name: str, tmp_path: P
         ({"g2l": {"image_px": 0}}, "image_px is 0"),
         ({"g2l": {"image_px": 10**9}}, "image_px is 1000000000"),
         ({"g2l": {"mpp": -1}}, "mpp is -1.0"),
-        ({"g2l": {"mean": [10**400, 0, 0]}}, "three numbers"),
+        ({"g2l": {"mean": [10**400, 0, 0]}}, "has more than 64 bits"),
         ({"g2l": {"terms": [{"encoder": "x"}]}}, "terms have the fields encoder, licence, access, outputs"),
         ({"model_args": [1]}, "does not have timm's form"),
         ({"model_args": {"patch_size": 4}}, "does not fit"),

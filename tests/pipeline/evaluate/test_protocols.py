@@ -244,7 +244,7 @@ def test_a_slide_with_two_labels_is_refused(tmp_path: Path) -> None:
         ),
         (
             lambda p: pq.write_table(pa.table({"features": [[1.0], [1.0, 2.0]]}), p),
-            "no column features of lists",
+            "column features of type list<element: double>; numbers, text or lists of one length",
         ),
         (lambda p: write(p, np.full((4, 2), np.nan), {"label": list("aabb")}), "sample 0 is not finite"),
         (lambda p: write(p, np.ones((4, 2)), {"label": list("aaaa")}, bad=4), "no embedding in it"),
