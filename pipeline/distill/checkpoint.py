@@ -12,9 +12,9 @@ import torch
 
 from pipeline.distill.schedule import EarlyStop
 from pipeline.distill.trainer import Trainer
-from pipeline.encoders.tensor_files import load_torch
+from pipeline.encoders.tensor_files import load_torch, save_torch
 from stores.errors import DistillError
-from stores.io.files import first_line, replacing, require_free
+from stores.io.files import first_line, require_free
 from stores.io.foreign import open_regular
 
 _NAME = re.compile(r"step-(\d{8})\.pt")
@@ -49,8 +49,12 @@ def save(run: Path, step: int, trainer: Trainer, stop: EarlyStop, facts: dict[st
     if trainer.ema is not None:
         state["ema"] = trainer.ema.state_dict()
     require_free(run, size(trainer), f"checkpoint of step {step}")
-    with replacing(run / "checkpoints" / f"step-{step:08d}.pt") as partial:
-        torch.save(state, partial)
+    save_torch(run / "checkpoints" / f"step-{step:08d}.pt", state)
+    prune(run)
+
+
+def prune(run: Path) -> None:
+    """Remove all checkpoints but the last `KEPT`; a run that was killed may have left one more."""
     for old in saved(run)[:-KEPT]:
         old.unlink()
 

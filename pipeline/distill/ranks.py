@@ -7,6 +7,7 @@ whether one must stop or has failed. This goes over gloo, which does not wait fo
 import contextlib
 import datetime
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 
 from pipeline.runtime import devices
 from pipeline.runtime.interrupt import ending_with_parent
-from stores.errors import OptionError
+from stores.errors import DistillError, OptionError
 
 # rank 0 validates and exports alone; the others wait this long for it
 _PATIENCE = datetime.timedelta(hours=4)
+_LOST = re.compile(r"gloo/transport|Connection (closed|reset) by peer")
+"""What gloo says, in a plain RuntimeError, when a process at the other end is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,8 @@ def join(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[R
     ------
     OptionError
         When a device is named that several processes cannot share.
+    DistillError
+        When another process of the training ends before this one.
     """
     world = int(environment.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -101,6 +106,13 @@ def join(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[R
     try:
         with ending_with_parent():
             yield Ranks(dist.get_rank(), world, local_world, chosen, control)
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or _LOST.search(str(error))):
+            raise
+        raise DistillError(
+            f"process {dist.get_rank() + 1} of {world}: another process of this training has ended, and its message "
+            "says why; give the same command again"
+        ) from None
     finally:
         dist.destroy_process_group()
 

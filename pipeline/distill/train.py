@@ -282,6 +282,8 @@ def _train(
     saved = checkpoint.saved(run)
     if ranks.from_leader(bool(saved)):
         facts = checkpoint.restore(saved[-1], trainer, stop_early)
+        if ranks.leads:
+            checkpoint.prune(run)
         report.note(f"continues after step {facts['steps']} of {facts['steps_planned']}")
     log = MetricsLog(run, facts["steps"], options.tensorboard) if ranks.leads else None
     course = Course(run, data, trainer, options, stop_early, facts, log)

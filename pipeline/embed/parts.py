@@ -3,6 +3,8 @@
 A part appears whole or not at all, so that it is its own commit record: a kill loses the blocks under way.
 """
 
+import contextlib
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +109,19 @@ def remove_bad(out: Path, unit: str, n_patches: int) -> None:
         path = part_path(out, unit, block)
         if set(_read(path, ["status"])["status"].to_pylist()) != {manifest.OK}:
             path.unlink()
+
+
+def remove(out: Path, unit: str) -> None:
+    """Remove the parts of a slide, if there are any."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(out / FOLDER / unit)
+
+
+def remove_folder(out: Path) -> None:
+    """Remove the folder of parts, unless a slide that is not whole still has some."""
+    folder = out / FOLDER
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

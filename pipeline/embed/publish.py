@@ -1,7 +1,5 @@
 """Publishing: the parts of whole slides become the files of a format."""
 
-import contextlib
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +80,7 @@ class Publisher:
             return False
         if not (same and whole):
             return False
+        parts.remove(self.out, unit.name)  # a kill between the record and their removal leaves them
         self._count(unit, bad)
         return True
 
@@ -120,14 +119,13 @@ class Publisher:
             "files": {path.relative_to(self.out).as_posix(): path.stat().st_size for path in written},
         }
         files.write_json(self._record(unit.name), record)
-        shutil.rmtree(self.out / parts.FOLDER / unit.name, ignore_errors=True)
+        parts.remove(self.out, unit.name)
         self._count(unit, texts)
 
     def finish(self) -> None:
         """Write the files that list all published units."""
         self._format.finish(self.out / FOLDER, sorted(self._published, key=lambda unit: unit.name))
-        with contextlib.suppress(OSError):
-            (self.out / parts.FOLDER).rmdir()
+        parts.remove_folder(self.out)
 
     def _count(self, unit: Unit, bad_reads: Sequence[str]) -> None:
         self._published.append(unit)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pipeline.encoders.hub import brief
 from stores.errors import WeightsError
+from stores.io.files import replacing
 
 _MAX_HEADER = 16 << 20
 _MAX_TENSORS = 20_000
@@ -99,6 +100,21 @@ def load_torch(file: Path, mapped: bool = True) -> object:
                 "save its state_dict as .safetensors"
             ) from error
         raise WeightsError(f"{file} is damaged or no torch checkpoint ({brief(error)})") from error
+
+
+def save_torch(path: Path, value: object) -> None:
+    """Write a file with ``torch.save``, atomically.
+
+    It is given an open file. Given a path, torch would put the name of the temporary file, with the number of this
+    process, into the archive, and would not say which error of the system stopped it.
+
+    Raises
+    ------
+    DiskFull, OSError
+        As `replacing`.
+    """
+    with replacing(path) as partial, partial.open("wb") as file:
+        torch.save(value, file)
 
 
 def _require_stored(file: Path) -> None:

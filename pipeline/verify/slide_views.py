@@ -249,12 +249,13 @@ class _SlideViews:
             if got.error:
                 wrong.setdefault((commit.seeds.start, got.error), []).append(row)
                 continue
-            if (
-                kept is not None
-                and got.patch is not None
-                and not np.array_equal(kept.read(row, 0, 0), got.patch)
-            ):
-                wrong.setdefault((commit.seeds.start, _OTHER_PIXELS), []).append(row)
+            with contextlib.suppress(StoreError):  # a chunk that cannot be read, structure has named
+                if (
+                    kept is not None
+                    and got.patch is not None
+                    and not np.array_equal(kept.read(row, 0, 0), got.patch)
+                ):
+                    wrong.setdefault((commit.seeds.start, _OTHER_PIXELS), []).append(row)
             for i, seed in enumerate(commit.seeds):
                 at = block.index[seed, row]
                 self.result.views_checked += 1

@@ -25,6 +25,7 @@ _LEFT_FILE = re.compile(rf"(\..+|.+\.[0-9a-f]{{32}}){re.escape(PARTIAL)}|\.tmp[A
 _LEFT_FOLDER = re.compile(rf"(\..+\.\d+|tmp\w{{8}}){re.escape(PARTIAL)}")
 """Unfinished folders, which earlier versions made in a store."""
 _FULL_BYTES = 64 << 10
+_QUOTED_NUMBER = re.compile(r"(?:\(os error |\berrno = )(\d{1,5})\b")
 MAX_DEPTH = 64
 """Greatest depth of objects and lists in JSON: copying, comparing and writing it are recursive."""
 _DEEP = f"nested more than {MAX_DEPTH} deep"
@@ -109,6 +110,8 @@ def replacing(path: Path) -> Iterator[Path]:
     ------
     DiskFull
         When the disk is full; `path` is then as it was.
+    OSError
+        When the system refuses to write, also where a library reports that as an error of its own.
     """
     partial = partial_of(path)
     try:
@@ -124,12 +127,15 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        # torch and safetensors do not say in their errors that a disk is full
-        full = isinstance(error, Exception) and (is_full(error) or free_bytes(path) < _FULL_BYTES)
-        if full and not isinstance(error, G2LError):
+        if isinstance(error, G2LError) or not isinstance(error, Exception):
+            raise
+        if is_full(error) or free_bytes(path) < _FULL_BYTES:  # not every library says why it could not write
             raise DiskFull(
                 f"{path}: the disk is full; all that was committed is kept: make room, run it again"
             ) from None
+        numbers = [] if isinstance(error, OSError) and error.errno else _system_errors(error)
+        if numbers:
+            raise OSError(numbers[0], os.strerror(numbers[0]), str(path)) from None
         raise
 
 
@@ -343,9 +349,20 @@ def require_free(folder: Path, size: int, what: str) -> None:
 
 def is_full(error: BaseException) -> bool:
     """Whether an error, or what it came from, says that a disk or quota is full."""
+    return not {errno.ENOSPC, errno.EDQUOT}.isdisjoint(_system_errors(error))
+
+
+def _system_errors(error: BaseException) -> list[int]:
+    """Numbers of the system's errors in an error and in those that it came from.
+
+    Rust (safetensors) and HDF5 have errors of their own, which quote the number.
+    """
+    numbers: list[int] = []
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
+        if isinstance(seen, OSError) and seen.errno:
+            numbers.append(seen.errno)
+        else:
+            numbers += [int(found[1]) for found in _QUOTED_NUMBER.finditer(str(seen))]
         seen = seen.__cause__ or seen.__context__
-    return False
+    return numbers

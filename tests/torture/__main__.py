@@ -4,10 +4,12 @@ A trial starts a command in a folder of its own and strikes it at one of the cal
 before the call or with half of it done, or the disk fails from there on. Then the same command is given again, on a
 healthy disk. Its result must be that of an undisturbed run, byte for byte; what is left out of the comparison stands at
 the end. An error must be one line. What failed is kept, with its state before and after the second command.
+``table.txt`` counts while it runs; Ctrl-C or SIGTERM ends it after the trials under way, with the same table.
 """
 
 import argparse
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -35,6 +37,8 @@ def main() -> int:
     names = asked.only or list(COMMANDS)
     slots = 1 if asked.place else len(os.sched_getaffinity(0))
     with Campaign(asked.out, names, asked.seed, slots, lambda text: print(text, flush=True)) as campaign:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: campaign.stop())
         campaign.prepare()
         if asked.place:
             for name in names:

@@ -36,6 +36,10 @@ _KINDS = {
 KINDS = tuple(_KINDS)
 """Killed before a call, or with half of it done; an error of one call, or of it and all later ones that need space; of
 several processes one is killed, or the first, whose children and the next attempt then live at the same time."""
+_LAUNCHER = re.compile(
+    r"^Traceback .*\n(?:  .*\n)+torch\.distributed\.elastic\.\S*ChildFailedError:", re.MULTILINE
+)
+"""How ``torchrun`` itself says that a process of it failed: no text of ours, so no traceback of ours."""
 _DISK = ("EIO", "ENOSPC")
 _SEVERAL = ("one", "first")
 
@@ -85,6 +89,8 @@ class Slot:
         self.nursery = Nursery(library, modules)
         self.cluster: tuple[str, list[subprocess.Popen[bytes]]] | None = None
         self.number = 0
+        self.then = ""
+        """At which call the repeated command was killed as well."""
         self.sent = ""
 
     def prepare(self, command: Command, kit: Kit) -> None:
@@ -255,6 +261,7 @@ class Campaign:
         self.names = list(names)
         self.tallies = {name: Tally() for name in names}
         self._failed: list[str] = []
+        self._over = threading.Event()
         self._lock = threading.Lock()
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "kit").mkdir(parents=True)
@@ -285,6 +292,10 @@ class Campaign:
     def failures(self) -> list[str]:
         return self._failed
 
+    def stop(self) -> None:
+        """End after the trials under way."""
+        self._over.set()
+
     # before the trials
 
     def _undisturbed(self, command: Command, path: Path, result: str) -> None:
@@ -299,35 +310,51 @@ class Campaign:
         shutil.move(slot.trial / result, path)
 
     def prepare(self) -> None:
-        """Make the kit, and run every command undisturbed, twice: both results must be the same."""
+        """Make the kit, and run every command undisturbed, twice: both results must be the same.
+
+        One that does not end well is a failure of the campaign, and is left out of the trials.
+        """
         self.kit.basis()
-        for name in self.names:
-            command = COMMANDS[name]
-            for what in command.start.values():
-                self.kit.get(what)
-            if "{pushed}" in command.argv:
-                self._push()
-            calls, found = [], []
-            for _ in range(2):
-                slot = self.slots[0]
-                slot.prepare(command, self.kit)
-                began = time.monotonic()
-                trace = self.folder / "calls" / name.replace(" ", "-")
-                trace.unlink(missing_ok=True)
-                code = slot.run(command, self.kit, trace=trace)
-                took = time.monotonic() - began
-                if code != 0:
-                    raise RuntimeError(f"{name}: exit code {code}: {slot.log.read_text()[-2000:]}")
-                calls.append(slot.control.calls)
-                found.append(self._result(command, slot))
-                slot.control.forget()
-            unequal = compare.differences(*found)
-            if unequal:
-                raise RuntimeError(f"{name}: two undisturbed runs differ: {unequal[:5]}")
-            self._expected[name] = (min(calls), found[0])
-            self.tallies[name].calls = min(calls)
-            self._places[name] = self._places_of(name)
-            self.say(f"{name}: {min(calls)} calls that change a file, {took:.1f} s undisturbed")
+        for name in list(self.names):
+            if self._over.is_set():
+                return
+            try:
+                took = self._prepare(name)
+            except (RuntimeError, Failure) as error:
+                self.names.remove(name)
+                self.tallies[name].failures["undisturbed"] += 1
+                self._failed.append(f"{name}, undisturbed: {error}")
+                self.say(f"FAILED {self._failed[-1]}")
+            else:
+                calls = self.tallies[name].calls
+                self.say(f"{name}: {calls} calls that change a file, {took:.1f} s undisturbed")
+
+    def _prepare(self, name: str) -> float:
+        command, slot = COMMANDS[name], self.slots[0]
+        for what in command.start.values():
+            self.kit.get(what)
+        if "{pushed}" in command.argv:
+            self._push()
+        calls, found = [], []
+        for _ in range(2):
+            slot.prepare(command, self.kit)
+            began = time.monotonic()
+            trace = self.folder / "calls" / name.replace(" ", "-")
+            trace.unlink(missing_ok=True)
+            code = slot.run(command, self.kit, trace=trace)
+            took = time.monotonic() - began
+            if code != 0:
+                raise RuntimeError(f"exit code {code}: {_tail(slot.log)}")
+            calls.append(slot.control.calls)
+            found.append(self._result(command, slot))
+            slot.control.forget()
+        unequal = compare.differences(*found)
+        if unequal:
+            raise RuntimeError(f"two runs differ: {unequal[:5]}")
+        self._expected[name] = (min(calls), found[0])
+        self.tallies[name].calls = min(calls)
+        self._places[name] = self._places_of(name)
+        return took
 
     def _push(self) -> None:
         from stores.remote.objects import Objects
@@ -360,11 +387,11 @@ class Campaign:
     def run(self, seconds: float, most: int | None = None) -> None:
         """Do trials, at most `most` of a command if given; the command that had the least time is next."""
         until = time.monotonic() + seconds
-        left = set(self.names)
+        left = set(self._expected)
         busy: set[str] = set()
 
         def work(slot: Slot) -> None:
-            while time.monotonic() < until:
+            while time.monotonic() < until and not self._over.is_set():
                 with self._lock:
                     free = sorted(left, key=lambda name: (self.tallies[name].seconds, name))
                     free = [name for name in free if name not in busy] or free
@@ -378,10 +405,15 @@ class Campaign:
                         continue
                     busy.add(name)
                 began = time.monotonic()
-                self.trial(slot, name, place)
+                try:
+                    self.trial(slot, name, place)
+                except Exception as error:  # of the campaign itself: it must not end as if all were well
+                    self._failed.append(f"{name} {place}: the campaign fails: {error!r}")
+                    raise
                 with self._lock:
                     tally.seconds += time.monotonic() - began
                     busy.discard(name)
+                    (self.folder / "table.txt").write_text("\n".join([*self.table(), "", *self._failed, ""]))
 
         threads = [threading.Thread(target=work, args=(slot,)) for slot in self.slots]
         for thread in threads:
@@ -396,7 +428,7 @@ class Campaign:
             reached = self._try(slot, name, place)
         except Failure as failure:
             reached = True
-            self._keep(slot, name, place, str(failure))
+            self._keep(slot, name, place, f"{failure}{slot.then}")
         finally:
             slot.end_all()
             slot.control.forget()
@@ -408,6 +440,7 @@ class Campaign:
     def _try(self, slot: Slot, name: str, place: Place) -> bool:
         command, (calls, expected) = COMMANDS[name], self._expected[name]
         slot.prepare(command, self.kit)
+        slot.then = ""
         first = place.kind == "first"
         code = slot.run(command, self.kit, place, orphans=first)
         struck = slot.control.struck
@@ -420,9 +453,9 @@ class Campaign:
         if code == 0:
             self._require_same(slot, command, expected, "went on to the end with another result")
         elif place.kind in _DISK:
-            self._require_one_line(slot, code)
+            self._require_one_line(slot, command, code)
         elif place.kind == "one":
-            self._require_one_line(slot, code, killed=True)
+            self._require_one_line(slot, command, code, killed=True)
         elif code != -signal.SIGKILL:
             raise Failure(f"exit code {code}: {_tail(slot.log)}")
         if not struck:
@@ -432,6 +465,7 @@ class Campaign:
             again = Place(rng.choice(("kill", "half")), rng.randint(1, calls))
             slot.run(command, self.kit, again)
             self.tallies[name].twice += 1
+            slot.then = f" (then {again})"
         self._repeat(slot, name, command, first)
         self.tallies[name].outlived_s = max(self.tallies[name].outlived_s, watch.seconds())
         self._require_same(slot, command, expected, "the repeated command has another result")
@@ -454,14 +488,17 @@ class Campaign:
             raise Failure(f"the repeated command ends with exit code {code}: {_tail(slot.log)}")
 
     @staticmethod
-    def _require_one_line(slot: Slot, code: int, killed: bool = False) -> None:
+    def _require_one_line(slot: Slot, command: Command, code: int, killed: bool = False) -> None:
         text = slot.log.read_text(errors="replace")
+        most = 1
+        if command.program == "torchrun":
+            text, most = _LAUNCHER.sub("", text), 2  # each of its processes says why it ends
         if "Traceback" in text:
             raise Failure(f"exit code {code} with a traceback: {_tail(slot.log)}")
         if killed and code in (-signal.SIGKILL, 1):
             return
         lines = [line for line in text.splitlines() if line.startswith("error: ")]
-        if code == 3 or (code in (1, 2) and len(lines) == 1):
+        if code == 3 or (code in (1, 2) and 1 <= len(lines) <= most):
             return
         raise Failure(f"exit code {code} with {len(lines)} lines of error: {_tail(slot.log)}")
 

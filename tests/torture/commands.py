@@ -289,7 +289,7 @@ class Kit:
         (features / "a" / "coords" / "c" / "0" / "0").write_bytes(b"?")
         (features / "b" / "features" / "c" / "1" / "0" / "0").unlink()
         (features / "b" / "stats" / "c" / "0" / "0" / "0" / "0").unlink()
-        (path / "pixels.zarr" / "c" / "c" / "0" / "0" / "0" / "0").unlink()
+        (path / "pixels.zarr" / "c" / "c" / "0" / "0" / "0" / "0").write_bytes(b"?")
         next((path / "manifest" / "views" / "d").glob("*.parquet")).unlink()
         (path / "manifest" / "patches" / "b.parquet").write_bytes(b"?")
 

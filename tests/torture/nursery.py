@@ -58,7 +58,13 @@ class Nursery:
         }
         command = [sys.executable, "-m", "tests.torture.nursery", str(shim), *modules]
         self._process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C ends the campaign, after the trials under way
         )
 
     def _ask(self, **order: Any) -> Any:

@@ -25,20 +25,20 @@ def check_eva(columns: Mapping[str, Any], tiles: bool) -> None:
 def write_eva(folder: Path, unit: Unit, parts: Parts) -> list[Path]:
     import torch
 
+    from pipeline.encoders.tensor_files import save_torch
+
     target = folder / "embeddings"
-    target.mkdir(parents=True, exist_ok=True)
     if unit.row:
         values = np.concatenate([feature_matrix(ok_rows(part)["features"]) for part in parts])
         path = target / f"{unit.name}.pt"
-        with files.replacing(path) as partial:
-            torch.save(torch.from_numpy(values), partial)
+        save_torch(path, torch.from_numpy(values))
         return [path]
     lines = []
     for part in parts:
         good = ok_rows(part)
         for row, value in zip(good["row"].to_pylist(), feature_matrix(good["features"]), strict=True):
             name = f"{row:08d}.pt"  # never a name out of the CSV
-            torch.save(torch.from_numpy(value.copy()), target / name)
+            save_torch(target / name, torch.from_numpy(value.copy()))
             lines.append((row, name))
     rows = [
         {

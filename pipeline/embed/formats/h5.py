@@ -65,10 +65,13 @@ def write_clam(folder: Path, unit: Unit, parts: Parts) -> list[Path]:
     import h5py
     import torch
 
+    from pipeline.encoders.tensor_files import save_torch
+
     (h5,) = write_h5(folder / "h5_files", unit, parts)
     path = folder / "pt_files" / f"{unit.name}.pt"
-    with h5py.File(h5) as file, files.replacing(path) as partial:
-        torch.save(torch.from_numpy(file["features"][:]), partial)
+    with h5py.File(h5) as file:
+        features = file["features"][:]
+    save_torch(path, torch.from_numpy(features))
     return [h5, path]
 
 
