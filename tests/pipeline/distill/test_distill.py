@@ -423,6 +423,15 @@ def test_the_store_is_looked_at_before_weights_are_loaded(
         train.distill(store, run, OPTIONS, False, Silent())
 
 
+def test_a_checkpoint_that_a_kill_left_is_removed(run: Path, store: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(run, tmp_path / "r"))
+    (path / "summary.json").unlink()
+    kept = checkpoint.saved(path)
+    shutil.copy(kept[0], kept[0].with_name("step-00000001.pt"))
+    train.distill(store, path, OPTIONS, True, Silent())
+    assert [p.name for p in checkpoint.saved(path)] == [p.name for p in kept]
+
+
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_named(run: Path, store: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(run, tmp_path / "r"))

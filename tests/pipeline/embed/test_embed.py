@@ -293,6 +293,24 @@ def test_eva_manifest_of_slides(slides: Path, tmp_path: Path) -> None:
     assert json.loads((folder / "classes.json").read_text()) == {"0": "normal", "1": "tumour"}
 
 
+def test_tensors_of_eva_do_not_name_the_process(slides: Path, tiles: Path, tmp_path: Path) -> None:
+    embed([slides / "a.tiff"], tmp_path / "clam", replace(TINY, format="clam"), TileOptions(), Silent())
+    embed([tiles / "all.csv"], tmp_path / "eva", replace(TINY, format="eva"), TileOptions(), Silent())
+    found = sorted(tmp_path.rglob("*.pt"))
+    assert len(found) > 5
+    assert all(b"archive/data.pkl" in path.read_bytes() for path in found)
+
+
+def test_parts_that_a_kill_left_beside_a_published_slide_are_removed(
+    embedded: Path, slides: Path, tile_options: TileOptions, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(embedded, tmp_path / "out"))
+    (out / "parts" / "a").mkdir(parents=True)
+    (out / "parts" / "a" / "00000.parquet").write_bytes(b"left")
+    embed([slides], out, TINY, tile_options, Silent())
+    assert not (out / "parts").exists()
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))

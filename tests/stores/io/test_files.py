@@ -165,6 +165,25 @@ def test_a_folder_without_locks_is_written_all_the_same(
     assert os.listdir(tmp_path / "s") == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("I/O error: No space left on device (os error 28)", DiskFull),
+        ("I/O error: Input/output error (os error 5)", OSError),
+        ("Can't decrement id ref count (file write failed: filename = 'a', errno = 5, buf = 0x5)", OSError),
+        ("a mistake in the program", RuntimeError),
+    ],
+)
+def test_a_disk_that_libraries_in_other_languages_complain_of(
+    tmp_path: Path, text: str, expected: type[Exception]
+) -> None:
+    """safetensors and HDF5 raise errors of their own, which quote the number of the system's."""
+    with pytest.raises(expected) as caught, files.replacing(tmp_path / "a"):
+        raise RuntimeError(text)
+    assert not isinstance(caught.value, OSError) or caught.value.errno == errno.EIO
+    assert os.listdir(tmp_path) == []
+
+
 def test_stores_need_no_module_that_only_unix_has() -> None:
     code = """
 import sys
