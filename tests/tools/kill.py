@@ -55,6 +55,25 @@ def ranks_job(environment: dict[str, str], store: Path, run: Path, options: Dist
     distill_job(store, run, options)
 
 
+def launcher_job(
+    environments: Sequence[dict[str, str]], store: Path, run: Path, options: DistillOptions
+) -> None:
+    """A launcher whose children do stage two together, as those of ``torchrun`` do; fails when one fails."""
+    children = []
+    for environment in environments:
+        child = os.fork()
+        if child == 0:
+            try:
+                ranks_job(environment, store, run, options)
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    codes = [os.waitpid(child, 0)[1] for child in children]
+    if any(codes):
+        raise SystemExit(1)
+
+
 def start(job: Callable[..., None], args: tuple[Any, ...]) -> Any:
     """A process that does a job."""
     context = multiprocessing.get_context("forkserver")

@@ -16,8 +16,13 @@ def free_port() -> int:
 
 def several(store: Path, run: Path, options: DistillOptions, world: int) -> list[Any]:
     """The processes that ``torchrun`` would start, with everything imported."""
+    return [start(ranks_job, (environment, store, run, options)) for environment in environments(world)]
+
+
+def environments(world: int) -> list[dict[str, str]]:
+    """What ``torchrun`` tells each of its processes."""
     port = str(free_port())
-    environments = [
+    return [
         {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
@@ -28,4 +33,3 @@ def several(store: Path, run: Path, options: DistillOptions, world: int) -> list
         }
         for rank in range(world)
     ]
-    return [start(ranks_job, (environment, store, run, options)) for environment in environments]

@@ -17,8 +17,9 @@ from pipeline.distill import checkpoint, ranks, train
 from pipeline.distill.metrics_log import read_metrics
 from pipeline.distill.options import DistillOptions
 from pipeline.runtime.progress import Silent
-from stores.errors import OptionError
-from tests.tools.ranks import free_port, several
+from stores.errors import DistillError, OptionError
+from tests.tools.kill import launcher_job, start
+from tests.tools.ranks import environments, free_port, several
 from tests.tools.settings import ROOT
 
 OPTIONS = DistillOptions(
@@ -140,6 +141,70 @@ def test_when_one_process_fails_all_end(store: Path, tmp_path: Path) -> None:
         assert process.exitcode == 1
     assert (tmp_path / "run" / "metrics.jsonl").exists()
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def children_of(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def live(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def ended(processes: list[int], within_s: float) -> bool:
+    until = time.monotonic() + within_s
+    while any(live(process) for process in processes) and time.monotonic() < until:
+        time.sleep(0.02)
+    return not any(live(process) for process in processes)
+
+
+@pytest.mark.kill
+@pytest.mark.torchrun
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+def test_processes_do_not_outlive_a_killed_launcher(store: Path, tmp_path: Path) -> None:
+    """Nor does a second start write beside them; then the run goes on to the bytes of an undisturbed one."""
+    options, run = replace(OPTIONS, steps=60), tmp_path / "run"
+    undisturbed = start(launcher_job, (environments(2), store, tmp_path / "undisturbed", options))
+    undisturbed.join()
+    assert undisturbed.exitcode == 0
+    launcher = start(launcher_job, (environments(2), store, run, options))
+    while not (run / "metrics.jsonl").exists() or len(losses(run)) < 3:
+        time.sleep(0.002)
+    ranks_of_it = children_of(launcher.pid)
+    assert len(ranks_of_it) == 2
+    for process in ranks_of_it:
+        os.kill(process, signal.SIGSTOP)  # so that they certainly live while the second is started
+    launcher.kill()
+    launcher.join()
+    with pytest.raises(OptionError, match="another command is writing into it"):
+        train.distill(store, run, options, False, Silent())
+    for process in ranks_of_it:
+        os.kill(process, signal.SIGCONT)
+    assert ended(ranks_of_it, 10)
+    assert not (run / "summary.json").exists()
+    assert len(checkpoint.saved(run)) >= 1  # they stopped as after SIGTERM, with a checkpoint
+    second = start(launcher_job, (environments(2), store, run, options))
+    second.join()
+    assert second.exitcode == 0
+    for name in ("student/model.safetensors", "projector.safetensors"):
+        assert (run / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+
+
+def test_what_gloo_says_of_a_lost_process_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **settings: None)
+    monkeypatch.setattr(torch.distributed, "new_group", lambda *args, **settings: None)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    for text, expected in (
+        ("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:20176", DistillError),
+        ("shapes do not fit", RuntimeError),
+    ):
+        with pytest.raises(expected) as caught, ranks.join("cpu", {"WORLD_SIZE": "2", "LOCAL_RANK": "1"}):
+            raise RuntimeError(text)
+        assert ("process 2 of 2: another process" in str(caught.value)) == (expected is DistillError)
 
 
 def test_a_device_that_processes_cannot_share() -> None:

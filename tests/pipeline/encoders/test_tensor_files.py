@@ -1,6 +1,9 @@
 """Files of tensors from elsewhere take no more memory than their bytes, run nothing, and end in one line."""
 
+import errno
+import io
 import json
+import os
 import struct
 import zipfile
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.encoders.tensor_files import save_torch
 from pipeline.encoders.weights import fit, read_checkpoint
 from stores.errors import WeightsError
 
@@ -116,3 +120,24 @@ def test_a_mapping_that_contains_itself_ends(tmp_path: Path) -> None:
     loop: dict[str, Any] = {}
     loop["model"] = loop
     assert "holds no state dict" in refused(saved(tmp_path, loop))
+
+
+def test_a_file_of_tensors_has_no_name_of_a_process_in_it(tmp_path: Path) -> None:
+    """Two runs of ``embed --format eva`` give the same bytes."""
+    save_torch(tmp_path / "a.pt", torch.arange(4))
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive:
+        assert {name.partition("/")[0] for name in archive.namelist()} == {"archive"}
+    assert torch.load(tmp_path / "a.pt", weights_only=True).tolist() == [0, 1, 2, 3]
+
+
+class FailingDisk(io.BytesIO):
+    def write(self, data: Any) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_disk_that_fails_under_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pathlib.Path.open", lambda self, mode: FailingDisk())
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        save_torch(tmp_path / "a.pt", torch.arange(4))
+    assert caught.value.errno == errno.EIO
+    assert os.listdir(tmp_path) == []

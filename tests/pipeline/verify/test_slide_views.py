@@ -91,6 +91,8 @@ def damage(store: Path) -> list[str]:
     """One fault of each kind; returns the files."""
     flip = store / "features.zarr/a/features/c/2/0/0"
     flip.write_bytes(b"\x01" + flip.read_bytes()[1:])
+    garbage = store / "pixels.zarr/c/c/0/0/0/0"
+    garbage.write_bytes(b"?")
     removed = [
         "features.zarr/b/features/c/0/0/0",
         "features.zarr/b/stats/c/1/0/0/0",
@@ -104,7 +106,7 @@ def damage(store: Path) -> list[str]:
     ]
     for name in removed:
         (store / name).unlink()
-    return ["features.zarr/a/features/c/2/0/0", *removed]
+    return ["features.zarr/a/features/c/2/0/0", "pixels.zarr/c/c/0/0/0/0", *removed]
 
 
 @pytest.mark.slow
