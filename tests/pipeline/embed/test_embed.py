@@ -420,15 +420,3 @@ def test_a_damaged_part_is_named(
         embed([slides / "a.tiff"], tmp_path / "out", TINY, tile_options, Silent())
     path.unlink()
     assert embed([slides / "a.tiff"], tmp_path / "out", TINY, tile_options, Silent()).published == 1
-
-
-def test_parts_that_a_kill_left_of_a_published_slide_are_removed(
-    embedded: Path, slides: Path, tile_options: TileOptions, tmp_path: Path
-) -> None:
-    out = Path(shutil.copytree(embedded, tmp_path / "out"))
-    left = parts.part_path(out, "a", 0)
-    left.parent.mkdir(parents=True)
-    left.write_bytes(b"?")
-    assert embed([slides], out, TINY, tile_options, Silent()).published == 3
-    assert contents(out) == contents(embedded)
-    assert not (out / parts.FOLDER).exists()

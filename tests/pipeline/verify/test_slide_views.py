@@ -58,6 +58,18 @@ def test_other_pixels_than_the_slide_has(store: Path, slides: Path, tmp_path: Pa
     assert "the stored pixels are not the slide's" in str(found)
 
 
+def test_a_chunk_of_pixels_that_cannot_be_read(store: Path, slides: Path, tmp_path: Path) -> None:
+    """Compared with the slide it ended the command; now it is a finding like others, and is mended."""
+    path = Path(shutil.copytree(store, tmp_path / "s"))
+    chunk = path / "pixels.zarr/a/c/0/0/0/0"
+    whole = chunk.read_bytes()
+    chunk.write_bytes(b"?")
+    (found,) = look(path, VerifyOptions(slides=(slides,), threads=2)).findings
+    assert (found.kind, found.slide_id) == ("pixels", "a")
+    assert look(path, replace(SAME_TEACHER, slides=(slides,), repair=True)).findings == []
+    assert chunk.read_bytes() == whole
+
+
 @pytest.mark.slow
 def test_features_of_another_teacher(store: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeMismatch, match="its weights_sha256 is"):
@@ -91,8 +103,6 @@ def damage(store: Path) -> list[str]:
     """One fault of each kind; returns the files."""
     flip = store / "features.zarr/a/features/c/2/0/0"
     flip.write_bytes(b"\x01" + flip.read_bytes()[1:])
-    garbage = store / "pixels.zarr/c/c/0/0/0/0"
-    garbage.write_bytes(b"?")
     removed = [
         "features.zarr/b/features/c/0/0/0",
         "features.zarr/b/stats/c/1/0/0/0",
@@ -106,7 +116,7 @@ def damage(store: Path) -> list[str]:
     ]
     for name in removed:
         (store / name).unlink()
-    return ["features.zarr/a/features/c/2/0/0", "pixels.zarr/c/c/0/0/0/0", *removed]
+    return ["features.zarr/a/features/c/2/0/0", *removed]
 
 
 @pytest.mark.slow

@@ -194,26 +194,3 @@ for module in pkgutil.walk_packages(stores.__path__, "stores."):
 assert stores.open and stores.Store and stores.Recipe
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("Error while serializing: I/O error: Input/output error (os error 5)", errno.EIO),
-        (
-            "Can't decrement id ref count (file write failed: errno = 5, error message = 'Input/...')",
-            errno.EIO,
-        ),
-        ("Error while serializing: I/O error: No space left on device (os error 28)", errno.ENOSPC),
-        ("a damaged header", None),
-    ],
-)
-def test_a_library_that_quotes_an_error_of_the_system(tmp_path: Path, text: str, number: int | None) -> None:
-    """Rust and HDF5 do; and a library may raise its own error because one of the system came before."""
-    for cause in (None, *([OSError(number, "")] if number else [])):
-        with pytest.raises(Exception) as caught, files.replacing(tmp_path / "a"):  # noqa: PT011
-            raise RuntimeError(text if cause is None else "stream error") from cause
-        expected = {errno.EIO: OSError, errno.ENOSPC: DiskFull, None: RuntimeError}[number]
-        assert type(caught.value) is expected
-        if isinstance(caught.value, OSError):
-            assert (caught.value.errno, caught.value.filename) == (number, str(tmp_path / "a"))
