@@ -1,5 +1,6 @@
 """The command line: exit codes, one-line errors, config files, JSON, no torch for --help."""
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -26,6 +27,15 @@ from tests.tools.commands import g2l, one_error
 from tests.tools.settings import ROOT
 
 TEACHER = ["--teacher", "tests.tools.tiny:teacher", "--random-weights", "0", "--threads", "1"]
+
+
+def test_a_disk_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*args: object, **settings: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(tmp_path / "f"))
+
+    monkeypatch.setattr("stores.info.store_info", failing)
+    said = g2l("store", "info", tmp_path)
+    one_error(said, f"{tmp_path / 'f'}: Input/output error: the disk fails")
 
 
 def test_help_loads_nothing_heavy() -> None:

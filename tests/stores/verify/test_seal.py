@@ -28,6 +28,18 @@ def sealed(copy: Path) -> Path:
     return copy
 
 
+def test_what_a_kill_left_does_not_block_a_seal(copy: Path) -> None:
+    """Folders, in which earlier versions repaired a store, and files; whoever writes sweeps them."""
+    left = copy / "pixels.zarr" / "tmpab_1cd2e.partial"
+    left.mkdir(parents=True)
+    (left / "zarr.json").touch()
+    (copy / "manifest" / ".slides.parquet.1.partial").touch()
+    assert verify_structure(copy).findings == []
+    seal_store(copy, False, Silent())
+    assert not left.exists()
+    assert "partial" not in (copy / "checksums.sha256").read_text()
+
+
 def test_sha256sum_agrees(sealed: Path) -> None:
     for name in ("checksums.sha256", "checksums.sha256.digest"):
         done = subprocess.run(
