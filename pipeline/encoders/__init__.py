@@ -11,14 +11,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoder", "load_encoder"]
 
+_HOMES = {"Encoder": "pipeline.encoders.encoder", "load_encoder": "pipeline.encoders.load"}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "Encoder":
-        from pipeline.encoders.encoder import Encoder
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
 
-        return Encoder
-    if name == "load_encoder":
-        from pipeline.encoders.load import load_encoder
-
-        return load_encoder
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
