@@ -26,7 +26,7 @@ demo: install ## Both stages on synthetic slides, in minutes on a CPU; writes de
 test: install ## Run the tests, on all CPUs
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-test-fast: install ## The quick tests, in about a minute on two CPUs: no kills, clusters, S3 or browser
+test-fast: install ## The quick tests, in a minute on two CPUs: no kills, clusters, S3 or browser
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal \
 		-m "not (kill or cluster or torchrun or s3 or browser or slow)"
 
