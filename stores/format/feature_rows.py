@@ -35,8 +35,8 @@ class RowReader:
         self._held: OrderedDict[
             tuple[str, int, int], tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]
         ] = OrderedDict()
-        self._unproved: set[tuple[str, int, int]] = set()
-        """Blocks that were read and not yet compared with their statistics."""
+        self._proved: set[tuple[str, int, int]] = set()
+        """Blocks that were compared with their statistics, once: later epochs have their checksums."""
         self._turn = threading.Lock()
 
     def read(
@@ -62,9 +62,9 @@ class RowReader:
                     f"{slide_id} block {block}: the manifest lists rows that the block does not have"
                 )
             found = features.require_finite(values[offsets], f"{slide_id} seed {seed} block {block}")
-            if (slide_id, seed, block) in self._unproved:
+            if (slide_id, seed, block) not in self._proved:
                 self._require_statistics(self._open(slide_id), seed, block, values)
-                self._unproved.remove((slide_id, seed, block))
+                self._proved.add((slide_id, seed, block))
         return found
 
     def _block(self, slide_id: str, seed: int, block: int) -> npt.NDArray[np.float16]:
@@ -73,13 +73,10 @@ class RowReader:
             opened = self._open(slide_id)
             memory = np.empty(0, np.uint8)
             if len(self._held) == self._blocks:
-                oldest, (_, memory) = self._held.popitem(last=False)
-                self._unproved.discard(oldest)
+                _, (_, memory) = self._held.popitem(last=False)
             if len(memory) < chunk_limit(opened.spec):
                 memory = np.empty(chunk_limit(opened.spec), np.uint8)
-            values = opened.read_block(seed, block, memory)
-            self._held[key] = values, memory
-            self._unproved.add(key)
+            self._held[key] = opened.read_block(seed, block, memory), memory
         self._held.move_to_end(key)
         return self._held[key][0]
 
