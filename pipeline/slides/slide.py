@@ -18,10 +18,10 @@ from typing import Any
 
 from stores.errors import MppError, OptionError
 from stores.format.layout import is_slide_id
+from stores.format.recipe import AS_IS_TOLERANCE
 from stores.io.text import one_line
 
 MPP_MIN, MPP_MAX = 0.05, 5.0
-AS_IS_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True, slots=True)

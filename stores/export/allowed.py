@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from stores.errors import CorruptStore, StoreError
-from stores.format import layout, manifest, recipe, terms
-from stores.format.int8 import ABSENT, KINDS
-from stores.format.metadata import FLOAT16, GROUP, ONE_BYTE, PLAIN, parse_metadata
-from stores.format.tokens import NO_POSITION
+from stores.format import array_kinds, layout, manifest, recipe, terms
+from stores.format.committed import MPP_SOURCES
+from stores.format.int8 import KINDS
+from stores.format.metadata import GROUP, parse_metadata
 from stores.io import files
 from stores.io.text import one_line
 
@@ -24,24 +24,12 @@ VENDORS = frozenset({
 """Makers of scanners and formats, as OpenSlide names them."""
 COLUMN_VALUES: Mapping[str, frozenset[str]] = {
     "vendor": VENDORS,
-    "mpp_source": frozenset(("slide", "option", "csv")),
+    "mpp_source": frozenset(MPP_SOURCES),
     "split": frozenset(manifest.SPLITS),
     "status": frozenset((manifest.OK, manifest.BAD_READ)),
     "reason": frozenset(("",)),
 }
 """Columns of text that are no ids, with all that they may hold; all of them may be empty."""
-_ARRAYS = {
-    ("features", "float16"): (FLOAT16, "NaN"),
-    ("features", "int8"): (ONE_BYTE, ABSENT),
-    ("coords", "int32"): (PLAIN, 0),
-    ("stats", "float64"): (PLAIN, "NaN"),
-    ("scales", "float32"): (PLAIN, "NaN"),
-    ("standard", "float32"): (PLAIN, "NaN"),
-    ("tokens", "float16"): (FLOAT16, "NaN"),
-    ("positions", "int32"): (PLAIN, NO_POSITION),
-    ("pixels", "uint8"): (ONE_BYTE, 0),
-}
-"""Codecs and fill value by leaf and data type."""
 _TISSUE = frozenset({
     "name", "kind", "version", "smooth_um", "colour_min", "colour_max", "cold_ratio", "cold_density",
     "warm_ratio", "warm_density", "warm_thin_density", "red_ratio", "light_ratio", "light_density",
@@ -71,8 +59,8 @@ def array_metadata(raw: bytes, name: str, where: str) -> dict[str, Any]:
     leaf = parts[2] if len(parts) == 4 else "pixels"
     spec = parse_metadata(raw, where)
     found = files.parse_json(raw.decode())
-    codecs, fill = _ARRAYS.get((leaf, str(spec.dtype)), ((), None))
-    if found["codecs"] not in codecs or found["fill_value"] != fill:
+    kind = array_kinds.KINDS.get((leaf, str(spec.dtype)))
+    if kind is None or found["codecs"] not in kind.codecs or found["fill_value"] != kind.fill:
         raise CorruptStore(
             f"{where}: data type, codecs or fill value are not those of {leaf}; nothing else leaves under "
             "pseudonyms: see `g2l store verify`"
@@ -83,7 +71,7 @@ def array_metadata(raw: bytes, name: str, where: str) -> dict[str, Any]:
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "codecs": found["codecs"],
         "data_type": str(spec.dtype),
-        "fill_value": fill,
+        "fill_value": kind.fill,
         "node_type": "array",
         "shape": list(spec.shape),
         "storage_transformers": [],
@@ -156,7 +144,7 @@ _OPTIONS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
     "extract-teacher": {
         "seeds": _number,
         "random_weights": _number_or_none,
-        "dtype": lambda value: value in ("auto", "float32", "bfloat16", "float16"),
+        "dtype": lambda value: value in ("auto", *recipe.DTYPES),
         "pixels": _truth,
         "tokens": _number_or_none,
         "teacher_licence": _text,

@@ -15,14 +15,12 @@ import pyarrow.compute as pc
 
 from stores.errors import CorruptStore
 from stores.format import features, layout, manifest
-from stores.format.recipe import Patch
+from stores.format.recipe import AS_IS_TOLERANCE, Patch
 from stores.io.location import StoreLike
 
 STATUSES = (manifest.OK, "failed", "no_tissue")
 MPP_SOURCES = ("slide", "option", "csv")
 GRID = "non-overlapping"
-AS_IS = 0.05
-"""A level within this share of the target resolution is read as it is."""
 CHECKED = ("slide_id", "row", "x_px0", "y_px0", "seed", "split", "tissue", "status", "view_crc32")
 """The columns of a commit record that other tables have too, or that say whether a view exists."""
 
@@ -70,7 +68,7 @@ def _row_problems(row: Mapping[str, Any], patch: Patch | None) -> Iterator[str]:
                 f"patch_mpp {row['patch_mpp']:g}, but {side} level-0 pixels at {mpp:g} mpp are {patch.size_px} pixels "
                 f"at {expected:g}"
             )
-        elif abs(expected - patch.mpp) > AS_IS * patch.mpp + mpp / patch.size_px:
+        elif abs(expected - patch.mpp) > AS_IS_TOLERANCE * patch.mpp + mpp / patch.size_px:
             yield f"patches at {expected:g} mpp, the recipe says {patch.mpp:g}"
     for name, value in row.items():
         if name not in manifest.SLIDES_SCHEMA.names and not isinstance(value, str | None):

@@ -19,6 +19,10 @@ from stores.io import files
 from stores.io.location import StoreLike
 
 SCHEMA_VERSION = 1
+AS_IS_TOLERANCE = 0.05
+"""A level of a slide within this share of the target resolution is read as it is."""
+DTYPES = ("float32", "bfloat16", "float16")
+_SHA256 = re.compile("[0-9a-f]{64}")
 MAX_DEPTH = 16
 """Greatest depth of objects and lists in a recipe: copying and comparing are recursive."""
 MAX_GRID = 64
@@ -270,10 +274,6 @@ def require_same(stored: Recipe, wanted: Recipe, where: str) -> None:
             f"recipe.{name}: {where} has {old!r}, this run has {new!r}{more}; "
             "a store has one recipe: use the same options or another --store"
         )
-
-
-DTYPES = ("float32", "bfloat16", "float16")
-_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def problems(stored: Recipe) -> Iterator[str]:

@@ -13,32 +13,14 @@ import pyarrow.compute as pc
 
 from stores.errors import G2LError, StoreError
 from stores.format import arrays, features, layout, manifest, recipe
+from stores.format.array_kinds import COMPACT, COORDS, FEATURES, PIXELS, SCALES, STANDARD, STATS, ArrayKind
 from stores.format.chunks import read_chunk
 from stores.format.committed import patches_problems, record_problems
-from stores.format.metadata import ANY, FLOAT16, ONE_BYTE, PLAIN, SEEDS, Codecs
+from stores.format.metadata import ANY, SEEDS
 from stores.format.statistics import all_finite, are_statistics_of
 from stores.io.files import first_line
 from stores.io.location import StoreLike, read_file
 from stores.verify.findings import Finding
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """What the metadata of an array say, whatever its shape."""
-
-    name: str
-    dtype: str
-    codecs: Codecs
-    fill: Any
-
-
-FEATURES = Form("features", "float16", FLOAT16, "NaN")
-COMPACT = Form("features", "int8", ONE_BYTE, -128)
-COORDS = Form("coords", "int32", PLAIN, 0)
-STATS = Form("stats", "float64", PLAIN, "NaN")
-SCALES = Form("scales", "float32", PLAIN, "NaN")
-STANDARD = Form("standard", "float32", PLAIN, "NaN")
-PIXELS = Form("pixels", "uint8", ONE_BYTE, 0)
 
 
 @dataclass(slots=True)
@@ -176,7 +158,7 @@ class SlideCheck:
                 yield seed, block, features.block_range(n_rows, block)
 
     def array_of(
-        self, name: str, form: Form, shape: tuple[int, ...], chunks: tuple[int, ...]
+        self, name: str, kind: ArrayKind, shape: tuple[int, ...], chunks: tuple[int, ...]
     ) -> arrays.ArraySpec | None:
         """The array's metadata, when they are what the format says for this shape and these chunks."""
         file = layout.metadata_file(name)
@@ -200,12 +182,12 @@ class SlideCheck:
             expected = ", ".join("any" if n == ANY else str(n) for n in chunks)
             self.add(file, f"chunks {spec.chunks}, expected ({expected})", "metadata")
             return None
-        if spec.dtype != form.dtype:
-            self.add(file, f"data type {spec.dtype}, expected {form.dtype}", "metadata")
+        if spec.dtype != kind.dtype:
+            self.add(file, f"data type {spec.dtype}, expected {kind.dtype}", "metadata")
             return None
-        right = found.get("codecs") in form.codecs and found.get("fill_value") == form.fill
+        right = found.get("codecs") in kind.codecs and found.get("fill_value") == kind.fill
         if not right or found.get("attributes"):
-            self.add(file, f"codecs, fill value or attributes are not those of {form.name}", "metadata")
+            self.add(file, f"codecs, fill value or attributes are not those of {kind.leaf}", "metadata")
         return spec
 
     def _seeds_fit(self, n: int) -> bool:

@@ -7,12 +7,10 @@ import numpy.typing as npt
 
 from stores.errors import StoreError
 from stores.format import arrays, features, layout, recipe, tokens
+from stores.format.array_kinds import POSITIONS, TOKENS
 from stores.format.chunks import read_chunk
-from stores.format.metadata import FLOAT16, PLAIN, SEEDS
-from stores.verify.checks import Form, SlideCheck
-
-POSITIONS = Form("positions", "int32", PLAIN, tokens.NO_POSITION)
-TOKENS = Form("tokens", "float16", FLOAT16, "NaN")
+from stores.format.metadata import SEEDS
+from stores.verify.checks import SlideCheck
 
 
 def check_tokens(check: SlideCheck, listed: npt.NDArray[np.int8]) -> None:
