@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import cli
 from stores.errors import OptionError
-from stores.io import lock
+from stores.io import location, lock
 from stores.io.files import LOGS
 from tests.tools.made_stores import make_store
 from tests.tools.race import hold, race, subset_all
@@ -124,6 +124,41 @@ def test_a_dead_owner_has_one_heir(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (second, path.read_text()) == ([False], "first")
     assert not lock._replace(path, "late", found, alone=False)
     assert path.read_text() == "first"
+
+
+def test_a_draft_that_another_writer_swept_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owned(tmp_path / "s", ELSEWHERE, lock.STALE_S + 5)
+    draft = lock._draft
+    swept: list[Path] = []
+
+    def gone(path: Path, text: str) -> Path:
+        made = draft(path, text)
+        if len(swept) < 2:  # that of a new owner file, and that in the place of the dead owner's
+            swept.append(made)
+            made.unlink()
+        return made
+
+    monkeypatch.setattr(lock, "_draft", gone)
+    with lock.only_writer(tmp_path / "s"):
+        assert len(swept) == 2
+
+
+def test_what_another_writer_removes_meanwhile_is_not_odd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").touch()
+    (tmp_path / "b").touch()
+    entries = location._entries
+
+    def listed(folder: Path) -> list[os.DirEntry[str]]:
+        found = entries(folder)
+        (tmp_path / "a").unlink()
+        return found
+
+    monkeypatch.setattr(location, "_entries", listed)
+    assert list(location.walk(tmp_path, lambda name, what: pytest.fail(name))) == [("b", 0)]
 
 
 @pytest.mark.kill
