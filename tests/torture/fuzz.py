@@ -8,6 +8,7 @@ memory than its child has. A failing input is kept with its number; ``--only NUM
 """
 
 import argparse
+import math
 import os
 import resource
 import select
@@ -81,8 +82,10 @@ def one(target: Target, raw: bytes) -> str:
     return ACCEPTED
 
 
-def _child(reader: str, folder: Path, numbers: range, seed: int, report: int, errors: int) -> None:
-    """Read inputs one after another; a line to `report` before and after each."""
+def _child(
+    reader: str, folder: Path, numbers: range, seed: int, report: int, errors: int, until: float
+) -> None:
+    """Read inputs one after another, until a moment of the monotonic clock; a line to `report` after each."""
     os.dup2(errors, 2)
     warnings.simplefilter("error")
     target = READERS[reader](folder)
@@ -92,6 +95,8 @@ def _child(reader: str, folder: Path, numbers: range, seed: int, report: int, er
     resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for number in numbers:
+        if time.monotonic() > until:
+            return
         raw = make_input(target, reader, seed, number)
         os.ftruncate(errors, 0)
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
@@ -109,8 +114,8 @@ def _too_long(number: int, frame: types.FrameType | None) -> None:
     raise TooLong(f"longer than {SECONDS} s")
 
 
-def fuzz(reader: str, inputs: int, seed: int, keep: Path) -> Result:
-    """Give a reader inputs 0 to `inputs` - 1, in children that are started again after each that dies."""
+def fuzz(reader: str, inputs: int, seed: int, keep: Path, until: float = math.inf) -> Result:
+    """Give a reader inputs 0 to `inputs` - 1, or as many as there is time for, in children that replace one another."""
     result, begun = Result(reader), time.monotonic()
     number = 0
     with tempfile.TemporaryDirectory(prefix=f"fuzz-{reader}-") as name, tempfile.TemporaryFile() as errors:
@@ -125,7 +130,7 @@ def fuzz(reader: str, inputs: int, seed: int, keep: Path) -> Result:
                 os.close(end)
                 code = 1
                 try:
-                    _child(reader, folder, range(number, inputs), seed, written, errors.fileno())
+                    _child(reader, folder, range(number, inputs), seed, written, errors.fileno(), until)
                     code = 0
                 except BaseException:
                     traceback.print_exc()
@@ -138,6 +143,8 @@ def fuzz(reader: str, inputs: int, seed: int, keep: Path) -> Result:
             if number < inputs:  # it is silent, or gone
                 os.kill(pid, signal.SIGKILL)
             _, status = os.waitpid(pid, 0)
+            if time.monotonic() > until and os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
+                break
             if number < inputs:
                 said = os.pread(errors.fileno(), 10_000, 0)[-300:].decode("utf-8", "replace")
                 ended = (
@@ -184,7 +191,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--inputs", type=int, default=10_000, help="inputs for each reader [default: 10000]")
     parser.add_argument("--seed", type=int, default=0, help="seed of the inputs [default: 0]")
-    parser.add_argument("--minutes", type=float, help="begin no reader after so many minutes")
+    parser.add_argument(
+        "--minutes", type=float, help="of all readers; each has its share [default: no limit]"
+    )
     parser.add_argument("--only", type=int, metavar="NUMBER", help="run one input here, with its traceback")
     parser.add_argument("--keep", type=Path, help="folder of failing inputs [default: a temporary one]")
     given = parser.parse_args(arguments)
@@ -199,12 +208,10 @@ def main(arguments: list[str] | None = None) -> int:
         f"{'reader':<20} {'inputs':>7} {'accepted':>9} {'refused':>8} {'failures':>9} {'seconds':>8}",
         flush=True,
     )
-    begun, failed = time.monotonic(), 0
-    for reader in readers:
-        if given.minutes is not None and time.monotonic() - begun > given.minutes * 60:
-            print(f"{reader}: not begun, the time is over")
-            continue
-        result = fuzz(reader, given.inputs, given.seed, keep)
+    over, failed = math.inf if given.minutes is None else time.monotonic() + given.minutes * 60, 0
+    for left, reader in zip(range(len(readers), 0, -1), readers, strict=True):
+        now = time.monotonic()
+        result = fuzz(reader, given.inputs, given.seed, keep, now + max(over - now, 0) / left)
         print(result.line(), flush=True)
         kinds = Counter(said.partition(":")[0] + said[-40:] for said in result.failures.values())
         for number, said in result.failures.items():
