@@ -97,6 +97,8 @@ def embed(
             summary.add(done.item, done.result, done.error)
             publisher.publish_if_whole(done.item.source.slide_id, report)
         publisher.finish()
+        if workers.lost:
+            files.sweep_partials(out)
         summary.bad_reads = publisher.bad_reads
         summary.seconds = time.monotonic() - began
     return summary

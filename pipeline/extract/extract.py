@@ -130,6 +130,8 @@ def extract(
         for done in workers.run(worker.do, prepared(store, stored, tasks, options), report):
             summary.add(done.item, done.result, done.error)
         summary.seconds = time.monotonic() - began
+        if workers.lost:
+            files.sweep_partials(store)
     return summary
 
 

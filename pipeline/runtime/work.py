@@ -53,6 +53,8 @@ class Cluster(Protocol):
     """Names command and store: when a run begins, the stations of one before it that was killed are closed."""
     processes: int | None
     """How many processes share this machine's CPUs; None where the cluster decides."""
+    lost: int
+    """How many items were on a worker that died: it may have left unfinished files."""
 
     def run(self, work: Work, items: Iterable[Item], report: Reporter) -> Iterator[Done[Item, Any]]:
         """Do every item and yield each when it is over, in any order."""

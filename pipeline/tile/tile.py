@@ -149,7 +149,10 @@ def tile(
     """Tile every slide that is not tiled yet. A slide that cannot be used becomes a row with a reason."""
     job = f"tile {store.absolute()}"
     with only_writer(store), open_cluster(where, job, report) as workers:
-        return tile_on(workers, inputs, store, options, report)
+        summary = tile_on(workers, inputs, store, options, report)
+        if workers.lost:
+            files.sweep_partials(store)
+        return summary
 
 
 def tile_on(

@@ -195,6 +195,7 @@ def test_a_poisoned_block_is_tried_twice_and_reported(
     """And by another process where there is one."""
     monkeypatch.setenv("FAULTY_LOG", str(tmp_path / "attempts"))
     path, notes = tmp_path / "s", Notes()
+    monkeypatch.setenv("FAULTY_LEAVES", str(path / "features.zarr"))
     options = ExtractOptions(
         teacher=f"tests.tools.faulty:{fault}", random_weights=0, seeds=2, threads=1, batch_size=4
     )
@@ -208,6 +209,7 @@ def test_a_poisoned_block_is_tried_twice_and_reported(
     attempts = (tmp_path / "attempts").read_text().split()
     # one process twice; another worker; another worker, alone
     assert len(set(attempts)) == {("raises", None): 1, ("raises", 2): 2, ("kills", 2): 2}[fault, workers]
+    assert list(path.rglob("*.partial")) == []  # also not of a process that died in the middle of a file
 
 
 @pytest.mark.cluster
