@@ -148,7 +148,8 @@ def _claim(folder: Path, text: str, locked: bool) -> bool:
         except OSError:
             return False
         for draft in path.parent.glob(f"{OWNER}.*{PARTIAL}"):
-            draft.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
         return True
     raise OptionError(f"{folder}: another command has just begun to write into it; wait until it is done")
 
@@ -172,7 +173,8 @@ def _create(path: Path, text: str) -> None:
     except OSError:  # a file system without such links
         _open_new(path, text)
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # `_claim` tries again: the owner file counts, not its draft
+            draft.unlink(missing_ok=True)
 
 
 def _draft(path: Path, text: str) -> Path:

@@ -145,6 +145,27 @@ def test_a_draft_that_another_writer_swept_is_written_again(
         assert len(swept) == 2
 
 
+def test_a_draft_that_cannot_be_removed_does_not_cost_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fails once, when the draft of the owner file is removed; it was left, and the folder had no owner."""
+    unlink, failed = Path.unlink, []
+
+    def fail_once(path: Path, missing_ok: bool = False) -> None:
+        if path.name.startswith(f"{lock.OWNER}.") and not failed:
+            failed.append(path)
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", fail_once)
+    with lock.only_writer(tmp_path / "s") as writer:
+        (tmp_path / "s" / "kept").touch()
+        assert (tmp_path / "s" / LOGS / lock.OWNER).exists()
+    assert failed
+    assert writer.swept == 0
+    assert [path.name for path in (tmp_path / "s").rglob("*")] == ["kept"]
+
+
 def test_what_another_writer_removes_meanwhile_is_not_odd(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
