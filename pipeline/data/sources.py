@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.slides.registry import find_slides
+from pipeline.slides.find import find_slides
 from pipeline.slides.sources import Source, StoreSource, open_slide_source
 from stores.errors import OptionError
 from stores.export import pseudonyms
@@ -24,8 +24,8 @@ def find_sources(
     SlideError
         When a slide file does not open, or is not the one that was tiled.
     """
-    paths = find_slides(given) if given else {}
     rows: dict[str, dict[str, Any]] = {row["slide_id"]: row for row in manifest.read_slides(store)}
+    paths = find_slides(given, rows.values()) if given else {}
     sources: dict[str, Source] = {}
     for slide_id in sorted(slide_ids):
         if pixels.has_pixels(store, slide_id):

@@ -29,7 +29,7 @@ from pipeline.runtime.cluster import open_cluster
 from pipeline.runtime.options import IN_PROCESS, ClusterOptions
 from pipeline.runtime.progress import Reporter
 from pipeline.runtime.work import Cluster
-from pipeline.slides.registry import find_slides
+from pipeline.slides.find import find_slides
 from pipeline.slides.sources import Source, open_slide_source
 from pipeline.tile.grid import patch_recipe
 from pipeline.tile.options import TileOptions

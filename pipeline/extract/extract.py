@@ -22,7 +22,7 @@ from pipeline.inference.worker import BlockWorker, WorkerEncoder
 from pipeline.runtime.cluster import open_cluster
 from pipeline.runtime.options import IN_PROCESS, ClusterOptions, to_json
 from pipeline.runtime.progress import Reporter
-from pipeline.slides.registry import find_slides
+from pipeline.slides.find import find_slides
 from pipeline.tile.options import TileOptions
 from pipeline.tile.tile import prepare_store, require_extendable, tile_on
 from pipeline.views.policy import Policy, load_policy

@@ -15,7 +15,8 @@ import numpy as np
 from pipeline.encoders.presets import PRESETS
 from pipeline.extract.options import PlanOptions
 from pipeline.runtime.progress import Reporter
-from pipeline.slides.registry import find_slides, open_slide
+from pipeline.slides.find import find_slides
+from pipeline.slides.registry import open_slide
 from pipeline.slides.slide import plan_read
 from pipeline.slides.thumbnail import read_thumbnail
 from pipeline.tile.grid import THUMBNAIL_MPP, find_patches, patch_recipe

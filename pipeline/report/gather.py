@@ -26,8 +26,9 @@ from pipeline.report.options import ReportOptions
 from pipeline.runtime import devices
 from pipeline.runtime.progress import Reporter
 from pipeline.runtime.work import threads_of
+from pipeline.slides.find import find_slides
 from pipeline.slides.pool import PatchPool
-from pipeline.slides.registry import find_slides, open_slide
+from pipeline.slides.registry import open_slide
 from pipeline.slides.sources import Source, inspect_again
 from pipeline.slides.thumbnail import read_thumbnail
 from pipeline.tile import tissue
@@ -129,7 +130,7 @@ def gather(
     result = Gathered(n_slides=len(usable))
     chosen = _spread(usable, options.max_slides)
     sources = find_sources(store, stored, {row["slide_id"] for row in chosen}, options.slides)
-    paths = find_slides(options.slides) if options.slides else {}
+    paths = find_slides(options.slides, usable) if options.slides else {}
     cache = BlockCache(store, policy=policy)
     targets, pictures = [], []
     report.start("report", len(chosen))

@@ -1,5 +1,5 @@
 """Slide files and the pixels of patches.
 
-`contract` says what a reader of a file format does, `registry` lists the readers and finds slides, `sources` says where
-the patches of one slide come from, and `pool` reads them in threads or processes.
+`contract` says what a reader of a file format does, `registry` lists the readers, `find` says which slide files the
+inputs hold, `sources` says where the patches of one slide come from, and `pool` reads them in threads or processes.
 """

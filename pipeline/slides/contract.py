@@ -77,7 +77,7 @@ class SlideReader(Protocol):
 
     @property
     def suffixes(self) -> frozenset[str]:
-        """Endings of the files that `registry.find_slides` looks for in folders, such as ``.svs``; lower case."""
+        """Endings of the files that `find.search_slides` looks for in folders, such as ``.svs``; lower case."""
 
     def takes(self, path: Path) -> bool:
         """Whether this reader is the one for a file, by its ending or its first bytes; opens no slide."""

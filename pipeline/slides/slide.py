@@ -10,14 +10,12 @@ target: 507 x 507 pixels are read there and area-resampled to 256 x 256.
 
 import hashlib
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stores.errors import MppError, OptionError
-from stores.format.layout import is_slide_id
+from stores.errors import MppError
 from stores.format.recipe import AS_IS_TOLERANCE
 from stores.io.text import one_line
 
@@ -57,14 +55,6 @@ class ReadPlan:
     """Side of the patch in level-0 pixels; the step of the grid."""
     mpp: float
     """The mpp that the patch really has."""
-
-
-def slide_id_of(path: Path) -> str:
-    """The slide id of a file name: its stem, with ``_`` for every character that is not allowed."""
-    slide_id = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem).lstrip("._-")
-    if not is_slide_id(slide_id):
-        raise OptionError(f"{path.name}: gives no slide id (letters, digits, '.', '_', '-'); rename the file")
-    return slide_id
 
 
 def choose_mpp(

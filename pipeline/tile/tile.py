@@ -16,7 +16,8 @@ from pipeline.runtime.cluster import open_cluster
 from pipeline.runtime.options import IN_PROCESS, ClusterOptions, to_json
 from pipeline.runtime.progress import Reporter
 from pipeline.runtime.work import Advance, Cluster
-from pipeline.slides.registry import find_slides, open_slide
+from pipeline.slides.find import search_slides
+from pipeline.slides.registry import open_slide
 from pipeline.slides.slide import ReadPlan, SlideInfo, plan_read
 from pipeline.slides.thumbnail import read_thumbnail
 from pipeline.tile import tissue
@@ -175,11 +176,13 @@ def tile_on(
     require_extendable(store)
     table = read_slides_csv(options.slides_csv)
     overrides = mpp_overrides(options.slide_mpp, table)
-    paths = find_slides(inputs)
+    rows = {row["slide_id"]: row for row in manifest.read_slides(store)}
+    found = search_slides(inputs, rows.values())
+    found.tell(report)
+    paths = found.slides
     for name in sorted((set(table) | set(overrides)) - set(paths)):
         report.note(f"{name}: named in an option or CSV, but there is no such slide among the inputs")
     prepare_store(store, options)
-    rows = {row["slide_id"]: row for row in manifest.read_slides(store)}
     slides = [_slide_work(name, path, table, overrides, rows, options) for name, path in paths.items()]
     if for_training:
         _require_one_split([*rows.values(), *(slide.row for slide in slides)])

@@ -22,7 +22,7 @@ from pipeline.inference.loaded import OnDevice, load_on_device
 from pipeline.inference.task import Task
 from pipeline.runtime.progress import Reporter
 from pipeline.runtime.work import threads_of
-from pipeline.slides.registry import find_slides
+from pipeline.slides.find import find_slides
 from pipeline.slides.sources import open_slide_source
 from pipeline.verify.options import VerifyOptions
 from pipeline.verify.slide_views import require_teacher_of, spec_of
@@ -76,11 +76,11 @@ def repair(store: Path, findings: Sequence[Finding], options: VerifyOptions, rep
             f"{stored.teacher.dtype}; give --dtype {stored.teacher.dtype}"
         )
     broken = _by_slide(findings)
-    paths = find_slides(options.slides)
+    rows = {row["slide_id"]: row for row in manifest.read_slides(store)}
+    paths = find_slides(options.slides, rows.values())
     missing = sorted(set(broken) - set(paths))
     if missing:
         raise OptionError(f"--slides: no file of slide {missing[0]}, which is to be repaired")
-    rows = {row["slide_id"]: row for row in manifest.read_slides(store)}
     done = _groups(store, [f.file for f in findings if f.kind == "metadata" and f.slide_id is None])
     report.start("repair", len(broken))
     for slide_id, what in sorted(broken.items()):

@@ -14,7 +14,7 @@ from pipeline.runtime.cluster import open_cluster
 from pipeline.runtime.options import IN_PROCESS, ClusterOptions
 from pipeline.runtime.progress import Reporter, Silent
 from pipeline.runtime.work import Advance, Cluster
-from pipeline.slides.registry import find_slides
+from pipeline.slides.find import find_slides
 from pipeline.verify.draws import check_draws, check_policy
 from pipeline.verify.options import VerifyOptions
 from pipeline.verify.slide_views import SlideLooker, SlideToLook, Verified
@@ -120,7 +120,7 @@ def _recompute(
         return result.notes.append(
             f"views were not checked: made by {complete.reader.rendering}, this version has {RENDERING}"
         )
-    paths = find_slides(options.slides) if options.slides else {}
+    paths = find_slides(options.slides, slides) if options.slides else {}
     weights = None if options.weights is None else options.weights.absolute()
     options = dataclasses.replace(options, slides=(), weights=weights)
     looker = SlideLooker(workers.job, store, complete, options, workers.processes)

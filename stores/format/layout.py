@@ -108,7 +108,9 @@ def options_file(command: str) -> str:
     return f"{OPTIONS}/{command}.json"
 
 
-_SLIDE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+MAX_SLIDE_ID = 200
+"""Characters of a slide id: a file system takes 255 in a name, and ids get an ending."""
+_SLIDE_ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_SLIDE_ID - 1}}}")
 
 
 def is_slide_id(text: str) -> bool:

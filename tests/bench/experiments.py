@@ -50,7 +50,7 @@ from pipeline.metrics.cka import linear_cka
 from pipeline.metrics.knn import knn_votes, leave_out
 from pipeline.runtime.options import to_json
 from pipeline.runtime.progress import Silent
-from pipeline.slides.registry import find_slides
+from pipeline.slides.find import find_slides
 from pipeline.tile.options import TileOptions
 from pipeline.views.policy import Policy
 from stores import sampler

@@ -21,7 +21,7 @@ from pipeline.slides.openslide_reader import OpenSlidePatches, flatten
 from pipeline.slides.registry import open_slide
 from pipeline.slides.resample import area_weights, resample_area
 from pipeline.slides.thumbnail import read_thumbnail
-from stores.errors import MppError, OptionError, ReadError, SlideError
+from stores.errors import MppError, ReadError, SlideError
 
 
 @pytest.fixture(scope="module")
@@ -35,28 +35,6 @@ def info(mpp: float, *downsamples: float) -> slides.SlideInfo:
     return slides.SlideInfo(
         "a", Path("a"), "f", "v", 10_000, 10_000, mpp, "slide", downsamples, ((10_000, 10_000),)
     )
-
-
-def test_finds_slides_recursively_but_not_hidden(tmp_path: Path) -> None:
-    for name in ("x/b.SVS", "a.tif", ".cache/c.svs", "notes.txt", "y/My slide (1).ndpi"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert list(registry.find_slides([tmp_path])) == ["My_slide__1_", "a", "b"]
-
-
-def test_two_files_of_one_id_are_refused(tmp_path: Path) -> None:
-    for name in ("x/a.svs", "y/a.svs"):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).touch()
-    with pytest.raises(OptionError, match=r"slide id 'a': both .* rename one"):
-        registry.find_slides([tmp_path])
-
-
-def test_nothing_found_says_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"no slide found; looked for .*\.svs"):
-        registry.find_slides([tmp_path])
-    with pytest.raises(OptionError, match="no such file or folder"):
-        registry.find_slides([tmp_path / "absent"])
 
 
 def test_mpp_of_the_slide_and_override(slide: Path) -> None:
