@@ -5,8 +5,10 @@ Level 0 has the full resolution. Pixels are RGB, uint8, without colour managemen
 never scanned has the file's own background colour, and what cannot be read is an error.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -79,8 +81,12 @@ class SlideReader(Protocol):
     def suffixes(self) -> frozenset[str]:
         """Endings of the files that `find.search_slides` looks for in folders, such as ``.svs``; lower case."""
 
+    @property
+    def folder_suffixes(self) -> frozenset[str]:
+        """Endings of folders that are one slide each, such as ``.zarr``; empty for formats that are files."""
+
     def takes(self, path: Path) -> bool:
-        """Whether this reader is the one for a file, by its ending or its first bytes; opens no slide."""
+        """Whether this reader is the one for a file or folder, by its ending or its first bytes; opens no slide."""
 
     def open(self, path: Path) -> SlideFile:
         """Open a slide file.
@@ -93,6 +99,33 @@ class SlideReader(Protocol):
 
     def patches(self, path: Path, plan: ReadPlan) -> PatchReader:
         """A reader of patches; `RegionPatches` where there is no faster way."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileGroup:
+    """Files that are one slide together."""
+
+    stem: str
+    """What the slide id is made of, as of a file name without its ending."""
+    name: str
+    """What tells the slide apart from others that give the same id, as the name of a file does."""
+    path: Path | None
+    """By which the slide is opened, the same for whichever of its files; None when the files are no slide."""
+    files: frozenset[Path]
+
+
+@runtime_checkable
+class SeriesReader(SlideReader, Protocol):
+    """A reader of a format in which several files in a folder are one slide. Where there is none, each file is one."""
+
+    def group(self, paths: Sequence[Path]) -> list[FileGroup]:
+        """The slides of which these files are part; a group names files beside them too.
+
+        Parameters
+        ----------
+        paths
+            Files that the reader takes. Those that it cannot assign are groups of their own, to fail with a reason.
+        """
 
 
 class RegionPatches:

@@ -15,7 +15,7 @@ from stores.errors import ReadError, SlideError
 from stores.io.files import first_line
 
 _SUFFIXES = frozenset(
-    (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm")
+    (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi")
 )
 _KNOWN = {
     "vendor": openslide.PROPERTY_NAME_VENDOR,
@@ -29,11 +29,15 @@ _KNOWN = {
 
 @dataclass(frozen=True, slots=True)
 class OpenSlideReader:
-    """The `SlideReader` of every format that OpenSlide knows."""
+    """The `SlideReader` of every format that OpenSlide knows, but DICOM."""
 
     @property
     def suffixes(self) -> frozenset[str]:
         return _SUFFIXES
+
+    @property
+    def folder_suffixes(self) -> frozenset[str]:
+        return frozenset()
 
     def takes(self, path: Path) -> bool:
         """By its ending; a file with another ending when OpenSlide recognises its first bytes."""

@@ -6,17 +6,23 @@ A new reader is a module with a `contract.SlideReader` and a line in `READERS`.
 from pathlib import Path
 
 from pipeline.slides.contract import SlideFile, SlideReader
+from pipeline.slides.dicom_reader import DicomReader
 from pipeline.slides.openslide_reader import OpenSlideReader
 from pipeline.slides.slide import SlideInfo
 from stores.errors import SlideError
 
-READERS: tuple[SlideReader, ...] = (OpenSlideReader(),)
+READERS: tuple[SlideReader, ...] = (DicomReader(), OpenSlideReader())
 """Asked in this order: the first that takes a file reads it."""
 
 
 def suffixes() -> list[str]:
-    """Endings of slide files, sorted."""
-    return sorted(frozenset().union(*(reader.suffixes for reader in READERS)))
+    """Endings of slide files and of folders that are slides, sorted."""
+    return sorted(frozenset().union(*(reader.suffixes | reader.folder_suffixes for reader in READERS)))
+
+
+def is_slide_folder(path: Path) -> bool:
+    """Whether a folder is by its ending one slide, which is not searched for others."""
+    return any(path.suffix.lower() in reader.folder_suffixes for reader in READERS) and path.is_dir()
 
 
 def reader_of(path: Path) -> SlideReader:
@@ -27,6 +33,11 @@ def reader_of(path: Path) -> SlideReader:
     if not path.exists():
         raise SlideError(f"{path.name}: no such file")
     raise SlideError(f"{path.name}: not a slide format that is known; known are {' '.join(suffixes())}")
+
+
+def is_taken(path: Path) -> bool:
+    """Whether there is a reader for a file or folder."""
+    return any(reader.takes(path) for reader in READERS)
 
 
 def open_slide(path: Path) -> SlideFile:

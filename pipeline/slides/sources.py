@@ -86,6 +86,12 @@ def inspect_again(file: SlideFile, row: Mapping[str, Any], path: Path) -> SlideI
             f"{info.slide_id}: {path.name} is another file than the one that was tiled (its fingerprint differs); "
             "give that file, or begin in a new folder"
         )
+    size, tiled = (info.width_px0, info.height_px0), (row["width_px0"], row["height_px0"])
+    if size != tiled:  # DICOM: a series whose largest images are missing has the same fingerprint
+        raise SlideError(
+            f"{info.slide_id}: {path.name} has {size[0]}x{size[1]} px, and {tiled[0]}x{tiled[1]} when it was tiled; "
+            "put all files of the series into one folder"
+        )
     return info
 
 

@@ -50,6 +50,7 @@ class ArrayFile:
 @dataclass(frozen=True, slots=True)
 class ArrayReader:
     suffixes: frozenset[str] = frozenset((".npy",))
+    folder_suffixes: frozenset[str] = frozenset()
 
     def takes(self, path: Path) -> bool:
         return path.suffix == ".npy"
