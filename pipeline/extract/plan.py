@@ -18,8 +18,7 @@ from pipeline.runtime.progress import Reporter
 from pipeline.slides.find import find_slides
 from pipeline.slides.registry import open_slide
 from pipeline.slides.slide import plan_read
-from pipeline.slides.thumbnail import read_thumbnail
-from pipeline.tile.grid import THUMBNAIL_MPP, find_patches, patch_recipe
+from pipeline.tile.grid import find_patches, patch_recipe
 from pipeline.tile.options import TileOptions
 from pipeline.tile.slides_csv import mpp_overrides, patient_of, read_slides_csv, split_of
 from stores.errors import OptionError, SlideError
@@ -277,8 +276,7 @@ def _count(
             with open_slide(path) as file:
                 info = file.inspect(slide_id, *overrides.get(slide_id, (None, "")))
                 read = plan_read(info, options.mpp, options.patch)
-                thumbnail = read_thumbnail(file, info, THUMBNAIL_MPP)
-            grid = find_patches(info, thumbnail, read, rule, options)
+                grid = find_patches(file, info, read, rule, options)
             if len(grid.patches):
                 found.append(SlidePlan(slide_id, len(grid.patches), split, patient_id))
             else:

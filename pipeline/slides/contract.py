@@ -17,6 +17,7 @@ from pipeline.slides.resample import resample_area
 from pipeline.slides.slide import ReadPlan, SlideInfo
 
 Pixels = npt.NDArray[np.uint8]
+Bools = npt.NDArray[np.bool_]
 
 
 class SlideFile(Protocol):
@@ -57,8 +58,21 @@ class SlideFile(Protocol):
             When it cannot be read.
         """
 
+    def scanned(self, x_px0: int, y_px0: int, level: int, width_px: int, height_px: int) -> Bools:
+        """Which pixels of a region were scanned, bool (height_px, width_px); arguments and errors as for `region`.
+
+        False where a pixel is wholly transparent, and outside of the slide.
+        A format in which every pixel is scanned returns `inside`.
+        """
+
     def close(self) -> None:
         """Release the file."""
+
+
+def inside(size_px: tuple[int, int], x_px: int, y_px: int, width_px: int, height_px: int) -> Bools:
+    """Which pixels of a region lie inside of a level of that width and height, bool (height_px, width_px)."""
+    x, y = x_px + np.arange(width_px), y_px + np.arange(height_px)
+    return ((y >= 0) & (y < size_px[1]))[:, None] & ((x >= 0) & (x < size_px[0]))
 
 
 class PatchReader(Protocol):

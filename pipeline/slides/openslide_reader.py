@@ -1,5 +1,6 @@
 """OpenSlide: the reader of most formats, with a faster reader of TIFF tiles that proves itself against it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -8,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import openslide
 
+from pipeline.slides.contract import Bools
 from pipeline.slides.resample import resample_area
 from pipeline.slides.slide import ReadPlan, SlideInfo, choose_mpp, sha256_fingerprint
 from pipeline.slides.tiff import TileReader
@@ -84,16 +86,38 @@ class OpenSlideFile:
             mpp_source=mpp_source,
             downsamples=tuple(float(d) for d in self._slide.level_downsamples),
             level_sizes_px=tuple(self._slide.level_dimensions),
+            bounds_px0=_bounds_of(properties),
         )
 
     def region(
         self, x_px0: int, y_px0: int, level: int, width_px: int, height_px: int
     ) -> npt.NDArray[np.uint8]:
+        return flatten(self._read((x_px0, y_px0), level, (width_px, height_px)), self._background)
+
+    def scanned(self, x_px0: int, y_px0: int, level: int, width_px: int, height_px: int) -> Bools:
+        found = self._read((x_px0, y_px0), level, (width_px, height_px))
+        return np.asarray(found.getchannel("A")) > 0
+
+    def _read(self, corner_px0: tuple[int, int], level: int, size_px: tuple[int, int]) -> Any:
         try:
-            found = self._slide.read_region((x_px0, y_px0), level, (width_px, height_px))
+            return self._slide.read_region(corner_px0, level, size_px)
         except openslide.OpenSlideError as error:
             raise ReadError(f"{self._path.name}: cannot be read ({first_words(error, self._path)})") from None
-        return flatten(found, self._background)
+
+
+def _bounds_of(properties: Mapping[str, str]) -> tuple[int, int, int, int] | None:
+    """Left, top, width and height of the scanned part; None when the slide does not say all four."""
+    names = (
+        openslide.PROPERTY_NAME_BOUNDS_X,
+        openslide.PROPERTY_NAME_BOUNDS_Y,
+        openslide.PROPERTY_NAME_BOUNDS_WIDTH,
+        openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
+    )
+    try:
+        x, y, width, height = (int(properties[name]) for name in names)
+    except (KeyError, ValueError):
+        return None
+    return (x, y, width, height) if width > 0 and height > 0 else None
 
 
 def open_slide(path: Path) -> openslide.OpenSlide:

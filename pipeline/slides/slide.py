@@ -40,6 +40,8 @@ class SlideInfo:
     """How many times smaller each pyramid level is than level 0."""
     level_sizes_px: tuple[tuple[int, int], ...]
     """Width and height of each pyramid level."""
+    bounds_px0: tuple[int, int, int, int] | None = None
+    """Left, top, width and height of the part that was scanned, where the file says it; None where it is silent."""
 
 
 @dataclass(frozen=True, slots=True)

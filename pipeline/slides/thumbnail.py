@@ -1,37 +1,73 @@
-"""The whole slide as a small picture."""
+"""The whole slide as a small picture, and which parts of it were scanned."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.slides.contract import Pixels, SlideFile
 from pipeline.slides.slide import SlideInfo
 
 _PIECE_PX = 2048
+_Read = Callable[[int, int, int, int, int], npt.NDArray[Any]]
 
 
-def read_thumbnail(file: SlideFile, info: SlideInfo, mpp: float) -> Pixels:
-    """The whole slide at about `mpp`, uint8 (h, w, 3), read in pieces so that memory stays bounded.
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """A slide at one resolution, for finding patches."""
+
+    pixels: Pixels
+    """uint8 (h, w, 3)."""
+    scanned: npt.NDArray[np.float32]
+    """How much of each of these pixels was scanned, 0 to 1, float32 (h, w)."""
+
+
+def read_overview(file: SlideFile, info: SlideInfo, mpp: float) -> Overview:
+    """The whole slide at about `mpp`, read in pieces so that memory stays bounded.
 
     Raises
     ------
     ReadError
         When a piece cannot be read.
     """
+
+    def scanned(*region: int) -> npt.NDArray[np.float32]:
+        return file.scanned(*region).astype(np.float32)
+
+    # A piece is read twice, the second time from OpenSlide's cache of decoded tiles.
+    return Overview(*_read(info, mpp, file.region, scanned))
+
+
+def read_thumbnail(file: SlideFile, info: SlideInfo, mpp: float) -> Pixels:
+    """The whole slide at about `mpp`, uint8 (h, w, 3); as `read_overview`, pixels alone."""
+    (pixels,) = _read(info, mpp, file.region)
+    return np.asarray(pixels, np.uint8)
+
+
+def _read(info: SlideInfo, mpp: float, *readers: _Read) -> list[npt.NDArray[Any]]:
+    """What each reader reads of a region, for the whole slide, averaged to about `mpp`."""
     finer = [i for i, d in enumerate(info.downsamples) if info.mpp * d <= mpp]
     level = max(finer, key=lambda i: info.downsamples[i], default=0)
     width, height = info.level_sizes_px[level]
     downsample = info.downsamples[level]
     step = max(1, round(mpp / (info.mpp * downsample)))
-    out = np.empty((math.ceil(height / step), math.ceil(width / step), 3), np.uint8)
     piece = max(1, _PIECE_PX // step) * step
+    out: list[npt.NDArray[Any]] = []
     for y, x in _corners(height, width, piece):
         w, h = min(piece, width - x), min(piece, height - y)
-        pixels = file.region(round(x * downsample), round(y * downsample), level, w, h)
-        small = cv2.resize(pixels, (math.ceil(w / step), math.ceil(h / step)), interpolation=cv2.INTER_AREA)
-        out[y // step : y // step + small.shape[0], x // step : x // step + small.shape[1]] = small
+        for number, read in enumerate(readers):
+            part = read(round(x * downsample), round(y * downsample), level, w, h)
+            small = cv2.resize(part, (math.ceil(w / step), math.ceil(h / step)), interpolation=cv2.INTER_AREA)
+            if number == len(out):
+                shape = math.ceil(height / step), math.ceil(width / step), *small.shape[2:]
+                out.append(np.empty(shape, small.dtype))
+            out[number][y // step : y // step + small.shape[0], x // step : x // step + small.shape[1]] = (
+                small
+            )
     return out
 
 

@@ -6,14 +6,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.slides.contract import SlideFile
 from pipeline.slides.slide import ReadPlan, SlideInfo
+from pipeline.slides.thumbnail import read_overview
 from pipeline.tile import tissue
+from pipeline.tile.frames import frames_of, has_choice
 from pipeline.tile.masks import load_user_mask
 from pipeline.tile.options import TileOptions
 from stores.errors import TissueError
 from stores.format import manifest, recipe
 
 THUMBNAIL_MPP = 8.0
+_WHOLE = 0.9999
+"""Share of a pixel from which all of it was scanned: averages in float32 are not exact."""
 GRID = "non-overlapping"
 
 
@@ -45,34 +50,40 @@ class Grid:
     patches: manifest.Patches
     thumbnail: npt.NDArray[np.uint8]
     mask: npt.NDArray[np.bool_]
+    mask_frame: str = ""
+    """Where the coordinates of the user's mask began, when there was a choice."""
 
 
 def find_patches(
+    file: SlideFile,
     info: SlideInfo,
-    thumbnail: npt.NDArray[np.uint8],
     plan: ReadPlan,
     rule: tissue.TissueRule,
     options: TileOptions,
 ) -> Grid:
-    """Tissue mask of a slide and the patches with enough of it, in row order.
+    """Tissue mask of a slide and the patches with enough of it, in row order; none of them wholly transparent.
 
-    Parameters
-    ----------
-    thumbnail : uint8 (h, w, 3)
-        The whole slide at about `THUMBNAIL_MPP`.
+    Raises
+    ------
+    SlideError
+        When the slide cannot be read, or its mask is missing or does not fit.
     """
+    overview = read_overview(file, info, THUMBNAIL_MPP)
+    thumbnail, mask_frame = overview.pixels, ""
     size_px0 = (info.width_px0, info.height_px0)
     if options.masks is None:
         mask = tissue.tissue_mask(
             thumbnail, rule, thumbnail_mpp=info.width_px0 * info.mpp / thumbnail.shape[1]
         )
     else:
-        found = load_user_mask(options.masks, info.slide_id, size_px0, thumbnail.shape[:2])
+        frames = frames_of(info, options.mask_frame)
+        found = load_user_mask(options.masks, info.slide_id, size_px0, frames, overview.scanned)
         if found is None:
             raise TissueError(
                 f"{info.slide_id}: no mask {info.slide_id}.png, .tif or .geojson in {options.masks}"
             )
-        mask = found
+        mask = found.pixels
+        mask_frame = found.frame.name if has_choice(info) else ""
     side = plan.patch_px0
     row, col = np.divmod(
         np.arange((size_px0[1] // side) * (size_px0[0] // side)), max(size_px0[0] // side, 1)
@@ -80,10 +91,36 @@ def find_patches(
     x_px0, y_px0 = (col * side).astype(np.int32), (row * side).astype(np.int32)
     share = tissue.patch_tissue_fraction(mask, x_px0, y_px0, side, size_px0)
     keep = share >= options.min_tissue
+    keep[keep] = _scanned(file, plan, overview.scanned, x_px0[keep], y_px0[keep], size_px0)
     if options.max_patches is not None and keep.sum() > options.max_patches:
         keep[keep] = sample_of(info.fingerprint, x_px0[keep], y_px0[keep], options.max_patches)
     order = np.flatnonzero(keep)[morton_order(col[keep], row[keep])]
-    return Grid(manifest.Patches(x_px0[order], y_px0[order], share[order]), thumbnail, mask)
+    return Grid(manifest.Patches(x_px0[order], y_px0[order], share[order]), thumbnail, mask, mask_frame)
+
+
+def _scanned(
+    file: SlideFile,
+    plan: ReadPlan,
+    overview: npt.NDArray[np.float32],
+    x_px0: npt.NDArray[np.int32],
+    y_px0: npt.NDArray[np.int32],
+    size_px0: tuple[int, int],
+) -> npt.NDArray[np.bool_]:
+    """Which patches have a scanned pixel. Only those are read that the overview shows with a gap.
+
+    Parameters
+    ----------
+    overview : float32 (h, w)
+        How much of each pixel of the overview was scanned.
+    """
+    whole = overview > _WHOLE
+    if whole.all():
+        return np.ones(len(x_px0), np.bool_)
+    found = tissue.patch_tissue_fraction(whole, x_px0, y_px0, plan.patch_px0, size_px0) > _WHOLE
+    for i in np.flatnonzero(~found).tolist():
+        corner = int(x_px0[i]), int(y_px0[i])
+        found[i] = file.scanned(*corner, plan.level, plan.read_px, plan.read_px).any()
+    return found
 
 
 def patch_recipe(options: TileOptions) -> tuple[recipe.Patch, tissue.TissueRule]:

@@ -1,5 +1,8 @@
 """Tissue masks and annotations of users: images and GeoJSON, checked before memory is allocated."""
 
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pipeline.tile.frames import Frame, choose_frame
 from pipeline.tile.tissue import Bools
 from stores.errors import OptionError, StoreError, TissueError
 from stores.format.manifest import check_slide_id
@@ -23,30 +27,46 @@ _IMAGE_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B", "I")
 _SPILL = 0.01  # of the longer side: what is drawn by hand runs a little over the edge
 
 
+@dataclass(frozen=True, slots=True)
+class UserMask:
+    """A mask that a user made."""
+
+    pixels: Bools
+    """bool (h, w) of the whole slide."""
+    frame: Frame
+    """Where its coordinates began."""
+
+
 def load_user_mask(
-    folder: Path, slide_id: str, size_px0: tuple[int, int], shape: tuple[int, int]
-) -> Bools | None:
+    folder: Path,
+    slide_id: str,
+    size_px0: tuple[int, int],
+    frames: Sequence[Frame],
+    scanned: npt.NDArray[np.float32],
+) -> UserMask | None:
     """Load the mask that a user made of a slide, from an untrusted file named by the slide's id.
 
     ``<slide_id>.geojson`` or ``.json``: polygons in level-0 pixels from QuPath, less its class ``Ignore*``.
-    ``<slide_id>.png``, ``.tif`` or ``.tiff``: the whole slide in any size; what is not black is tissue.
+    ``<slide_id>.png``, ``.tif`` or ``.tiff``: an image of the whole frame in any size; what is not black is tissue.
 
     Parameters
     ----------
     size_px0 : (int, int)
         Width and height of the slide at level 0.
-    shape : (int, int)
-        Height and width of the mask to return.
+    frames
+        Where its coordinates can begin (`frames.frames_of`).
+    scanned : float32 (h, w)
+        How much of each pixel of the mask to return was scanned.
 
     Returns
     -------
-    bool (h, w), or None when there is no file.
+    UserMask, or None when there is no file.
 
     Raises
     ------
     TissueError
-        When there are two files, or one that is damaged, too large, empty or of another aspect ratio, or
-        that has coordinates outside of the slide.
+        When there are two files, or one that is damaged, too large, empty or of another aspect ratio, that has
+        coordinates outside of the slide, where nothing was scanned, or that fits more than one frame.
     """
     check_slide_id(slide_id)
     if not folder.is_dir():
@@ -57,13 +77,28 @@ def load_user_mask(
     if len(found) > 1:
         raise TissueError(f"{found[0]}: there is also {found[1].name}; keep the one that decides")
     path = found[0]
+    shape = (scanned.shape[0], scanned.shape[1])
     if path.suffix in _JSON_SUFFIXES:
-        mask = _read_polygons(path, size_px0, shape)
+        draw = functools.partial(_draw_polygons, path, _read_features(path))
     else:
-        mask = _resize(_read_image(path, size_px0), shape)
-    if not mask.any():
+        draw = functools.partial(_draw_image, path, _read_image(path, frames))
+    masks: list[tuple[Frame, Bools]] = []
+    misfits: list[_MisfitError] = []
+    for frame in frames:
+        try:
+            masks.append((frame, draw(frame, size_px0, shape)))
+        except _MisfitError as error:
+            misfits.append(error)
+    if not masks:
+        raise misfits[0]
+    if not any(mask.any() for _, mask in masks):
         raise TissueError(f"{path}: no tissue in it; mark some, or take the slide out of the inputs")
-    return mask
+    frame, pixels = choose_frame(path, masks, scanned)
+    return UserMask(pixels, frame)
+
+
+class _MisfitError(TissueError):
+    """A file does not fit a frame; it may fit another."""
 
 
 def _too_large(path: Path, size: str) -> TissueError:
@@ -73,11 +108,11 @@ def _too_large(path: Path, size: str) -> TissueError:
     )
 
 
-def _read_image(path: Path, size_px0: tuple[int, int]) -> Bools:
+def _read_image(path: Path, frames: Sequence[Frame]) -> Bools:
     """What is not black in an image file, at the file's own size."""
     try:
         with open_regular(path, _MAX_IMAGE_BYTES) as file, Image.open(file, formats=("PNG", "TIFF")) as image:
-            _check_image(path, image, size_px0)
+            _check_image(path, image, frames)
             if image.mode in ("P", "LA", "RGBA"):  # what is seen counts, not the palette's index
                 colours = np.asarray(image.convert("RGBA"))
                 return (colours[..., :3].max(axis=2) > 0) & (colours[..., 3] > 0)
@@ -93,20 +128,45 @@ def _read_image(path: Path, size_px0: tuple[int, int]) -> Bools:
     return (pixels if pixels.ndim == 2 else pixels.max(axis=2)) != 0
 
 
-def _check_image(path: Path, image: Image.Image, size_px0: tuple[int, int]) -> None:
+def _check_image(path: Path, image: Image.Image, frames: Sequence[Frame]) -> None:
     """Raise TissueError unless the header fits a mask of this slide; no memory is allocated yet."""
-    (width, height), (width_px0, height_px0) = image.size, size_px0
+    width, height = image.size
     if width * height > MAX_MASK_PX:
         raise _too_large(path, f"{width}x{height} pixels")
     if image.mode not in _IMAGE_MODES:
         raise TissueError(f"{path}: pixels of type {image.mode}; save as 8-bit grey, no tissue in black")
-    error = abs(width * height_px0 - height * width_px0)
-    # One pixel of rounding on each side, or 2 %, whichever is more.
-    if error > max(width_px0 + height_px0, 0.02 * width * height_px0):
+    if not any(_same_ratio(image.size, frame) for frame in frames):
+        whole = " or the ".join(map(str, frames))
         raise TissueError(
-            f"{path}: {width}x{height} has another aspect ratio than the slide ({width_px0}x{height_px0}); "
-            "the mask has to cover the whole slide, unrotated"
+            f"{path}: {width}x{height} has another aspect ratio than the {whole}; "
+            "the mask has to cover all of it, unrotated"
         )
+
+
+def _same_ratio(size: tuple[int, int], frame: Frame) -> bool:
+    (width, height), (width_px0, height_px0) = size, frame.size_px0
+    # One pixel of rounding on each side, or 2 %, whichever is more.
+    return abs(width * height_px0 - height * width_px0) <= max(
+        width_px0 + height_px0, 0.02 * width * height_px0
+    )
+
+
+def _draw_image(
+    path: Path, pixels: Bools, frame: Frame, size_px0: tuple[int, int], shape: tuple[int, int]
+) -> Bools:
+    """An image of a frame as a mask of the whole slide; its edges fall on whole pixels of the mask."""
+    if not _same_ratio((pixels.shape[1], pixels.shape[0]), frame):
+        raise _MisfitError(f"{path}: another aspect ratio than the {frame}")
+    left, top = (
+        round(a * n / whole) for a, n, whole in zip(frame.corner_px0, shape[::-1], size_px0, strict=True)
+    )
+    end_px0 = frame.corner_px0[0] + frame.size_px0[0], frame.corner_px0[1] + frame.size_px0[1]
+    right, bottom = (round(a * n / whole) for a, n, whole in zip(end_px0, shape[::-1], size_px0, strict=True))
+    placed = _resize(pixels, (max(1, bottom - top), max(1, right - left)))
+    mask = np.zeros(shape, np.bool_)
+    part = mask[top:bottom, left:right]
+    part[:] = placed[: part.shape[0], : part.shape[1]]
+    return mask
 
 
 def _resize(mask: Bools, shape: tuple[int, int]) -> Bools:
@@ -117,8 +177,8 @@ def _resize(mask: Bools, shape: tuple[int, int]) -> Bools:
     return resized >= 127
 
 
-def _read_polygons(path: Path, size_px0: tuple[int, int], shape: tuple[int, int]) -> Bools:
-    """Rasterise the polygons of a GeoJSON file: their union, less those of QuPath's class ``Ignore*``."""
+def _read_features(path: Path) -> list[Any]:
+    """The features of a GeoJSON file, unchecked."""
     if path.stat().st_size > MAX_JSON_BYTES:
         raise _too_large(path, f"{path.stat().st_size:,} bytes")
     try:
@@ -129,12 +189,20 @@ def _read_polygons(path: Path, size_px0: tuple[int, int], shape: tuple[int, int]
         content = content.get("features") if content.get("type") == "FeatureCollection" else [content]
     if not isinstance(content, list):
         raise TissueError(f"{path}: no GeoJSON FeatureCollection; in QuPath: File, Export objects as GeoJSON")
+    return content
+
+
+def _draw_polygons(
+    path: Path, content: list[Any], frame: Frame, size_px0: tuple[int, int], shape: tuple[int, int]
+) -> Bools:
+    """Rasterise polygons of a frame: their union, less those of QuPath's class ``Ignore*``."""
     tissue, ignored = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+    scale = np.array(shape[::-1]) / size_px0
     for number, feature in enumerate(content):
         where = f"{path}: feature {number}"
         canvas = ignored if _class_of(feature) == "Ignore*" else tissue
         for polygon in _polygons_of(feature, where):
-            _fill(canvas, [_ring(ring, size_px0, shape, where) for ring in polygon], where)
+            _fill(canvas, [_ring(ring, frame, scale, where) for ring in polygon], where)
     return tissue > ignored
 
 
@@ -158,23 +226,23 @@ def _polygons_of(feature: Any, where: str) -> list[list[Any]]:
     return polygons
 
 
-def _ring(ring: Any, size_px0: tuple[int, int], shape: tuple[int, int], where: str) -> npt.NDArray[np.int32]:
-    """Corners of a ring in 1/16 pixels of the mask, int32 (n, 2)."""
+def _ring(ring: Any, frame: Frame, scale: npt.NDArray[np.float64], where: str) -> npt.NDArray[np.int32]:
+    """Corners of a ring in 1/16 pixels of the mask, int32 (n, 2); `scale` is pixels of the mask per level-0 pixel."""
     try:
         corners = np.array([corner[:2] for corner in ring], np.float64)
     except (LookupError, TypeError, ValueError, OverflowError):
         corners = np.empty(0)
     if corners.ndim != 2 or corners.shape[1] != 2 or len(corners) < 3 or not np.isfinite(corners).all():
         raise TissueError(f"{where}: a ring is a list of three or more [x, y] numbers; found {ring!r:.60}")
-    beyond = np.maximum(-corners, corners - size_px0).max(axis=1)
-    if beyond.max() > _SPILL * max(size_px0):
+    beyond = np.maximum(-corners, corners - frame.size_px0).max(axis=1)
+    if beyond.max() > _SPILL * max(frame.size_px0):
         x, y = corners[beyond.argmax()]
-        raise TissueError(
-            f"{where}: corner ({x:.6g}, {y:.6g}) lies outside of the slide ({size_px0[0]}x{size_px0[1]}); "
+        raise _MisfitError(
+            f"{where}: corner ({x:.6g}, {y:.6g}) lies outside of the {frame}; "
             "coordinates are level-0 pixels: is it the file of this slide?"
         )
-    scale = np.array(shape[::-1]) / size_px0
-    return np.rint((corners * scale - 0.5) * 16).astype(np.int32)  # fillPoly: pixel centres are whole numbers
+    at = (corners + frame.corner_px0) * scale
+    return np.rint((at - 0.5) * 16).astype(np.int32)  # fillPoly: pixel centres are whole numbers
 
 
 def _fill(canvas: npt.NDArray[np.uint8], rings: list[npt.NDArray[np.int32]], where: str) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from pipeline.runtime.options import TILES, option, require, require_one_or_more
 
+MASK_FRAMES = ("auto", "slide", "bounds")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TileOptions:
@@ -48,10 +50,19 @@ class TileOptions:
         shown="tissue is found by colour",
     )
 
+    mask_frame: str = option(
+        "auto",
+        "Where the coordinates of masks begin: at the corner of the slide, or of its scanned bounds as in QuPath.",
+        choices=MASK_FRAMES,
+        heading=TILES,
+        shown="decided for each slide, where it can be",
+    )
+
     def validate(self) -> None:
         """Raise OptionError that names the first value that is not allowed."""
         require(0.05 <= self.mpp <= 5, "mpp", self.mpp, "0.05 to 5")
         require(32 <= self.patch <= 4096, "patch", self.patch, "32 to 4096")
         require(0 < self.min_tissue <= 1, "min_tissue", self.min_tissue, "above 0, up to 1")
         require_one_or_more(self, "max_patches")
+        require(self.mask_frame in MASK_FRAMES, "mask_frame", self.mask_frame, ", ".join(MASK_FRAMES))
         require(0 <= self.val < 1, "val", self.val, "0 up to, not including, 1")

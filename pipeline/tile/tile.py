@@ -19,9 +19,9 @@ from pipeline.runtime.work import Advance, Cluster
 from pipeline.slides.find import search_slides
 from pipeline.slides.registry import open_slide
 from pipeline.slides.slide import ReadPlan, SlideInfo, plan_read
-from pipeline.slides.thumbnail import read_thumbnail
 from pipeline.tile import tissue
-from pipeline.tile.grid import THUMBNAIL_MPP, Grid, find_patches, patch_recipe
+from pipeline.tile.frames import frame_counts
+from pipeline.tile.grid import Grid, find_patches, patch_recipe
 from pipeline.tile.options import TileOptions
 from pipeline.tile.picture import draw_slide
 from pipeline.tile.slides_csv import mpp_overrides, patient_of, read_slides_csv, split_of
@@ -70,6 +70,7 @@ class TileSummary:
             "splits": {
                 name: sum(row["split"] == name for row in usable) for name in ("train", "val", "test")
             },
+            "mask_frames": frame_counts(self.slides),
             "unusable": {row["slide_id"]: row["reason"] for row in self.unusable},
         }
 
@@ -80,9 +81,15 @@ class TileSummary:
         return [
             f"{found['slides_usable']} of {found['slides']} slides usable, {found['patches']} patches; "
             f"slides by split: {splits or 'none'}",
+            *_frame_lines(found["mask_frames"]),
             f"pictures: {self.store / 'pictures'}",
             *unusable_lines(found["unusable"]),
         ]
+
+
+def _frame_lines(counts: Mapping[str, int]) -> list[str]:
+    named = {"slide": "the corner of the slide", "bounds": "the corner of the scanned bounds, as in QuPath"}
+    return [f"masks that count from {named[name]}: {count}" for name, count in counts.items()]
 
 
 def require_extendable(store: Path) -> None:
@@ -272,12 +279,15 @@ def _tile_slide(store: Path, slide: SlideWork, options: TileOptions) -> dict[str
             }
             if old is not None and old["status"] == manifest.OK:
                 _require_unchanged(old, row, ("fingerprint", "mpp"))
+                if old.get("mask_frame") and options.mask_frame != "auto":
+                    _require_unchanged(old, {"mask_frame": options.mask_frame}, ("mask_frame",))
                 return {**old, **row, "status": manifest.OK, "reason": "", "n_patches": old["n_patches"]}
-            thumbnail = read_thumbnail(file, info, THUMBNAIL_MPP)
-        _, rule = patch_recipe(options)
-        grid = find_patches(info, thumbnail, plan, rule, options)
+            _, rule = patch_recipe(options)
+            grid = find_patches(file, info, plan, rule, options)
     except SlideError as error:
         return row | {"status": "failed", "reason": visible(error)}
+    if grid.mask_frame:
+        row["mask_frame"] = grid.mask_frame
     draw_slide(store / layout.picture_file(slide_id), info, plan, grid.thumbnail, grid.mask, grid.patches)
     if len(grid.patches) == 0:
         return row | {"status": "no_tissue", "reason": _why_none(info, plan, grid, options)}

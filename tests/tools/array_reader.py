@@ -6,7 +6,7 @@ from typing import Self
 
 import numpy as np
 
-from pipeline.slides.contract import Pixels, RegionPatches
+from pipeline.slides.contract import Bools, Pixels, RegionPatches, inside
 from pipeline.slides.slide import ReadPlan, SlideInfo, choose_mpp, sha256_fingerprint
 from stores.errors import ReadError, SlideError
 
@@ -45,6 +45,10 @@ class ArrayFile:
         if found.shape != (height_px, width_px, 3):
             raise ReadError(f"{self._path.name} at {x_px0},{y_px0}: outside of the slide")
         return np.ascontiguousarray(found)
+
+    def scanned(self, x_px0: int, y_px0: int, level: int, width_px: int, height_px: int) -> Bools:
+        height, width, _ = self._levels[level].shape
+        return inside((width, height), x_px0 >> level, y_px0 >> level, width_px, height_px)
 
 
 @dataclass(frozen=True, slots=True)

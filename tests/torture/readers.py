@@ -25,6 +25,7 @@ from pipeline.evaluate.tables import read_bench
 from pipeline.report.origin import last_date
 from pipeline.runtime.options import to_json
 from pipeline.runtime.resume import require_same_options
+from pipeline.tile.frames import Frame
 from pipeline.tile.masks import load_user_mask
 from pipeline.tile.slides_csv import read_slides_csv
 from pipeline.views.policy import POLICIES, load_policy
@@ -269,6 +270,7 @@ def _tiles_csv(folder: Path) -> Target:
 
 
 def _geojson(folder: Path) -> Target:
+    slide, scan = Frame("slide", (0, 0), (100, 80)), Frame("bounds", (10, 10), (60, 40))
     corners = [[0, 0], [100, 0], [100, 80], [0, 80], [0, 0]]
     feature = {
         "type": "Feature",
@@ -280,7 +282,7 @@ def _geojson(folder: Path) -> Target:
     return Target(
         folder / "a.geojson",
         [json.dumps(value).encode()],
-        lambda: load_user_mask(folder, "a", (100, 80), (40, 50)),
+        lambda: load_user_mask(folder, "a", (100, 80), [slide, scan], np.ones((40, 50), np.float32)),
         mutate.some_json,
     )
 

@@ -10,11 +10,14 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from pipeline.tile.masks import MAX_JSON_BYTES, load_user_mask
+from pipeline.tile.frames import Frame
+from pipeline.tile.masks import MAX_JSON_BYTES, UserMask, load_user_mask
 from stores.errors import OptionError, TissueError
 
 SIZE_PX0 = (4000, 2000)
 SHAPE = (100, 200)
+WHOLE = Frame("slide", (0, 0), SIZE_PX0)
+SCAN = Frame("bounds", (1000, 600), (2000, 800))
 
 
 def _iou(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
@@ -41,8 +44,10 @@ def _write(folder: Path, *features: Any) -> Path:
 
 
 def _load(folder: Path) -> npt.NDArray[np.bool_]:
-    mask = load_user_mask(folder, "s1", SIZE_PX0, SHAPE)
-    assert mask is not None
+    found = load_user_mask(folder, "s1", SIZE_PX0, [WHOLE], np.ones(SHAPE, np.float32))
+    assert found is not None
+    assert found.frame == WHOLE
+    mask = found.pixels
     assert mask.dtype == np.bool_
     assert mask.shape == SHAPE
     return mask
@@ -57,9 +62,10 @@ def _boxes(*boxes: tuple[int, int, int, int]) -> npt.NDArray[np.bool_]:
 
 
 def test_no_file_is_none(tmp_path: Path) -> None:
-    assert load_user_mask(tmp_path, "s1", SIZE_PX0, SHAPE) is None
+    scanned = np.ones(SHAPE, np.float32)
+    assert load_user_mask(tmp_path, "s1", SIZE_PX0, [WHOLE], scanned) is None
     with pytest.raises(OptionError, match="no such folder"):
-        load_user_mask(tmp_path / "absent", "s1", SIZE_PX0, SHAPE)
+        load_user_mask(tmp_path / "absent", "s1", SIZE_PX0, [WHOLE], scanned)
 
 
 def test_geojson_polygon_with_hole_multipolygon_and_ignored_class(tmp_path: Path) -> None:
@@ -238,3 +244,57 @@ def test_huge_image_is_refused_by_its_header(
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
     with pytest.raises(TissueError, match="at most 80,000,000 pixels"):
         _load(tmp_path)
+
+
+def _framed(folder: Path, *frames: Frame) -> UserMask:
+    """The mask in a slide that was scanned inside of `SCAN` alone."""
+    scanned = _boxes((1000, 600, 3000, 1400)).astype(np.float32)
+    found = load_user_mask(folder, "s1", SIZE_PX0, frames or (WHOLE, SCAN), scanned)
+    assert found is not None
+    return found
+
+
+def test_what_was_scanned_decides_where_polygons_begin(tmp_path: Path) -> None:
+    _write(tmp_path, _feature("Polygon", [_box(0, 0, 600, 400)]))
+    found = _framed(tmp_path)
+    assert found.frame == SCAN
+    assert _iou(found.pixels, _boxes((1000, 600, 1600, 1000))) > 0.9
+    _write(
+        tmp_path,
+        *(_feature("Polygon", [box]) for box in (_box(1000, 600, 1600, 1000), _box(2400, 1000, 3000, 1400))),
+    )
+    found = _framed(tmp_path)  # 3000 lies outside of the bounds' 2000
+    assert found.frame == WHOLE
+    assert _iou(found.pixels, _boxes((1000, 600, 1600, 1000), (2400, 1000, 3000, 1400))) > 0.9
+
+
+def test_coordinates_that_could_begin_at_either_corner_are_refused(tmp_path: Path) -> None:
+    _write(tmp_path, _feature("Polygon", [_box(1200, 640, 1800, 780)]))
+    both = "both are possible; say --mask-frame bounds .* --mask-frame slide"
+    with pytest.raises(TissueError, match=both) as caught:
+        _framed(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert _iou(_framed(tmp_path, WHOLE).pixels, _boxes((1200, 640, 1800, 780))) > 0.8
+    assert _iou(_framed(tmp_path, SCAN).pixels, _boxes((2200, 1240, 2800, 1380))) > 0.8
+
+
+def test_a_mask_without_a_scanned_pixel_is_refused(tmp_path: Path) -> None:
+    _write(tmp_path, _feature("Polygon", [_box(0, 0, 600, 400)]))
+    with pytest.raises(
+        TissueError, match=r"no scanned pixel lies in it, counted from the corner of the slide \(4000x"
+    ):
+        _framed(tmp_path, WHOLE)
+
+
+def test_the_aspect_ratio_of_an_image_says_what_it_covers(tmp_path: Path) -> None:
+    pixels = np.full((40, 100), 255, np.uint8)  # as the bounds; the slide is 2 to 1
+    pixels[:, 50:] = 0
+    Image.fromarray(pixels).save(tmp_path / "s1.png")
+    found = _framed(tmp_path)
+    assert found.frame == SCAN
+    assert (found.pixels == _boxes((1000, 600, 2000, 1400))).all()
+    Image.new("L", (300, 100)).save(tmp_path / "s1.png")
+    with pytest.raises(
+        TissueError, match=r"another aspect ratio than the slide \(4000x2000\) or the scanned bounds"
+    ):
+        _framed(tmp_path)
