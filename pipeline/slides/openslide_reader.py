@@ -11,6 +11,7 @@ import openslide
 
 from pipeline.slides.contract import Bools
 from pipeline.slides.resample import resample_area
+from pipeline.slides.samples import require_rgb_properties, require_rgb_tiff
 from pipeline.slides.slide import ReadPlan, SlideInfo, choose_mpp, sha256_fingerprint
 from pipeline.slides.tiff import TileReader
 from stores.errors import ReadError, SlideError
@@ -57,6 +58,12 @@ class OpenSlideFile:
 
     def __init__(self, path: Path) -> None:
         self._path, self._slide = path, open_slide(path)
+        try:
+            require_rgb_tiff(path, self._slide.dimensions)
+            require_rgb_properties(path, self._slide.properties)
+        except SlideError:
+            self._slide.close()
+            raise
         self._background = background_of(self._slide)
 
     def __enter__(self) -> Self:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from pipeline.slides.contract import Pixels, SlideFile
 from pipeline.slides.slide import SlideInfo
+from stores.errors import SlideError
 
 _PIECE_PX = 2048
 _Read = Callable[[int, int, int, int, int], npt.NDArray[Any]]
@@ -33,13 +34,21 @@ def read_overview(file: SlideFile, info: SlideInfo, mpp: float) -> Overview:
     ------
     ReadError
         When a piece cannot be read.
+    SlideError
+        When all of the slide is transparent.
     """
 
     def scanned(*region: int) -> npt.NDArray[np.float32]:
         return file.scanned(*region).astype(np.float32)
 
     # A piece is read twice, the second time from OpenSlide's cache of decoded tiles.
-    return Overview(*_read(info, mpp, file.region, scanned))
+    overview = Overview(*_read(info, mpp, file.region, scanned))
+    if not overview.scanned.any():
+        raise SlideError(
+            f"{info.path.name}: every pixel of it is transparent, nothing was scanned; convert the slide to RGB "
+            "without transparency, or leave it out"
+        )
+    return overview
 
 
 def read_thumbnail(file: SlideFile, info: SlideInfo, mpp: float) -> Pixels:
