@@ -161,7 +161,7 @@ def _require_same_store(run: Path, digest: str) -> None:
 
 def _require_view_size(student: str, data: Data) -> None:
     """Raise OptionError when a preset takes views of another size; other students are asked once they are built."""
-    if student in PRESETS:
+    if student in PRESETS and not PRESETS[student].kwargs.get("dynamic_img_size"):
         require_view_size(student, PRESETS[student].image_px, data)
 
 

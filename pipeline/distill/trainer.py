@@ -13,7 +13,7 @@ from pipeline.distill.inputs import Data
 from pipeline.distill.model import Distiller, Targets, build
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.ranks import Gather, Ranks
-from pipeline.encoders.encoder import Encoder
+from pipeline.encoders.encoder import Encoder, other_size
 from pipeline.encoders.torchvision_cpu import make_importable
 from pipeline.runtime import devices
 from stores.errors import DistillError, OptionError
@@ -68,9 +68,8 @@ class Trainer:
         figures = (float(value) for value in (loss.detach(), *found.values()))
         means = [value / self.ranks.world for value in self.ranks.sum(*figures)]
         if not math.isfinite(means[0]):
-            raise DistillError(
-                f"the loss is {means[0]}: lower --lr, or try --dtype float32; checkpoints are kept"
-            )
+            other = "" if self.dtype == torch.float32 else ", or try --dtype float32"
+            raise DistillError(f"the loss is {means[0]}: lower --lr{other}; checkpoints are kept")
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update_parameters(self.model.student)
@@ -87,17 +86,20 @@ def _step_seed(seed: int, position: int, rank: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8, person=b"g2l-step").digest(), "big") >> 1
 
 
-def require_view_size(student: str, image_px: int, data: Data) -> None:
+def require_view_size(student: str, image_px: int, data: Data, otherwise: str = "") -> None:
     """Raise OptionError unless a student takes views of the size that the store's policy makes."""
     crop_px = data.train.policy.crop_px
     if image_px != crop_px:
-        raise OptionError(f"--student {student}: takes {image_px} px, the store has {crop_px} px")
+        raise OptionError(f"--student {student}: takes {image_px} px, the store has {crop_px} px{otherwise}")
 
 
 def make_trainer(student: Encoder, data: Data, options: DistillOptions, ranks: Ranks) -> Trainer:
     """The student on its device with a projector and an optimiser."""
     dtype, _ = devices.choose_dtype(options.dtype, ranks.device)
-    require_view_size(options.student, student.image_px, data)
+    crop_px = data.train.policy.crop_px
+    if student.takes(crop_px):
+        student = student.for_views(crop_px)
+    require_view_size(options.student, student.image_px, data, other_size(student.resizable, crop_px))
     sync = options.batch_stats == "sync" and ranks.world > 1
     model = build(student, data.teaching, options, dtype, Gather.apply if sync else None)
     model = model.to(ranks.device).train()

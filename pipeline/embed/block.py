@@ -10,6 +10,7 @@ from pipeline.embed.parts import PartSink
 from pipeline.inference.engine import Encoded, Kept
 from pipeline.inference.loaded import OnDevice
 from pipeline.inference.task import Task
+from pipeline.runtime import devices
 from pipeline.views.policy import Policy
 from stores.errors import FeatureError
 from stores.format import manifest
@@ -52,6 +53,6 @@ def _encode(
     values: npt.NDArray[np.float32] = encoder.launch(views).cpu().numpy()
     if not np.isfinite(values).all():
         raise FeatureError(
-            f"the encoder returned {values[~np.isfinite(values)][0]}: try --dtype float32, or check the weights"
+            f"the encoder returned {values[~np.isfinite(values)][0]}: {devices.remedy(encoder.dtype)}"
         )
     return Encoded(values)

@@ -21,6 +21,7 @@ from pipeline.embed.formats.registry import format_of
 from pipeline.embed.options import EmbedOptions
 from pipeline.embed.publish import EmbedSummary, Publisher
 from pipeline.embed.tiles import RESAMPLING, TilesSource, TileTable, read_tiles
+from pipeline.encoders.encoder import other_size
 from pipeline.inference.facts import EncoderFacts, reader_identity
 from pipeline.inference.loaded import EncoderSpec
 from pipeline.inference.task import Task
@@ -68,11 +69,12 @@ def embed(
     weights = None if options.weights is None else options.weights.absolute()
     options = dataclasses.replace(options, weights=weights)
     table = _tiles_of(inputs, options)
+    room_px = None if table is not None else tile_options.patch
     job = f"embed {out.absolute()}"
     with only_writer(out), open_cluster(where, job, report) as workers:
-        worker_encoder = WorkerEncoder(job, EncoderSpec.of(options.encoder, options))
+        worker_encoder = WorkerEncoder(job, EncoderSpec.of(options.encoder, options, room_px=room_px))
         encoder = workers.call(worker_encoder.describe)
-        stage = _stage(out, options, tile_options, encoder.identity.image_px, table)
+        stage = _stage(out, options, tile_options, encoder, table)
         about = _about(encoder, options, tile_options, table)
         _check_format(options, tile_options, table)
         _settle(out, {**about, "format": options.format})
@@ -117,13 +119,18 @@ def _tiles_of(inputs: Sequence[Path], options: EmbedOptions) -> TileTable | None
 
 
 def _stage(
-    out: Path, options: EmbedOptions, tile_options: TileOptions, image_px: int, table: TileTable | None
+    out: Path,
+    options: EmbedOptions,
+    tile_options: TileOptions,
+    encoder: EncoderFacts,
+    table: TileTable | None,
 ) -> PartStage:
+    image_px = encoder.identity.image_px
     patch_px = tile_options.patch if table is None else image_px
     if patch_px < image_px:
         raise OptionError(
             f"--patch {patch_px}: smaller than the {image_px} px that {options.encoder} takes; "
-            f"use --patch {image_px}, or more for a margin that is cropped"
+            f"use --patch {image_px}, or more for a margin that is cropped{other_size(encoder.resizable, patch_px)}"
         )
     return PartStage(out.absolute(), patch_px, image_px, table is not None)
 

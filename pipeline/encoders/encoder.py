@@ -1,6 +1,8 @@
 """The encoder: a backbone with the Normalize and the pooling that belong to it."""
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -73,6 +75,37 @@ class Encoder(nn.Module):
             return self._checked(self.backbone(images), len(views))
         return self._pooled(self.backbone.forward_features(images))  # type: ignore[operator]
 
+    def takes(self, view_px: int) -> bool:
+        """Whether views of this side fit: its own, or any multiple of its patch where it takes any size."""
+        free = _takes_any_size(self.backbone) and view_px % _patch_px(self.backbone) == 0
+        return view_px == self.image_px or (free and view_px > 0)
+
+    def for_views(self, view_px: int) -> "Encoder":
+        """The same encoder, whose ``image_px`` is the side of the views that it will get.
+
+        A CNN has a usual size and takes any other; what was embedded with it has one size all the same.
+
+        Raises
+        ------
+        EncoderError
+            It does not take views of this side.
+        """
+        if view_px == self.image_px:
+            return self
+        if not self.takes(view_px):
+            raise EncoderError(
+                f"{self.name} takes {self.image_px} px, not {view_px}{other_size(self.resizable, view_px)}"
+            )
+        return Encoder(replace(self.preset, image_px=view_px), self.backbone).train(self.training)
+
+    @property
+    def resizable(self) -> tuple[str, int] | None:
+        """Its name and the side of its patches, where timm builds it for another size that its name says; else None."""
+        patch = getattr(getattr(self.backbone, "patch_embed", None), "patch_size", None)
+        built = getattr(getattr(self.backbone, "patch_embed", None), "img_size", None) is not None
+        plain = self.name.removeprefix("timm:").partition("?")[0] == self.preset.arch
+        return (self.name, int(patch[0])) if patch and built and plain else None
+
     def with_tokens(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """Features of views and their patch tokens, from one pass.
 
@@ -136,7 +169,7 @@ class Encoder(nn.Module):
         elif (height, width) != (self.image_px, self.image_px):
             raise EncoderError(
                 f"views are {width}x{height} px, {self.name} takes {self.image_px}x{self.image_px} px; choose a "
-                f"policy that crops to {self.image_px}, or another encoder"
+                f"policy that crops to {self.image_px}, or another encoder{other_size(self.resizable, width)}"
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Encoder":
@@ -160,6 +193,24 @@ def _patch_px(backbone: nn.Module) -> int:
         return 1
     patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", (1,))
     return int(patch[0])
+
+
+def other_size(resizable: tuple[str, int] | None, view_px: int) -> str:
+    """How to name an encoder so that timm builds it for views of another side, as the end of a message; may be empty.
+
+    >>> other_size(("vit_small_patch14_dinov2", 14), 256)
+    ', or have it built for such views: vit_small_patch14_dinov2?img_size=224'
+    """
+    if resizable is None:
+        return ""
+    name, patch = resizable
+    side = 224 if view_px >= 224 and 224 % patch == 0 else view_px // patch * patch
+    bare = re.sub(r"(?<=[?&])img_size=[^&]*&?", "", name).rstrip("?&")
+    return (
+        f", or have it built for such views: {bare}{'&' if '?' in bare else '?'}img_size={side}"
+        if side
+        else ""
+    )
 
 
 def by_sides(shape: torch.Size) -> str:

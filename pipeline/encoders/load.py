@@ -34,6 +34,7 @@ from pipeline.encoders.timm_models import (
     timm_preset,
     unknown,
 )
+from pipeline.encoders.torchvision_cpu import make_importable
 from pipeline.encoders.weights import WEIGHT_FILES, fit, published, read_checkpoint
 from stores.errors import EncoderError, OptionError, StoreError
 from stores.format.terms import Fact, Terms, union
@@ -188,6 +189,7 @@ def _from_function(spec: str, weights: Path | None, random_weights: int | None) 
 
 
 def _function(spec: str) -> Callable[[], Any]:
+    make_importable()  # a user's code may import timm or torchvision, at its top or in the function
     target, _, name = spec.rpartition(":")
     path = Path(target).expanduser()
     if target.endswith(".py"):
@@ -241,6 +243,7 @@ def _function_preset(spec: str, backbone: nn.Module, described: Mapping[str, Any
             f"{spec} does not say its Normalize; give mean and std as attributes or in the dict"
         )
     image_px = int(told.get("image_px", 224))
+    _require_rgb(backbone, image_px, spec)
     return Preset(
         name=spec,
         dim=int(told["dim"]) if "dim" in told else _measured_dim(backbone, image_px, spec),
@@ -255,6 +258,21 @@ def _function_preset(spec: str, backbone: nn.Module, described: Mapping[str, Any
 
 def _declared(licence: object) -> Fact:
     return Fact(one_line(licence), "declared by the function") if licence else Fact()
+
+
+@torch.inference_mode()
+def _require_rgb(backbone: nn.Module, image_px: int, spec: str) -> None:
+    """Raise EncoderError when the first layer takes other channels than red, green, blue, and nothing makes them."""
+    first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None or first.in_channels == 3:
+        return
+    try:
+        backbone.eval()(torch.zeros(1, 3, image_px, image_px).to(first.weight))
+    except RuntimeError as error:
+        raise EncoderError(
+            f"{spec} takes images of {first.in_channels} channels, and views have 3 (RGB); let its forward make the "
+            "channels that it needs, or give another model"
+        ) from error
 
 
 @torch.inference_mode()

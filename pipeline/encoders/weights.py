@@ -28,7 +28,19 @@ _TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 # a training checkpoint wraps its tensors; of several, the averaged model is the one that is deployed
 _WRAPPERS = ("teacher", "state_dict_ema", "model_ema", "state_dict", "model", "encoder", "backbone", "module")
 _BLOCK = re.compile(r"(?:(.*?\.)(\d+)(?=\.))?(.*)", re.DOTALL)
-_LISTED = 20
+_LISTED = 3
+_LAYOUTS = {
+    r"(^|\.)encoder\.layer\.\d+\.|(^|\.)embeddings\.": "those of transformers, known here for DINOv2",
+    r"(^|\.)encoder_layer_\d+\.": "those of torchvision's ViT",
+    r"(^|\.)resblocks\.\d+\.": "those of CLIP or open_clip",
+    r"(^|\.)_blocks\.\d+\.": "those of efficientnet-pytorch",
+    r"(^|\.)layer[1-4]\.\d+\.": "those of a ResNet",
+    r"(^|\.)stages\.\d+\.": "those of a timm model in stages, such as ConvNeXt",
+    r"(^|\.)blocks\.\d+\.(\d+\.)?attn\.": "those of a vision transformer of timm or DINO",
+    r"(^|\.)blocks\.\d+\.\d+\.": "those of a timm CNN, such as EfficientNet",
+    r"(^|\.)features\.\d+\.": "those of torchvision",
+}
+"""Whose names match a pattern, from the most particular to the least."""
 _SLACK = 64_000_000
 """Numbers that a conversion may make of nothing: position embeddings of larger images."""
 
@@ -140,10 +152,12 @@ def fit(state: Mapping[str, Tensor], backbone: nn.Module, source: str, arch: str
     problems = [
         _listed("missing", sorted(expected.keys() - found.keys())),
         _listed("unexpected", sorted(found.keys() - expected.keys())),
-        _listed("of another shape", other_shape, limit=3),
+        _listed("of another shape", other_shape),
         unlike,
     ]
     if any(problems):
+        foreign = 2 * len(found.keys() - expected.keys()) > len(found)
+        problems += [_look_like(state)] if foreign else []
         raise WeightsError(f"{source} does not fit {arch}: {'; '.join(filter(None, problems))}")
     return found
 
@@ -172,6 +186,8 @@ def _strip_prefix(state: Mapping[str, Tensor], expected: Iterable[str], source: 
         raise WeightsError(
             f"{source} holds two models, under {best!r} and {others[0][0]!r}; save the one you mean by itself"
         )
+    if 2 * count < len(names):  # chance: one name of another package's layout that fits
+        return dict(state)
     return {name.removeprefix(best): value for name, value in state.items() if name.startswith(best)}
 
 
@@ -204,8 +220,8 @@ def _shape_problem(name: str, value: Tensor, expected: Mapping[str, tuple[int, .
     return [f"{name} {'x'.join(map(str, shape))} instead of {'x'.join(map(str, expected[name]))}"]
 
 
-def _listed(what: str, names: Sequence[str], limit: int = _LISTED) -> str:
-    """The names on one line; those that differ in a block's number alone as ``blocks.{0-23}.norm1.weight``."""
+def _listed(what: str, names: Sequence[str]) -> str:
+    """The first names on one line; those that differ in a block's number alone as ``blocks.{0-23}.norm1.weight``."""
     numbers: dict[tuple[str, str], list[int]] = {}
     for name in names:
         match = _BLOCK.fullmatch(name)
@@ -213,8 +229,8 @@ def _listed(what: str, names: Sequence[str], limit: int = _LISTED) -> str:
         before, number, after = match.groups("")
         numbers.setdefault((before, after), []).extend([int(number)] if number else [])
     forms = [f"{before}{_braced(found)}{after}" for (before, after), found in numbers.items()]
-    shown = ", ".join(one_line(form) for form in forms[:limit])
-    more = f" and {len(forms) - limit} more forms" if len(forms) > limit else ""
+    shown = ", ".join(one_line(form, 100) for form in forms[:_LISTED])
+    more = f" and {len(forms) - _LISTED} more forms" if len(forms) > _LISTED else ""
     return f"{len(names)} {what} ({shown}{more})" if names else ""
 
 
@@ -223,6 +239,18 @@ def _braced(numbers: Sequence[int]) -> str:
         return "".join(map(str, numbers))
     runs = (f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in ranges_of(numbers))
     return f"{{{','.join(runs)}}}"
+
+
+def _look_like(names: Iterable[str]) -> str:
+    """Whose names these are, by a name that only they have, and what to do; empty where that is not known."""
+    for pattern, layout in _LAYOUTS.items():
+        found = next((name for name in names if re.search(pattern, name)), None)
+        if found is not None:
+            return (
+                f"names such as {one_line(found, 100)} look like {layout}: give the architecture that the file is of, "
+                "or a module:function that loads it"
+            )
+    return ""
 
 
 def published(preset: Preset) -> tuple[dict[str, Tensor], str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.encoders.encoder import other_size
 from pipeline.extract.block import StoreStage
 from pipeline.extract.options import ExtractOptions
 from pipeline.extract.plan import MANIFEST_BYTES_PER_VIEW
@@ -101,12 +102,13 @@ def extract(
     job = f"extract-teacher {store.absolute()}"
     with only_writer(store) as writer, open_cluster(where, job, report) as workers:
         # loaded before hours of tiling, since its name or weights may be wrong
-        encoder = WorkerEncoder(job, EncoderSpec.of(options.teacher, options, options.tokens is not None))
+        encoder = WorkerEncoder(job, _spec(options, policy))
         teacher = workers.call(encoder.describe, options.tokens)
         if teacher.identity.image_px != policy.crop_px:
             raise OptionError(
                 f"--policy {options.policy}: views of {policy.crop_px} px, "
                 f"but {teacher.identity.name} takes {teacher.identity.image_px} px"
+                f"{other_size(teacher.resizable, policy.crop_px)}"
             )
         known = {row["slide_id"] for row in manifest.read_slides(store)}
         if set(paths) - known:
@@ -139,6 +141,10 @@ def _absolute(options: ExtractOptions) -> ExtractOptions:
     """Options with absolute paths, since workers may stand in another folder."""
     weights = None if options.weights is None else options.weights.absolute()
     return dataclasses.replace(options, weights=weights)
+
+
+def _spec(options: ExtractOptions, policy: Policy) -> EncoderSpec:
+    return EncoderSpec.of(options.teacher, options, options.tokens is not None, view_px=policy.crop_px)
 
 
 def _require_room(

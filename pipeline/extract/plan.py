@@ -295,10 +295,10 @@ def _measure(options: PlanOptions) -> tuple[float, int, str]:
     teacher = load_on_device(EncoderSpec.of(str(options.teacher), options))
     side = teacher.identity.image_px
     views = np.random.default_rng(0).integers(0, 256, (teacher.batch_size, side, side, 3), dtype=np.uint8)
-    collect(teacher.launch(views))  # the first pass compiles and allocates
+    collect(teacher.launch(views), teacher.dtype)  # the first pass compiles and allocates
     began = time.monotonic()
     for _ in range(_MEASURED_BATCHES):
-        collect(teacher.launch(views))
+        collect(teacher.launch(views), teacher.dtype)
     speed = _MEASURED_BATCHES * teacher.batch_size / (time.monotonic() - began)
     where = f"measured here: {teacher.device}, {teacher.identity.dtype}, batch {teacher.batch_size}"
     return speed, teacher.identity.dim, where

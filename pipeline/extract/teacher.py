@@ -6,6 +6,7 @@ import torch
 
 from pipeline.inference.engine import Encoded
 from pipeline.inference.loaded import OnDevice
+from pipeline.runtime import devices
 from stores.errors import FeatureError
 from stores.format.features import FLOAT16_MAX
 
@@ -15,13 +16,18 @@ def encode(
 ) -> Encoded:
     """Features of views (B, crop_px, crop_px, 3) as they are stored, and tokens at `positions` (B, t) if given."""
     if positions is None:
-        return Encoded(collect(teacher.launch(views)))
+        return Encoded(collect(teacher.launch(views), teacher.dtype))
     features, tokens = teacher.launch_tokens(views, positions)
-    return Encoded(collect(features), collect(tokens))
+    return Encoded(collect(features, teacher.dtype), collect(tokens, teacher.dtype))
 
 
-def collect(features: torch.Tensor) -> npt.NDArray[np.float16]:
+def collect(features: torch.Tensor, dtype: torch.dtype) -> npt.NDArray[np.float16]:
     """Features or tokens as they are stored, float16, in their shape.
+
+    Parameters
+    ----------
+    dtype
+        The arithmetic that made them, for the message.
 
     Raises
     ------
@@ -32,7 +38,7 @@ def collect(features: torch.Tensor) -> npt.NDArray[np.float16]:
     if not largest <= FLOAT16_MAX:  # also true for NaN
         raise FeatureError(
             f"the teacher returned {largest:g}; features are stored as float16, at most {FLOAT16_MAX:g}: "
-            "try --dtype float32, or check the weights"
+            f"{devices.remedy(dtype)}"
         )
     stored: npt.NDArray[np.float16] = features.half().cpu().numpy()
     return stored

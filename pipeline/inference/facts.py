@@ -26,6 +26,8 @@ class EncoderFacts:
     terms: tuple[Terms, ...]
     compile_seconds: float | None
     """What compiling it took; None where it is not compiled."""
+    resizable: tuple[str, int] | None = None
+    """See `pipeline.encoders.encoder.Encoder.resizable`."""
 
     @classmethod
     def of(cls, loaded: OnDevice, tokens: recipe.Tokens | None = None) -> Self:
@@ -37,6 +39,7 @@ class EncoderFacts:
             str(loaded.device),
             loaded.encoder.terms,
             loaded.compile_seconds,
+            loaded.encoder.resizable,
         )
 
     def described(self) -> str:

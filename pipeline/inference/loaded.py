@@ -37,15 +37,19 @@ class EncoderSpec:
     batch_size: int | None = None
     """Views per forward pass; None for the device's usual number."""
     compile: bool = False
+    view_px: int | None = None
+    """Side of the views; None for the encoder's own. An encoder that does not take it keeps its own."""
+    room_px: int | None = None
+    """Side of what views are cut from: views are no larger where the encoder takes any size."""
     with_tokens: bool = False
     """Whether `OnDevice.launch_tokens` is what a compiled encoder is compiled for."""
 
     @classmethod
-    def of(cls, name: str, options: Any, with_tokens: bool = False) -> Self:
-        """The encoder `name` with the fields that a stage's options have of these."""
+    def of(cls, name: str, options: Any, with_tokens: bool = False, **sizes: int | None) -> Self:
+        """The encoder `name` with the fields that a stage's options have of these, and ``view_px`` or ``room_px``."""
         own = {field.name for field in dataclasses.fields(cls)} - {"name", "with_tokens"}
         given = {key: getattr(options, key) for key in own if hasattr(options, key)}
-        return cls(name, with_tokens=with_tokens, **given)
+        return cls(name, with_tokens=with_tokens, **given | sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +155,9 @@ def load_on_device(spec: EncoderSpec) -> OnDevice:
     encoder = load_encoder(
         spec.name, weights=spec.weights, random_weights=spec.random_weights, pooling=spec.pooling
     )
+    side = spec.view_px or min(spec.room_px or encoder.image_px, encoder.image_px)
+    if encoder.takes(side):
+        encoder = encoder.for_views(side)
     identity = recipe.Teacher(
         name=encoder.name,
         weights_sha256=weights_sha256(encoder),

@@ -19,7 +19,7 @@ import torch
 from pipeline.data.committed import BlockCache
 from pipeline.data.sources import find_sources
 from pipeline.encoders.apply import embed
-from pipeline.encoders.encoder import Encoder
+from pipeline.encoders.encoder import Encoder, other_size
 from pipeline.metrics.cka import linear_cka
 from pipeline.metrics.neighbours import nearest
 from pipeline.report.options import ReportOptions
@@ -337,9 +337,10 @@ def _compare(
 def _features(
     student: Encoder, pictures: npt.NDArray[np.uint8], options: ReportOptions
 ) -> npt.NDArray[np.float32]:
-    if pictures.shape[1] != student.image_px:
+    if not student.takes(pictures.shape[1]):
         raise OptionError(
             f"--student {student.name}: takes {student.image_px} px, the store's views have {pictures.shape[1]}"
+            f"{other_size(student.resizable, pictures.shape[1])}"
         )
     device = devices.choose_device(options.device)
     dtype, _ = devices.choose_dtype("auto", device)

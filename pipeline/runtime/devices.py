@@ -53,6 +53,13 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, "CPU: not every CPU computes in half precision"
 
 
+def remedy(dtype: torch.dtype) -> str:
+    """What to do when an encoder that computes in `dtype` returns numbers that cannot be kept."""
+    if dtype == torch.float32:
+        return "check its weights and its Normalize; it computed in float32 already"
+    return "try --dtype float32, or check the weights"
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """``float32``, ``bfloat16`` or ``float16``."""
     return str(dtype).removeprefix("torch.")

@@ -68,7 +68,7 @@ def repair(store: Path, findings: Sequence[Finding], options: VerifyOptions, rep
     if stored.compact is not None:
         raise StoreError(f"{store}: a compact copy cannot be repaired; repair the original, export it again")
     recipe.require_same(stored, dataclasses.replace(stored, reader=reader_identity()), str(store))
-    teacher = load_on_device(spec_of(options))
+    teacher = load_on_device(spec_of(options, stored))
     require_teacher_of(stored, teacher, options)
     if teacher.identity.dtype != stored.teacher.dtype:
         raise RecipeMismatch(

@@ -119,7 +119,7 @@ class SlideLooker:
             return None
         from pipeline.inference.worker import WorkerEncoder
 
-        teacher = WorkerEncoder(self.job, spec_of(self.options)).loaded()
+        teacher = WorkerEncoder(self.job, spec_of(self.options, self.stored)).loaded()
         require_teacher_of(self.stored, teacher, self.options)
         return teacher
 
@@ -159,11 +159,11 @@ class SlideLooker:
         return pool
 
 
-def spec_of(options: VerifyOptions) -> "EncoderSpec":
-    """The teacher that the user names."""
+def spec_of(options: VerifyOptions, stored: recipe.CompleteRecipe) -> "EncoderSpec":
+    """The teacher that the user names, for views of the store's size."""
     from pipeline.inference.loaded import EncoderSpec
 
-    return EncoderSpec.of(str(options.teacher), options)
+    return EncoderSpec.of(str(options.teacher), options, view_px=stored.teacher.image_px)
 
 
 def require_teacher_of(stored: recipe.CompleteRecipe, teacher: "OnDevice", options: VerifyOptions) -> None:

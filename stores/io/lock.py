@@ -77,8 +77,8 @@ def only_writer(folder: Path) -> Iterator[Writer]:
     """Hold the lock of a folder while a command writes into it. A killed command does not block the next one.
 
     Who holds it sweeps first what a killed command left unfinished: `docs/decisions/0032-who-sweeps.md`.
-    Lock and owner file are in ``logs``, which is no part of a store. They are removed at the end, and so is a folder
-    into which nothing was written.
+    Lock and owner file are in ``logs``, which is no part of a store. They are removed at the end, and so are folders
+    that were made here and into which nothing was written.
 
     Raises
     ------
@@ -88,6 +88,7 @@ def only_writer(folder: Path) -> Iterator[Writer]:
     """
     import filelock  # here, since it takes a third of the time of `--help`
 
+    missing = [path for path in (folder.absolute(), *folder.absolute().parents) if not path.exists()]
     make_folder(folder)
     logs = folder / LOGS
     require_plain(folder, LOGS)
@@ -122,7 +123,7 @@ def only_writer(folder: Path) -> Iterator[Writer]:
                 # while it is held: a process that already opened this file then finds that it is gone, and retries
                 (logs / LOCK).unlink()
         lock.release()
-        for empty in (logs, writer.folder):
+        for empty in (logs, *missing):
             with contextlib.suppress(OSError):
                 empty.rmdir()  # nothing was written
 

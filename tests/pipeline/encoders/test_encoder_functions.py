@@ -1,5 +1,6 @@
 """Encoders that a user's own function makes: the contract, and what breaks it."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pipeline.encoders.load import load_encoder
 from pipeline.encoders.presets import Preset
 from stores.errors import EncoderError
 from tests.tools.encoders import make_views, refusal
+from tests.tools.settings import ROOT
 
 USER_MODULE = """
 import torch
@@ -44,6 +46,21 @@ def zero_std(): return Colour(), {"mean": [0, 0, 0], "std": [1, 1, 0]}
 def wrong_dim(): return Colour(), {"mean": [0, 0, 0], "std": [1, 1, 1], "image_px": 64, "dim": 6}
 def tokens():
     return nn.Identity(), {"mean": [0, 0, 0], "std": [1, 1, 1], "image_px": 64}
+def one_channel():
+    import timm
+    return timm.create_model("resnet10t", num_classes=0, in_chans=1)
+class Grey(nn.Module):
+    mean, std, image_px, dim = (0, 0, 0), (1, 1, 1), 64, 7
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 7, 64)
+    def forward(self, images):
+        return self.conv(images.mean(1, keepdim=True)).flatten(1)
+class Blind(Grey):
+    def forward(self, images):
+        return self.conv(images).flatten(1)
+def grey(): return Grey()
+def blind(): return Blind()
 class Choice: pass
 def needs(path): return Colour()
 """
@@ -87,6 +104,8 @@ def test_function_in_a_file_and_from_timm(user: str, tmp_path: Path) -> None:
         ("two_channels", "three numbers are expected"),
         ("zero_std", "std"),
         ("tokens", "a tensor (B, dim) is expected"),
+        ("one_channel", "takes images of 1 channels, and views have 3 (RGB)"),
+        ("blind", "takes images of 1 channels, and views have 3 (RGB)"),
         ("Choice", "returned Choice"),
         ("needs", "needs arguments"),
         ("absent", "has no function 'absent'"),
@@ -94,6 +113,20 @@ def test_function_in_a_file_and_from_timm(user: str, tmp_path: Path) -> None:
 )
 def test_function_that_breaks_the_contract(user: str, function: str, part: str) -> None:
     assert part in refusal(f"{user}:{function}")
+
+
+def test_a_function_may_make_other_channels_of_rgb(user: str) -> None:
+    assert load_encoder(f"{user}:grey")(make_views(2, 64)).shape == (2, 7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", ["import timm\n", "import torchvision\n"])
+def test_a_users_module_may_import_timm_first(code: str, tmp_path: Path) -> None:
+    """Beside a CPU-only torch, torchvision does not import by itself: `pipeline.encoders.torchvision_cpu`."""
+    (tmp_path / "mine.py").write_text(f"{code}{USER_MODULE}")
+    run = f"from pipeline.encoders.load import load_encoder; load_encoder({str(tmp_path / 'mine.py:by_dict')!r})"
+    done = subprocess.run([sys.executable, "-c", run], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_function_that_returns_another_length_than_it_declared(user: str) -> None:

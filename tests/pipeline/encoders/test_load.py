@@ -205,6 +205,32 @@ def test_views_of_another_size_are_refused_with_both_sizes() -> None:
         tiny()(torch.zeros(1, 32, 48, 3, dtype=torch.uint8))
 
 
+def test_what_takes_any_size_takes_the_size_of_the_views() -> None:
+    encoder = load_encoder("resnet10t", random_weights=0)
+    assert (encoder.image_px, encoder.for_views(224).image_px) == (176, 224)
+    assert encoder.for_views(224).backbone is encoder.backbone
+    dynamic = load_encoder(f"{TINY}&dynamic_img_size=true", random_weights=0)
+    assert (dynamic.takes(48), dynamic.takes(40), tiny().takes(48)) == (True, False, False)
+    assert dynamic.for_views(48)(make_views(1, 48)).shape == (1, 24)
+
+
+def test_a_size_that_does_not_fit_is_refused_with_the_name_that_does() -> None:
+    encoder = load_encoder("timm:vit_small_patch14_dinov2?depth=1", random_weights=0)
+    advice = r"vit_small_patch14_dinov2\?depth=1&img_size=224"
+    with pytest.raises(
+        EncoderError, match=f"takes 518 px, not 224, or have it built for such views: {advice}"
+    ):
+        encoder.for_views(224)
+    with pytest.raises(EncoderError, match=advice):
+        encoder(make_views(1, 224))
+    named = load_encoder("vit_small_patch14_dinov2?depth=1&img_size=224", random_weights=0)
+    assert named.image_px == 224
+    with pytest.raises(EncoderError, match=r"dinov2\?depth=1&img_size=112$"):
+        named.for_views(112)
+    preset = replace(encoder.preset, name="h-optimus-0")  # a preset's size is part of it
+    assert Encoder(preset, encoder.backbone).resizable is None
+
+
 def test_dynamic_size_takes_multiples_of_the_patch() -> None:
     encoder = load_encoder(f"{TINY}&dynamic_img_size=true", random_weights=0)
     assert encoder(make_views(1, 48)).shape == (1, 24)

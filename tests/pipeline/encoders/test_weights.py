@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,39 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(
     message = refusal(TINY, tmp_path / "wrong.pth")
     assert part in message
     assert "wrong.pth" in message
+
+
+def foreign(*names: str) -> Callable[[State], object]:
+    return lambda state: {name: torch.zeros(2) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("names", "layout"),
+    [
+        ((f"vit.encoder.layer.{i}.intermediate.dense.weight" for i in range(12)), "those of transformers"),
+        (("embeddings.cls_token", "embeddings.position_embeddings"), "those of transformers"),
+        ((f"encoder.layers.encoder_layer_{i}.ln_1.weight" for i in range(12)), "torchvision's ViT"),
+        (("visual.transformer.resblocks.0.ln_1.weight",), "CLIP or open_clip"),
+        (("_conv_stem.weight", "_blocks.0._bn1.weight"), "efficientnet-pytorch"),
+        (("conv1.weight", "layer1.0.conv1.weight"), "a ResNet"),
+        (("something.else",), ""),
+    ],
+)
+def test_another_packages_names_are_said_briefly_with_their_owner(
+    names: Iterable[str], layout: str, tmp_path: Path
+) -> None:
+    torch.save(foreign(*names)({}), tmp_path / "other.pth")
+    message = refusal("vit_tiny_patch16_224", tmp_path / "other.pth")
+    assert "150 missing (blocks.{0-11}.attn.proj.bias, " in message
+    assert "and 15 more forms)" in message
+    assert layout in message
+    assert ("look like" in message) == bool(layout)
+    assert len(message) < 600 + len(str(tmp_path))
+
+
+def test_one_missing_tensor_is_no_other_layout(trained: Encoder, tmp_path: Path) -> None:
+    torch.save(without("norm.weight")(state_of(trained)), tmp_path / "wrong.pth")
+    assert "look like" not in refusal(TINY, tmp_path / "wrong.pth")
 
 
 def test_weights_of_another_preset_are_refused_before_memory_is_taken(

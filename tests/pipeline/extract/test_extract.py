@@ -18,6 +18,7 @@ from pipeline.slides.openslide_reader import OpenSlidePatches
 from pipeline.slides.registry import inspect
 from pipeline.slides.slide import plan_read
 from pipeline.tile.options import TileOptions
+from pipeline.verify.options import VerifyOptions
 from pipeline.views import draw
 from pipeline.views.policy import POLICIES
 from pipeline.views.render import render, view_crc32
@@ -27,7 +28,7 @@ from stores.info import store_info
 from tests.tools.extract import contents
 from tests.tools.kill import extract_job, kill_at_random
 from tests.tools.settings import TEACHER
-from tests.tools.verify import structure
+from tests.tools.verify import look, structure
 
 
 def test_every_view_is_committed_with_a_finite_feature(store: Path) -> None:
@@ -189,8 +190,40 @@ def test_a_changed_slide_file_is_reported_and_the_run_goes_on(
 def test_features_that_float16_cannot_hold_are_refused() -> None:
     for value in (70_000.0, float("nan"), float("inf")):
         with pytest.raises(FeatureError, match="stored as float16, at most 65504"):
-            collect(torch.tensor([[1.0, value]]))
-    assert collect(torch.tensor([[65504.0, -65504.0]])).tolist() == [[65504.0, -65504.0]]
+            collect(torch.tensor([[1.0, value]]), torch.float16)
+    assert collect(torch.tensor([[65504.0, -65504.0]]), torch.float32).tolist() == [[65504.0, -65504.0]]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "advice"),
+    [
+        (torch.float32, "check its weights .* computed in float32 already"),
+        (torch.bfloat16, "try --dtype float32"),
+    ],
+)
+def test_another_arithmetic_is_advised_where_there_is_another(dtype: torch.dtype, advice: str) -> None:
+    with pytest.raises(FeatureError, match=advice):
+        collect(torch.tensor([[float("nan")]]), dtype)
+
+
+@pytest.mark.slow
+def test_a_cnn_takes_the_views_of_the_policy_whatever_its_usual_size(
+    slides: Path, tile_options: TileOptions, tmp_path: Path
+) -> None:
+    """timm's default for it is 176 px, which is no limit."""
+    options = replace(TEACHER, teacher="resnet10t", seeds=1, limit=1, pixels=True)
+    stage.extract([slides], tmp_path, options, tile_options, Silent())
+    stored = recipe.load_complete(tmp_path)
+    assert (stored.teacher.image_px, stored.teacher.dim) == (224, 512)
+    (commit,) = manifest.commits(tmp_path)
+    patch = pixels.open_pixels(tmp_path, commit.slide_id).read_chunk(0)[commit.read().to_pylist()[0]["row"]]
+    teacher = load_encoder("resnet10t", random_weights=0)
+    with torch.inference_mode():
+        expected = teacher(torch.from_numpy(patch[16:-16, 16:-16][None].copy()))[0].numpy()
+    row = features.open_features(tmp_path, commit.slide_id).read_block(0, 0)[0]
+    np.testing.assert_allclose(row, expected, rtol=2e-3, atol=1e-4)
+    seen = look(tmp_path, VerifyOptions(slides=(slides,), teacher="resnet10t", random_weights=0, threads=1))
+    assert not [finding for finding in seen.findings if "teacher" in str(finding)]
 
 
 def test_lost_metadata_do_not_cost_committed_chunks(

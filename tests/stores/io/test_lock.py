@@ -82,6 +82,15 @@ def test_a_living_owner_counts_where_there_are_no_locks(
         pass
 
 
+def test_a_failed_command_leaves_the_users_own_empty_folder(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for folder in (mine, mine / "new" / "deep"):
+        with pytest.raises(OptionError, match="no"), lock.only_writer(folder):
+            raise OptionError("no")
+    assert list(mine.iterdir()) == []
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"host": 1}', "\x1b[2J", '{"process": 1e999}'])
 def test_an_unreadable_owner_file_counts_by_its_age(tmp_path: Path, text: str) -> None:
     path = owned(tmp_path / "s", ELSEWHERE)
