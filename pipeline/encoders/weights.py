@@ -138,7 +138,10 @@ def fit(state: Mapping[str, Tensor], backbone: nn.Module, source: str, arch: str
         A tensor is missing, left over, or has another shape.
     """
     expected = {name: tuple(value.shape) for name, value in backbone.state_dict().items()}
-    found = _strip_prefix(to_native(state), expected.keys(), source)
+    in_stages = any(
+        re.match(r"blocks\.\d+\.\d+\.", name) for name in expected
+    )  # by itself, as EfficientNet's
+    found = _strip_prefix(state if in_stages else to_native(state), expected.keys(), source)
     found = _drop_classifier(found, backbone, expected.keys())
     unlike = _unlike_size(found, backbone)
     patches = found.get("patch_embed.proj.weight")

@@ -122,6 +122,13 @@ def test_position_embedding_of_a_larger_image_is_resampled(tmp_path: Path) -> No
     assert load_encoder(TINY, weights=as_safetensors(state_of(large), tmp_path)).image_px == 32
 
 
+def test_blocks_in_stages_are_not_taken_for_chunks(tmp_path: Path) -> None:
+    """``blocks.1.2.`` is a name of timm's EfficientNet and MobileNet, and a chunk where DINOv2 trains."""
+    source = load_encoder("mobilenetv3_small_050", random_weights=1)
+    loaded = load_encoder("mobilenetv3_small_050", weights=as_safetensors(state_of(source), tmp_path))
+    assert weights_sha256(loaded) == weights_sha256(source)
+
+
 def test_buffers_that_no_checkpoint_holds_are_computed(tmp_path: Path) -> None:
     source = shaken(load_encoder("test_vit_relpos", random_weights=1))
     loaded = load_encoder("test_vit_relpos", weights=as_safetensors(state_of(source), tmp_path))

@@ -295,10 +295,9 @@ def test_a_chart_keeps_peaks_and_leaves_out_what_is_not_finite() -> None:
 
 @pytest.mark.slow
 def test_a_student_of_another_size(store: Path, tmp_path: Path) -> None:
+    student = "vit_tiny_patch16_224?img_size=160&depth=1"
     with pytest.raises(OptionError, match="takes 160 px, the store's views have 224"):
-        write_report(
-            store, tmp_path / "r.html", replace(SMALL, student="vit_tiny_patch16_224?img_size=160&depth=1", random_weights=0), Silent()
-        )
+        write_report(store, tmp_path / "r.html", replace(SMALL, student=student, random_weights=0), Silent())
     assert load_encoder("test_vit", random_weights=0).image_px == 160
 
 

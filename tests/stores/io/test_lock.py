@@ -158,7 +158,8 @@ def test_a_draft_that_cannot_be_removed_does_not_cost_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk fails once, when the draft of the owner file is removed; it was left, and the folder had no owner."""
-    unlink, failed = Path.unlink, []
+    unlink = Path.unlink
+    failed: list[Path] = []
 
     def fail_once(path: Path, missing_ok: bool = False) -> None:
         if path.name.startswith(f"{lock.OWNER}.") and not failed:
