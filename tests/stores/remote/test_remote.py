@@ -25,7 +25,7 @@ from pipeline.runtime.progress import Silent
 from pipeline.verify.options import VerifyOptions
 from pipeline.verify.verify import seal_store, verify
 from stores.errors import CorruptStore, OptionError, StoreError
-from stores.format import layout, manifest
+from stores.format import layout, manifest, recipe
 from stores.info import store_info
 from stores.remote import objects, transfer
 from stores.remote import store as remote
@@ -292,11 +292,12 @@ def test_push_survives_failures_and_does_not_mix_stores(
         transfer.pull(quick(url), tmp_path / "back")
     assert files_of(tmp_path / "back") == files_of(store)
     other = Path(shutil.copytree(store, tmp_path / "other"))
-    text = (other / "recipe.json").read_text()
-    (other / "recipe.json").write_text(text.replace('"opencv": "', '"opencv": "x'))
+    about = recipe.load_complete(other)
+    recipe.save(other, replace(about, reader=replace(about.reader, opencv="another")))
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
-    with pytest.raises((OptionError, CorruptStore)):
+    with pytest.raises(OptionError, match=r"another store is there \(its recipe.json differs\)"):
         put(other, url)
+    assert "push.json" not in quick(url).list()
 
 
 @pytest.mark.kill
@@ -390,6 +391,25 @@ def test_two_stores_do_not_mix_at_one_url(s3: str, store: Path, tmp_path: Path, 
     assert set(there.list()) == {"push.json"}
     transfer.push(other, there)
     assert set(there.list()) == set(layout.list_files(other))
+
+
+def test_a_push_claims_its_url_and_looks_again_at_the_end(store: Path, tmp_path: Path) -> None:
+    """Another push came in between where a service cannot refuse to write over a file: neither becomes a store."""
+    other = Path(shutil.copytree(store, tmp_path / "other"))
+    manifest.write_slides(other, [row | {"patient_id": "p"} for row in manifest.read_slides(other)])
+    there = quick(f"file://{tmp_path}/out")
+    claims = []
+
+    class Meanwhile(Silent):
+        def advance(self, by: int = 1, detail: str = "") -> None:
+            if not claims:
+                claims.append(json.loads(there.get("push.json", 1 << 16) or b"null"))
+                there.put("push.json", json.dumps(transfer._claim_of(other)).encode())
+
+    with pytest.raises(OptionError, match="another store is being pushed there"):
+        transfer.push(store, there, Meanwhile())
+    assert claims == [transfer._claim_of(store)]
+    assert layout.RECIPE not in there.list()
 
 
 def test_a_store_that_changes_while_it_is_pushed_is_no_store_there(store: Path, tmp_path: Path) -> None:
