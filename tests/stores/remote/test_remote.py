@@ -398,7 +398,7 @@ def test_a_push_claims_its_url_and_looks_again_at_the_end(store: Path, tmp_path:
     other = Path(shutil.copytree(store, tmp_path / "other"))
     manifest.write_slides(other, [row | {"patient_id": "p"} for row in manifest.read_slides(other)])
     there = quick(f"file://{tmp_path}/out")
-    claims = []
+    claims: list[object] = []
 
     class Meanwhile(Silent):
         def advance(self, by: int = 1, detail: str = "") -> None:
