@@ -159,14 +159,13 @@ def _weights() -> tuple[dict[str, str], list[str]]:
     """For each preset: shipped, downloaded, on the hub, or why not; and the names of those that are out of reach."""
     from pipeline.encoders.hub import find_cached, hub_problem
     from pipeline.encoders.presets import PRESETS
-    from pipeline.encoders.weights import WEIGHT_FILES
 
     problem = hub_problem()
     states, away = {}, []
     for name, preset in PRESETS.items():
         if preset.asset is not None:
             states[name] = "shipped"
-        elif preset.hub is not None and find_cached(preset.hub, WEIGHT_FILES):
+        elif preset.hub is not None and find_cached(preset.hub, preset.files):
             states[name] = "downloaded"
         elif preset.hub is not None:
             access = ", access has to be requested there" if preset.gated else ""

@@ -15,12 +15,13 @@ def to_json() -> dict[str, Any]:
 
 def lines() -> list[str]:
     """The same as text."""
-    lines = [f"{'name':<16} {'dim':>5} {'parameters':>13}  {'mpp':>4}  licence"]
+    width = max(map(len, PRESETS))
+    lines = [f"{'name':<{width}} {'dim':>5} {'parameters':>13}  {'mpp':>4}  licence"]
     for p in PRESETS.values():
         gated = ", gated" if p.gated else ""
-        lines.append(f"{p.name:<16} {p.dim:>5} {p.params:>13,}  {p.mpp:>4g}  {p.licence}{gated}")
-        lines += [f"{'':<16} access {terms.access.says}" for terms in p.terms if terms.adds_access]
-        lines += [f"{'':<16} {terms.outputs.says}" for terms in p.terms if terms.names_outputs]
+        lines.append(f"{p.name:<{width}} {p.dim:>5} {p.params:>13,}  {p.mpp:>4g}  {p.licence}{gated}")
+        lines += [f"{'':<{width}} access {terms.access.says}" for terms in p.terms if terms.adds_access]
+        lines += [f"{'':<{width}} {terms.outputs.says}" for terms in p.terms if terms.names_outputs]
         if p.note:
-            lines.append(f"{'':<16} {p.note}")
+            lines.append(f"{'':<{width}} {p.note}")
     return lines

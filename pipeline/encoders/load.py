@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.encoders.encoder import Encoder, by_sides, token_grid
-from pipeline.encoders.presets import PRESETS, Preset
+from pipeline.encoders.presets import PRESETS, WEIGHT_FILES, Preset
 from pipeline.encoders.timm_models import (
     KINDS,
     create,
@@ -35,7 +35,7 @@ from pipeline.encoders.timm_models import (
     unknown,
 )
 from pipeline.encoders.torchvision_cpu import make_importable
-from pipeline.encoders.weights import WEIGHT_FILES, fit, published, read_checkpoint
+from pipeline.encoders.weights import fit, published, read_checkpoint, require_not_of_another
 from stores.errors import EncoderError, OptionError, StoreError
 from stores.format.terms import Fact, Terms, union
 from stores.io import files
@@ -134,7 +134,11 @@ def _build(preset: Preset, weights: Path | None, random_weights: int | None) -> 
         preset = replace(preset, terms=known or (Terms(preset.name),))
     with torch.device("meta"):  # shapes are compared before memory is taken
         backbone = create(preset)
-    state, source = published(preset) if weights is None else (read_checkpoint(weights), str(weights))
+    if weights is None:
+        state, source = published(preset)
+    else:
+        require_not_of_another(weights, preset)
+        state, source = read_checkpoint(weights), str(weights)
     state = fit(state, backbone, source, preset.name)
     if {name for name, _ in backbone.named_buffers()} <= state.keys():
         backbone.to_empty(device="cpu")

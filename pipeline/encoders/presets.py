@@ -14,11 +14,13 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from stores.format.licences import UNKNOWN, licence_of
-from stores.format.terms import GATED, OPEN, Fact, Terms, expression
+from stores.format.terms import GATED, OPEN, Fact, Terms, expression, union
 
 Pooling = Literal["cls", "cls+mean", "forward"]
 POOLINGS: tuple[Pooling, ...] = ("cls", "cls+mean", "forward")
 
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names under which most labs publish weights, in the order in which they are looked for."""
 _SWIGLU_ARCH = "vit_giant_patch14_reg4_dinov2"
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -26,8 +28,11 @@ _BIOPTIMUS_MEAN = (0.707223, 0.578729, 0.703617)
 _BIOPTIMUS_STD = (0.211883, 0.230117, 0.177517)
 _HIBOU_MEAN = (0.7068, 0.5755, 0.722)
 _HIBOU_STD = (0.195, 0.2316, 0.1816)
+_HALF = (0.5, 0.5, 0.5)
 
 _NC_ND = "CC-BY-NC-ND-4.0"
+_KAIKO_NC = "LicenseRef-kaiko-non-commercial"
+_OWKIN_NC = "LicenseRef-owkin-non-commercial"
 _OWN_TERMS = "has to be requested from the owner, and terms of its own accepted"
 _READ = "2026-11"
 """When the pages of the encoders were read."""
@@ -39,7 +44,10 @@ def _published(
     """Terms of weights on the hub, from their page; by default of outputs what the licence's own text says."""
     page = f"https://huggingface.co/{hub}"
     text = licence_of(licence)
-    said = Fact(outputs, page, _READ) if outputs else Fact(text.outputs, text.source, _READ)
+    if outputs or text.outputs == UNKNOWN:
+        said = Fact(outputs or UNKNOWN, page, _READ)
+    else:
+        said = Fact(text.outputs, text.source, _READ)
     return (Terms(name, Fact(licence, page, _READ), Fact(access, page, _READ), said),)
 
 
@@ -73,6 +81,12 @@ class Preset:
     """Arguments of ``timm.create_model`` beyond the defaults of `arch`; JSON values only."""
     hub: str | None = None
     """``OWNER/NAME`` of the weights on the Hugging Face hub, with ``@REVISION`` where one is meant."""
+    files: tuple[str, ...] = WEIGHT_FILES
+    """Names of the file of weights in that repository; the first one that is there counts."""
+    revision: str = ""
+    """Commit of the repository at which `sha256` was read; empty where none is known."""
+    sha256: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """SHA-256 of files by their names: one that is fetched and has another is refused. Empty where none is known."""
     asset: str | None = None
     """File in ``pipeline/encoders`` with weights that this package ships."""
     params: int = 0
@@ -127,6 +141,58 @@ _H0_MINI = Preset(
     terms=_published("h0-mini", "bioptimus/H0-mini", _NC_ND),
     gated=True,
 )
+
+_VIRCHOW2_TERMS = _published("virchow2", "paige-ai/Virchow2", _NC_ND)
+
+
+def _kaiko(name: str, arch: str, dim: int, params: int, **kwargs: object) -> Preset:
+    repo = f"1aurent/{arch.replace('reg4_dinov2', 'reg4_224')}.kaiko_ai_towards_large_pathology_fms"
+    return Preset(
+        name=name,
+        dim=dim,
+        mean=_HALF,
+        std=_HALF,
+        mpp=0.5,
+        pooling="cls",
+        arch=arch,
+        kwargs={"dynamic_img_size": True, **kwargs},
+        hub=repo,
+        params=params,
+        terms=_published(name, repo, _KAIKO_NC, OPEN),
+    )
+
+
+_KAIKO = {
+    preset.name: preset
+    for preset in (
+        _kaiko("kaiko-s16", "vit_small_patch16_224", 384, 21_665_664),
+        _kaiko("kaiko-s8", "vit_small_patch8_224", 384, 21_670_272),
+        _kaiko("kaiko-b16", "vit_base_patch16_224", 768, 85_798_656),
+        _kaiko("kaiko-b8", "vit_base_patch8_224", 768, 85_807_872),
+        # its config.json has timm's mean and std of the architecture and 518 px: not those of the model
+        _kaiko("kaiko-l14", "vit_large_patch14_reg4_dinov2", 1024, 303_230_976, img_size=224),
+    )
+}
+
+
+def _distillpath(start: str, teacher: str, kaiko: Preset | None, terms: tuple[Terms, ...]) -> Preset:
+    """ViT-S/16 that began as Kaiko's (``ks16``) or timm's of ImageNet-21k (``is16``) and learned from `teacher`."""
+    name, repo = f"distillpath-{start}-{teacher.lower()}", f"RamonK/DistillPath-{start.upper()}-{teacher}"
+    return Preset(
+        name=name,
+        dim=384,
+        mean=_HALF if kaiko else _IMAGENET_MEAN,
+        std=_HALF if kaiko else _IMAGENET_STD,
+        mpp=0.5,
+        pooling="cls",
+        arch="vit_small_patch16_224",
+        hub=repo,
+        params=21_665_664,
+        terms=union(
+            _published(name, repo, "LicenseRef-distillpath", OPEN), kaiko.terms if kaiko else (), terms
+        ),
+    )
+
 
 _PRESETS = (
     _H_OPTIMUS_0,
@@ -193,7 +259,30 @@ _PRESETS = (
         },
         hub="paige-ai/Virchow2",
         params=631_239_424,
-        terms=_published("virchow2", "paige-ai/Virchow2", _NC_ND),
+        terms=_VIRCHOW2_TERMS,
+        gated=True,
+    ),
+    Preset(
+        name="virchow",
+        dim=2560,
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        mpp=0.5,
+        pooling="cls+mean",
+        arch=_SWIGLU_ARCH,
+        kwargs={
+            "img_size": 224,
+            "embed_dim": 1280,
+            "depth": 32,
+            "num_heads": 16,
+            "mlp_ratio": 5.3375,
+            "reg_tokens": 0,
+            "no_embed_class": False,
+            "dynamic_img_size": True,
+        },
+        hub="paige-ai/Virchow",
+        params=631_229_184,
+        terms=_published("virchow", "paige-ai/Virchow", "Apache-2.0"),
         gated=True,
     ),
     Preset(
@@ -211,6 +300,108 @@ _PRESETS = (
         terms=_published("prov-gigapath", "prov-gigapath/prov-gigapath", "Apache-2.0", _OWN_TERMS, UNKNOWN),
         gated=True,
     ),
+    Preset(
+        name="gigapath-flash",
+        dim=384,
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        mpp=0.5,
+        pooling="cls",
+        arch=_SWIGLU_ARCH,  # its config.json names an architecture that timm does not have
+        kwargs={
+            "img_size": 224,
+            "patch_size": 16,
+            "embed_dim": 384,
+            "depth": 12,
+            "num_heads": 6,
+            "mlp_ratio": 5.33334,
+            "reg_tokens": 0,
+            "no_embed_class": False,
+        },
+        hub="prov-gigapath/prov-gigapath-flash",
+        params=21_681_024,
+        # the tag says Apache-2.0, the form through which access is given non-commercial: both bind
+        terms=_published(
+            "gigapath-flash",
+            "prov-gigapath/prov-gigapath-flash",
+            "Apache-2.0",
+            "has to be requested from the owner, with a form that says non-commercial use",
+            UNKNOWN,
+        ),
+        gated=True,
+    ),
+    Preset(
+        name="midnight-12k",
+        dim=3072,
+        mean=_HALF,
+        std=_HALF,
+        mpp=0.5,
+        pooling="cls+mean",
+        arch="vit_giant_patch14_dinov2",
+        kwargs={"img_size": 224},
+        hub="kaiko-ai/midnight",
+        params=1_134_769_664,
+        terms=_published("midnight-12k", "kaiko-ai/midnight", "MIT", OPEN),
+        note="trained at 0.25, 0.5, 1 and 2 mpp",
+    ),
+    replace(
+        _H_OPTIMUS_0,
+        name="openmidnight",
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        hub="SophontAI/OpenMidnight",
+        files=("teacher_checkpoint_load.pt",),
+        terms=_published("openmidnight", "SophontAI/OpenMidnight", "Apache-2.0"),
+    ),
+    replace(
+        _H_OPTIMUS_0,
+        name="openpath",
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        hub="taejoon89/openpath",
+        files=("teacher_checkpoint.pth",),
+        terms=_published("openpath", "taejoon89/openpath", "Apache-2.0", OPEN),
+        gated=False,
+    ),
+    replace(
+        _H0_MINI,
+        name="hibou-b",
+        mean=_HIBOU_MEAN,
+        std=_HIBOU_STD,
+        hub="histai/hibou-b",
+        terms=_published("hibou-b", "histai/hibou-b", "Apache-2.0"),
+    ),
+    Preset(
+        name="uni",
+        dim=1024,
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        mpp=0.5,
+        pooling="cls",
+        arch="vit_large_patch16_224",
+        kwargs={"init_values": 1e-5, "dynamic_img_size": True},
+        hub="MahmoodLab/UNI",
+        params=303_350_784,
+        terms=_published("uni", "MahmoodLab/UNI", _NC_ND),
+        gated=True,
+    ),
+    Preset(
+        name="phikon-v2",
+        dim=1024,
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        mpp=0.5,
+        pooling="cls",
+        arch="vit_large_patch14_dinov2",  # by name only: its patches are 16 px wide
+        kwargs={"img_size": 224, "patch_size": 16},
+        hub="owkin/phikon-v2",
+        params=303_350_784,
+        terms=_published("phikon-v2", "owkin/phikon-v2", _OWKIN_NC, OPEN),
+    ),
+    *_KAIKO.values(),
+    _distillpath("ks16", "HOpt0", _KAIKO["kaiko-s16"], _H_OPTIMUS_0.terms),
+    _distillpath("ks16", "Virchow2", _KAIKO["kaiko-s16"], _VIRCHOW2_TERMS),
+    _distillpath("is16", "Virchow2", None, _VIRCHOW2_TERMS),
     Preset(
         name="demo-teacher",
         dim=1536,
@@ -240,5 +431,81 @@ _PRESETS = (
     ),
 )
 
-PRESETS: Mapping[str, Preset] = {preset.name: preset for preset in _PRESETS}
+_BIN, _SAFE = "pytorch_model.bin", "model.safetensors"
+_READ_AT = {
+    "1aurent/vit_large_patch14_reg4_224.kaiko_ai_towards_large_pathology_fms": (
+        "fb802e347d2c59f05207b70ad75f7df30019c188",
+        {_SAFE: "149c8b21c60a7115a17572073b09ef142411c91b5194c84a99ebba8b83f20e69"},
+    ),
+    "MahmoodLab/UNI": (
+        "b55a5ec6cade1a39edfe6534189a9b8ca7a022f0",
+        {_BIN: "56ef09b44a25dc5c7eedc55551b3d47bcd17659a7a33837cf9abc9ec4e2ffb40"},
+    ),
+    "MahmoodLab/UNI2-h": (
+        "d517a8dd47902dd7c308b3c36f63bce47e7b9a43",
+        {_BIN: "6e077eda234bebc595868d918d3458d9dd32a050199b0ff04443b2f46a0a3b1e"},
+    ),
+    "SophontAI/OpenMidnight": (
+        "87189e6674d397a14a5cd342c97b1a1615a185aa",
+        {"teacher_checkpoint_load.pt": "b57121fc10e2b04c9e85514fa5e4c23b75329301e05bfc756c3bca57312505be"},
+    ),
+    "bioptimus/H-optimus-0": (
+        "b145cc1e6c6b30d3251aa8b1f844e6974188a743",
+        {_BIN: "bf47b8467403079798661601b6ab06533be789da48d3f8b510aaefe2fbc55cd3"},
+    ),
+    "bioptimus/H-optimus-1": (
+        "3592cb220dec7a150c5d7813fb56e68bd57473b9",
+        {_SAFE: "c4f1e5b457ddf00679626053b0bf2899be6a19c3a04ad191c87ad1cdfd1abfe1"},
+    ),
+    "bioptimus/H0-mini": (
+        "5b5cc0505d19ae558270045eb0df8c34df4d9609",
+        {_SAFE: "5e4de45a6527a8160f7c21fe3105c987757efe30ce581e1f2cf5809476069ade"},
+    ),
+    "histai/hibou-L": (
+        "31a3b9fee16554c8552cb643d311733bce8faf7c",
+        {_SAFE: "a63d1699448143ceccf2b7e1c4bf35b995c51f86ef8a6efb471af2eee210b79c"},
+    ),
+    "histai/hibou-b": (
+        "7fdc8cce365ebfd9e7e60ee6ee9a8d4d59388f3c",
+        {_SAFE: "2121db3cac83bc9abf13a458a37b0740e2ce725609ff8d4b8e6b6c56c30c3ab6"},
+    ),
+    "kaiko-ai/midnight": (
+        "adc6b15679c981cce6f9b018bbad09d16eeeda9f",
+        {_SAFE: "52c14f20386ca17c2af8a7bf32c31c352668a8fbf6aefc88d86be6eaa0c72ca1"},
+    ),
+    "owkin/phikon-v2": (
+        "2ae989a9c40cffaa27f0a6cb29cc94d1d6f9a5fd",
+        {_SAFE: "261ae680fa699b3b951597fd57aa19c02ef735805acb104b93af69b36d928569"},
+    ),
+    "paige-ai/Virchow": (
+        "19eebc84ae33e79f1b2d866e6ff90ae50e522f9a",
+        {_SAFE: "3416891b37a2349a2d9ce7ecf00b64a6277011b41351436c1ceb0abb80805408"},
+    ),
+    "paige-ai/Virchow2": (
+        "3158645804b69e3f3bc4439d4116edddf0840a72",
+        {_SAFE: "8d6cea947eb2418c3b0dff48cfb9b238e47744ab0dfca21b2b0637b140769b4b"},
+    ),
+    "prov-gigapath/prov-gigapath": (
+        "eba85dd46097c3eedfcc2a3a9a930baecb6bcc19",
+        {_BIN: "877947214318afa9e011754b74bbc3894a1f480a253afc7bc8045b8321dedd63"},
+    ),
+    "prov-gigapath/prov-gigapath-flash": (
+        "f5c3a709ad81d3a5605bb2eb38cd5c2e53da0375",
+        {_BIN: "ea5e36c2b3593b073868f91b9016559a620f0d6752e3861cb2bb0b5312238473"},
+    ),
+    "taejoon89/openpath": (
+        "22b339237195931eb56ea6c86653362edd2dd155",
+        {"teacher_checkpoint.pth": "1b389360b4867b5159ce7534ff231f51e87d3cf140daa4b37483d0a178af3da3"},
+    ),
+}
+"""Commit and digests of files by repository, as the registry of CraigMyles/raw2features pinned them in July 2026
+(``src/raw2features/embedders/registry.yaml``). Other public sources have those of UNI, Phikon-v2 and Midnight too."""
+
+
+def _pinned(preset: Preset) -> Preset:
+    revision, digests = _READ_AT.get(preset.hub or "", ("", {}))
+    return replace(preset, revision=revision, sha256=digests)
+
+
+PRESETS: Mapping[str, Preset] = {preset.name: _pinned(preset) for preset in _PRESETS}
 """Every preset by its name, in the order in which ``g2l models`` lists them."""

@@ -6,11 +6,12 @@
                   ``encoder.layer.3.attention.q_proj.weight`` in the memory of version 5
 """
 
+import math
 import re
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _IN_BLOCK = re.compile(r"(?P<prefix>.*?)encoder\.layer\.(?P<block>\d+)\.(?P<part>.+)\.(?P<kind>[^.]+)")
 _STACKED = {
@@ -65,3 +66,32 @@ def to_native(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif part == parts[0]:
             native[f"blocks.{block}.{_STACKED[parts]}.{kind}"] = torch.cat([state[other] for other in whole])
     return native
+
+
+def resampled(
+    native: Mapping[str, Tensor], state: Mapping[str, Tensor], grid: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Position embeddings of another grid as transformers resamples them for DINOv2 without registers: not smoothed.
+
+    timm smooths when it makes a grid smaller (``antialias``), as DINOv2 with registers does; the features differ.
+
+    Parameters
+    ----------
+    native, state
+        The tensors in the native layout, and in the one of the file.
+    grid : (int, int)
+        Of the architecture that they are for.
+    """
+    plain = (
+        any(name.endswith("embeddings.position_embeddings") for name in state)
+        and "register_tokens" not in native
+    )
+    positions = native.get("pos_embed")
+    if not plain or positions is None or positions.ndim != 3:
+        return dict(native)
+    side = math.isqrt(positions.shape[1] - 1)
+    if side**2 != positions.shape[1] - 1 or grid == (side, side):
+        return dict(native)
+    patches = positions[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
+    patches = nn.functional.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
+    return {**native, "pos_embed": torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)}

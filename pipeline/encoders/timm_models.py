@@ -107,7 +107,9 @@ def hub_preset(repo: str) -> Preset:
     owner_name, at, revision = repo.partition("@")
     for preset in PRESETS.values():
         if preset.hub is not None and preset.hub.lower() == owner_name.lower():
-            return replace(preset, hub=f"{preset.hub}{at}{revision}")
+            if revision in ("", preset.revision):
+                return preset
+            return replace(preset, hub=f"{preset.hub}{at}{revision}", revision="", sha256={})
     file = fetch(
         repo, ["config.json"], otherwise="or fetch its files elsewhere and give their folder as the encoder"
     )

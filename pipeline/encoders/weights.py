@@ -4,6 +4,7 @@ Nothing here unpickles objects: ``.safetensors``, or ``torch.load(weights_only=T
 not fill an architecture exactly is refused by name; nothing is left at its random start.
 """
 
+import hashlib
 import importlib.resources
 import re
 import sys
@@ -14,16 +15,15 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor, nn
 
-from pipeline.encoders.hub import brief, fetch
-from pipeline.encoders.presets import Preset
-from pipeline.encoders.state_dict_layouts import to_native
+from pipeline.encoders.hub import brief, fetch, find_cached
+from pipeline.encoders.presets import PRESETS, WEIGHT_FILES, Preset
+from pipeline.encoders.state_dict_layouts import resampled, to_native
 from pipeline.encoders.tensor_files import load_torch, require_own_memory, require_safetensors
 from stores.errors import WeightsError
 from stores.io.files import require_utf8
 from stores.io.ranges import ranges_of
 from stores.io.text import one_line
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 # a training checkpoint wraps its tensors; of several, the averaged model is the one that is deployed
 _WRAPPERS = ("teacher", "state_dict_ema", "model_ema", "state_dict", "model", "encoder", "backbone", "module")
@@ -148,7 +148,9 @@ def fit(state: Mapping[str, Tensor], backbone: nn.Module, source: str, arch: str
     other_shape = []
     if patches is not None and patches.ndim == 4:  # timm would resample another patch size silently
         other_shape += _shape_problem("patch_embed.proj.weight", patches, expected)
+    grid = getattr(getattr(backbone, "patch_embed", None), "grid_size", None)
     if not unlike:
+        found = resampled(found, state, grid) if grid and not other_shape else found
         found = _timm_filter(found, backbone, source, arch)
     for name in sorted(found.keys() & expected.keys() - {"patch_embed.proj.weight"}):
         other_shape += _shape_problem(name, found[name], expected)
@@ -269,7 +271,50 @@ def published(preset: Preset) -> tuple[dict[str, Tensor], str]:
         with importlib.resources.as_file(resource) as file:
             return read_checkpoint(file), f"shipped file {preset.asset}"
     if preset.hub is not None:
-        return read_checkpoint(fetch(preset.hub, WEIGHT_FILES, gated=preset.gated)), preset.hub
+        file = _fetched(preset, preset.hub)
+        _require_digest(file, preset)
+        return read_checkpoint(file), preset.hub
     raise WeightsError(
         f"{preset.name} has no published weights on the hub; give --weights PATH or --random-weights SEED"
     )
+
+
+def _fetched(preset: Preset, hub: str) -> Path:
+    """The file of a preset's weights, at its revision; another revision in the cache spares the network."""
+    at = f"{hub}@{preset.revision}" if preset.revision else hub
+    cached = find_cached(at, preset.files) or find_cached(hub, preset.files)
+    return cached or fetch(at, preset.files, gated=preset.gated)
+
+
+def _require_digest(file: Path, preset: Preset) -> None:
+    """Raise WeightsError unless a fetched file is the one whose digest a preset has; 2 s for 4.5 GB."""
+    expected = preset.sha256.get(file.name)
+    if expected is not None and (found := _file_sha256(file)) != expected:
+        raise WeightsError(
+            f"{preset.name}: {file.name} of {preset.hub} has SHA-256 {found[:16]}..., and the preset is the file "
+            f"{expected[:16]}... of revision {preset.revision[:12]}: delete {file} and try again, or take this file by "
+            f"your word, with --weights {file}"
+        )
+
+
+def require_not_of_another(weights: Path, preset: Preset) -> None:
+    """Raise WeightsError when a user's file is the published one of another preset than the one that was named.
+
+    H-optimus-0, H-optimus-1, OpenMidnight and OpenPath have one architecture: any file fits any name.
+    """
+    if preset.name not in PRESETS or preset.hub is None:
+        return
+    found = _file_sha256(_checkpoint_file(weights))
+    if found in preset.sha256.values():
+        return
+    owner = next((other for other in PRESETS.values() if found in other.sha256.values()), None)
+    if owner is not None:
+        raise WeightsError(
+            f"{weights} is the published file of {owner.name} (SHA-256 {found[:16]}...), not of {preset.name}; name "
+            f"{owner.name} as the encoder"
+        )
+
+
+def _file_sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

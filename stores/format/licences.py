@@ -41,6 +41,8 @@ def _cc(kind: str, commercial_use: str = "yes", changed_material: str = "yes") -
     return _known(f"CC-{kind.upper()}-4.0", source, commercial_use, changed_material)
 
 
+_KAIKO = "https://github.com/kaiko-ai/towards_large_pathology_fms/blob/main"
+_PHIKON = "https://huggingface.co/owkin/phikon-v2/blob/main"
 _ALIKE = "yes, under the same licence"
 LICENCES = {
     licence.tag: licence
@@ -55,6 +57,8 @@ LICENCES = {
         _cc("by-nc", "no"),
         _cc("by-nc-sa", "no", _ALIKE),
         _cc("by-nc-nd", "no", "no"),
+        Licence("licenseref-kaiko-non-commercial", commercial_use="no", source=f"{_KAIKO}/LICENSE"),
+        Licence("licenseref-owkin-non-commercial", commercial_use="no", source=f"{_PHIKON}/LICENSE.pdf"),
     )
 }
 """Known licences by tag."""

@@ -17,9 +17,9 @@ from pipeline.encoders import hub
 from pipeline.encoders.encoder import Encoder
 from pipeline.encoders.export import export_encoder, weights_sha256
 from pipeline.encoders.load import load_encoder
-from pipeline.encoders.presets import PRESETS
+from pipeline.encoders.presets import PRESETS, Preset
 from stores.errors import WeightsError
-from tests.tools.encoders import State, as_safetensors, make_views, refusal, state_of, trained_encoder
+from tests.tools.encoders import TINY, State, as_safetensors, make_views, refusal, state_of, trained_encoder
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +121,65 @@ def test_a_preset_downloads_once_and_then_needs_no_network(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert weights_sha256(load_encoder("mine")) == weights_sha256(trained)
     assert fake_hub.requests == []
+
+
+PINNED = "a" * 40
+
+
+def pinned(trained: Encoder, name: str, file: str, body: bytes, revision: str = PINNED) -> Preset:
+    digest = hashlib.sha256(body).hexdigest()
+    about = {"name": name, "hub": f"owner/{name}", "files": (file,), "sha256": {file: digest}}
+    return replace(trained.preset, revision=revision, **about)  # type: ignore[arg-type]
+
+
+def test_a_file_of_another_digest_is_refused_by_name(
+    trained: Encoder, fake_hub: type[FakeHub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = as_safetensors(state_of(trained), tmp_path).read_bytes()
+    monkeypatch.setitem(PRESETS, "mine", pinned(trained, "mine", "teacher.safetensors", body))
+    fake_hub.files = {"owner/mine/teacher.safetensors": body}
+    assert weights_sha256(load_encoder("mine")) == weights_sha256(trained)
+    assert any(f"/resolve/{PINNED}/" in path for path in fake_hub.requests)
+    other = as_safetensors(state_of(load_encoder(TINY, random_weights=8)), tmp_path).read_bytes()
+    monkeypatch.setitem(PRESETS, "mine", pinned(trained, "mine", "teacher.safetensors", other, "b" * 40))
+    message = refusal("mine")
+    for part in (
+        "mine: teacher.safetensors of owner/mine",
+        hashlib.sha256(body).hexdigest()[:16],
+        hashlib.sha256(other).hexdigest()[:16],
+        "revision bbbbbbbbbbbb",
+        "--weights",
+    ):
+        assert part in message
+    by_word = load_encoder(f"hf-hub:owner/mine@{COMMIT}")  # whoever names a revision means its file
+    assert weights_sha256(by_word) == weights_sha256(trained)
+
+
+def test_the_cache_of_another_revision_spares_the_network(
+    trained: Encoder, fake_hub: type[FakeHub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node without network, filled by timm or by hand at the newest revision."""
+    body = as_safetensors(state_of(trained), tmp_path).read_bytes()
+    fake_hub.files = {"owner/mine/model.safetensors": body}
+    hub.fetch("owner/mine", ["model.safetensors"])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setitem(PRESETS, "mine", pinned(trained, "mine", "model.safetensors", body))
+    assert weights_sha256(load_encoder("mine")) == weights_sha256(trained)
+
+
+def test_the_published_file_of_another_preset_is_refused(
+    trained: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Teachers of one architecture: a file of one fits the name of any other."""
+    mine, other = tmp_path / "mine.pth", tmp_path / "other.pth"
+    torch.save(state_of(trained), mine)
+    torch.save(state_of(load_encoder(TINY, random_weights=8)), other)
+    for name, file in (("mine", mine), ("other", other)):
+        monkeypatch.setitem(PRESETS, name, pinned(trained, name, file.name, file.read_bytes()))
+    assert weights_sha256(load_encoder("mine", weights=mine)) == weights_sha256(trained)
+    assert "other.pth is the published file of other" in refusal("mine", weights=other)
+    converted = as_safetensors(state_of(trained), tmp_path)  # nobody's published file: the user's word counts
+    assert weights_sha256(load_encoder("other", weights=converted)) == weights_sha256(trained)
 
 
 def test_a_student_on_the_hub_opens_with_its_own_pooling(

@@ -1,5 +1,6 @@
 """Encoders: architectures, Normalize, pooling, names, random weights and users' functions."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ from pipeline.encoders.presets import PRESETS
 from pipeline.encoders.timm_models import create, timm_preset
 from pipeline.encoders.torchvision_cpu import make_importable
 from stores.errors import EncoderError, OptionError
+from stores.format.terms import OPEN
 from tests.tools.encoders import TINY, make_views, refusal
 from tests.tools.settings import ROOT
 
@@ -126,7 +128,17 @@ def test_a_registry_entry_says_where_its_weights_are_and_what_they_permit() -> N
     assert "commercial use of models trained on its outputs" in PRESETS["uni2-h"].terms[0].outputs.says
     assert PRESETS["prov-gigapath"].terms[0].licence.says == "Apache-2.0"
     assert "terms of its own" in PRESETS["prov-gigapath"].terms[0].access.says
-    assert all(preset.gated for preset in PRESETS.values() if preset.hub is not None)
+    open_ones = {name for name, preset in PRESETS.items() if preset.hub is not None and not preset.gated}
+    assert {"midnight-12k", "openpath", "phikon-v2", "kaiko-s16"} <= open_ones
+    assert all(preset.terms[0].access.says == OPEN for preset in map(PRESETS.get, open_ones) if preset)
+    real = {(preset.hub, preset.arch) for preset in PRESETS.values() if preset.hub is not None}
+    assert len(real) >= 16
+    for preset in PRESETS.values():
+        assert bool(preset.revision) == bool(preset.sha256)
+        assert set(preset.sha256) <= set(preset.files)
+        assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in preset.sha256.values())
+    assert "LicenseRef-kaiko-non-commercial" in PRESETS["distillpath-ks16-hopt0"].licence
+    assert "Apache-2.0" in PRESETS["distillpath-ks16-hopt0"].licence
     assert replace(PRESETS["hibou-l"], asset="demo.safetensors").source == "shipped"
 
 

@@ -24,6 +24,7 @@ from pipeline.encoders.timm_models import create
 from pipeline.encoders.torchvision_cpu import make_importable
 from stores.errors import WeightsError
 from tests.tools.encoders import State, make_views, prefixed
+from tests.tools.layouts import NativeEncoder, at_random, chunked
 from tests.tools.settings import ROOT
 
 pytestmark = pytest.mark.slow
@@ -31,59 +32,6 @@ pytestmark = pytest.mark.slow
 DEPTH = 2
 HIBOU = replace(PRESETS["hibou-l"], kwargs={**PRESETS["hibou-l"].kwargs, "depth": DEPTH})
 """True width and image, two of the 24 blocks."""
-
-
-class NativeBlock(nn.Module):
-    def __init__(self, dim: int, heads: int, hidden: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
-        self.attn = nn.ModuleDict({"qkv": nn.Linear(dim, 3 * dim), "proj": nn.Linear(dim, dim)})
-        self.ls1 = nn.ParameterDict({"gamma": torch.ones(dim)})
-        self.mlp = nn.ModuleDict({"w12": nn.Linear(dim, 2 * hidden), "w3": nn.Linear(hidden, dim)})
-        self.ls2 = nn.ParameterDict({"gamma": torch.ones(dim)})
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, n, c = x.shape
-        qkv = self.attn["qkv"](self.norm1(x)).reshape(b, n, 3, self.heads, c // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        weights = ((q * (c // self.heads) ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1)
-        x = x + self.ls1["gamma"] * self.attn["proj"]((weights @ v).transpose(1, 2).reshape(b, n, c))
-        x1, x2 = self.mlp["w12"](self.norm2(x)).chunk(2, dim=-1)
-        return x + self.ls2["gamma"] * self.mlp["w3"](nn.functional.silu(x1) * x2)
-
-
-class NativeEncoder(nn.Module):
-    """Class token, four registers and patch tokens after the final norm."""
-
-    def __init__(self, dim: int = 1024, heads: int = 16, hidden: int = 2736, side: int = 16) -> None:
-        super().__init__()
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, dim, 14, 14)})
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.mask_token = nn.Parameter(torch.zeros(1, dim))
-        self.register_tokens = nn.Parameter(torch.zeros(1, 4, dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, side * side + 1, dim))
-        self.blocks = nn.ModuleList(NativeBlock(dim, heads, hidden) for _ in range(DEPTH))
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
-        x = torch.cat([x[:, :1], self.register_tokens.expand(len(x), -1, -1), x[:, 1:]], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
-
-
-def at_random(model: nn.Module) -> nn.Module:
-    """Every tensor away from its start, so that none can be left out or exchanged unnoticed."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            spread = 0.3 if parameter.ndim < 2 else 0.05
-            centre = 1.0 if re.search(r"norm\d?\.weight", name) else 0.0
-            parameter.copy_(centre + spread * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
 
 
 def transformers_model() -> nn.Module:
@@ -129,11 +77,6 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
     folder = tmp_path_factory.mktemp("hub")
     model.save_pretrained(folder)  # type: ignore[operator]
     return model, folder / "model.safetensors"
-
-
-def chunked(state: State) -> State:
-    """As DINOv2's trainer keeps blocks: in chunks, here of one block each."""
-    return {re.sub(r"^blocks\.(\d+)\.", r"blocks.\1.\1.", name): value for name, value in state.items()}
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,8 @@ def test_nothing_is_known_of_a_licence_that_is_not_named_exactly(licence: str) -
 
 def test_no_restriction_gets_lost_in_the_table_of_licences() -> None:
     for tag, licence in LICENCES.items():
-        assert licence_of(licence.spdx or "") is licence
-        assert (licence.commercial_use == "no") == ("-nc" in tag)
+        assert licence_of(licence.spdx or licence.tag) is licence
+        assert (licence.commercial_use == "no") == ("-nc" in tag or "-non-commercial" in tag)
         assert (licence.changed_material == "no") == ("-nd" in tag)
         assert licence.source.startswith("https://")
 
