@@ -266,11 +266,11 @@ def test_models_and_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["weights"]["demo-teacher"] == "shipped"
     away = [name for name, model in models.items() if model["hub"] is not None]
     assert found["out_of_reach"] == away
-    assert len(away) == 8
+    assert len(away) >= 16
     assert "HF_HUB_OFFLINE is set (bioptimus/H-optimus-0, access has to be" in found["weights"]["h-optimus-0"]
     said = g2l("doctor").stdout
     assert "OpenSlide 4" in said
-    assert "OUT OF REACH: the published weights of 8 encoders (h-optimus-0, " in said
+    assert f"OUT OF REACH: the published weights of {len(away)} encoders (h-optimus-0, " in said
     assert "no problems found\n" not in said
 
 
