@@ -106,6 +106,9 @@ def read_config(command: click.Command, path: Path) -> dict[str, Any]:
     for name, value in read_yaml(path, f"--config {path}").items():
         if name not in known:
             raise click.BadParameter(f"{path}: unknown option {name!r}; allowed: {', '.join(sorted(known))}")
+        if getattr(known[name], "command_line_only", False):
+            flag = f"--{name.replace('_', '-')}"
+            raise click.BadParameter(f"{path}: {name} is set on the command line alone, with {flag}")
         several = known[name].nargs != 1 or getattr(known[name], "multiple", False)
         if isinstance(value, list) != several and value is not None:
             expected = "a list, such as [1, 2]" if several else "one value"
@@ -164,11 +167,14 @@ _METAVARS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 
 
 class Option(click.Option):
-    """An option that knows the heading under which the help page shows it."""
+    """An option that knows the heading under which the help page shows it, and whether a file may set it."""
 
-    def __init__(self, *args: Any, heading: str = "", **settings: Any) -> None:
+    def __init__(
+        self, *args: Any, heading: str = "", command_line_only: bool = False, **settings: Any
+    ) -> None:
         super().__init__(*args, **settings)
         self.heading = heading
+        self.command_line_only = command_line_only
 
 
 class Command(click.Command):
@@ -220,6 +226,7 @@ def _click_option(field: dataclasses.Field[Any], kind: Any) -> click.Option:
         "default": default,
         "metavar": about["metavar"],
         "heading": about["heading"],
+        "command_line_only": about["command_line_only"],
         "help": about["help"],
     }
     if kind is bool:

@@ -122,6 +122,8 @@ def distill(
             f", {ranks.world} processes, batch statistics {options.batch_stats}" if ranks.world > 1 else ""
         )
         report.note(f"student {options.student} on {trainer.device}, {name}{several}")
+        if student.preset.warning:
+            report.note(f"warning: {options.student}: {student.preset.warning}")
         facts = _train(run, data, trainer, options, threads, report)
         return _finish(run, data, trainer, facts) if ranks.leads else {}
 

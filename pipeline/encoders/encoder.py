@@ -49,6 +49,7 @@ class Encoder(nn.Module):
         self.pooling, self.dim = preset.pooling, preset.dim
         self.licence, self.terms = preset.licence, preset.terms
         self.backbone = backbone
+        self._layout = torch.contiguous_format
         self.register_buffer("_normalize", _constants(preset), persistent=False)
 
     def forward(self, views: Tensor) -> Tensor:
@@ -96,7 +97,14 @@ class Encoder(nn.Module):
             raise EncoderError(
                 f"{self.name} takes {self.image_px} px, not {view_px}{other_size(self.resizable, view_px)}"
             )
-        return Encoder(replace(self.preset, image_px=view_px), self.backbone).train(self.training)
+        other = Encoder(replace(self.preset, image_px=view_px), self.backbone).train(self.training)
+        other._layout = self._layout
+        return other
+
+    def use_channels_last(self) -> None:
+        """Keep images and weights with their channels last: CNNs are often faster, features differ by rounding."""
+        self._layout = torch.channels_last
+        self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def resizable(self) -> tuple[str, int] | None:
@@ -150,7 +158,7 @@ class Encoder(nn.Module):
     def _normalized(self, views: Tensor) -> Tensor:
         mean, std = self._normalize.view(2, 1, 3, 1, 1)
         # torchvision's ToTensor and Normalize, as on the model cards, to the last bit
-        images = views.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        images = views.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._layout)
         images = images.div_(255).sub_(mean).div_(std)
         parameter = next(self.backbone.parameters(), images)
         return images.to(parameter.dtype)

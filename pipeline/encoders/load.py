@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pipeline.encoders.encoder import Encoder, by_sides, token_grid
 from pipeline.encoders.presets import PRESETS, WEIGHT_FILES, Preset
+from pipeline.encoders.remote_code import SCHEME, load_remote
 from pipeline.encoders.timm_models import (
     KINDS,
     create,
@@ -48,6 +49,7 @@ def load_encoder(
     weights: Path | None = None,
     random_weights: int | None = None,
     pooling: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Encoder:
     """Load an encoder by name, on the CPU, in eval mode and float32.
 
@@ -63,6 +65,8 @@ def load_encoder(
         is left as it was.
     pooling
         ``cls`` or ``cls+mean``, in place of the encoder's own.
+    trust_remote_code
+        Whether ``hf-auto:OWNER/NAME@REVISION`` may run the code of that repository.
 
     Raises
     ------
@@ -75,7 +79,12 @@ def load_encoder(
     """
     if weights is not None and random_weights is not None:
         raise OptionError("--weights and --random-weights exclude each other; give one of them")
-    found = _load(spec, weights, random_weights)
+    if spec.startswith(f"{SCHEME}:"):
+        if weights is not None or random_weights is not None:
+            raise OptionError(f"{spec}: brings its own weights; leave out --weights and --random-weights")
+        found = load_remote(spec, trust_remote_code)
+    else:
+        found = _load(spec, weights, random_weights)
     return found if pooling is None else _repooled(found, pooling)
 
 

@@ -96,6 +96,8 @@ class Preset:
     """Whether the owner has to grant access to `hub` first."""
     note: str = ""
     """What else one should know."""
+    warning: str = ""
+    """What may be wrong with this description; said whenever it is used."""
 
     @property
     def licence(self) -> str:

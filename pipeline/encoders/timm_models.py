@@ -113,7 +113,22 @@ def hub_preset(repo: str) -> Preset:
     file = fetch(
         repo, ["config.json"], otherwise="or fetch its files elsewhere and give their folder as the encoder"
     )
-    return replace(_config_preset(files.read_json(file, finite=True), repo, repo), hub=repo)
+    config = files.read_json(file, finite=True)
+    found = replace(_config_preset(config, repo, repo), hub=repo)
+    ours = "g2l" in config or owner_name.lower().startswith("timm/")
+    return found if ours else replace(found, warning=_of_the_architecture(found))
+
+
+def _of_the_architecture(preset: Preset) -> str:
+    """A warning when mean and std are those that timm fills in for an architecture; empty when they are others."""
+    known = _timm().models.get_pretrained_cfg(preset.arch.partition(".")[0])
+    if known is None or (preset.mean, preset.std) != (tuple(known.mean), tuple(known.std)):
+        return ""
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (preset.mean, preset.std))
+    return (
+        f"its mean ({mean}) and std ({std}) are timm's for {preset.arch} and may not be those that the model was "
+        "trained with: compare its page; a folder with its files and a corrected config.json has others"
+    )
 
 
 def rgb(values: Any, name: str) -> tuple[float, float, float]:

@@ -26,6 +26,8 @@ class EncoderFacts:
     terms: tuple[Terms, ...]
     compile_seconds: float | None
     """What compiling it took; None where it is not compiled."""
+    warning: str = ""
+    """What may be wrong with its description."""
     resizable: tuple[str, int] | None = None
     """See `pipeline.encoders.encoder.Encoder.resizable`."""
 
@@ -39,15 +41,16 @@ class EncoderFacts:
             str(loaded.device),
             loaded.encoder.terms,
             loaded.compile_seconds,
+            loaded.encoder.preset.warning,
             loaded.encoder.resizable,
         )
 
     def described(self) -> str:
         """One line: which encoder computes on which device, and in which arithmetic."""
         text = f"{self.identity.name} on {self.device}: {self.identity.dtype}, because {self.dtype_reason}"
-        if self.compile_seconds is None:
-            return text
-        return f"{text}; compiled in {self.compile_seconds:.0f} s"
+        if self.compile_seconds is not None:
+            text += f"; compiled in {self.compile_seconds:.0f} s"
+        return f"{text}; warning: {self.warning}" if self.warning else text
 
 
 def token_recipe(loaded: OnDevice, count: int | None) -> recipe.Tokens | None:

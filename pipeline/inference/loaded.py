@@ -37,6 +37,8 @@ class EncoderSpec:
     batch_size: int | None = None
     """Views per forward pass; None for the device's usual number."""
     compile: bool = False
+    channels_last: bool = False
+    trust_remote_code: bool = False
     view_px: int | None = None
     """Side of the views; None for the encoder's own. An encoder that does not take it keeps its own."""
     room_px: int | None = None
@@ -153,7 +155,11 @@ def load_on_device(spec: EncoderSpec) -> OnDevice:
     where = devices.choose_device(spec.device)
     arithmetic, reason = devices.choose_dtype(spec.dtype, where)
     encoder = load_encoder(
-        spec.name, weights=spec.weights, random_weights=spec.random_weights, pooling=spec.pooling
+        spec.name,
+        weights=spec.weights,
+        random_weights=spec.random_weights,
+        pooling=spec.pooling,
+        trust_remote_code=spec.trust_remote_code,
     )
     side = spec.view_px or min(spec.room_px or encoder.image_px, encoder.image_px)
     if encoder.takes(side):
@@ -168,6 +174,8 @@ def load_on_device(spec: EncoderSpec) -> OnDevice:
         dim=encoder.dim,
         dtype=devices.dtype_name(arithmetic),
     )
+    if spec.channels_last:
+        encoder.use_channels_last()
     batch_size = spec.batch_size or _BATCH[where.type]
     loaded = OnDevice(encoder.to(where), where, arithmetic, reason, batch_size, identity)
     return compiled(loaded, spec.with_tokens) if spec.compile else loaded

@@ -29,6 +29,7 @@ def option(
     metavar: str | None = None,
     heading: str = "",
     shown: str | None = None,
+    command_line_only: bool = False,
 ) -> Any:
     """A dataclass field with what the help page shows about it.
 
@@ -44,9 +45,11 @@ def option(
         Heading of the help page under which the option stands; empty for the first one.
     shown
         The default in words, where the default itself is None or says too little.
+    command_line_only
+        Whether a file of options may not set it: such a file may come from somebody else.
     """
     about = {"help": text, "choices": choices, "metavar": metavar, "heading": heading, "shown": shown}
-    return field(default=default, metadata=about)
+    return field(default=default, metadata=about | {"command_line_only": command_line_only})
 
 
 @functools.cache
@@ -225,6 +228,17 @@ class ForwardOptions(DeviceOptions):
     dtype: str = option("auto", "Arithmetic of the forward pass.", choices=_DTYPES, heading=MACHINE)
     batch_size: int | None = option(
         None, "Views of a forward pass.", heading=MACHINE, shown="256 on a GPU, 16 on a CPU"
+    )
+    channels_last: bool = option(
+        False,
+        "Keep images with their channels last, which is faster for most CNNs. Features change by rounding, about 1e-7.",
+        heading=MACHINE,
+    )
+    trust_remote_code: bool = option(
+        False,
+        "Run the code of an hf-auto:OWNER/NAME@REVISION encoder on this machine.",
+        heading=ENCODER,
+        command_line_only=True,
     )
 
     def validate(self) -> None:

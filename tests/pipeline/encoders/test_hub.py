@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import json
 import socket
 import threading
 import time
@@ -18,6 +19,8 @@ from pipeline.encoders.encoder import Encoder
 from pipeline.encoders.export import export_encoder, weights_sha256
 from pipeline.encoders.load import load_encoder
 from pipeline.encoders.presets import PRESETS, Preset
+from pipeline.inference.facts import EncoderFacts
+from pipeline.inference.loaded import EncoderSpec, load_on_device
 from stores.errors import WeightsError
 from tests.tools.encoders import TINY, State, as_safetensors, make_views, refusal, state_of, trained_encoder
 
@@ -197,6 +200,29 @@ def test_a_student_on_the_hub_opens_with_its_own_pooling(
     with torch.inference_mode():
         assert torch.equal(loaded(make_views()), student(make_views()))
     assert (loaded.name, loaded.mpp) == ("student", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "warned"),
+    [([0.5] * 3, [0.5] * 3, True), ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], False)],
+)
+def test_mean_and_std_that_timm_fills_in_are_doubted(
+    fake_hub: type[FakeHub], tmp_path: Path, mean: list[float], std: list[float], warned: bool
+) -> None:
+    """As in the config.json of mSTAR and of Kaiko's ViT-L: those of the architecture, not of the model."""
+    args = {"depth": 1, "embed_dim": 24, "num_heads": 3, "img_size": 32}
+    about = {"input_size": [3, 32, 32], "mean": mean, "std": std}
+    config = {"architecture": "vit_tiny_patch16_224", "model_args": args, "pretrained_cfg": about}
+    encoder = load_encoder(
+        "vit_tiny_patch16_224?depth=1&embed_dim=24&num_heads=3&img_size=32", random_weights=0
+    )
+    fake_hub.files = {
+        "owner/model/config.json": json.dumps(config).encode(),
+        "owner/model/model.safetensors": as_safetensors(state_of(encoder), tmp_path).read_bytes(),
+    }
+    facts = EncoderFacts.of(load_on_device(EncoderSpec("hf-hub:owner/model", device="cpu")))
+    assert ("are timm's for vit_tiny_patch16_224 and may not be those" in facts.described()) == warned
+    assert encoder.preset.warning == ""
 
 
 def test_a_repository_of_a_preset_is_that_preset(fake_hub: type[FakeHub]) -> None:

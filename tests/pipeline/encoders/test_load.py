@@ -18,6 +18,7 @@ from pipeline.encoders.load import load_encoder
 from pipeline.encoders.presets import PRESETS
 from pipeline.encoders.timm_models import create, timm_preset
 from pipeline.encoders.torchvision_cpu import make_importable
+from pipeline.inference.loaded import EncoderSpec, load_on_device
 from stores.errors import EncoderError, OptionError
 from stores.format.terms import OPEN
 from tests.tools.encoders import TINY, make_views, refusal
@@ -165,6 +166,21 @@ def test_own_normalize_equals_torchvision_to_the_last_bit(name: str) -> None:
         assert torch.equal(encoder(views), encoder.backbone(images))
         other = tiny(mean=(0.5, 0.5, 0.5), std=preset.std)
         assert not torch.allclose(encoder(views), other(views))
+
+
+@pytest.mark.parametrize("name", ["resnet10t", TINY])
+@torch.inference_mode()
+def test_channels_last_is_the_same_arithmetic_in_another_order(name: str) -> None:
+    plain = load_on_device(EncoderSpec(name, random_weights=0, device="cpu"))
+    last = load_on_device(EncoderSpec(name, random_weights=0, device="cpu", channels_last=True))
+    assert last.identity == plain.identity
+    views = make_views(2, plain.identity.image_px)
+    images = last.encoder._normalized(views)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, plain.encoder._normalized(views))
+    torch.testing.assert_close(last.launch(views.numpy()), plain.launch(views.numpy()), rtol=1e-4, atol=1e-5)
+    if last.encoder.takes(64):
+        assert last.encoder.for_views(64)._layout == torch.channels_last
 
 
 def test_normalize_stays_float32_and_out_of_the_state_dict() -> None:

@@ -39,7 +39,17 @@ def nothing_happened(folder: Path) -> bool:
     return not (folder / "ran").exists() and "evil" not in sys.modules
 
 
-@pytest.mark.parametrize("name", ["evil:make", "evil.py:make", "hf-hub:evil/model", "no such name", "x\0y"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "evil:make",
+        "evil.py:make",
+        "hf-hub:evil/model",
+        f"hf-auto:evil/model@{40 * '0'}",
+        "no such name",
+        "x\0y",
+    ],
+)
 def test_a_recorded_name_is_shown_and_not_loaded(
     name: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
