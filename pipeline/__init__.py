@@ -13,7 +13,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.api import distill, embed, extract, plan, prototypes, tile, verify
+    from pipeline.api import distill, embed, extract, import_features, plan, prototypes, tile, verify
     from pipeline.data.dataset import ViewDataset
     from pipeline.encoders.load import load_encoder
 
@@ -22,6 +22,7 @@ __all__ = [
     "distill",
     "embed",
     "extract",
+    "import_features",
     "load_encoder",
     "plan",
     "prototypes",
@@ -62,6 +63,7 @@ class _Package(types.ModuleType):
     distill = _Public("pipeline.api")
     prototypes = _Public("pipeline.api")
     embed = _Public("pipeline.api")
+    import_features = _Public("pipeline.api")
     verify = _Public("pipeline.api")
     load_encoder = _Public("pipeline.encoders.load")
     ViewDataset = _Public("pipeline.data.dataset")

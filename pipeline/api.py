@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.embed.publish import EmbedSummary
     from pipeline.extract.extract import Extracted
     from pipeline.extract.plan import Plan
+    from pipeline.importing.importer import Imported
     from pipeline.runtime.log import RunLog
     from pipeline.tile.tile import TileSummary
     from pipeline.verify.slide_views import Verified
@@ -326,6 +327,50 @@ def verify(
     given = _checked("verify", options, VerifyOptions, ClusterOptions)
     with _opened(store, cache, cache_gb) as files:
         return run(files, _made(VerifyOptions, given), report, _made(ClusterOptions, given))
+
+
+def import_features(
+    features: AnyPath,
+    slides: AnyPath | Iterable[AnyPath],
+    store: AnyPath,
+    *,
+    report: Reporter = SILENT,
+    **options: Any,
+) -> "Imported":
+    """Make a store of features that TRIDENT or CLAM computed: ``g2l store import``.
+
+    Parameters
+    ----------
+    features
+        Folder with the h5 files of features.
+    slides
+        Slide files, or folders of slides.
+    store
+        Folder of the store, new or begun.
+    **options
+        ``encoder=...`` is required. Fields of `pipeline.importing.options.ImportOptions`.
+
+    Returns
+    -------
+    Imported
+        ``views`` (new), ``views_before``, ``failed_slides``; ``lines()`` and ``to_json()``.
+
+    Raises
+    ------
+    OptionError
+        For an unknown option, a value that is not allowed, or when no file is of a slide that was given.
+    RecipeMismatch
+        When the store was made otherwise.
+    """
+    from pipeline.importing.importer import import_features as run
+    from pipeline.importing.options import ImportOptions
+
+    folder = _folder(store)
+    asked = _made(ImportOptions, _checked("import_features", options, ImportOptions))
+    with _logged(report, folder / LOGS / "import") as log:
+        result = run(Path(features), _paths(slides), folder, asked, log)
+    _write_summary(folder / LOGS / "import", result)
+    return result
 
 
 def _checked(function: str, options: Mapping[str, Any], *kinds: type) -> Mapping[str, Any]:

@@ -74,6 +74,11 @@ def info_lines(info: Mapping[str, Any]) -> list[str]:
         f"weights {one_line(teacher['weights_sha256'], 16)}",
         f"patch     {recipe_json['patch']['size_px']} px at {recipe_json['patch']['mpp']:g} mpp",
     ]
+    if (declared := recipe_json.get("declared")) is not None:
+        lines.append(
+            f"declared  imported from files of {one_line(declared['by'])}: teacher and views are what was declared; "
+            "a sample is proven by `g2l store verify --teacher`"
+        )
     if (kept := recipe_json.get("tokens")) is not None:
         grid = f"{kept['grid']}x{kept['grid']}"
         lines.append(f"tokens    {kept['count']} of {grid} patch tokens a view, {kept['dim']}-d")
@@ -90,7 +95,7 @@ def info_lines(info: Mapping[str, Any]) -> list[str]:
             f"{found['std_min']:.3g} to {found['std_max']:.3g} (median {found['std_median']:.3g}), "
             f"{found['constant_dimensions']} constant"
         )
-        if "tissue_p50" in found:
+        if "tissue_p50" in found and "declared" not in recipe_json:
             share = "{tissue_p05:.0%}, {tissue_p50:.0%}, {tissue_p95:.0%}".format(**found)
             lines.append(f"tissue    {share} of a patch (5th, 50th and 95th percentile)")
     if info["bytes_per_view"]:

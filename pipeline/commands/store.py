@@ -20,8 +20,10 @@ from pipeline.commands.click_options import (
     remote_options,
     show,
 )
+from pipeline.importing.options import ImportOptions
 from pipeline.runtime.options import ClusterOptions
 from pipeline.verify.options import VerifyOptions
+from stores.errors import SOME_SLIDES_FAILED
 
 
 @click.group(cls=Group, short_help="Inspect, check, share, combine stores")
@@ -55,6 +57,32 @@ def verify(path: str, as_json: bool, **values: Any) -> None:
         result = api.verify(path, report=report, **given(values))
     show(as_json, result)
     sys.exit(bool(result.findings))
+
+
+@store.command("import", short_help="Take in features from TRIDENT or CLAM")
+@click.argument("features", type=PATH)
+@click.option(
+    "--slides",
+    multiple=True,
+    required=True,
+    type=PATH,
+    metavar="PATH",
+    help="Slide file, or folder of slides. May be repeated.",
+)
+@click.option("--out", required=True, type=PATH, metavar="DIR", help="Folder of the store, new or begun.")
+@options_of(ImportOptions)
+def import_command(features: Path, slides: tuple[Path, ...], out: Path, as_json: bool, **values: Any) -> None:
+    """Make a store of one view from FEATURES, a folder of h5 files that TRIDENT or CLAM wrote.
+
+    The encoder is declared by --encoder, not proven. The views are read from the slides as that tool read them.
+    """
+    from pipeline.runtime.progress import reporter_for
+
+    with reporter_for(sys.stderr) as report:
+        result = api.import_features(features, slides, out, report=report, **given(values))
+    show(as_json, result)
+    if result.some_failed:
+        sys.exit(SOME_SLIDES_FAILED)
 
 
 @store.command(short_help="Write checksums over every file")

@@ -39,5 +39,5 @@ def find_sources(
         if slide_id not in paths:
             where = f"not found in {', '.join(map(str, given))}" if given else "give the slides with --slides"
             raise OptionError(f"slide {slide_id}: the store keeps no pixels of it; {where}")
-        sources[slide_id] = open_slide_source(rows[slide_id], paths[slide_id], stored.patch)
+        sources[slide_id] = open_slide_source(rows[slide_id], paths[slide_id], stored.patch, stored.declared)
     return sources

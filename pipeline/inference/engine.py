@@ -263,7 +263,7 @@ class Engine:
         if buffer is not None:
             buffer.flush()
         outcome.views = len(records)
-        return EncodedBlock(result, _views_table(task, patches, records), pixels, reasons, positions)
+        return EncodedBlock(result, views_table(task, patches, records), pixels, reasons, positions)
 
     def _room_for_tokens(
         self, task: Task, sink: Sink
@@ -306,7 +306,7 @@ class _OpenSink:
             self.sink.commit(block)
 
 
-def _views_table(task: Task, patches: manifest.Patches, records: list[tuple[Any, ...]]) -> pa.Table:
+def views_table(task: Task, patches: manifest.Patches, records: list[tuple[Any, ...]]) -> pa.Table:
     """The commit record's rows, ordered by seed, then row."""
     ordered = sorted(records, key=lambda record: (record[1], record[0]))
     rows = np.array([record[0] for record in ordered])

@@ -136,7 +136,9 @@ def gather(
     report.start("report", len(chosen))
     with PatchPool(threads_of(options.threads, 1)) as pool:
         for row in chosen:
-            shown = _Slide(store, row, sources[row["slide_id"]], policy, cache, pool, options.max_patches)
+            shown = _Slide(
+                store, stored, row, sources[row["slide_id"]], policy, cache, pool, options.max_patches
+            )
             if not shown.places:
                 result.notes.append(f"slide {row['slide_id']}: no view of seed 0 yet, left out")
                 continue
@@ -170,6 +172,7 @@ class _Slide:
     def __init__(
         self,
         store: StoreLike,
+        stored: recipe.Recipe,
         row: Mapping[str, Any],
         source: Source,
         policy: Policy,
@@ -181,7 +184,7 @@ class _Slide:
         self._cache, self._pool = cache, pool
         found: list[tuple[int, manifest.Commit]] = []
         self._seeds: dict[int, list[tuple[int, manifest.Commit]]] = {}
-        for commit, table in read_records(store, row):
+        for commit, table in read_records(store, row, stored.patch):
             ok = table.filter(pc.equal(table["status"], manifest.OK))
             for seed, number in zip(ok["seed"].to_pylist(), ok["row"].to_pylist(), strict=True):
                 self._seeds.setdefault(number, []).append((seed, commit))

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.slides.contract import PatchReader, SlideFile, SlideReader
+from pipeline.slides.cut import Cut, CutPatches, plan_cut
 from pipeline.slides.registry import reader_of
 from pipeline.slides.slide import ReadPlan, SlideInfo, plan_read
 from stores.errors import SlideError
@@ -50,22 +51,30 @@ class SlideSource:
     """Absolute: workers may stand in another folder."""
     plan: ReadPlan
     reader: SlideReader
+    cut: Cut | None = None
+    """How another tool cut its patches; None where `plan` says it."""
 
     @property
     def key(self) -> str:
         return self.slide_id
 
     def open(self) -> Reader:
+        if self.cut is not None:
+            return _FromSlide(CutPatches(self.reader, self.path, self.cut))
         return _FromSlide(self.reader.patches(self.path, self.plan))
 
 
-def open_slide_source(row: Mapping[str, Any], path: Path, patch: recipe.Patch) -> SlideSource:
+def open_slide_source(
+    row: Mapping[str, Any], path: Path, patch: recipe.Patch, declared: recipe.Declared | None = None
+) -> SlideSource:
     """The file of a slide that was tiled, as a source of its patches.
 
     Parameters
     ----------
     row
         Of the slides table.
+    declared
+        Of the recipe, where another tool cut the patches.
 
     Raises
     ------
@@ -75,7 +84,11 @@ def open_slide_source(row: Mapping[str, Any], path: Path, patch: recipe.Patch) -
     reader = reader_of(path)
     with reader.open(path) as file:
         info = inspect_again(file, row, path)
-    return SlideSource(info.slide_id, path.absolute(), plan_read(info, patch.mpp, patch.size_px), reader)
+    if declared is None:
+        return SlideSource(info.slide_id, path.absolute(), plan_read(info, patch.mpp, patch.size_px), reader)
+    cut = plan_cut(info, row["patch_px0"], declared, patch)
+    plan = ReadPlan(cut.level, cut.read_px, cut.size_px, row["patch_px0"], row["patch_mpp"])
+    return SlideSource(info.slide_id, path.absolute(), plan, reader, cut)
 
 
 def inspect_again(file: SlideFile, row: Mapping[str, Any], path: Path) -> SlideInfo:

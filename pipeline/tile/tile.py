@@ -98,13 +98,19 @@ def require_extendable(store: Path) -> None:
     Raises
     ------
     RecipeMismatch
-        When it keeps its features in int8.
+        When it keeps its features in int8, or they were imported.
     OptionError
         When it is under pseudonyms: the slides' own names would come back into it.
     """
     if not (store / layout.RECIPE).exists():
         return
-    kind = (recipe.load(store).compact or {}).get("kind")
+    stored = recipe.load(store)
+    if stored.declared is not None:
+        raise RecipeMismatch(
+            f"recipe.declared: {store} holds features that were imported from {stored.declared.by}; add more with "
+            "`g2l store import`, or use another --store"
+        )
+    kind = (stored.compact or {}).get("kind")
     if kind is not None:
         raise RecipeMismatch(
             f"recipe.compact: {store} is a compact copy in {kind}, this run would write float16; "

@@ -67,6 +67,11 @@ def repair(store: Path, findings: Sequence[Finding], options: VerifyOptions, rep
     stored = recipe.load_complete(store)
     if stored.compact is not None:
         raise StoreError(f"{store}: a compact copy cannot be repaired; repair the original, export it again")
+    if stored.declared is not None:
+        raise StoreError(
+            f"{store}: its features were imported, and cannot be computed again; leave out the slide with "
+            "`g2l store subset`, and import it again"
+        )
     recipe.require_same(stored, dataclasses.replace(stored, reader=reader_identity()), str(store))
     teacher = load_on_device(spec_of(options, stored))
     require_teacher_of(stored, teacher, options)
@@ -153,7 +158,7 @@ class _Repair:
         return str(self.row["slide_id"])
 
     def run(self, paths: Mapping[str, Path]) -> None:
-        source = open_slide_source(self.row, paths[self.slide_id], self.stored.patch)
+        source = open_slide_source(self.row, paths[self.slide_id], self.stored.patch, self.stored.declared)
         if self.what.patches:
             self._patches()
         patches = manifest.read_patches(self.store, self.slide_id)

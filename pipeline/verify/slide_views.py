@@ -43,6 +43,8 @@ class Verified:
     cosine_min: float | None = None
     relative_error_max: float | None = None
     """Largest relative error of a recomputed feature, see `pipeline.verify.tolerance.distance`."""
+    declared: bool = False
+    """Whether the features were imported, so that the teacher is what was declared."""
     notes: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
 
@@ -58,6 +60,7 @@ class Verified:
             "features_checked": self.features_checked,
             "cosine_min": self.cosine_min,
             "relative_error_max": self.relative_error_max,
+            "declared": self.declared,
             "notes": self.notes,
             "repaired": self.repaired,
         }
@@ -72,10 +75,21 @@ class Verified:
                 f"teacher: {self.features_checked} features computed again; smallest cosine {self.cosine_min:.6f}, "
                 f"largest relative error {self.relative_error_max:.2e}"
             )
+        if self.declared:
+            lines.append(self._declared_line())
         lines += [f"note: {text}" for text in self.notes]
         lines += [f"wrong: {finding}" for finding in self.findings]
         count = f"{len(self.findings)} wrong" if self.findings else "nothing is wrong"
         return [*lines, f"{self.structure.store}: {count}"]
+
+    def _declared_line(self) -> str:
+        if not self.features_checked:
+            return (
+                "the teacher is declared, not proven: the features were imported; give --slides and --teacher"
+            )
+        if any(finding.kind == "teacher" for finding in self.findings):
+            return "declared, and the teacher that was given is not the one, or not with these views"
+        return f"declared, and a sample of {self.features_checked} views agrees"
 
     def take_in(self, part: "Verified") -> None:
         """Add what was found on one slide."""
@@ -133,7 +147,7 @@ class SlideLooker:
         source: Source | None = None
         if slide.path is not None:
             try:
-                source = open_slide_source(slide.row, slide.path, self.stored.patch)
+                source = open_slide_source(slide.row, slide.path, self.stored.patch, self.stored.declared)
             except SlideError as error:
                 result.findings.append(Finding(slide.path.name, str(error), "view", slide_id))
         elif pixels.has_pixels(self.store, slide_id):
@@ -167,10 +181,10 @@ def spec_of(options: VerifyOptions, stored: recipe.CompleteRecipe) -> "EncoderSp
 
 
 def require_teacher_of(stored: recipe.CompleteRecipe, teacher: "OnDevice", options: VerifyOptions) -> None:
-    """Raise RecipeMismatch when a teacher is not the one of the store."""
+    """Raise RecipeMismatch when a teacher is not the one of the store; unknown weights can be any."""
     for name in ("weights_sha256", "pooling", "mean", "std", "image_px", "dim"):
         old, new = getattr(stored.teacher, name), getattr(teacher.identity, name)
-        if old != new:
+        if old != new and not (stored.declared is not None and old == recipe.UNKNOWN):
             raise RecipeMismatch(
                 f"--teacher {options.teacher}: its {name} is {new!r}, the store was made with {old!r}; "
                 "give the same encoder and weights"

@@ -4,6 +4,7 @@ Structure needs the store alone. Views are rendered from the slides (or the stor
 parameters and compared by checksum; features are recomputed with a teacher that the user names, never the recipe.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -86,6 +87,8 @@ def _look(workers: Cluster, store: StoreLike, options: VerifyOptions, report: Re
 
     result = Verified(verify_structure(store, options.partial, report, each, options.digest))
     result.findings.extend(check_policy(store))
+    with contextlib.suppress(StoreError):  # structure has named it
+        result.declared = recipe.load(store).declared is not None
     if options.slides or options.views or options.teacher:
         _recompute(workers, store, options, result, report)
     return result

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from stores.errors import CorruptStore
 from stores.format import features, layout, manifest
-from stores.format.recipe import AS_IS_TOLERANCE, Patch
+from stores.format.recipe import AS_DECLARED, AS_IS_TOLERANCE, DECLARED_FACTOR, Patch
 from stores.io.location import StoreLike
 
 STATUSES = (manifest.OK, "failed", "no_tissue")
@@ -68,6 +68,9 @@ def _row_problems(row: Mapping[str, Any], patch: Patch | None) -> Iterator[str]:
                 f"patch_mpp {row['patch_mpp']:g}, but {side} level-0 pixels at {mpp:g} mpp are {patch.size_px} pixels "
                 f"at {expected:g}"
             )
+        elif patch.grid == AS_DECLARED:
+            if not 1 / DECLARED_FACTOR <= expected / patch.mpp <= DECLARED_FACTOR:
+                yield f"patches at {expected:g} mpp, the recipe says {patch.mpp:g}"
         elif abs(expected - patch.mpp) > AS_IS_TOLERANCE * patch.mpp + mpp / patch.size_px:
             yield f"patches at {expected:g} mpp, the recipe says {patch.mpp:g}"
     for name, value in row.items():
@@ -101,9 +104,10 @@ def patches_problems(
     if len(np.unique(places)) != len(patches):
         yield "lists a patch twice"
     side = row["patch_px0"] or 1
+    within = 1 if patch is not None and patch.grid == AS_DECLARED else side  # other tools cut over the edge
     for name, size in (("x_px0", row["width_px0"]), ("y_px0", row["height_px0"])):
         at = getattr(patches, name)
-        if len(at) and (at.min() < 0 or (size is not None and int(at.max()) + side > size)):
+        if len(at) and (at.min() < 0 or (size is not None and int(at.max()) + within > size)):
             limit = "" if size is None else f" of {size} pixels"
             yield f"{name} from {at.min()} to {at.max()}: a patch of {side} pixels lies outside of the slide{limit}"
         elif patch is not None and patch.grid == GRID and (at % side).any():

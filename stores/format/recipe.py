@@ -27,6 +27,15 @@ MAX_DEPTH = 16
 """Greatest depth of objects and lists in a recipe: copying and comparing are recursive."""
 MAX_GRID = 64
 """Side of the grid of patch tokens of a view."""
+AS_DECLARED = "declared"
+"""The grid of patches that another tool cut: anywhere, of a slide's own size at level 0, over its edge too."""
+DECLARED_FACTOR = 1.7
+"""How many times finer or coarser such a patch may be than the recipe says: other tools go by magnification, and 20x is
+0.3 to 0.6 micrometres a pixel. Twice would be another magnification."""
+UNKNOWN = "unknown"
+"""The weights of a declared teacher."""
+TOOLS = ("trident", "clam")
+FILTERS = ("bilinear", "bicubic")
 NO_FEATURES = "has no teacher features yet; run `g2l extract-teacher` first"
 
 
@@ -61,7 +70,7 @@ class Patch:
     size_px: int
     """Side of the patch in pixels at that resolution."""
     grid: str
-    """Where patches lie: ``non-overlapping`` is a grid that starts at the level-0 origin."""
+    """Where patches lie: ``non-overlapping`` is a grid that starts at the level-0 origin, ``declared`` is anywhere."""
     min_tissue: float
     """Smallest share of tissue in a patch."""
     tissue: Mapping[str, Any]
@@ -106,6 +115,20 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
+class Declared:
+    """Features that were computed elsewhere and imported: teacher and views are what was declared, not proven."""
+
+    by: str
+    """The tool whose files were imported, and whose rule says how a patch was read: one of `TOOLS`."""
+    cut_px: int
+    """Side of the patch that the tool cut, in pixels at its target resolution."""
+    filter: str
+    """How the encoder's transform brought that to ``patch.size_px``: one of `FILTERS`."""
+    pillow: str
+    """Version of Pillow: it resizes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """All of the above; `teacher`, `policy` and `reader` are None while only tiles exist."""
 
@@ -117,6 +140,8 @@ class Recipe:
     """How a compact copy keeps its features, and the error that this was measured to cost; None when as extracted."""
     tokens: Tokens | None = None
     """None when features alone are stored."""
+    declared: Declared | None = None
+    """None when the features were computed by g2l."""
     schema: int = SCHEMA_VERSION
 
     @property
@@ -127,7 +152,7 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types. Fields that are newer than the first version are left out when they are None."""
         value = json.loads(json.dumps(asdict(self)))
-        for name in ("compact", "tokens"):
+        for name in ("compact", "tokens", "declared"):
             if value[name] is None:
                 del value[name]
         return value
@@ -172,7 +197,8 @@ def from_json(value: Any, source: str) -> Recipe:
         parts[name] = value.get(name)
         if parts[name] is not None and not isinstance(parts[name], dict):
             raise StoreError(f"{source}: {name}: expected an object, found {parts[name]!r:.200}")
-    for name, kind in (("patch", Patch), ("teacher", Teacher), ("reader", Reader), ("tokens", Tokens)):
+    kinds = {"patch": Patch, "teacher": Teacher, "reader": Reader, "tokens": Tokens, "declared": Declared}
+    for name, kind in kinds.items():
         parts[name] = _part(kind, value.get(name), f"{source}: {name}", optional=name != "patch")
     digest = value.get("digest")
     unknown = sorted(set(value) - set(parts) - {"digest"})
@@ -239,6 +265,7 @@ def require_complete(recipe: Recipe, store: StoreLike) -> CompleteRecipe:
         recipe.reader,
         recipe.compact,
         recipe.tokens,
+        recipe.declared,
         recipe.schema,
     )
 
@@ -293,12 +320,30 @@ def problems(stored: Recipe) -> Iterator[str]:
         yield f"teacher.dim {teacher.dim}; allowed is 1 to {(1 << 16) - 1}"
     if not all(map(math.isfinite, teacher.mean)) or not all(math.isfinite(x) and x > 0 for x in teacher.std):
         yield f"teacher.mean {teacher.mean}, std {teacher.std}; allowed are numbers, those of std above 0"
-    if not _SHA256.fullmatch(teacher.weights_sha256):
+    yield from _declared_problems(stored)
+    is_unknown = stored.declared is not None and teacher.weights_sha256 == UNKNOWN
+    if not is_unknown and not _SHA256.fullmatch(teacher.weights_sha256):
         yield f"teacher.weights_sha256 {teacher.weights_sha256!r:.40}; allowed are 64 hex digits"
     if teacher.dtype not in DTYPES:
         yield f"teacher.dtype {teacher.dtype!r:.40}; allowed: {', '.join(DTYPES)}"
     if policy.get("crop_px", teacher.image_px) != teacher.image_px:
         yield f"policy.crop_px {policy['crop_px']!r:.40}, but teacher.image_px {teacher.image_px}"
+
+
+def _declared_problems(stored: Recipe) -> Iterator[str]:
+    about = stored.declared
+    if (stored.patch.grid == AS_DECLARED) != (about is not None):
+        yield f"patch.grid {stored.patch.grid!r:.40}, {'with' if about else 'without'} a part `declared`"
+    if about is None:
+        return
+    if about.by not in TOOLS:
+        yield f"declared.by {about.by!r:.40}; allowed: {', '.join(TOOLS)}"
+    if about.filter not in FILTERS:
+        yield f"declared.filter {about.filter!r:.40}; allowed: {', '.join(FILTERS)}"
+    if not 1 <= about.cut_px < 1 << 15:
+        yield f"declared.cut_px {about.cut_px}; allowed is 1 to {(1 << 15) - 1}"
+    if stored.tokens is not None:
+        yield "tokens, which no declared teacher has"
 
 
 def require_possible(stored: Recipe, store: StoreLike) -> None:

@@ -233,6 +233,7 @@ class _Card:
             ("recipe", f"`{self.stored.digest()}`"),
             ("teacher", markdown(teacher.name)),
             ("weights, SHA-256", markdown(teacher.weights_sha256)),
+            *self._declared(),
             ("feature", f"{teacher.dim} numbers, pooling {markdown(teacher.pooling)}"),
             *(
                 [
@@ -251,7 +252,7 @@ class _Card:
             ("teacher's Normalize", f"mean {list(teacher.mean)}, std {list(teacher.std)}"),
             ("teacher's view", f"{teacher.image_px} px"),
             ("patch", f"{patch.size_px} px at {patch.mpp:g} mpp, {markdown(patch.grid)} grid"),
-            ("tissue", f"at least {patch.min_tissue:g} of a patch"),
+            ("tissue", "not known" if stored.declared else f"at least {patch.min_tissue:g} of a patch"),
             ("policy", f"{markdown(policy.get('name', 'own'))}: {markdown(drawn, 600)}"),
             ("seeds", f"{len(seeds)}: {_listed(seeds)}" + (" (0 is the centre crop)" if 0 in seeds else "")),
             ("reader", f"OpenSlide {markdown(reader.openslide)}, OpenCV {markdown(reader.opencv)}"),
@@ -266,6 +267,25 @@ class _Card:
         if self.options.url:
             facts.append(("published at", f"<{self.options.url}>"))
         return _table(("", ""), facts)
+
+    def _declared(self) -> list[tuple[str, str]]:
+        """What is not known of features that were imported."""
+        about = self.stored.declared
+        if about is None:
+            return []
+        return [
+            (
+                "declared",
+                f"imported from files of {markdown(about.by)}, not computed by g2l: that these are features of this "
+                "teacher for these pixels is what the importer declared. Its weights, arithmetic and tissue rule are "
+                "not known. `g2l store verify --slides SLIDES --teacher TEACHER` proves a sample",
+            ),
+            (
+                "views",
+                f"patches of {about.cut_px} px as {markdown(about.by)} cuts them, then {markdown(about.filter)} to the "
+                f"size below (Pillow {markdown(about.pillow)})",
+            ),
+        ]
 
     def _cohort(self) -> str:
         usable = [row for row in self.rows if row["status"] == manifest.OK]
