@@ -350,6 +350,15 @@ def test_a_run_has_one_set_of_options(run: Path, store: Path, change: dict[str, 
         train.distill(store, run, replace(OPTIONS, **change), False, Silent())
 
 
+@pytest.mark.slow
+def test_a_cnn_student_takes_the_views_of_the_store_and_opens_again(store: Path, tmp_path: Path) -> None:
+    """Its usual size is 106 px, and its blocks lie in stages."""
+    options = replace(OPTIONS, student="tinynet_e", steps=1, val_every=1, val_views=2, batch_size=4)
+    train.distill(store, tmp_path / "r", options, False, Silent())
+    student = load_encoder(str(tmp_path / "r/student"))
+    assert (load_encoder(options.student, random_weights=0).image_px, student.image_px) == (106, 224)
+
+
 def attempt(store: Path, run: Path, **changes: Any) -> str:
     with pytest.raises(G2LError) as caught:
         train.distill(store, run, replace(OPTIONS, **changes), bool(changes.pop("resume", False)), Silent())

@@ -402,6 +402,23 @@ def test_a_patch_smaller_than_the_encoder_takes(slides: Path, tmp_path: Path) ->
         embed([slides], tmp_path / "out", TINY, TileOptions(patch=128), Silent())
 
 
+@pytest.mark.slow
+def test_a_cnn_takes_patches_below_its_usual_size(
+    slides: Path, tile_options: TileOptions, tmp_path: Path
+) -> None:
+    options = replace(TINY, encoder="resnet10t", random_weights=0)  # of 176 px
+    small = replace(tile_options, patch=128, max_patches=2)
+    done = embed([slides / "a.tiff"], tmp_path / "out", options, small, Silent())
+    assert (done.views, done.dim) == (2, 512)
+    about = json.loads((tmp_path / "out/embed.json").read_text())
+    assert about["patch"]["crop_px"] == about["encoder"]["image_px"] == 128
+    vit = replace(options, encoder="vit_tiny_patch16_224?depth=1")
+    with pytest.raises(
+        OptionError, match=r"or have it built for such views: vit_tiny_patch16_224\?depth=1&img_size=128$"
+    ):
+        embed([slides / "a.tiff"], tmp_path / "other", vit, small, Silent())
+
+
 def test_a_damaged_part_is_named(
     slides: Path, tile_options: TileOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

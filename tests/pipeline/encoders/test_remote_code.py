@@ -14,9 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.embed.options import EmbedOptions
 from pipeline.encoders import remote_code
 from pipeline.encoders.load import load_encoder
-from stores.errors import WeightsError
+from pipeline.inference.loaded import EncoderSpec, load_on_device
+from stores.errors import EncoderError, WeightsError
 from tests.tools.commands import g2l, one_error
 from tests.tools.encoders import make_views, refusal
 
@@ -125,6 +127,13 @@ def test_tokens_are_pooled_and_the_code_is_pinned(hub: dict[str, Any]) -> None:
     torch.testing.assert_close(encoder(views), patches.amax(1))
     both = load_encoder(SPEC, trust_remote_code=True, pooling="cls+mean")
     torch.testing.assert_close(both(views), torch.cat([patches.amax(1), patches.mean(1)], dim=1))
+
+
+def test_the_users_word_reaches_the_workers(hub: dict[str, Any]) -> None:
+    said = EmbedOptions(encoder=SPEC, device="cpu", trust_remote_code=True)
+    assert load_on_device(EncoderSpec.of(SPEC, said)).identity.name == SPEC
+    with pytest.raises(EncoderError, match="give --trust-remote-code"):
+        load_on_device(EncoderSpec.of(SPEC, EmbedOptions(encoder=SPEC)))
 
 
 def test_a_model_that_returns_features(hub: dict[str, Any]) -> None:
