@@ -271,6 +271,8 @@ def test_models_and_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     said = g2l("doctor").stdout
     assert "OpenSlide 4" in said
     assert f"OUT OF REACH: the published weights of {len(away)} encoders (h-optimus-0, " in said
+    assert ", since HF_HUB_OFFLINE is set." in said
+    assert len(said.splitlines()) < 15  # the presets out of reach are one line
     assert "no problems found\n" not in said
 
 

@@ -49,13 +49,16 @@ class Diagnosis:
         slides = found["openslide"]
         lines.append(f"OpenSlide {slides['version']}: {', '.join(slides['formats'])}")
         lines.append(f"free disk at {found['folder']}: {found['free_bytes'] / 1e9:.1f} GB")
-        lines += [f"weights of {name}: {state}" for name, state in found["weights"].items()]
-        lines += [f"PROBLEM: {problem}" for problem in found["problems"]]
         away = found["out_of_reach"]
+        lines += [
+            f"weights of {name}: {state}" for name, state in found["weights"].items() if name not in away
+        ]
+        lines += [f"PROBLEM: {problem}" for problem in found["problems"]]
         if away:
             lines.append(
-                f"OUT OF REACH: the published weights of {len(away)} encoders ({', '.join(away)}). Commands that need "
-                "them will stop with what to do; --weights PATH takes a file fetched elsewhere"
+                f"OUT OF REACH: the published weights of {len(away)} encoders ({', '.join(away)}), since "
+                f"{found['hub_problem']}. Commands that need them will stop with what to do; --weights PATH takes a "
+                "file fetched elsewhere"
             )
         machine = "no problems found on this machine" if away else "no problems found"
         return lines if found["problems"] else [*lines, machine]
@@ -64,7 +67,7 @@ class Diagnosis:
 def examine(folder: Path) -> Diagnosis:
     """Look at versions, devices, OpenSlide, free disk of `folder` and access to weights; ``problems`` are sentences."""
     problems: list[str] = []
-    weights, away = _weights()
+    weights, away, problem = _weights()
     free = shutil.disk_usage(folder).free
     result: dict[str, Any] = {
         "g2l": g2l_version(),
@@ -76,6 +79,7 @@ def examine(folder: Path) -> Diagnosis:
         "folder": str(folder),
         "weights": weights,
         "out_of_reach": away,
+        "hub_problem": problem,
         "problems": problems,
     }
     problems += [
@@ -155,8 +159,8 @@ def _openslide(problems: list[str]) -> dict[str, Any]:
     }
 
 
-def _weights() -> tuple[dict[str, str], list[str]]:
-    """For each preset: shipped, downloaded, on the hub, or why not; and the names of those that are out of reach."""
+def _weights() -> tuple[dict[str, str], list[str], str | None]:
+    """For each preset: shipped, downloaded, on the hub, or why not; the names of those out of reach, and why."""
     from pipeline.encoders.hub import find_cached, hub_problem
     from pipeline.encoders.presets import PRESETS
 
@@ -173,4 +177,4 @@ def _weights() -> tuple[dict[str, str], list[str]]:
             away += [name] * (problem is not None)
         else:
             states[name] = "no published weights: --weights PATH or --random-weights SEED"
-    return states, away
+    return states, away, problem
