@@ -1,6 +1,7 @@
 """One slide in ``store verify``: its views rendered again, their features computed again, both compared."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -177,14 +178,20 @@ def spec_of(options: VerifyOptions, stored: recipe.CompleteRecipe) -> "EncoderSp
     """The teacher that the user names, for views of the store's size."""
     from pipeline.inference.loaded import EncoderSpec
 
-    return EncoderSpec.of(str(options.teacher), options, view_px=stored.teacher.image_px)
+    spec = EncoderSpec.of(str(options.teacher), options, view_px=stored.teacher.image_px)
+    if stored.declared is not None and stored.teacher.pooling in ("cls", "cls+mean"):
+        spec = dataclasses.replace(
+            spec, pooling=stored.teacher.pooling
+        )  # a tool may keep less than the preset
+    return spec
 
 
 def require_teacher_of(stored: recipe.CompleteRecipe, teacher: "OnDevice", options: VerifyOptions) -> None:
-    """Raise RecipeMismatch when a teacher is not the one of the store; unknown weights can be any."""
+    """Raise RecipeMismatch when a teacher is not the one of the store; what was not declared of it can be anything."""
+    unsaid = {} if stored.declared is None else {"weights_sha256": recipe.UNKNOWN, "pooling": "forward"}
     for name in ("weights_sha256", "pooling", "mean", "std", "image_px", "dim"):
         old, new = getattr(stored.teacher, name), getattr(teacher.identity, name)
-        if old != new and not (stored.declared is not None and old == recipe.UNKNOWN):
+        if old != new and unsaid.get(name) != old:
             raise RecipeMismatch(
                 f"--teacher {options.teacher}: its {name} is {new!r}, the store was made with {old!r}; "
                 "give the same encoder and weights"

@@ -19,6 +19,8 @@ from pipeline.embed.options import EmbedOptions
 from pipeline.encoders.torchvision_cpu import make_importable
 from pipeline.extract.extract import extract
 from pipeline.extract.options import ExtractOptions
+from pipeline.importing.importer import import_features
+from pipeline.importing.options import ImportOptions
 from pipeline.runtime.progress import Silent
 from pipeline.tile.options import TileOptions
 
@@ -36,6 +38,11 @@ def extract_job(slides: Path, store: Path, options: ExtractOptions, tiling: Tile
 def embed_job(inputs: Sequence[Path], out: Path, options: EmbedOptions, tiling: TileOptions) -> None:
     """Embedding, tiling included."""
     embed(inputs, out, options, tiling, Silent())
+
+
+def import_job(features: Path, slides: Path, store: Path, options: ImportOptions) -> None:
+    """Import of features."""
+    import_features(features, [slides], store, options, Silent())
 
 
 def distill_job(store: Path, run: Path, options: DistillOptions) -> None:

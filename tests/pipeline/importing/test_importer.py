@@ -8,11 +8,15 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 import pipeline as g2l
 from pipeline.data.sources import find_sources
 from pipeline.demo.synthetic_slides import write_slide
+from pipeline.encoders.apply import embed
+from pipeline.encoders.load import load_encoder
 from pipeline.extract.extract import extract
+from pipeline.importing.options import ImportOptions
 from pipeline.runtime.progress import Silent
 from pipeline.tile.options import TileOptions
 from pipeline.tile.tile import tile
@@ -21,11 +25,13 @@ from pipeline.views.render import view_crc32
 from stores.errors import CorruptStore, OptionError, RecipeMismatch
 from stores.format import features as stored_features
 from stores.format import manifest, recipe, terms
+from stores.io.lock import only_writer
 from tests.tools import trident
 from tests.tools.commands import g2l as command
 from tests.tools.commands import one_error
 from tests.tools.interrupted import Interrupted
-from tests.tools.settings import TEACHER
+from tests.tools.kill import import_job, kill_at_random
+from tests.tools.settings import TEACHER, VIT
 from tests.tools.verify import look, structure
 
 SIDE = 992  # no multiple of 256: the last patches lie over the edge
@@ -269,6 +275,59 @@ def test_interrupted_in_the_middle(job: Path, wsis: Path, imported: Path, tmp_pa
         assert _checksums(store, name) == _checksums(imported, name)
     assert structure(store) == []
     assert recipe.load(store) == recipe.load(imported)
+
+
+@pytest.mark.kill
+@pytest.mark.slow
+def test_killed_at_any_moment_the_same_command_completes(
+    job: Path, wsis: Path, imported: Path, tmp_path: Path
+) -> None:
+    store, asked = tmp_path / "store", ImportOptions(**trident.DECLARED)
+
+    def look() -> None:
+        if (store / "recipe.json").exists():
+            begun = ("stray", "missing", "metadata", "coords")  # arrays that the same command makes
+            assert [f for f in structure(store, partial=True) if f.kind not in begun] == []
+
+    killed = kill_at_random(import_job, (job, wsis, store, asked), 3, 0, store, 0.15, look)
+    assert killed >= 1
+    g2l.import_features(job, wsis, store, **trident.DECLARED)
+    assert structure(store) == []
+    for name in NAMES:
+        assert _checksums(store, name) == _checksums(imported, name)
+        np.testing.assert_array_equal(
+            list(_features_of(store, name).values()), list(_features_of(imported, name).values())
+        )
+
+
+def test_only_one_writer(job: Path, wsis: Path, tmp_path: Path) -> None:
+    with only_writer(tmp_path / "store"), pytest.raises(OptionError, match="another"):
+        g2l.import_features(job, wsis, tmp_path / "store", **trident.DECLARED)
+
+
+def test_the_class_token_alone_of_a_preset_that_joins_more(wsis: Path, tmp_path: Path) -> None:
+    """As TRIDENT does with Midnight; and an encoder whose pooling nobody declared."""
+    corners = trident.grid(SIDE, SIDE, 256)
+    seen = trident.views(wsis / "s1.tiff", corners, 0, 256, 256)
+    encoder = load_encoder(VIT, random_weights=0, pooling="cls")
+    values = embed(encoder, seen, 16, torch.device("cpu"), torch.float32).numpy()
+    trident.write_trident(tmp_path / "job/s1.h5", corners, values)
+    numbers = {name: ",".join(map(str, getattr(encoder, name))) for name in ("mean", "std")}
+    for pooling in ("cls", None):
+        store = tmp_path / f"store-{pooling}"
+        options: dict[str, Any] = {
+            "encoder": VIT,
+            "image_px": 224,
+            "threads": 2,
+            "pooling": pooling,
+            **numbers,
+        }
+        g2l.import_features(tmp_path / "job", wsis, store, **options)
+        result = look(
+            store, VerifyOptions(slides=(wsis,), sample=4, threads=2, teacher=VIT, random_weights=0)
+        )
+        assert result.findings == []
+        assert "declared, and a sample of 4 views agrees" in result.lines()
 
 
 def test_a_store_is_either_imported_or_extracted(

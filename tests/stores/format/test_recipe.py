@@ -105,3 +105,46 @@ def test_a_part_that_came_later_does_not_change_older_digests() -> None:
     other = replace(WHOLE, compact={"kind": "int8"})
     assert recipe.from_json(other.to_json(), "r") == other
     assert other.digest() != WHOLE.digest()
+
+
+def _declared(**changes: object) -> recipe.Recipe:
+    about = recipe.Declared("trident", 256, "bilinear", "12.0.0")
+    teacher = replace(TEACHER, weights_sha256=recipe.UNKNOWN)
+    patch = replace(PATCH, grid=recipe.AS_DECLARED)
+    whole = replace(WHOLE, patch=patch, teacher=teacher, declared=about)
+    return replace(whole, **changes)  # type: ignore[arg-type]
+
+
+def test_declared_features_are_a_part_of_their_own() -> None:
+    assert "declared" not in WHOLE.to_json()
+    found = recipe.from_json(_declared().to_json(), "x")
+    assert found == _declared()
+    assert recipe.require_complete(found, Path("s")).declared == found.declared
+    assert list(recipe.problems(found)) == []
+    assert found.digest() != replace(found, declared=None).digest()
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"declared": None}, "patch.grid 'declared', without a part `declared`"),
+        ({"patch": PATCH}, "patch.grid 'non-overlapping', with a part `declared`"),
+        ({"declared": recipe.Declared("x", 256, "bilinear", "1")}, "declared.by 'x'; allowed: trident, clam"),
+        (
+            {"declared": recipe.Declared("clam", 256, "x", "1")},
+            "declared.filter 'x'; allowed: bilinear, bicubic",
+        ),
+        (
+            {"declared": recipe.Declared("clam", 0, "bicubic", "1")},
+            "declared.cut_px 0; allowed is 1 to 32767",
+        ),
+        ({"tokens": recipe.Tokens(1, 2, 3, "tokens-1")}, "tokens, which no declared teacher has"),
+    ],
+)
+def test_contradictions_of_declared_features(changes: dict[str, object], problem: str) -> None:
+    assert problem in list(recipe.problems(_declared(**changes)))
+
+
+def test_only_declared_weights_are_unknown() -> None:
+    own = replace(WHOLE, teacher=replace(TEACHER, weights_sha256=recipe.UNKNOWN))
+    assert any("weights_sha256 'unknown'; allowed are 64 hex digits" in text for text in recipe.problems(own))
