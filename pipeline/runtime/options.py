@@ -231,7 +231,7 @@ class ForwardOptions(DeviceOptions):
     )
     channels_last: bool = option(
         False,
-        "Keep images with their channels last, which is faster for most CNNs. Features change by rounding, about 1e-7.",
+        "Keep images with their channels last, which is faster for most CNNs. Features change by rounding, about 1e-6.",
         heading=MACHINE,
     )
     trust_remote_code: bool = option(
