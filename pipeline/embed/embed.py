@@ -30,7 +30,6 @@ from pipeline.runtime.cluster import open_cluster
 from pipeline.runtime.options import IN_PROCESS, ClusterOptions
 from pipeline.runtime.progress import Reporter
 from pipeline.runtime.work import Cluster
-from pipeline.slides.find import find_slides
 from pipeline.slides.sources import Source, open_slide_source
 from pipeline.tile.grid import patch_recipe
 from pipeline.tile.options import TileOptions
@@ -79,14 +78,19 @@ def embed(
         _check_format(options, tile_options, table)
         _settle(out, {**about, "format": options.format})
         summary = EmbedSummary(out=out, dim=encoder.identity.dim)
+        paths: Mapping[str, Path] = {}
         if table is None:
-            units = _slides(workers, inputs, out, options, tile_options, about, summary, report)
+            units, paths = _slides(workers, inputs, out, options, tile_options, about, summary, report)
         else:
             units = [Unit(TILES, len(table), summary.dim, about, columns=table.columns)]
         publisher = Publisher(out, options.format, summary)
-        paths = {} if table is not None else find_slides(inputs)
         given = _Inputs(paths, patch_recipe(tile_options)[0], table, stage.crop_px, options.fit)
         tasks = _plan(publisher, units, given, summary)
+        if publisher.refreshed:
+            n = len(publisher.refreshed)
+            report.note(
+                f"{n} slides published again with corrected columns, such as {publisher.refreshed[0]}"
+            )
         _require_room(out, tasks, publisher.left, summary.dim)
         report.note(f"encoder {encoder.described()}")
         total = summary.views_before + sum(task.n_views for task in tasks)
@@ -186,13 +190,12 @@ def _slides(
     about: Mapping[str, Any],
     summary: EmbedSummary,
     report: Reporter,
-) -> list[Unit]:
-    """Tile the inputs that are not tiled yet; the usable slides among them."""
-    paths = find_slides(inputs)
+) -> tuple[list[Unit], Mapping[str, Path]]:
+    """Tile the inputs that are not tiled yet; the usable slides among them, and the files of all."""
     result = tile_on(workers, inputs, out / TILING, tile_options, report, for_training=False)
     units = []
     for row in result.slides:
-        if row["slide_id"] not in paths:
+        if row["slide_id"] not in result.paths:
             continue
         if row["status"] != manifest.OK:
             summary.failed_slides[row["slide_id"]] = row["reason"]
@@ -201,7 +204,7 @@ def _slides(
             summary.failed_slides[row["slide_id"]] = "no label in --slides-csv, which --format eva needs"
             continue
         units.append(Unit(row["slide_id"], row["n_patches"], summary.dim, about, row=row))
-    return units
+    return units, result.paths
 
 
 @dataclass(frozen=True, slots=True)

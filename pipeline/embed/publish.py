@@ -63,6 +63,8 @@ class Publisher:
         self._published: list[Unit] = []
         self.bad_reads: list[str] = []
         """Patches of published slides that could not be read, this run or an earlier one."""
+        self.refreshed: list[str] = []
+        """Published slides whose columns were corrected."""
 
     @property
     def left(self) -> list[Unit]:
@@ -70,7 +72,10 @@ class Publisher:
         return list(self._units.values())
 
     def is_published(self, unit: Unit) -> bool:
-        """Whether an earlier run published a unit; then it counts into the summary."""
+        """Whether an earlier run published a unit; then it counts into the summary.
+
+        Its columns are brought up to date: what the user's table says of a slide may have been corrected.
+        """
         try:
             record = files.read_json(self._record(unit.name))
             same = record["fingerprint"] == unit.row.get("fingerprint", "")
@@ -81,6 +86,10 @@ class Publisher:
         if not (same and whole):
             return False
         parts.remove(self.out, unit.name)  # a kill between the record and their removal leaves them
+        written = self._format.refresh(self.out / FOLDER, unit) if unit.row else []
+        if written:
+            self._write_record(unit, bad, written)
+            self.refreshed.append(unit.name)
         self._count(unit, bad)
         return True
 
@@ -113,14 +122,17 @@ class Publisher:
             raise
         where = f"{unit.name} row " if unit.row else ""
         texts = [f"{where}{row}: {reason}" if where else reason for row, reason in bad.items()]
+        self._write_record(unit, texts, written)
+        parts.remove(self.out, unit.name)
+        self._count(unit, texts)
+
+    def _write_record(self, unit: Unit, bad_reads: Sequence[str], written: Sequence[Path]) -> None:
         record = {
             "fingerprint": unit.row.get("fingerprint", ""),
-            "bad_reads": texts,
+            "bad_reads": list(bad_reads),
             "files": {path.relative_to(self.out).as_posix(): path.stat().st_size for path in written},
         }
         files.write_json(self._record(unit.name), record)
-        parts.remove(self.out, unit.name)
-        self._count(unit, texts)
 
     def finish(self) -> None:
         """Write the files that list all published units."""

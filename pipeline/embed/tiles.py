@@ -4,7 +4,6 @@ A tile of another size than the encoder takes has its shorter side resized to it
 support, in integers) and its centre cropped: what eva does with the tiles of its data sets (``ResizeAndCrop``).
 """
 
-import csv
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,10 @@ import numpy.typing as npt
 import PIL.Image
 
 from stores.errors import OptionError, ReadError, StoreError
+from stores.format import manifest
 from stores.io.files import first_line
-from stores.io.foreign import is_regular, open_regular, read_csv
+from stores.io.foreign import is_regular, open_regular
+from stores.io.table import check_names, read_table
 
 KNOWN = ("path", "label", "site", "group", "split")
 """Columns with a meaning; all others are kept under their own names."""
@@ -25,7 +26,8 @@ RESAMPLING = "pillow-bilinear"
 MAX_TILE_PX = 40_000_000
 MAX_TILE_BYTES = 8 * MAX_TILE_PX
 _MODES = frozenset(("RGB", "RGBA", "L", "LA", "P", "1"))
-_RESERVED = frozenset(("row", "status", "reason", "features"))
+_OF_TILES = frozenset(("slide_id", "patient_id", "split", "x_px0", "y_px0", "mpp", "file_name", "vendor"))
+"""Columns of the slides table that a CSV of tiles may have: they say where a tile comes from, and g2l writes none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,8 @@ def read_tiles(path: Path, renamed: Sequence[str], root: Path | None) -> TileTab
     OptionError
         When the file cannot be read, a column is missing, or a tile is listed twice.
     """
-    try:
-        names, rows = read_csv(path, strict=True)
-    except (OSError, UnicodeDecodeError, csv.Error, StoreError) as error:
-        raise OptionError(f"{path}: cannot be read as CSV ({first_line(error)})") from None
+    table = read_table(path, str(path), KNOWN)
+    names, rows = table.names, table.rows
     new_names = _new_names(path, names, renamed)
     if "path" not in new_names.values():
         raise OptionError(
@@ -69,12 +69,9 @@ def read_tiles(path: Path, renamed: Sequence[str], root: Path | None) -> TileTab
         )
     if not rows:
         raise OptionError(f"{path}: lists no tile")
-    if any(None in row or None in row.values() for row in rows):
-        number = next(i for i, row in enumerate(rows, 2) if None in row or None in row.values())
-        raise OptionError(f"{path} line {number}: has another number of columns than the first line")
     columns = {new: tuple(row[old] for row in rows) for old, new in new_names.items()}
     seen: dict[str, int] = {}
-    for number, name in enumerate(columns["path"], 2):
+    for number, name in zip(table.lines, columns["path"], strict=True):
         if not name:
             raise OptionError(f"{path} line {number}: no path")
         if seen.setdefault(name, number) != number:
@@ -96,17 +93,16 @@ def _new_names(path: Path, names: Sequence[str], renamed: Sequence[str]) -> dict
         new, equals, old = text.partition("=")
         if not equals or new not in KNOWN:
             raise OptionError(f"--column {text}: expected NAME=COLUMN with a NAME of {', '.join(KNOWN)}")
+        old = next((name for name in names if name.casefold() == old.casefold()), old)
         if old not in result:
             raise OptionError(f"--column {text}: {path} has no column {old!r}; it has {', '.join(names)}")
         if new in result and new != old:
             result[new] = f"{new}_in_csv"
         result[old] = new
     doubled = sorted(name for name in result.values() if list(result.values()).count(name) > 1)
-    if doubled or len(names) != len(result):
-        raise OptionError(f"{path}: two columns are called {(doubled or sorted(names))[0]!r}")
-    reserved = sorted(_RESERVED & set(result.values()))
-    if reserved:
-        raise OptionError(f"{path}: a column {reserved[0]!r} is written by embed; rename it")
+    if doubled:
+        raise OptionError(f"{path}: two columns are called {doubled[0]!r}")
+    check_names(str(path), result.values(), KNOWN, manifest.RESERVED - _OF_TILES)
     return result
 
 

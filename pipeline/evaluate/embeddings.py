@@ -1,7 +1,6 @@
 """Embeddings for the protocols: from `embed`, from a store (its teacher's seed 0), or h5 files of other tools."""
 
 import contextlib
-import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,9 @@ from stores.format.committed import read_records, usable_slides
 from stores.format.feature_rows import RowReader
 from stores.io import parquet
 from stores.io.files import first_line, parse_json
-from stores.io.foreign import map_regular, open_regular, read_csv
+from stores.io.foreign import map_regular, open_regular
 from stores.io.location import StoreLike
+from stores.io.table import match_slides, read_table
 
 _KEYS = (("slide_id", "x_px0", "y_px0"), ("path",), ("slide_id",))
 """Columns that identify a sample, the most exact first."""
@@ -50,12 +50,22 @@ class Embeddings:
         return len(self.x)
 
     def column(self, name: str, flag: str) -> Sequence[Any]:
-        """A column; OptionError that names the option `flag` when there is none."""
+        """A column; OptionError that names the option `flag` when there is none, or it is no label of the user's."""
         if name not in self.columns:
             raise OptionError(
                 f"--{flag} {name}: {self.source} has no such column; it has {', '.join(self.columns)}"
             )
-        return self.columns[name]
+        values = self.columns[name]
+        if (
+            flag == "label"
+            and name in manifest.RESERVED
+            and not isinstance(next(iter(values), ""), str | None)
+        ):
+            raise OptionError(
+                f"--label {name}: was measured by g2l and is no label; give a column of your own, by --labels for "
+                f"example; {self.source} has {', '.join(self.columns)}"
+            )
+        return values
 
     def take(self, rows: npt.NDArray[Any]) -> "Embeddings":
         """Some of the samples, by index or mask."""
@@ -243,7 +253,9 @@ def from_store(store: StoreLike) -> Embeddings:
     columns: dict[str, list[Any]] = {}
     left_out = 0
     for row in usable_slides(store, stored.patch).values():
-        own = {name: row[name] for name in row if name not in manifest.SLIDES_SCHEMA.names}
+        own = {
+            name: row[name] for name in row if name not in manifest.RESERVED
+        }  # an older store may have such
         fixed = {name: row[name] for name in ("slide_id", "patient_id", "split")} | own
         slide_id = row["slide_id"]
         records = [item for item in read_records(store, row, stored.patch) if 0 in item[0].seeds]
@@ -265,18 +277,6 @@ def from_store(store: StoreLike) -> Embeddings:
     return Embeddings(str(store), stored.teacher.name, x, columns, left_out)
 
 
-def read_table(table: Path, what: str) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows of a user's CSV; OptionError that begins with `what` when it is none."""
-    try:
-        names, rows = read_csv(table)
-    except (OSError, UnicodeDecodeError, csv.Error, StoreError) as error:
-        raise OptionError(f"{what}: cannot be read as CSV ({first_line(error)})") from None
-    for number, row in enumerate(rows, 2):
-        if None in row or None in row.values():
-            raise OptionError(f"{what} line {number}: has another number of columns than the first line")
-    return names, rows
-
-
 def add_columns(embeddings: Embeddings, table: Path) -> tuple[Embeddings, int]:
     """Join a CSV by the columns that identify a sample; returns the samples in it, and the number of the others.
 
@@ -285,29 +285,33 @@ def add_columns(embeddings: Embeddings, table: Path) -> tuple[Embeddings, int]:
     OptionError
         When the CSV has no such column, names a sample twice, or fits none.
     """
-    names, rows = read_table(table, f"--labels {table}")
-    keys = next((k for k in _KEYS if set(k) <= set(names) and set(k) <= set(embeddings.columns)), None)
+    what = f"--labels {table}"
+    given = read_table(table, what, {name for names in _KEYS for name in names})
+    keys = next((k for k in _KEYS if set(k) <= set(given.names) and set(k) <= set(embeddings.columns)), None)
     if keys is None:
         raise OptionError(
-            f"--labels {table}: has {', '.join(map(str, names)) or 'nothing'}; samples of {embeddings.source} are "
-            "named by slide_id (with x_px0 and y_px0), or by path"
+            f"{what}: has {', '.join(given.names) or 'nothing'}; samples of {embeddings.source} are named by slide_id "
+            "(with x_px0 and y_px0), or by path"
         )
-    found: dict[tuple[str, ...], dict[str, str]] = {}
-    for number, row in enumerate(rows, 2):
-        key = tuple(row[name] for name in keys)
-        if key in found:
-            raise OptionError(f"--labels {table} line {number}: {', '.join(key)} occurs twice")
-        found[key] = row
     own = list(zip(*(map(str, embeddings.columns[name]) for name in keys), strict=True))
+    slides: Mapping[str, str] = {}
+    if keys[0] == "slide_id":
+        ids = dict.fromkeys(map(str, embeddings.columns["slide_id"]))
+        slides = match_slides({row["slide_id"]: None for row in given.rows}, ids, what, some=False)
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for number, row in enumerate(given.rows):
+        first, *others = (row[name] for name in keys)
+        key = (slides.get(first, first), *others)
+        if key in found:
+            raise OptionError(f"{given.at(number)}: {', '.join(key)} occurs twice")
+        found[key] = row
     known = np.array([key in found for key in own])
     if not known.any():
-        raise OptionError(
-            f"--labels {table}: names none of the samples of {embeddings.source}, such as {own[0][0]}"
-        )
+        raise OptionError(f"{what}: names none of the samples of {embeddings.source}, such as {own[0][0]}")
     kept = embeddings.take(known)
     added = {
         name: [found[key][name] for key, ok in zip(own, known, strict=True) if ok]
-        for name in names
+        for name in given.names
         if name not in keys
     }
     columns = {**kept.columns, **added}

@@ -265,7 +265,7 @@ def run_hest(embeddings: Embeddings, options: opts.HestOptions) -> Result:
 
 
 def _gene_names(table: Path, embeddings: Embeddings) -> list[str]:
-    names, _ = read_table(table, f"--genes {table}")
+    names = read_table(table, f"--genes {table}").names
     own = [name for name in names if name not in embeddings.columns and name not in ("slide_id", "path")]
     if not own:
         raise OptionError(f"--genes {table}: no column of a gene")

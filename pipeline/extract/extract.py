@@ -25,7 +25,8 @@ from pipeline.runtime.options import IN_PROCESS, ClusterOptions, to_json
 from pipeline.runtime.progress import Reporter
 from pipeline.slides.find import find_slides
 from pipeline.tile.options import TileOptions
-from pipeline.tile.tile import prepare_store, require_extendable, tile_on
+from pipeline.tile.slides_csv import given_of
+from pipeline.tile.tile import require_extendable, tile_on
 from pipeline.views.policy import Policy, load_policy
 from stores.errors import DiskFull, OptionError
 from stores.format import layout, manifest, recipe, terms
@@ -78,7 +79,7 @@ def extract(
     report: Reporter,
     where: ClusterOptions = IN_PROCESS,
 ) -> Extracted:
-    """Run stage one over `inputs`; tiles slides that the store does not know yet.
+    """Run stage one over `inputs`; tiles slides that the store does not know yet, or that failed before.
 
     Raises
     ------
@@ -95,7 +96,8 @@ def extract(
         raise OptionError(
             f"--policy {options.policy}: for patches of {policy.patch_px} px, not {tile_options.patch}"
         )
-    paths = find_slides(inputs)
+    # mistakes in inputs and table are told before a teacher is loaded
+    given_of(tile_options, find_slides(inputs, manifest.read_slides(store)), for_training=False)
     layout.require_unsealed(store)
     require_extendable(store)
     options = _absolute(options)
@@ -110,12 +112,7 @@ def extract(
                 f"but {teacher.identity.name} takes {teacher.identity.image_px} px"
                 f"{other_size(teacher.resizable, policy.crop_px)}"
             )
-        known = {row["slide_id"] for row in manifest.read_slides(store)}
-        if set(paths) - known:
-            new = [paths[name] for name in sorted(set(paths) - known)]
-            tile_on(workers, new, store, tile_options, report)
-        else:
-            prepare_store(store, tile_options)
+        paths = tile_on(workers, inputs, store, tile_options, report, look_again=False).paths
         summary = Extracted(store=store)
         tiled = recipe.load(store)
         tasks = plan_tasks(store, tiled.patch, paths, options, summary)

@@ -5,7 +5,7 @@ follow from the layout of a store; only what compression makes of manifest and p
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from pipeline.slides.registry import open_slide
 from pipeline.slides.slide import plan_read
 from pipeline.tile.grid import find_patches, patch_recipe
 from pipeline.tile.options import TileOptions
-from pipeline.tile.slides_csv import mpp_overrides, patient_of, read_slides_csv, split_of
+from pipeline.tile.slides_csv import given_of
 from stores.errors import OptionError, SlideError
 from stores.format import features, manifest, tokens
 from stores.io.location import StoreLike
@@ -262,19 +262,16 @@ def _tiled(store: StoreLike) -> tuple[list[SlidePlan], dict[str, str]]:
 def _count(
     inputs: Sequence[Path], options: TileOptions, report: Reporter
 ) -> tuple[list[SlidePlan], dict[str, str]]:
-    table = read_slides_csv(options.slides_csv)
-    overrides = mpp_overrides(options.slide_mpp, table)
-    paths = find_slides(inputs)
+    paths = find_slides(inputs, report=report)
+    given = given_of(options, paths, report=report)
     _, rule = patch_recipe(options)
     found, unusable = [], {}
     report.start("plan", len(paths))
     for slide_id, path in paths.items():
-        own: Mapping[str, str] = table.get(slide_id, {})
-        patient_id = own.get("patient_id", patient_of(slide_id))
-        split = own.get("split", split_of(patient_id, options.val))
+        patient_id, split = given.patient_and_split(slide_id, options.val)
         try:
             with open_slide(path) as file:
-                info = file.inspect(slide_id, *overrides.get(slide_id, (None, "")))
+                info = file.inspect(slide_id, *given.mpp.get(slide_id, (None, "")))
                 read = plan_read(info, options.mpp, options.patch)
                 grid = find_patches(file, info, read, rule, options)
             if len(grid.patches):

@@ -33,7 +33,7 @@ from pipeline.slides.registry import open_slide
 from pipeline.slides.slide import SlideInfo
 from pipeline.slides.sources import open_slide_source
 from pipeline.tile.grid import morton_order
-from pipeline.tile.slides_csv import mpp_overrides, patient_of, read_slides_csv, split_of
+from pipeline.tile.slides_csv import Given, given_of
 from pipeline.views.patch_views import RowViews, draw_row
 from pipeline.views.policy import Policy
 from stores.errors import CorruptStore, G2LError, OptionError, RecipeMismatch, SlideError, StoreError
@@ -105,11 +105,8 @@ def import_features(
             f"{folder}: no file is of a slide that was given: the files are {_few(found)}, the slides {_few(paths)}; "
             "both need the same name before the ending"
         )
-    table = read_slides_csv(options.slides_csv)
-    mpps = mpp_overrides(options.slide_mpp, table)
-    slides = [
-        _Slide(name, found[name], paths.get(name), table.get(name, {}), mpps.get(name)) for name in found
-    ]
+    given = given_of(options, {**found, **paths}, report=report)
+    slides = [_Slide(name, found[name], paths.get(name), given) for name in found]
     result = Imported(store=store)
     if more := len(set(paths) - set(found)):
         result.notes.append(f"{more} slides have no h5 file in {folder}, and are not in the store")
@@ -136,26 +133,25 @@ class _Slide:
     h5: Path
     path: Path | None
     """The slide file; None when it is not among the inputs."""
-    own: Mapping[str, str]
-    """Its row of ``--slides-csv``."""
-    mpp: tuple[float, str] | None
-    """A resolution that overrides the one in the slide, and its source."""
+    given: Given
+    """What the user says of slides."""
 
     def inspect(self) -> SlideInfo:
         if self.path is None:
             raise SlideError(f"{self.h5.name}: no slide of this name was given")
         with open_slide(self.path) as file:
-            return file.inspect(self.slide_id, *(self.mpp or (None, "")))
+            return file.inspect(self.slide_id, *self.given.mpp.get(self.slide_id, (None, "")))
 
     def row(self, options: ImportOptions) -> dict[str, Any]:
         """What is known before the slide is opened."""
-        patient_id = self.own.get("patient_id", patient_of(self.slide_id))
+        patient_id, split = self.given.patient_and_split(self.slide_id, options.val)
+        own = self.given.cells.get(self.slide_id, {})
         return {
-            **{key: value for key, value in self.own.items() if key != "mpp"},
+            **{key: value for key, value in own.items() if key != "mpp"},
             "slide_id": self.slide_id,
             "file_name": (self.path or self.h5).name,
             "patient_id": patient_id,
-            "split": self.own.get("split", split_of(patient_id, options.val)),
+            "split": split,
             "status": "failed",
             "reason": "",
             "n_patches": 0,

@@ -2,13 +2,17 @@
 
 Patches lie on a grid of whole patches from the level-0 origin. Those with enough tissue are kept, in Morton order, so
 that consecutive rows are neighbours on the slide. A second run adds new slides and tries failed ones again; slides
-that are done stay as they are.
+that are done stay as they are, but for what the user says of them: see `_known_row`.
+
+One picture is one slide: of files with equal fingerprints the one that the user's table names is kept, else the first
+by id; a slide that was usable before stays.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +28,19 @@ from pipeline.tile.frames import frame_counts
 from pipeline.tile.grid import Grid, find_patches, patch_recipe
 from pipeline.tile.options import TileOptions
 from pipeline.tile.picture import draw_slide
-from pipeline.tile.slides_csv import mpp_overrides, patient_of, read_slides_csv, split_of
+from pipeline.tile.slides_csv import Given, given_of, require_one_split, split_of
 from stores.errors import OptionError, RecipeMismatch, SlideError, StoreError
 from stores.export import pseudonyms
 from stores.format import layout, manifest, recipe
-from stores.format.committed import in_two_splits
+from stores.format.committed import same_pictures
 from stores.format.layout import read_options
 from stores.io import files
 from stores.io.lock import only_writer
 from stores.io.text import is_utf8, unusable_lines, visible
+
+_OVERRIDES = ("csv", "option")
+"""Sources of an mpp that the user gave."""
+_MEASURED = manifest.RESERVED - {"slide_id", "file_name", "patient_id", "split"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,8 @@ class TileSummary:
     store: Path
     slides: list[dict[str, Any]]
     """All rows of the slides table."""
+    paths: Mapping[str, Path] = field(default_factory=dict)
+    """The slide files of the inputs, by slide id."""
 
     @property
     def unusable(self) -> list[dict[str, Any]]:
@@ -176,6 +186,7 @@ def tile_on(
     options: TileOptions,
     report: Reporter,
     for_training: bool = True,
+    look_again: bool = True,
 ) -> TileSummary:
     """`tile` on a cluster that is open. A slide is a piece of work; only this process writes the slides table.
 
@@ -183,30 +194,105 @@ def tile_on(
     ----------
     for_training : bool
         Refuse a patient in two splits.
+    look_again : bool
+        Open slides that are done too, and refuse one whose file is another now.
     """
     options.validate()
     layout.require_unsealed(store)
     require_extendable(store)
-    table = read_slides_csv(options.slides_csv)
-    overrides = mpp_overrides(options.slide_mpp, table)
     rows = {row["slide_id"]: row for row in manifest.read_slides(store)}
     found = search_slides(inputs, rows.values())
     found.tell(report)
-    paths = found.slides
-    for name in sorted((set(table) | set(overrides)) - set(paths)):
-        report.note(f"{name}: named in an option or CSV, but there is no such slide among the inputs")
+    doubled = {slide_id: paths[0] for slide_id, paths in found.doubled.items()}
+    given = given_of(options, found.slides | doubled, for_training, report)
     prepare_store(store, options)
-    slides = [_slide_work(name, path, table, overrides, rows, options) for name, path in paths.items()]
+    works = [_slide_work(store, i, path, given, rows.get(i), options) for i, path in found.slides.items()]
+    planned = {**rows, **{work.slide_id: work.row for work in works}}
+    for slide_id, paths in found.doubled.items():
+        if slide_id not in rows or rows[slide_id]["status"] != manifest.OK:
+            row = _new_row(slide_id, paths[0], given, options)
+            planned[slide_id] = _failed(
+                row, f"{len(paths)} files have this name, in different folders; rename them"
+            )
+    _require_one_spelling(planned, given)
     if for_training:
-        _require_one_split([*rows.values(), *(slide.row for slide in slides)])
-    report.start("tile", len(paths))
-    masks = None if options.masks is None else options.masks.absolute()
-    work = functools.partial(tile_slide, store.absolute(), dataclasses.replace(options, masks=masks))
-    for done in workers.run(work, slides, report):
-        unusable = {**done.item.row, "status": "failed", "reason": visible(done.error)}
-        rows[done.item.slide_id] = unusable if done.result is None else done.result
+        require_one_split(planned.values())
+    settled = {slide_id: row for slide_id, row in rows.items() if row["status"] == manifest.OK}
+    todo = [work for work in works if look_again or not work.done]
+    started = {work.slide_id for work in todo}
+    kept = {slide_id: row for slide_id, row in planned.items() if slide_id not in started}
+    if any(rows.get(slide_id) != row for slide_id, row in kept.items()):
+        rows |= kept
         manifest.write_slides(store, list(rows.values()))
-    return TileSummary(store, manifest.read_slides(store))
+    _tell(settled, [work for work in todo if work.slide_id in rows and not work.done], rows, report)
+    report.start("tile", len(todo))
+    masks = None if options.masks is None else options.masks.absolute()
+    run = functools.partial(tile_slide, store.absolute(), dataclasses.replace(options, masks=masks))
+    pictures = _Pictures(store, rows, settled, given.cells)
+    for done in workers.run(run, todo, report):
+        row = _failed(done.item.row, done.error) if done.result is None else done.result
+        pictures.take(row)
+        manifest.write_slides(store, list(rows.values()))
+        pictures.remove_dropped()
+    return TileSummary(store, manifest.read_slides(store), found.slides)
+
+
+def _tell(
+    settled: Mapping[str, Mapping[str, Any]],
+    again: Sequence["SlideWork"],
+    rows: Mapping[str, Mapping[str, Any]],
+    report: Reporter,
+) -> None:
+    failed = [work.slide_id for work in again if rows[work.slide_id]["status"] == "failed"]
+    if failed:
+        report.note(f"{len(failed)} slides that failed before are tried again, such as {failed[0]}")
+    for slide_id, problem in itertools.islice(same_pictures(list(settled.values())), 3):
+        report.note(f"slide {slide_id}: {problem}; leave one out with `g2l store subset`")
+
+
+@dataclass(slots=True)
+class _Pictures:
+    """Enters rows into the slides table so that one picture is one usable slide, whatever order rows come in."""
+
+    store: Path
+    rows: dict[str, dict[str, Any]]
+    """The slides table."""
+    settled: Mapping[str, Mapping[str, Any]]
+    """Slides that were usable before: they stay."""
+    listed: Collection[str]
+    """Slides that the user's table names: of new ones they are kept."""
+    _kept: dict[str, str] = field(default_factory=dict)
+    _dropped: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for slide_id, row in self.settled.items():
+            self._kept.setdefault(row["fingerprint"], slide_id)
+
+    def take(self, row: dict[str, Any]) -> None:
+        """Enter a row; of two with one fingerprint, the settled, the listed, or else the first is usable."""
+        slide_id = row["slide_id"]
+        self.rows[slide_id] = row
+        if row["status"] != manifest.OK or slide_id in self.settled:
+            return
+        other = self._kept.setdefault(row["fingerprint"], slide_id)
+        if other != slide_id:
+            keep, drop = sorted(
+                (other, slide_id), key=lambda i: (i not in self.settled, i not in self.listed, i)
+            )
+            self._kept[row["fingerprint"]] = keep
+            reason = f"the same picture as slide {keep} (equal fingerprints); give one of the two files"
+            self.rows[drop] = _failed(self.rows[drop], reason)
+            self._dropped.append(drop)
+
+    def remove_dropped(self) -> None:
+        """Remove the patches of slides that are no longer usable; call it when the slides table says so."""
+        for slide_id in self._dropped:
+            manifest.patches_path(self.store, slide_id).unlink(missing_ok=True)
+        self._dropped.clear()
+
+
+def _failed(row: Mapping[str, Any], reason: object) -> dict[str, Any]:
+    return {**row, "status": "failed", "reason": visible(reason), "n_patches": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,43 +305,99 @@ class SlideWork:
     """Its row of the slides table, as far as it is known before the slide is opened."""
     mpp: tuple[float, str] | None
     """A resolution that overrides the one in the slide, and its source."""
-    old: Mapping[str, Any] | None
-    """Its row of the slides table, when it was tiled before."""
+    done: bool = False
+    """Whether it was tiled before, and `row` is whole."""
 
     def __str__(self) -> str:
         return self.slide_id
 
 
 def _slide_work(
+    store: Path,
     slide_id: str,
     path: Path,
-    table: Mapping[str, Mapping[str, str]],
-    overrides: Mapping[str, tuple[float, str]],
-    rows: Mapping[str, Mapping[str, Any]],
+    given: Given,
+    old: Mapping[str, Any] | None,
     options: TileOptions,
 ) -> SlideWork:
-    own = table.get(slide_id, {})
-    patient_id = own.get("patient_id", patient_of(slide_id))
-    row: dict[str, Any] = {
-        **{key: value for key, value in own.items() if key != "mpp"},
-        "slide_id": slide_id,
-        "file_name": path.name,
-        "patient_id": patient_id,
-        "split": own.get("split", split_of(patient_id, options.val)),
-        "n_patches": 0,
-    }
-    old = rows.get(slide_id)
-    if old is not None and old["status"] == manifest.OK:
-        _require_unchanged(old, row, ("patient_id", "split"))
-    return SlideWork(slide_id, path.absolute(), row, overrides.get(slide_id), old)
+    if old is None:
+        row = _new_row(slide_id, path, given, options)
+        return SlideWork(slide_id, path.absolute(), row, given.mpp.get(slide_id))
+    row = _known_row(store, old, path, given, options)
+    mpp = given.mpp.get(slide_id)
+    if mpp is None and old["mpp_source"] in _OVERRIDES:
+        mpp = old["mpp"], old["mpp_source"]
+    same = (mpp is None or mpp[0] == old["mpp"]) and _frame(old, options) == old.get("mask_frame")
+    done = old["status"] == manifest.OK and same
+    return SlideWork(slide_id, path.absolute(), row, mpp, done)
 
 
-def _require_one_split(rows: Sequence[Mapping[str, Any]]) -> None:
-    latest = {row["slide_id"]: row for row in rows}
-    for slide_id, problem in in_two_splits(list(latest.values()), "patient_id", "patient"):
-        raise OptionError(
-            f"slide {slide_id}: {problem}; give all slides of a patient one split in --slides-csv, or none"
-        )
+def _new_row(slide_id: str, path: Path, given: Given, options: TileOptions) -> dict[str, Any]:
+    patient_id, split = given.patient_and_split(slide_id, options.val)
+    row = {**given.cells.get(slide_id, {}), "slide_id": slide_id, "file_name": path.name}
+    mpp, source = given.mpp.get(slide_id, (None, None))
+    return {**row, "mpp": mpp, "mpp_source": source, "patient_id": patient_id, "split": split, "n_patches": 0}
+
+
+def _known_row(
+    store: Path, old: Mapping[str, Any], path: Path, given: Given, options: TileOptions
+) -> dict[str, Any]:
+    """The row of a slide that the store knows, with what the user says of it now; what nobody says stays.
+
+    Raises
+    ------
+    OptionError
+        When patient, split or mpp would change, and views were committed with the old one.
+    """
+    slide_id = old["slide_id"]
+    cells = given.cells.get(slide_id, {})
+    own = {name: value for name, value in cells.items() if name != "mpp"}
+    row = {**old, **own, "file_name": path.name}
+    if row["patient_id"] != old["patient_id"] and "split" not in cells:
+        row["split"] = split_of(row["patient_id"], options.val)
+    mpp, source = given.mpp.get(slide_id, (old["mpp"], ""))
+    for name, now, flag in (
+        ("patient_id", row["patient_id"], "--slides-csv"),
+        ("split", row["split"], "--slides-csv"),
+        ("mpp", mpp, "--slide-mpp" if source == "option" else "--slides-csv"),
+        ("mask_frame", _frame(old, options), "--mask-frame"),
+    ):
+        if old["status"] == manifest.OK and now != old.get(name) and _has_views(store, slide_id):
+            raise OptionError(
+                f"slide {slide_id}: its views are committed with {name} {old[name]!r}, {flag} says {now!r}; "
+                "correct that, or use another --store"
+            )
+    if old["status"] == manifest.OK:
+        return row
+    known = {name: value for name, value in row.items() if name not in _MEASURED}
+    if slide_id in given.mpp:
+        known |= {"mpp": mpp, "mpp_source": source}
+    elif old["mpp_source"] in _OVERRIDES:
+        known |= {"mpp": old["mpp"], "mpp_source": old["mpp_source"]}
+    return known
+
+
+def _frame(old: Mapping[str, Any], options: TileOptions) -> str | None:
+    """The frame of a slide's mask, as the options have it now; None where it has no mask."""
+    frame = old.get("mask_frame")
+    return frame if frame is None or options.mask_frame == "auto" else options.mask_frame
+
+
+def _has_views(store: Path, slide_id: str) -> bool:
+    return next(manifest.commits(store, slide_id), None) is not None
+
+
+def _require_one_spelling(rows: Mapping[str, Mapping[str, Any]], given: Given) -> None:
+    """Raise OptionError when a patient of the CSV differs from another in case alone."""
+    of_table = {i: cells["patient_id"] for i, cells in given.cells.items() if "patient_id" in cells}
+    spelled = {patient_id.casefold(): patient_id for patient_id in of_table.values()}
+    for slide_id, row in rows.items():
+        patient_id = spelled.get(row["patient_id"].casefold(), row["patient_id"])
+        if patient_id != row["patient_id"]:
+            raise OptionError(
+                f"--slides-csv: patient {patient_id!r}, and {row['patient_id']!r} of slide {slide_id} in the store; "
+                "write one patient in one way"
+            )
 
 
 def tile_slide(store: Path, options: TileOptions, slide: SlideWork, advance: Advance) -> dict[str, Any]:
@@ -266,14 +408,14 @@ def tile_slide(store: Path, options: TileOptions, slide: SlideWork, advance: Adv
 
 
 def _tile_slide(store: Path, slide: SlideWork, options: TileOptions) -> dict[str, Any]:
-    slide_id, old, row = slide.slide_id, slide.old, dict(slide.row)
+    slide_id, row = slide.slide_id, dict(slide.row)
     try:
         if not is_utf8(slide.path.name):
             raise SlideError(f"{visible(slide.path.name)}: its name is not UTF-8 text; rename the file")
         with open_slide(slide.path) as file:
             info = file.inspect(slide_id, *(slide.mpp or (None, "")))
             plan = plan_read(info, options.mpp, options.patch)
-            row |= {
+            measured = {
                 "fingerprint": info.fingerprint,
                 "vendor": info.vendor,
                 "width_px0": info.width_px0,
@@ -283,20 +425,20 @@ def _tile_slide(store: Path, slide: SlideWork, options: TileOptions) -> dict[str
                 "patch_px0": plan.patch_px0,
                 "patch_mpp": plan.mpp,
             }
-            if old is not None and old["status"] == manifest.OK:
-                _require_unchanged(old, row, ("fingerprint", "mpp"))
-                if old.get("mask_frame") and options.mask_frame != "auto":
-                    _require_unchanged(old, {"mask_frame": options.mask_frame}, ("mask_frame",))
-                return {**old, **row, "status": manifest.OK, "reason": "", "n_patches": old["n_patches"]}
+            if slide.done:
+                _require_unchanged(row, measured, ("fingerprint", "mpp"))
+                return row | measured
+            row |= measured
             _, rule = patch_recipe(options)
             grid = find_patches(file, info, plan, rule, options)
     except SlideError as error:
-        return row | {"status": "failed", "reason": visible(error)}
+        return _failed(row, error)
     if grid.mask_frame:
         row["mask_frame"] = grid.mask_frame
     draw_slide(store / layout.picture_file(slide_id), info, plan, grid.thumbnail, grid.mask, grid.patches)
     if len(grid.patches) == 0:
-        return row | {"status": "no_tissue", "reason": _why_none(info, plan, grid, options)}
+        reason = _why_none(info, plan, grid, options)
+        return row | {"status": "no_tissue", "reason": reason, "n_patches": 0}
     patches = grid.patches
     manifest.write_patches(store, slide_id, patches.x_px0, patches.y_px0, patches.tissue)
     return row | {"status": manifest.OK, "reason": "", "n_patches": len(patches)}

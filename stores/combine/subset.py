@@ -1,6 +1,6 @@
 """``store subset``: a store of some of the slides and seeds of another."""
 
-import csv
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from stores.io.foreign import TABLE_BYTES, is_regular, read_text
 from stores.io.location import StoreLike
 from stores.io.progress import SILENT, Reporter
 from stores.io.staging import staged
+from stores.io.table import Table, match_slides, read_table
 
 _EXTRACTED = layout.options_file("extract-teacher")
 
@@ -43,7 +44,9 @@ class Selection:
         OptionError
             When an id, a split, a column or a value is unknown, or nothing is left.
         """
-        unknown = sorted(set(self.slides) - set(rows))
+        names = {slide_id: row["file_name"] for slide_id, row in rows.items()}
+        meant = match_slides(dict.fromkeys(self.slides), names, "--slides", some=False)
+        unknown = sorted(set(self.slides) - set(meant))
         if unknown:
             more = f" (and {len(unknown) - 1} more)" if unknown[1:] else ""
             raise OptionError(
@@ -52,7 +55,7 @@ class Selection:
         wrong = sorted(set(self.splits) - set(manifest.SPLITS))
         if wrong:
             raise OptionError(f"--split {wrong[0]!r:.40}: allowed: {', '.join(manifest.SPLITS)}")
-        keep = set(self.slides or rows)
+        keep = set(meant.values() if self.slides else rows)
         if self.splits:
             keep = {name for name in keep if rows[name]["split"] in self.splits}
         keep &= select(list(rows.values()), self.where)
@@ -79,16 +82,18 @@ def read_ids(given: Iterable[str]) -> tuple[str, ...]:
         except (OSError, UnicodeDecodeError, StoreError) as error:
             raise OptionError(f"--slides {text}: cannot be read ({files.first_line(error)})") from None
         named = [line.strip() for line in lines if line.strip()]
-        try:
-            header = next(csv.reader(named[:1]), [])
-            if "slide_id" in header:
-                named = [row["slide_id"] or "" for row in csv.DictReader(named)]
-        except csv.Error as error:
-            raise OptionError(f"--slides {text}: cannot be read as CSV ({files.first_line(error)})") from None
+        if named and re.search(r"\bslide_id\b", named[0], re.I):
+            named = [row["slide_id"] for row in _table_of(Path(text), f"--slides {text}").rows]
         if not named:
             raise OptionError(f"--slides {text}: names no slide")
         found += named
     return tuple(found)
+
+
+def _table_of(path: Path, what: str) -> Table:
+    table = read_table(path, what, ("slide_id",))
+    table.require("slide_id")
+    return table
 
 
 def _options_of(selection: Selection) -> dict[str, Any]:

@@ -5,7 +5,7 @@ whatever trains on rows, or reads them for another purpose, reads them through t
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,22 @@ def in_two_splits(rows: Sequence[Mapping[str, Any]], column: str, what: str) -> 
                     row["slide_id"],
                     f"{what} {row[column]:.40} is in split {row['split']} here and in {other['split']} as slide "
                     f"{other['slide_id']}: a training would see what it is validated on",
+                )
+
+
+def same_pictures(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """(slide id, problem) of usable slides with the fingerprint of another one: one picture counts twice."""
+    first: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        if row["status"] == manifest.OK and row["fingerprint"]:
+            other = first.setdefault(row["fingerprint"], row)
+            if other is not row:
+                where = f"both in split {row['split']}"
+                if other["split"] != row["split"]:
+                    where = f"here in split {row['split']}, there in {other['split']}"
+                yield (
+                    row["slide_id"],
+                    f"is the same picture as slide {other['slide_id']} (equal fingerprints), {where}",
                 )
 
 

@@ -90,6 +90,17 @@ VIEWS_SCHEMA = pa.schema(
     ]
 )
 
+GIVEN = ("slide_id", "mpp", "patient_id", "split")
+"""Columns of the slides table that users give."""
+RESERVED = frozenset((
+    *SLIDES_SCHEMA.names, *PATCHES_SCHEMA.names, "row", "seed", "view_crc32", "features", "tokens", "coords", "pixels",
+    "mask_frame",
+))  # fmt: skip
+"""Names that a user's own column may not have: it would stand beside a column of ours in some table, or in its place.
+
+The drawn parameters are not among them: they stand in no table with a user's columns, and ``stain`` is a good name.
+"""
+
 MAX_SEEDS = 1000
 MAX_BLOCK_ROWS = 1024
 CHECKSUM_KEY = b"g2l_crc32"

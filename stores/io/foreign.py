@@ -4,13 +4,10 @@ Every reader opens such a file here. A pipe in its place would wait for ever, a 
 to either, or to a file that is none of the owner's business.
 """
 
-import csv
 import io
-import itertools
 import mmap
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 from stores.errors import CorruptStore
@@ -21,7 +18,6 @@ TABLE_BYTES = 1 << 30
 """The most that a table of the user's own may have."""
 PARQUET_BYTES = 1 << 28
 """The most that a table of a store may have, as a file."""
-_MAX_LINE = 1 << 20
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _KINDS = (
@@ -109,38 +105,3 @@ def is_regular(path: Path, inside: Path | None = None) -> bool:
         return stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, CorruptStore, ValueError):  # a name with a zero byte is a ValueError
         return False
-
-
-def read_csv(path: Path, strict: bool = False) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns of a CSV with a first line of names, and its rows.
-
-    Parameters
-    ----------
-    strict : bool
-        Refuse quotes in the wrong place.
-
-    Raises
-    ------
-    FileNotFoundError
-        When there is no such file.
-    CorruptStore
-        When it is no regular file, or too large.
-    csv.Error, UnicodeDecodeError
-        When it is not CSV, or not UTF-8.
-    """
-    with open_regular(path, TABLE_BYTES) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-        reader = csv.DictReader(_lines(text), strict=strict)
-        names = list(reader.fieldnames or [])
-        return names, list(reader)
-
-
-def _lines(text: io.TextIOWrapper) -> Iterator[str]:
-    """Lines as `csv` takes them; one without an end is not read to its end."""
-    for number in itertools.count(1):
-        line = text.readline(_MAX_LINE)
-        if not line:
-            return
-        if len(line) == _MAX_LINE and not line.endswith("\n"):
-            raise csv.Error(f"line {number} is longer than {_MAX_LINE} characters")
-        yield line

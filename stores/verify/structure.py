@@ -12,7 +12,7 @@ from typing import Any
 
 from stores.errors import StoreError
 from stores.format import layout, manifest, recipe
-from stores.format.committed import slides_problems
+from stores.format.committed import same_pictures, slides_problems
 from stores.format.layout import by_slide, classify
 from stores.format.metadata import GROUP
 from stores.io import files
@@ -186,6 +186,10 @@ def _check_slides_table(state: StoreCheck) -> None:
     patch = None if state.stored is None else state.stored.patch
     for slide_id, problem in slides_problems(list(state.slides.values()), patch):
         state.add(name, problem, "file", slide_id)
+    leaking = {f.slide_id for f in state.found if "with the fingerprint" in f.problem}
+    for slide_id, problem in same_pictures(state.slides.values()):
+        if slide_id not in leaking:
+            state.add(name, f"{problem}; leave one out with `g2l store subset`", "file", slide_id)
 
 
 def _check_names(state: StoreCheck) -> None:

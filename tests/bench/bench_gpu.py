@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import gc
 import os
-import shutil
 import statistics
 import subprocess
 import tempfile
@@ -40,6 +39,7 @@ from pipeline.runtime import devices
 from pipeline.runtime.progress import Silent
 from pipeline.runtime.work import threads_of
 from pipeline.tile.options import TileOptions
+from tests.tools.slide_copies import copy_slide
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def write_slides(folder: Path, size: Size) -> None:
     """One painted slide, copied."""
     write_slide(folder / "s0.tiff", seed=5000, width_px=size.slide_px, height_px=size.slide_px)
     for number in range(1, size.slides):
-        shutil.copy(folder / "s0.tiff", folder / f"s{number}.tiff")
+        copy_slide(folder / "s0.tiff", folder / f"s{number}.tiff")
     rows = [f"s{i},p{i},{'val' if i == 0 and size.slides > 1 else 'train'}" for i in range(size.slides)]
     (folder / "slides.csv").write_text("slide_id,patient_id,split\n" + "\n".join(rows) + "\n")
 

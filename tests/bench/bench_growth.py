@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pipeline.demo.synthetic_slides import write_slide
 from tests.bench.measure import Ratio, race, ratios, say, spread
+from tests.tools.slide_copies import copy_slide
 
 FEW, TIMES, ROUNDS = 6, 10, 3
 
@@ -36,9 +37,9 @@ def growth(folder: Path) -> list[Ratio]:
     (folder / "many").mkdir()
     write_slide(folder / "few" / "s0.tiff", seed=5000, width_px=2048, height_px=2048)
     for number in range(FEW * TIMES):
-        shutil.copy(folder / "few" / "s0.tiff", folder / "many" / f"s{number}.tiff")
+        copy_slide(folder / "few" / "s0.tiff", folder / "many" / f"s{number}.tiff")
         if 0 < number < FEW:
-            shutil.copy(folder / "few" / "s0.tiff", folder / "few" / f"s{number}.tiff")
+            copy_slide(folder / "few" / "s0.tiff", folder / "few" / f"s{number}.tiff")
     found = [[run(folder / which, folder / "store") for which in ("few", "many")] for _ in range(ROUNDS)]
     few, many = zip(*found, strict=True)
     seconds, memory = (

@@ -48,6 +48,7 @@ from stores import sampler
 from tests.bench.bench_gpu import flop_per_view
 from tests.bench.bench_read import APERIO, pixels_of, tiled
 from tests.bench.measure import Ratio, race, ratios, say, spread
+from tests.tools.slide_copies import copy_slide
 
 TEACHER, STUDENT, ONLINE = (f"timm:vit_{size}_patch16_224" for size in ("tiny", "small", "base"))
 SLIDES, SEEDS, ROUNDS, STEPS, BATCH = 4, 4, 5, 7, 8
@@ -63,7 +64,7 @@ def write_slides(folder: Path, repeat: int = 1) -> TileOptions:
     pixels = np.tile(pixels, (repeat, repeat, 1))
     tiled(folder / "s0.tiff", pixels, 256, "jpeg")
     for number in range(1, SLIDES):
-        shutil.copy(folder / "s0.tiff", folder / f"s{number}.tiff")
+        copy_slide(folder / "s0.tiff", folder / f"s{number}.tiff")
     rows = [f"s{i},p{i},{'val' if i == 0 else 'train'}" for i in range(SLIDES)]
     (folder / "slides.csv").write_text("slide_id,patient_id,split\n" + "\n".join(rows) + "\n")
     given = tuple(f"s{i}=0.5" for i in range(SLIDES))

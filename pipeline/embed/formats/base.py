@@ -43,6 +43,9 @@ class Format:
     """Write a unit below a folder, each file whole or not at all; returns the files that say it is there."""
     finish: Callable[[Path, Iterable[Unit]], None] = lambda folder, units: None
     """Write what lists all units, from those that are published."""
+    refresh: Callable[[Path, Unit], list[Path]] = lambda folder, unit: []
+    """Write a published slide again where its patient, split or own columns are others now, with the features that it
+    has; returns the files that were written, none where nothing had changed."""
 
 
 def any_columns(columns: Mapping[str, Any], tiles: bool) -> None: ...

@@ -47,15 +47,15 @@ def test_a_column_that_has_the_name_already_is_kept_under_another(tmp_path: Path
         ("tile\na.png\n", [], "no column path; found tile: name it with --column path=NAME"),
         ("path\na.png\na.png\n", [], r"line 3: a.png is also in line 2"),
         ("path\n", [], "lists no tile"),
-        ("path,label\na.png\n", [], "line 2: has another number of columns"),
-        ("path,label\na.png,x,y\n", [], "line 2: has another number of columns"),
+        ("path,label\na.png\n", [], "line 2: 1 cells, and the first line names 2 columns"),
+        ("path,label\na.png,x,y\n", [], "line 2: 3 cells, and the first line names 2 columns"),
         ("path,x\n,1\n", [], "line 2: no path"),
         (
             "path\nz.png\n",
             [],
             "z.png does not exist, nor those after it: give the folder they are in as --root",
         ),
-        ("path,status\na.png,1\n", [], "a column 'status' is written by embed"),
+        ("path,status\na.png,1\n", [], "column 'status' is measured or written by g2l; rename it"),
         ("path,path\na.png,b.png\n", [], "two columns are called 'path'"),
         (
             "path\na.png\n",
@@ -64,7 +64,7 @@ def test_a_column_that_has_the_name_already_is_kept_under_another(tmp_path: Path
         ),
         ("path\na.png\n", ["label"], "--column label: expected NAME=COLUMN"),
         ("path\na.png\n", ["label=grade"], "has no column 'grade'; it has path"),
-        ("path\n\xe9\n", [], "cannot be read as CSV"),
+        ("path\n\xe9\n", [], "is not UTF-8 text"),
     ],
 )
 def test_a_csv_that_does_not_do(tmp_path: Path, text: str, renamed: list[str], message: str) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from pipeline.demo.synthetic_slides import write_slide
 from tests.tools.settings import ROOT
+from tests.tools.slide_copies import copy_slide
 
 
 def peak(slides: Path, n_slides: int, store: Path) -> int:
@@ -46,6 +46,6 @@ def test_memory_does_not_grow_with_the_number_of_slides(tmp_path: Path) -> None:
     slides.mkdir()
     write_slide(slides / "s0.tiff", seed=1, width_px=1024, height_px=1024)
     for i in range(1, 70):
-        shutil.copy(slides / "s0.tiff", slides / f"s{i}.tiff")
+        copy_slide(slides / "s0.tiff", slides / f"s{i}.tiff")
     few, many = (peak(slides, n, tmp_path / f"store{n}") for n in (14, 70))
     assert many < 1.1 * few

@@ -16,7 +16,7 @@ from pipeline.runtime.progress import Silent
 from pipeline.tile import tile
 from pipeline.tile.grid import morton_order
 from pipeline.tile.options import TileOptions
-from pipeline.tile.slides_csv import mpp_overrides, patient_of, read_slides_csv, split_of
+from pipeline.tile.slides_csv import given_of, patient_of, read_slides_csv, split_of
 from stores.errors import OptionError, RecipeMismatch
 from stores.format import manifest, recipe
 
@@ -86,8 +86,6 @@ def test_a_store_has_one_recipe(
     [
         ({"val": 0.5}, r"--val 0.5: .* was tiled with 0.1"),
         ({"max_patches": 3}, r"--max-patches 3: .* was tiled with None"),
-        ({"slide_mpp": ("a=0.49",)}, r"slide a: tiled with mpp 0.5.*, now 0.49"),
-        ({"slides_csv": None}, r"slide a: tiled with patient_id 'p1', now 'a'"),
     ],
 )
 def test_done_slides_cannot_change(
@@ -95,6 +93,36 @@ def test_done_slides_cannot_change(
 ) -> None:
     with pytest.raises(OptionError, match=match):
         tile.tile([slides], tiled, replace(tile_options, **change), Silent())  # type: ignore[arg-type]
+
+
+def test_what_nobody_says_any_more_stays(
+    tiled: Path, slides: Path, tile_options: TileOptions, tmp_path: Path
+) -> None:
+    store = Path(shutil.copytree(tiled, tmp_path / "store"))
+    before = manifest.read_slides(store)
+    result = tile.tile([slides], store, replace(tile_options, slides_csv=None), Silent())
+    assert result.slides == before
+
+
+def test_what_is_said_later_is_applied_while_there_are_no_views(slides: Path, tmp_path: Path) -> None:
+    store, table = tmp_path / "store", tmp_path / "s.csv"
+    tile.tile([slides], store, TileOptions(), Silent())
+    table.write_text("slide_id,patient_id,split,mpp,grade\na,p1,val,0.25,\nb,p2,train,,II\nc,p1,val,,I\n")
+    result = tile.tile([slides], store, TileOptions(slides_csv=table), Silent())
+    rows = {row["slide_id"]: row for row in result.slides}
+    assert [(row["patient_id"], row["split"], row["grade"]) for row in result.slides] == [
+        ("p1", "val", None),
+        ("p2", "train", "II"),
+        ("p1", "val", "I"),
+    ]
+    assert (rows["a"]["mpp"], rows["a"]["mpp_source"], rows["a"]["patch_px0"]) == (0.25, "csv", 512)
+    patches = manifest.read_patches(store, "a", rows["a"]["n_patches"])
+    assert (patches.x_px0 % 512 == 0).all()
+    again = tile.tile([slides], store, TileOptions(), Silent())
+    assert again.slides == result.slides
+    table.write_text("slide_id,patient_id\na,p7\n")
+    moved = tile.tile([slides], store, TileOptions(slides_csv=table), Silent()).slides[0]
+    assert (moved["patient_id"], moved["split"]) == ("p7", split_of("p7", 0.1))
 
 
 def test_another_file_under_a_known_name_is_refused(
@@ -212,7 +240,7 @@ def test_patient_of_a_tcga_barcode() -> None:
         ("name,mpp\na,1\n", "no column slide_id; found name, mpp"),
         ("slide_id,split\na,training\n", "line 2: split 'training'; allowed: train, val, test"),
         ("slide_id\na\na\n", "line 3: slide_id 'a' occurs twice"),
-        ("slide_id,fingerprint\na,x\n", "column 'fingerprint' is measured by g2l"),
+        ("slide_id,fingerprint\na,x\n", "column 'fingerprint' is measured or written by g2l"),
         ("", "no column slide_id; found nothing"),
     ],
 )
@@ -224,12 +252,15 @@ def test_bad_csv_is_one_line(tmp_path: Path, text: str, match: str) -> None:
 
 
 def test_mpp_from_csv_and_option(tmp_path: Path) -> None:
-    table = {"a": {"mpp": "0.25"}, "b": {"mpp": "0.3"}}
-    found = mpp_overrides(["b=0.5", "x=y=1"], table)
-    assert found == {"a": (0.25, "csv"), "b": (0.5, "option"), "x=y": (1.0, "option")}
-    for text, match in (("b", "expected ID=MPP"), ("b=fine", "'fine' is not a number")):
+    table = tmp_path / "s.csv"
+    table.write_text("slide_id,mpp\na,0.25\nb,0.3\n")
+    paths = {name: tmp_path / f"{name}.svs" for name in ("a", "b", "x=y")}
+    options = TileOptions(slides_csv=table, slide_mpp=("b.svs=0.5", "x=y=1"))
+    found = given_of(options, paths)
+    assert found.mpp == {"a": (0.25, "csv"), "b": (0.5, "option"), "x=y": (1.0, "option")}
+    for text, match in (("b", "expected ID=MPP"), ("b=fine", "'fine' is not a number"), ("b=0,5", "a point")):
         with pytest.raises(OptionError, match=match):
-            mpp_overrides([text], {})
+            given_of(TileOptions(slide_mpp=(text,)), paths)
 
 
 def test_a_patient_in_two_splits_is_refused(slides: Path, tmp_path: Path) -> None:

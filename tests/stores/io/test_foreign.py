@@ -1,6 +1,5 @@
 """Files that somebody else may have made."""
 
-import csv
 import os
 import socket
 import subprocess
@@ -67,21 +66,6 @@ def test_links_inside_a_folder_are_not_followed(tmp_path: Path, place: str) -> N
     (tmp_path / "by another name").symlink_to(tmp_path / "elsewhere")
     inside = tmp_path / "by another name"
     assert foreign.read_regular(inside / "file", 100, inside=inside) == b"secret"
-
-
-def test_csv(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_bytes(b'\xef\xbb\xbfa,b\r\n1,"x\r\ny"\r\n2,z')
-    assert foreign.read_csv(path) == (["a", "b"], [{"a": "1", "b": "x\r\ny"}, {"a": "2", "b": "z"}])
-
-
-def test_a_line_without_an_end_is_not_read_to_its_end(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    with path.open("wb") as file:
-        file.write(b"slide_id,site\na,")
-        file.truncate(1 << 29)
-    with pytest.raises(csv.Error, match="line 2 is longer than"):
-        foreign.read_csv(path)
 
 
 def test_folders_nested_deeper_than_python_recurses(tmp_path: Path) -> None:
