@@ -31,14 +31,15 @@ from pipeline.slides.find import find_slides
 from pipeline.slides.pool import PatchPool, rows_at_once
 from pipeline.slides.registry import open_slide
 from pipeline.slides.slide import SlideInfo
-from pipeline.slides.sources import open_slide_source
-from pipeline.tile.grid import morton_order
-from pipeline.tile.slides_csv import Given, given_of
+from pipeline.slides.sources import SlideSource, open_slide_source
+from pipeline.slides.thumbnail import read_overview
+from pipeline.tile.grid import THUMBNAIL_MPP, morton_order, scanned_patches
+from pipeline.tile.picture import draw_slide
+from pipeline.tile.slides_csv import Given, given_of, require_one_split
 from pipeline.views.patch_views import RowViews, draw_row
 from pipeline.views.policy import Policy
 from stores.errors import CorruptStore, G2LError, OptionError, RecipeMismatch, SlideError, StoreError
 from stores.format import features, layout, manifest, recipe, terms
-from stores.format.committed import in_two_splits
 from stores.info import store_info
 from stores.io import files
 from stores.io.lock import only_writer
@@ -136,11 +137,18 @@ class _Slide:
     given: Given
     """What the user says of slides."""
 
-    def inspect(self) -> SlideInfo:
+    @property
+    def file(self) -> Path:
+        """The slide file; SlideError when there is none."""
         if self.path is None:
             raise SlideError(f"{self.h5.name}: no slide of this name was given")
-        with open_slide(self.path) as file:
-            return file.inspect(self.slide_id, *self.given.mpp.get(self.slide_id, (None, "")))
+        return self.path
+
+    def inspect(self, row: Mapping[str, Any]) -> SlideInfo:
+        """What is known of the slide without reading pixels; an mpp that the user gave before stays."""
+        own = (row["mpp"], row["mpp_source"]) if row.get("mpp_source") in ("csv", "option") else (None, "")
+        with open_slide(self.file) as file:
+            return file.inspect(self.slide_id, *self.given.mpp.get(self.slide_id, own))
 
     def row(self, options: ImportOptions) -> dict[str, Any]:
         """What is known before the slide is opened."""
@@ -170,7 +178,7 @@ def _settle_recipe(store: Path, slides: Sequence[_Slide], options: ImportOptions
     for slide in slides:
         try:
             how, dim = describe(slide.h5, options.coords, options.layout)
-            info = slide.inspect()
+            info = slide.inspect({})
             side_px0 = _side_px0(info, how)
         except (SlideError, StoreError) as error:
             problem = problem or error
@@ -241,22 +249,19 @@ class _Import:
     def run(self, slides: Sequence[_Slide], report: Reporter) -> None:
         """Import slide after slide. Its row is written before its views, as by ``tile``."""
         rows = {row["slide_id"]: row for row in manifest.read_slides(self.store)}
-        new = {slide.slide_id: slide.row(self.options) for slide in slides}
-        for slide_id, problem in in_two_splits(list((rows | new).values()), "patient_id", "patient"):
-            raise OptionError(
-                f"slide {slide_id}: {problem}; give all slides of a patient one split in --slides-csv, or none"
-            )
+        settled = {slide_id: row for slide_id, row in rows.items() if row["status"] == manifest.OK}
+        planned: dict[str, dict[str, Any]] = {s.slide_id: s.row(self.options) for s in slides} | settled
+        require_one_split({**rows, **planned}.values())
         for slide in slides:
-            old, row = rows.get(slide.slide_id), new[slide.slide_id]
-            if old is not None and old["status"] == manifest.OK:
-                _require_unchanged(old, row, ("patient_id", "split"))
-                row = old
+            row = planned[slide.slide_id]
+            if slide.slide_id in settled:
+                _require_unchanged(row, slide.given.cells.get(slide.slide_id, {}), ("patient_id", "split"))
             try:
                 self._slide(slide, row, rows)
             except (SlideError, StoreError) as error:
                 reason = self.result.failed_slides[slide.slide_id] = visible(str(error))
                 if rows.get(slide.slide_id, row)["status"] != manifest.OK:
-                    rows[slide.slide_id] = row | {"status": "failed", "reason": reason, "n_patches": 0}
+                    rows[slide.slide_id] = {**row, "status": "failed", "reason": reason, "n_patches": 0}
                     manifest.write_slides(self.store, list(rows.values()))
             report.advance(detail=slide.slide_id)
 
@@ -267,18 +272,41 @@ class _Import:
         if begun and done == set(range(features.n_blocks(row["n_patches"]))):
             self.result.views_before += row["n_patches"]
             return
-        info = slide.inspect()
+        info = slide.inspect(row)
+        for other in rows.values():
+            same = other["status"] == manifest.OK and other["fingerprint"] == info.fingerprint
+            if same and other["slide_id"] != slide.slide_id:
+                raise SlideError(
+                    f"{slide.file.name}: the same picture as slide {other['slide_id']} (equal fingerprints); give one "
+                    "of the two files"
+                )
         how, dim = describe(slide.h5, self.options.coords, self.options.layout)
         placed = self._placed(row, info, how, dim, slide)
         content = read_slide(slide.h5, self.options.coords)
-        order = self._order(content, info, placed["patch_px0"], slide)
+        source = open_slide_source(placed, slide.file, self.stored.patch, self.stored.declared)
+        with source.reader.open(slide.file) as file:
+            overview = read_overview(file, info, THUMBNAIL_MPP)
+            order = self._order(content, info, source.plan.patch_px0, slide)
+            x, y = content.coords[order].astype(np.int32).T
+            seen = scanned_patches(
+                file, source.plan, overview.scanned, x, y, (info.width_px0, info.height_px0)
+            )
+        if not seen.any():
+            raise CorruptStore(f"{slide.h5}: no scanned pixel lies in its patches; is it of this slide?")
+        if not seen.all():
+            lost = f"{slide.slide_id}: {int((~seen).sum())} of {len(seen)} patches were never scanned, and are left out"
+            self.result.notes.append(lost)
+        order = order[seen]
         placed |= {"status": manifest.OK, "reason": "", "n_patches": len(order)}
         if begun:
             _require_unchanged(row, placed, ("fingerprint", "mpp", "patch_px0"))
         self._write_patches(slide.slide_id, content.coords[order], begun)
+        patches = manifest.read_patches(self.store, slide.slide_id)
+        picture = self.store / layout.picture_file(slide.slide_id)
+        draw_slide(picture, info, source.plan, overview.pixels, None, patches)
         rows[slide.slide_id] = placed
         manifest.write_slides(self.store, list(rows.values()))
-        self._write_views(slide, placed, content.features[order], done)
+        self._write_views(source, placed, patches, content.features[order], done)
 
     def _placed(
         self, row: Mapping[str, Any], info: SlideInfo, how: HowCut, dim: int, slide: _Slide
@@ -335,14 +363,16 @@ class _Import:
         manifest.write_patches(self.store, slide_id, x_px0, y_px0, np.ones(len(coords), np.float32))
 
     def _write_views(
-        self, slide: _Slide, row: Mapping[str, Any], values: npt.NDArray[np.float16], done: set[int]
+        self,
+        source: SlideSource,
+        row: Mapping[str, Any],
+        patches: manifest.Patches,
+        values: npt.NDArray[np.float16],
+        done: set[int],
     ) -> None:
         """Read every patch, and write each block that is not there: chunks first, its commit record last."""
-        assert slide.path is not None
-        slide_id, store = slide.slide_id, self.store
-        source = open_slide_source(row, slide.path, self.stored.patch, self.stored.declared)
-        create_arrays(store, slide_id, 1, self.stored, self.options.pixels)
-        patches, policy = manifest.read_patches(store, slide_id), Policy.from_json(self.stored.policy)
+        create_arrays(self.store, source.slide_id, 1, self.stored, self.options.pixels)
+        policy = Policy.from_json(self.stored.policy)
         read = functools.partial(draw_row, policy, row["fingerprint"], _SEEDS, self.options.pixels, None)
         for block in range(features.n_blocks(len(patches))):
             rows = features.block_range(len(patches), block)
@@ -357,7 +387,9 @@ class _Import:
             ]
             views: list[RowViews] = [found for job in jobs for found in job.result()]
             task = Task(source, row["fingerprint"], row["split"], len(patches), block, _SEEDS, rows)
-            StoreSink(store, task).commit(self._block(task, patches, views, values[rows.start : rows.stop]))
+            StoreSink(self.store, task).commit(
+                self._block(task, patches, views, values[rows.start : rows.stop])
+            )
             self.result.views += len(rows)
 
     def _block(
@@ -387,7 +419,7 @@ class _Import:
 
 def _require_unchanged(old: Mapping[str, Any], new: Mapping[str, Any], names: Sequence[str]) -> None:
     for name in names:
-        if old[name] != new[name]:
+        if old[name] != new.get(name, old[name]):
             raise OptionError(
                 f"slide {old['slide_id']}: imported with {name} {old[name]!r}, now {new[name]!r}; use another --out"
             )

@@ -91,14 +91,14 @@ def find_patches(
     x_px0, y_px0 = (col * side).astype(np.int32), (row * side).astype(np.int32)
     share = tissue.patch_tissue_fraction(mask, x_px0, y_px0, side, size_px0)
     keep = share >= options.min_tissue
-    keep[keep] = _scanned(file, plan, overview.scanned, x_px0[keep], y_px0[keep], size_px0)
+    keep[keep] = scanned_patches(file, plan, overview.scanned, x_px0[keep], y_px0[keep], size_px0)
     if options.max_patches is not None and keep.sum() > options.max_patches:
         keep[keep] = sample_of(info.fingerprint, x_px0[keep], y_px0[keep], options.max_patches)
     order = np.flatnonzero(keep)[morton_order(col[keep], row[keep])]
     return Grid(manifest.Patches(x_px0[order], y_px0[order], share[order]), thumbnail, mask, mask_frame)
 
 
-def _scanned(
+def scanned_patches(
     file: SlideFile,
     plan: ReadPlan,
     overview: npt.NDArray[np.float32],

@@ -19,31 +19,33 @@ def draw_slide(
     info: SlideInfo,
     plan: ReadPlan,
     thumbnail: npt.NDArray[np.uint8],
-    mask: npt.NDArray[np.bool_],
+    mask: npt.NDArray[np.bool_] | None,
     patches: Patches,
 ) -> None:
-    """Write a PNG of the slide with the tissue contour (green) and every kept patch (blue).
+    """Write a PNG of the slide with the tissue contour (green), where that is known, and every kept patch (blue).
 
     Parameters
     ----------
     thumbnail : uint8 (h, w, 3)
-    mask : bool (h, w)
+    mask : bool (h, w), or None
     """
     scale = _LONG_SIDE_PX / max(thumbnail.shape[:2])
     size = (max(1, round(thumbnail.shape[1] * scale)), max(1, round(thumbnail.shape[0] * scale)))
     canvas = cv2.resize(thumbnail, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     per_px0 = size[0] / info.width_px0
     for x, y in zip(patches.x_px0.tolist(), patches.y_px0.tolist(), strict=True):
         corner = (round(x * per_px0), round(y * per_px0))
         opposite = (round((x + plan.patch_px0) * per_px0) - 1, round((y + plan.patch_px0) * per_px0) - 1)
         cv2.rectangle(canvas, corner, opposite, _GRID, 1)
-    contours, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(canvas, contours, -1, _CONTOUR, 2)
+    if mask is not None:
+        large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+        contours, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(canvas, contours, -1, _CONTOUR, 2)
     caption = np.full((56, canvas.shape[1], 3), 255, np.uint8)
     lines = (
         f"{info.slide_id}: {len(patches)} patches of {plan.size_px} px at {plan.mpp:.4g} mpp",
-        f"{info.width_px0} x {info.height_px0} px at {info.mpp:.4g} mpp ({info.mpp_source}), {mask.mean():.0%} tissue",
+        f"{info.width_px0} x {info.height_px0} px at {info.mpp:.4g} mpp ({info.mpp_source})"
+        + ("" if mask is None else f", {mask.mean():.0%} tissue"),
     )
     for i, text in enumerate(lines):
         cv2.putText(caption, text, (8, 22 + 24 * i), cv2.FONT_HERSHEY_SIMPLEX, 0.6, _TEXT, 1, cv2.LINE_AA)

@@ -31,6 +31,7 @@ from tests.tools.commands import g2l as command
 from tests.tools.commands import one_error
 from tests.tools.interrupted import Interrupted
 from tests.tools.kill import import_job, kill_at_random
+from tests.tools.scn import write_scn
 from tests.tools.settings import TEACHER, VIT
 from tests.tools.verify import look, structure
 
@@ -198,6 +199,30 @@ def test_coarser_patches_and_a_coarser_level(wsis: Path, tmp_path: Path) -> None
         assert structure(folder / "store") == []
 
 
+def test_what_was_never_scanned_is_left_out(tmp_path: Path) -> None:
+    """TRIDENT's coordinates count from the corner of the slide; what was not scanned it shows as black."""
+    pixels = np.random.default_rng(0).integers(90, 200, (512, 512, 3), np.uint8)
+    write_scn(tmp_path / "leica.scn", pixels, (600, 300), (2000, 1500))
+    corners = trident.grid(2000, 1500, 256)
+    seen = trident.views(tmp_path / "leica.scn", corners, 0, 256, 256)
+    assert (seen.max(axis=(1, 2, 3)) == 0).any()
+    trident.write_trident(tmp_path / "job/leica.h5", corners, trident.features(seen))
+    done = g2l.import_features(
+        tmp_path / "job", tmp_path / "leica.scn", tmp_path / "store", **trident.DECLARED
+    )
+    assert done.notes == ["leica: 39 of 48 patches were never scanned, and are left out"]
+    places = {(x, y) for x, y in corners.tolist() if 344 < x < 1112 and 44 < y < 812}
+    assert set(_checksums(tmp_path / "store", "leica")) == places
+    assert set(_checksums(tmp_path / "store", "leica").values()) < {view_crc32(view) for view in seen}
+    assert _proven(tmp_path / "store", tmp_path / "leica.scn").findings == []
+    assert (tmp_path / "store/pictures/leica.png").is_file()
+    trident.write_trident(tmp_path / "glass/leica.h5", corners[:2], np.ones((2, 24), np.float32))
+    done = g2l.import_features(
+        tmp_path / "glass", tmp_path / "leica.scn", tmp_path / "s2", **trident.DECLARED
+    )
+    assert "no scanned pixel lies in its patches" in done.failed_slides["leica"]
+
+
 def test_clam(wsis: Path, tmp_path: Path) -> None:
     corners = trident.grid(SIDE // 4 * 4, SIDE // 4 * 4, 400)
     seen = trident.views(wsis / "s1.tiff", corners, 1, 100, 100)
@@ -262,6 +287,40 @@ def test_again_and_more_slides(job: Path, wsis: Path, imported: Path, tmp_path: 
     assert _proven(store, wsis).findings == []
     with pytest.raises(RecipeMismatch, match=r"recipe\.patch\.mpp: .* teacher\.image_px"):
         g2l.import_features(job, wsis, store, **trident.DECLARED | {"image_px": 192})
+
+
+def test_what_is_said_of_slides(job: Path, wsis: Path, tmp_path: Path) -> None:
+    table = tmp_path / "slides.csv"
+    table.write_text("slide_id,patient_id,split,site\ns1,p1,train,x\ns2.tiff,p2,val,y\n")
+    options = trident.DECLARED | {"slides_csv": table, "slide_mpp": ["s1=0.45"]}
+    store = tmp_path / "store"
+    g2l.import_features(job, wsis, store, **options)
+    rows = {row["slide_id"]: row for row in manifest.read_slides(store)}
+    assert [(rows[i]["patient_id"], rows[i]["split"], rows[i]["site"]) for i in NAMES] == [
+        ("p1", "train", "x"),
+        ("p2", "val", "y"),
+    ]
+    assert (rows["s1"]["mpp"], rows["s1"]["mpp_source"]) == (0.45, "option")
+    assert rows["s1"]["patch_mpp"] == pytest.approx(0.45 * 256 / 224)
+    before = manifest.slides_path(store).read_bytes()
+    g2l.import_features(job, wsis, store, **trident.DECLARED)  # what nobody says stays
+    assert manifest.slides_path(store).read_bytes() == before
+    table.write_text("slide_id,patient_id,split\ns1,p1,val\n")
+    with pytest.raises(OptionError, match="slide s1: imported with split 'train', now 'val'"):
+        g2l.import_features(job, wsis, store, **options)
+    wrong = g2l.import_features(job, wsis, tmp_path / "far", **trident.DECLARED | {"slide_mpp": ["s2=1.0"]})
+    assert "is the mpp of the slide right" in wrong.failed_slides["s2"]
+
+
+def test_one_picture_is_one_slide(job: Path, wsis: Path, tmp_path: Path) -> None:
+    for name in ("s1", "copy"):
+        (tmp_path / "wsis").mkdir(exist_ok=True)
+        shutil.copy(wsis / "s1.tiff", tmp_path / f"wsis/{name}.tiff")
+        (tmp_path / "job").mkdir(exist_ok=True)
+        shutil.copy(job / "s1.h5", tmp_path / f"job/{name}.h5")
+    done = g2l.import_features(tmp_path / "job", tmp_path / "wsis", tmp_path / "store", **trident.DECLARED)
+    assert "the same picture as slide copy" in done.failed_slides["s1"]
+    assert structure(tmp_path / "store") == []
 
 
 def test_interrupted_in_the_middle(job: Path, wsis: Path, imported: Path, tmp_path: Path) -> None:
