@@ -229,6 +229,12 @@ for _name, _slide, _row, _text in _ROWS:
     kind(_name, (SLIDES_FILE, "file", _text), *_others, rows=True)(row_value(_slide, **_row))
 
 kind(
+    "same-picture-twice",
+    (SLIDES_FILE, "file", "slide b: is the same picture as slide a .*, both in split train; leave one out"),
+    *(("manifest/views/b/", "view", f"seed {seed} .* not those that the seed draws") for seed in "01"),
+)(row_value("b", fingerprint=f"sha256:{'a' * 64}"))
+
+kind(
     "slide-failed-beside-its-files",
     (SLIDES_FILE, "stray", "does not list this slide as usable"),
     rows=True,

@@ -34,6 +34,14 @@ def test_columns_are_renamed_and_others_carried_along(tmp_path: Path) -> None:
     assert found.digest != tiles.read_tiles(csv, ["path=tile", "site=density"], None).digest
 
 
+def test_names_of_columns_that_people_write(tmp_path: Path) -> None:
+    image(tmp_path / "a.png", 8, 8)
+    found = tiles.read_tiles(table(tmp_path, "Path; Label;Stage\n a.png ;x ; I\n"), [], None)
+    assert found.columns == {"path": ("a.png",), "label": ("x",), "Stage": ("I",)}
+    found = tiles.read_tiles(table(tmp_path, "Path,Label,Stage\na.png,x,I\n"), ["label=stage"], None)
+    assert found.columns == {"path": ("a.png",), "label_in_csv": ("x",), "label": ("I",)}
+
+
 def test_a_column_that_has_the_name_already_is_kept_under_another(tmp_path: Path) -> None:
     image(tmp_path / "a.png", 8, 8)
     csv = table(tmp_path, "path,label,grade\na.png,old,new\n")
@@ -56,6 +64,8 @@ def test_a_column_that_has_the_name_already_is_kept_under_another(tmp_path: Path
             "z.png does not exist, nor those after it: give the folder they are in as --root",
         ),
         ("path,status\na.png,1\n", [], "column 'status' is measured or written by g2l; rename it"),
+        ("path,Tissue\na.png,1\n", [], "column 'Tissue' is measured or written by g2l; rename it"),
+        ("path,labels\na.png,1\n", [], "column 'labels': is 'label' meant"),
         ("path,path\na.png,b.png\n", [], "two columns are called 'path'"),
         (
             "path\na.png\n",

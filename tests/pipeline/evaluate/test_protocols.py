@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,50 @@ def test_labels_that_do_not_fit(parquet: Path, tmp_path: Path) -> None:
         table.write_text(text)
         with pytest.raises(OptionError, match=message):
             add_columns(found, table)
+
+
+def test_labels_by_the_names_of_slides(parquet: Path, tmp_path: Path) -> None:
+    x, _ = samples()
+    slides = ["sa"] * 100 + ["sb"] * (N - 100)
+    found = load_embeddings(write(tmp_path / "slides.parquet", x, {"slide_id": slides}))
+    table = tmp_path / "l.csv"
+    table.write_text("Slide_ID; label\nsa.svs; x\nsc; y\n")
+    kept, lost = add_columns(found, table)
+    assert (len(kept), lost, set(kept.columns["label"])) == (100, N - 100, {"x"})
+    for text, match in (
+        ("slide_id,label\nsa,x\nSB,y\n", "there is no slide 'SB'; is 'sb' meant"),
+        ("slide_id,label\nsa,x\nsa.svs,y\n", "both mean slide sa"),
+    ):
+        table.write_text(text)
+        with pytest.raises(OptionError, match=match):
+            add_columns(found, table)
+
+
+def test_what_was_measured_is_no_label(parquet: Path, tmp_path: Path) -> None:
+    x, columns = samples()
+    path = write(tmp_path / "e.parquet", x, {**columns, "tissue": [0.5] * N, "seed": ["a"] * N})
+    assert "--label tissue: was measured by g2l and is no label" in refusal("knn", path, "--label", "tissue")
+    found = load_embeddings(path)
+    assert (
+        found.column("seed", "label") == ["a"] * N
+    )  # text: an older version let a user's own column have this name
+
+
+def test_own_columns_of_an_older_store_do_not_take_the_place_of_ours(small: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(small, tmp_path / "s"))
+    rows = [{**row, "tissue": "skin", "row": "x"} for row in manifest.read_slides(store)]
+    manifest._write(
+        manifest.slides_path(store),
+        pa.Table.from_pylist(
+            rows,
+            pa.schema(
+                [*manifest.SLIDES_SCHEMA, *((name, pa.string()) for name in ("row", "site", "tissue"))]
+            ),
+        ),
+    )
+    found = load_embeddings(store)
+    assert {len(values) for values in found.columns.values()} == {len(found)}
+    assert all(isinstance(value, float) for value in found.columns["tissue"])
 
 
 def test_samples_that_cannot_be_matched(parquet: Path, tmp_path: Path) -> None:

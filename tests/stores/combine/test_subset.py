@@ -151,6 +151,12 @@ def test_slides_from_files(made: Path, tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("\ufeffa\n\n  b \n", encoding="utf-8")
     (tmp_path / "meta.csv").write_text("site,slide_id\nx,d\n")
     assert read_ids([str(tmp_path / "ids.txt"), "c", str(tmp_path / "meta.csv")]) == ("a", "b", "c", "d")
+    (tmp_path / "meta.csv").write_text("site; Slide_ID\nx; d \n")
+    assert read_ids([str(tmp_path / "meta.csv")]) == ("d",)
+    part(made, tmp_path / "by_file", slides=("a.tiff",))
+    assert [row["slide_id"] for row in manifest.read_slides(tmp_path / "by_file")] == ["a"]
+    with pytest.raises(OptionError, match="there is no slide 'A'; is 'a' meant"):
+        part(made, tmp_path / "out", slides=("A",))
     (tmp_path / "none.txt").write_text("\n")
     with pytest.raises(OptionError, match="names no slide"):
         read_ids([str(tmp_path / "none.txt")])
