@@ -232,12 +232,16 @@ def _run_facts(path: Path, run: RunFiles) -> str:
     return page.facts(pairs)
 
 
+_DECLARED = "the features were imported from files of {}: teacher and views are what was declared, not proven"
+
+
 def _store_facts(path: Path, info: Mapping[str, Any]) -> str:
     stored = recipe.load(path)
     teacher, patch = stored.teacher, stored.patch
     pairs: list[tuple[str, Any]] = [
         ("teacher", teacher.name if teacher else "none yet"),
         ("its weights", teacher.weights_sha256[:16] if teacher else ""),
+        ("declared", _DECLARED.format(stored.declared.by) if stored.declared else None),
         (
             "features",
             f"{teacher.dim} numbers, {teacher.pooling}, computed in {teacher.dtype}" if teacher else "",

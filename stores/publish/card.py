@@ -146,7 +146,7 @@ class _Card:
         found: dict[str, Any] = {
             "name": one_line(self.options.name),
             "alternateName": self.title,
-            "description": f"Features of {one_line(teacher.name)} for {self.about['views']} augmented views of "
+            "description": f"Features of {one_line(teacher.name)} for {self.about['views']} {self._views_are()} of "
             f"{self.about['patches']} histopathology patches, to train a student encoder against.",
             "license": f"https://spdx.org/licenses/{spdx}" if spdx else self.licence,
             "version": "1.0.0",
@@ -157,6 +157,9 @@ class _Card:
             found["creator"] = {"@type": "sc:Organization", "name": one_line(self.options.creator)}
         return found | ({"url": self.options.url} if self.options.url else {})
 
+    def _views_are(self) -> str:
+        return "views" if self.stored.declared else "augmented views"
+
     def readme(self) -> str:
         teacher, about = self.stored.teacher, self.about
         compact = compact_lines(self.stored.to_json())
@@ -166,13 +169,14 @@ class _Card:
             f"---\n{yaml.safe_dump(self._front_matter(), sort_keys=False, allow_unicode=True)}---",
             f"# {markdown(self.title)}",
             f"Features of the pathology encoder **{markdown(teacher.name)}** ({teacher.dim} numbers a view) for "
-            f"{about['views']:,} augmented views of {about['patches']:,} patches from {about['patients']:,} patients. "
+            f"{about['views']:,} {self._views_are()} of {about['patches']:,} patches from {about['patients']:,} "
+            "patients. "
             "A student encoder is trained against them without the teacher in memory.",
             f"## May I use it?\n\n{self._licence()}",
             f"## What is in it?\n\n{self._contents()}",
             f"## Who is in it?\n\n{self._cohort()}",
             *([f"## What did the compact copy lose?\n\n{compact}"] if compact else []),
-            f"## What do the features look like?\n\n{_statistics(self.about['statistics'])}",
+            f"## What do the features look like?\n\n{_statistics(self._known_statistics())}",
             f"## How do I load it?\n\n{self._loading()}",
             f"## How do I check my copy?\n\n{_CHECKING}",
             f"## How do I cite it?\n\n{cite}\n\nCite the paper of the teacher as well.",
@@ -267,6 +271,13 @@ class _Card:
         if self.options.url:
             facts.append(("published at", f"<{self.options.url}>"))
         return _table(("", ""), facts)
+
+    def _known_statistics(self) -> Mapping[str, Any]:
+        """Without the share of tissue where features were imported: nobody measured it."""
+        found = self.about["statistics"]
+        if self.stored.declared is None:
+            return dict(found)
+        return {name: value for name, value in found.items() if not name.startswith("tissue")}
 
     def _declared(self) -> list[tuple[str, str]]:
         """What is not known of features that were imported."""
