@@ -274,7 +274,13 @@ def _how_cut(path: Path, about: dict[str, Any], layout: str) -> HowCut:
         return HowCut(by, cut_px, None, round(about["patch_level"]), None)
     base, target = about.get("level0_magnification"), about.get("target_magnification")
     if base and target:  # as TRIDENT reads; its patch_size_level0 is rounded down
-        return HowCut(by, cut_px, max(1, round(cut_px * base / target)), None, _MAGNIFICATION_MPP / target)
+        side_px0, said = max(1, round(cut_px * base / target)), about.get("patch_size_level0")
+        if said is not None and abs(said - side_px0) > 1:
+            raise CorruptStore(
+                f"{path}: patches of {cut_px} px at {target:g}x are {side_px0} px at {base:g}x, patch_size_level0 says "
+                f"{said:g}: another tool than TRIDENT wrote it, and how it cut patches is not known"
+            )
+        return HowCut(by, cut_px, side_px0, None, _MAGNIFICATION_MPP / target)
     if "patch_size_level0" not in about:
         raise CorruptStore(
             f"{path}: coords has neither patch_size_level0 nor level0_magnification and target_magnification; "

@@ -13,6 +13,12 @@ from stores.errors import CorruptStore, OptionError
 from tests.tools import trident
 
 CORNERS = trident.grid(512, 512, 256)
+RAW2FEATURES = {
+    "patch_size": 448,
+    "patch_size_level0": 448,
+    "level0_magnification": 40,
+    "target_magnification": 20,
+}
 VALUES = np.ones((4, 6), np.float32)
 
 
@@ -100,6 +106,11 @@ def _value(name: str, at: Any, value: Any) -> Callable[[h5py.File], None]:
         (_attribute("patch_size", "256"), "attribute 'patch_size' of coords is not one number"),
         (_attribute("patch_size", -3), "attribute 'patch_size' of coords is -3"),
         (_attribute("patch_size", np.nan), "attribute 'patch_size' of coords is nan"),
+        # raw2features writes the side at level 0 as patch_size too
+        (
+            lambda file: file["coords"].attrs.update(RAW2FEATURES),
+            "patch_size_level0 says 448: another tool than TRIDENT",
+        ),
         (_without("patch_size"), "no attribute patch_size, the side of a patch"),
         (
             _without("target_magnification", "patch_size_level0"),
