@@ -103,7 +103,7 @@ def embed(
             summary.add(done.item, done.result, done.error)
             publisher.publish_if_whole(done.item.source.slide_id, report)
         publisher.finish()
-        if workers.lost:
+        if workers.outlives_workers:
             files.sweep_partials(out)
         summary.bad_reads = publisher.bad_reads
         summary.seconds = time.monotonic() - began

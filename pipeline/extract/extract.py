@@ -129,7 +129,7 @@ def extract(
         for done in workers.run(worker.do, prepared(store, stored, tasks, options), report):
             summary.add(done.item, done.result, done.error)
         summary.seconds = time.monotonic() - began
-        if workers.lost:
+        if workers.outlives_workers:
             files.sweep_partials(store)
     return summary
 

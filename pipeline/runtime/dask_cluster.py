@@ -82,7 +82,7 @@ class OnDask:
     client: Any
     job: str
     processes: int | None
-    lost: int = 0
+    outlives_workers: bool = True
 
     def run(self, work: Work, items: Iterable[Item], report: Reporter) -> Iterator[Done[Item, Any]]:
         failures = Failures(report)
@@ -118,7 +118,6 @@ class OnDask:
                 continue
             job = running.pop(future.key)
             item, got = job.item, self._outcome(future)
-            self.lost += isinstance(got.error, _Died)
             if got.error is None:
                 failures.ok()
                 report.advance(got.count, str(item))

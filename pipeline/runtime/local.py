@@ -30,7 +30,7 @@ class InProcess:
     def __init__(self, job: str) -> None:
         self.job = job
         self.processes: int | None = 1
-        self.lost = 0
+        self.outlives_workers = False
 
     def run(self, work: Work, items: Iterable[Item], report: Reporter) -> Iterator[Done[Item, Any]]:
         failures = Failures(report)

@@ -53,8 +53,9 @@ class Cluster(Protocol):
     """Names command and store: when a run begins, the stations of one before it that was killed are closed."""
     processes: int | None
     """How many processes share this machine's CPUs; None where the cluster decides."""
-    lost: int
-    """How many items were on a worker that died: it may have left unfinished files."""
+    outlives_workers: bool
+    """Whether a command goes on when one of its processes dies, which may leave unfinished files then. A scheduler need
+    not say so: it may give the work to another worker on its own."""
 
     def run(self, work: Work, items: Iterable[Item], report: Reporter) -> Iterator[Done[Item, Any]]:
         """Do every item and yield each when it is over, in any order."""

@@ -174,7 +174,7 @@ def tile(
     job = f"tile {store.absolute()}"
     with only_writer(store), open_cluster(where, job, report) as workers:
         summary = tile_on(workers, inputs, store, options, report)
-        if workers.lost:
+        if workers.outlives_workers:
             files.sweep_partials(store)
         return summary
 

@@ -1,6 +1,9 @@
 """``trident-h5`` and ``clam``: what TRIDENT, Patho-Bench and CLAM read, a file for each slide."""
 
+import contextlib
+import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,8 @@ _H5_CHUNK_ROWS = 64
 
 def write_h5(folder: Path, unit: Unit, parts: Parts) -> list[Path]:
     path = folder / f"{unit.name}.h5"
-    import h5py
-
     row, patch = unit.row, unit.about["patch"]
-    with files.replacing(path) as partial, h5py.File(partial, "w") as file:
+    with files.replacing(path) as partial, _new_h5(partial) as file:
         made = {
             "features": file.create_dataset(
                 "features",
@@ -53,6 +54,47 @@ def write_h5(folder: Path, unit: Unit, parts: Parts) -> list[Path]:
         made["features"].attrs.update({"name": unit.about["encoder"]["name"], "savetodir": ""})
         file.attrs["g2l"] = json.dumps(unit.about, sort_keys=True)
     return [path]
+
+
+@contextlib.contextmanager
+def _new_h5(path: Path) -> Iterator[Any]:
+    """An HDF5 file to write into; OSError when the disk fails or is full.
+
+    HDF5 does not see that failure: a file that it could not close makes it crash when the process ends, with a signal
+    instead of an exit code (2 of 13 calls at which one write failed).
+    """
+    import h5py
+
+    with _Disk(path) as disk:
+        with h5py.File(disk, "w") as file:
+            yield file
+        if disk.failed is not None:
+            raise disk.failed
+
+
+class _Disk(io.FileIO):
+    """A file that remembers its first failed write and takes every further one for done."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "r+")
+        self.failed: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        try:
+            left = memoryview(data).cast("B")
+            while self.failed is None and len(left):
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.failed = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failed = self.failed or error
+            return size or 0
 
 
 def _append(dataset: Any, values: npt.NDArray[Any]) -> None:
