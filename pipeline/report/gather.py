@@ -234,7 +234,7 @@ class _Slide:
         """Thumbnail and outline of the tissue."""
         row = self._row
         try:
-            with open_slide(path) as file:
+            with open_slide(path, row["fingerprint"]) as file:
                 info = inspect_again(file, row, path)
                 thumbnail = read_thumbnail(file, info, THUMBNAIL_MPP)
         except SlideError as error:

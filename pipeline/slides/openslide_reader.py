@@ -20,6 +20,8 @@ from stores.io.files import first_line
 _SUFFIXES = frozenset(
     (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi")
 )
+QUICKHASH = "quickhash-1:"
+"""What fingerprints begin with that are OpenSlide's own hash."""
 _KNOWN = {
     "vendor": openslide.PROPERTY_NAME_VENDOR,
     "objective power": openslide.PROPERTY_NAME_OBJECTIVE_POWER,
@@ -85,7 +87,7 @@ class OpenSlideFile:
         return SlideInfo(
             slide_id=slide_id,
             path=self._path,
-            fingerprint=f"quickhash-1:{quickhash}" if quickhash else sha256_fingerprint(self._path),
+            fingerprint=f"{QUICKHASH}{quickhash}" if quickhash else sha256_fingerprint(self._path),
             vendor=properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown"),
             width_px0=width,
             height_px0=height,

@@ -7,11 +7,20 @@ from pathlib import Path
 
 from pipeline.slides.contract import SlideFile, SlideReader
 from pipeline.slides.dicom_reader import DicomReader
-from pipeline.slides.openslide_reader import OpenSlideReader
+from pipeline.slides.openslide_reader import QUICKHASH, OpenSlideReader
+from pipeline.slides.picture_reader import PictureReader
 from pipeline.slides.slide import SlideInfo
+from pipeline.slides.tiff_reader import TiffReader
+from pipeline.slides.zarr_reader import ZarrReader
 from stores.errors import SlideError
 
-READERS: tuple[SlideReader, ...] = (DicomReader(), OpenSlideReader())
+READERS: tuple[SlideReader, ...] = (
+    DicomReader(),
+    TiffReader(),
+    ZarrReader(),
+    PictureReader(),
+    OpenSlideReader(),
+)
 """Asked in this order: the first that takes a file reads it."""
 
 
@@ -25,8 +34,17 @@ def is_slide_folder(path: Path) -> bool:
     return any(path.suffix.lower() in reader.folder_suffixes for reader in READERS) and path.is_dir()
 
 
-def reader_of(path: Path) -> SlideReader:
-    """The reader for a slide file; SlideError when there is none."""
+def reader_of(path: Path, fingerprint: str | None = None) -> SlideReader:
+    """The reader for a slide file; SlideError when there is none.
+
+    Parameters
+    ----------
+    fingerprint
+        Of the slide in a store. What OpenSlide read when it was tiled, OpenSlide reads again, though another reader may
+        have come since that would find other levels in the file.
+    """
+    if fingerprint is not None and fingerprint.startswith(QUICKHASH):
+        return OpenSlideReader()
     for reader in READERS:
         if reader.takes(path):
             return reader
@@ -40,15 +58,15 @@ def is_taken(path: Path) -> bool:
     return any(reader.takes(path) for reader in READERS)
 
 
-def open_slide(path: Path) -> SlideFile:
-    """Open a slide file with its reader; a context manager.
+def open_slide(path: Path, fingerprint: str | None = None) -> SlideFile:
+    """Open a slide file with its reader, as `reader_of` chooses it; a context manager.
 
     Raises
     ------
     SlideError
         When no reader takes it, or it does not open.
     """
-    return reader_of(path).open(path)
+    return reader_of(path, fingerprint).open(path)
 
 
 def inspect(slide_id: str, path: Path, mpp: float | None = None, mpp_source: str = "option") -> SlideInfo:

@@ -8,6 +8,7 @@ The patch covers ``patch_px0 = round(256 * 0.5 / 0.2525) = 507`` level-0 pixels,
 target: 507 x 507 pixels are read there and area-resampled to 256 x 256.
 """
 
+import functools
 import hashlib
 import math
 from collections.abc import Mapping
@@ -109,6 +110,13 @@ def _square(slide_id: str, own: tuple[Any, Any] | None, remedy: str) -> float:
 
 def sha256_fingerprint(path: Path) -> str:
     """The identity of a file whose format has no hash of its own: the SHA-256 of all its bytes."""
+    stat = path.stat()
+    return _sha256_of(path.absolute(), (stat.st_size, stat.st_mtime_ns, stat.st_ino))
+
+
+@functools.lru_cache(1 << 12)
+def _sha256_of(path: Path, identity: tuple[int, ...]) -> str:
+    """Remembered by size, time and inode: a slide is opened several times, and hashing reads all of it."""
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 

@@ -81,7 +81,7 @@ def open_slide_source(
     SlideError
         When the file does not open, or is another one than that which was tiled.
     """
-    reader = reader_of(path)
+    reader = reader_of(path, row["fingerprint"])
     with reader.open(path) as file:
         info = inspect_again(file, row, path)
     if declared is None:

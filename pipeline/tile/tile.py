@@ -412,7 +412,7 @@ def _tile_slide(store: Path, slide: SlideWork, options: TileOptions) -> dict[str
     try:
         if not is_utf8(slide.path.name):
             raise SlideError(f"{visible(slide.path.name)}: its name is not UTF-8 text; rename the file")
-        with open_slide(slide.path) as file:
+        with open_slide(slide.path, row["fingerprint"] if slide.done else None) as file:
             info = file.inspect(slide_id, *(slide.mpp or (None, "")))
             plan = plan_read(info, options.mpp, options.patch)
             measured = {
@@ -426,7 +426,7 @@ def _tile_slide(store: Path, slide: SlideWork, options: TileOptions) -> dict[str
                 "patch_mpp": plan.mpp,
             }
             if slide.done:
-                _require_unchanged(row, measured, ("fingerprint", "mpp"))
+                _require_unchanged(row, measured, ("fingerprint", "width_px0", "height_px0", "mpp"))
                 return row | measured
             row |= measured
             _, rule = patch_recipe(options)

@@ -18,10 +18,10 @@ from stores.io.text import one_line
 
 UNKNOWN_VENDOR = "unknown"
 VENDORS = frozenset({
-    "aperio", "dicom", "generic-tiff", "hamamatsu", "huron", "leica", "mirax", "philips", "sakura", "synthetic",
-    "trestle", "ventana", "zeiss", UNKNOWN_VENDOR,
+    "aperio", "dicom", "generic-tiff", "hamamatsu", "huron", "leica", "mirax", "ome-tiff", "ome-zarr", "philips",
+    "picture", "sakura", "synthetic", "tiff", "trestle", "ventana", "zeiss", UNKNOWN_VENDOR,
 })  # fmt: skip
-"""Makers of scanners and formats, as OpenSlide names them."""
+"""Makers of scanners and formats, as OpenSlide and the other readers name them."""
 COLUMN_VALUES: Mapping[str, frozenset[str]] = {
     "vendor": VENDORS,
     "mpp_source": frozenset(MPP_SOURCES),

@@ -34,7 +34,7 @@ def require_decodable(body: bytes | memoryview, spec: ArraySpec, where: str) -> 
     if spec.compressor == "zstd":
         fault = _zstd_fault(body, spec.chunk_bytes)
     elif spec.compressor == "blosc":
-        fault = _blosc_fault(body, spec)
+        fault = blosc_fault(body, spec.chunk_bytes, (_BLOSC_ZSTD,))
     if fault is not None:
         raise CorruptStore(f"{where}: {fault}")
 
@@ -70,21 +70,24 @@ def _zstd_fault(body: bytes | memoryview, expected: int) -> str | None:
     return None if at == len(body) else f"is a Zstandard frame of {at} bytes in {len(body)}"
 
 
-def _blosc_fault(body: bytes | memoryview, spec: ArraySpec) -> str | None:
-    """What is wrong with a Blosc chunk. Source: README_CHUNK_FORMAT.rst of c-blosc 1.21, and its decoder."""
+def blosc_fault(body: bytes | memoryview, expected: int, codecs: tuple[int, ...]) -> str | None:
+    """What is wrong with a Blosc chunk of `expected` bytes, compressed by one of `codecs` (numbers of c-blosc).
+
+    Source: README_CHUNK_FORMAT.rst of c-blosc 1.21, and its decoder.
+    """
     if len(body) < _BLOSC_HEADER:
         return f"is a Blosc chunk of {len(body)} bytes, less than its header has"
     version, inner_version, flags, typesize, size, block_size, stored = struct.unpack_from("<4B3I", body)
-    if size != spec.chunk_bytes:
-        return f"decodes to {size} bytes, expected {spec.chunk_bytes}"
+    if size != expected:
+        return f"decodes to {size} bytes, expected {expected}"
     if stored != len(body):
         return f"says that it has {stored} bytes, and has {len(body)}"
     if version != 2 or typesize == 0 or flags & 0b1000:
         return f"is a Blosc chunk of version {version}, type size {typesize}, flags {flags:#x}"
     if flags & 2:  # stored as it is
         return None if stored == size + _BLOSC_HEADER else "is a plain Blosc chunk of another size"
-    if inner_version != 1 or flags >> 5 != _BLOSC_ZSTD:
-        return f"is a Blosc chunk of codec {flags >> 5} version {inner_version}; expected zstd"
+    if inner_version != 1 or flags >> 5 not in codecs:
+        return f"is a Blosc chunk of codec {flags >> 5} version {inner_version}; expected {codecs}"
     if not min(size // 2, _BLOSC_MIN_BLOCK) <= block_size <= size or block_size % typesize:
         return f"is a Blosc chunk with blocks of {block_size} bytes"
     blocks = -(-size // block_size)
