@@ -107,12 +107,13 @@ def _open_image(path: Path, group: str, attributes: dict[str, Any]) -> PyramidFi
         raise SlideError(
             f"{path.name}: three channels of the colours {', '.join(colours[:3])}, so no RGB; 8-bit RGB is read"
         )
-    sizes = [
-        _size_um(scales["axes"][names.index(axis)].get("unit"), names.index(axis), datasets[0], scales)
-        for axis in "xy"
-    ]
-    x, y = sizes
-    known = {f"scale of {axis['name']}": axis.get("unit", "no unit") for axis in scales["axes"][-2:]}
+    own, known = [], {}
+    for axis in "xy":
+        number = names.index(axis)
+        size, unit = _size(number, datasets[0], scales), scales["axes"][number].get("unit")
+        own.append(micrometres(size, unit))
+        known[f"scale of {axis}"] = f"{size:g} {unit or 'without a unit'}"
+    x, y = own
     fingerprint = functools.partial(_fingerprint, path, tuple(array.folder for array in arrays))
     fill = (arrays[0].fill,) * 3
     return PyramidFile(
@@ -120,14 +121,14 @@ def _open_image(path: Path, group: str, attributes: dict[str, Any]) -> PyramidFi
     )
 
 
-def _size_um(unit: object, axis: int, dataset: dict[str, Any], scales: dict[str, Any]) -> float | None:
-    """The size of a pixel of the first level along an axis: its own scale and that of the whole image."""
+def _size(axis: int, dataset: dict[str, Any], scales: dict[str, Any]) -> float:
+    """The size of a pixel of the first level along an axis: its own scale times that of the whole image."""
     size = 1.0
     for holder in (dataset, scales):
         for step in holder.get("coordinateTransformations", ()):
             if step["type"] == "scale":
                 size *= float(step["scale"][axis])
-    return micrometres(size, unit)
+    return size
 
 
 class _ArrayLevel:
