@@ -6,7 +6,9 @@ passes through `Objects`, the one place that retries.
 
 import contextlib
 import hashlib
+import os
 import shutil
+import stat
 import tempfile
 import threading
 from collections import OrderedDict
@@ -18,6 +20,8 @@ from stores.errors import CorruptStore, OptionError
 from stores.format import layout
 from stores.io.location import StoreLike
 from stores.remote.objects import THREADS, Object, Objects, is_url
+
+_CACHE, _CACHE_LOCK = "g2l-cache-", ".lock"
 
 
 class RemoteStore:
@@ -144,8 +148,26 @@ def open_store(text: str, cache: Path | None = None, cache_gb: float = 20.0) -> 
         raise OptionError(f"--cache-gb {cache_gb}: allowed is above 0")
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="g2l-cache-", dir=cache))
-    try:
+    with _own_folder(Path(tempfile.gettempdir()) if cache is None else cache) as folder:
         yield RemoteStore(Objects(text), folder, int(cache_gb * 1e9))
+
+
+@contextlib.contextmanager
+def _own_folder(root: Path) -> Iterator[Path]:
+    """A new folder of this process alone; those that killed processes left beside it, up to 20 GB each, are removed."""
+    import filelock
+
+    for left in root.glob(f"{_CACHE}*") if os.name == "posix" else ():
+        with contextlib.suppress(OSError):
+            about = left.lstat()  # in a folder of all users, a name may be a link that somebody else made
+            if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and (left / _CACHE_LOCK).exists():
+                with filelock.FileLock(
+                    left / _CACHE_LOCK, blocking=False
+                ):  # Timeout, an OSError: it is alive
+                    shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_CACHE, dir=root))
+    try:
+        with filelock.FileLock(folder / _CACHE_LOCK):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

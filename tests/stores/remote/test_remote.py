@@ -125,6 +125,34 @@ def test_distill_streams_the_same_run(s3: str, uploaded: str, local_run: Path, t
     assert list((tmp_path / "cache").iterdir()) == []  # removed at the end
 
 
+@pytest.mark.kill
+def test_the_cache_of_a_killed_process_goes_and_that_of_a_living_one_stays(
+    s3: str, uploaded: str, tmp_path: Path
+) -> None:
+    hold = (
+        "import sys, time; from pathlib import Path; from stores.remote.store import _own_folder\n"
+        "with _own_folder(Path(sys.argv[1])) as folder: print(folder, flush=True); time.sleep(600)"
+    )
+    argv = [sys.executable, "-c", hold, str(tmp_path)]
+    held = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        dead, living = (Path(process.stdout.readline().strip()) for process in held if process.stdout)
+        held[0].kill()
+        held[0].wait()
+        (tmp_path / "g2l-cache-link").symlink_to(living)
+        (tmp_path / "g2l-cache-of-an-older-version").mkdir()
+        assert dead.exists()
+        with remote.open_store(uploaded, tmp_path):
+            assert not dead.exists()
+            assert living.exists()
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {living.name, "g2l-cache-link", "g2l-cache-of-an-older-version"}
+    finally:
+        for process in held:
+            process.kill()
+            process.communicate()
+
+
 def test_a_cache_smaller_than_the_data_stays_within_its_bound(
     s3: str, uploaded: str, local_run: Path, tmp_path: Path
 ) -> None:
