@@ -476,7 +476,7 @@ def test_the_lists_know_what_this_version_writes() -> None:
     cost.add(0, random, random)
     assert set(cost.to_json()) == allowed._COMPACT
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(doctor, "_weights", lambda: ({}, []))
+        patch.setattr(doctor, "_weights", lambda: ({}, [], None))
         assert set(doctor.examine(Path()).found["openslide"]["formats"]) <= allowed.VENDORS
 
 
