@@ -72,8 +72,8 @@ def micrometres(value: object, unit: object) -> float | None:
 def downsamples_of(sizes_px: Sequence[tuple[int, int]]) -> tuple[float, ...]:
     """How many times smaller each level is than the first: the whole number that gives its size, else the mean ratio.
 
-    >>> downsamples_of([(1001, 800), (501, 400), (400, 320)])
-    (1.0, 2.0, 2.50125)
+    >>> downsamples_of([(1000, 800), (500, 400), (400, 320)])
+    (1.0, 2.0, 2.5)
     """
     (width, height), found = sizes_px[0], []
     for w, h in sizes_px:
