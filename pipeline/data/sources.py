@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.slides.find import find_slides
-from pipeline.slides.sources import Source, StoreSource, open_slide_source
+from pipeline.slides.sources import Source, StoreSource
+from pipeline.tiles.places import find_places
 from stores.errors import OptionError
 from stores.export import pseudonyms
 from stores.format import manifest, pixels, recipe
@@ -25,7 +25,7 @@ def find_sources(
         When a slide file does not open, or is not the one that was tiled.
     """
     rows: dict[str, dict[str, Any]] = {row["slide_id"]: row for row in manifest.read_slides(store)}
-    paths = find_slides(given, rows.values()) if given else {}
+    places = find_places(store, stored.patch, rows.values(), given) if given else {}
     sources: dict[str, Source] = {}
     for slide_id in sorted(slide_ids):
         if pixels.has_pixels(store, slide_id):
@@ -36,8 +36,8 @@ def find_sources(
                 f"slide {slide_id}: under a pseudonym, so that no slide file can be matched to it, and without pixels; "
                 "ask for an export with pixels"
             )
-        if slide_id not in paths:
+        if slide_id not in places:
             where = f"not found in {', '.join(map(str, given))}" if given else "give the slides with --slides"
             raise OptionError(f"slide {slide_id}: the store keeps no pixels of it; {where}")
-        sources[slide_id] = open_slide_source(rows[slide_id], paths[slide_id], stored.patch, stored.declared)
+        sources[slide_id] = places[slide_id].source(rows[slide_id], stored)
     return sources

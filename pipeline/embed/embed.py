@@ -67,6 +67,8 @@ def embed(
     options.validate()
     weights = None if options.weights is None else options.weights.absolute()
     options = dataclasses.replace(options, weights=weights)
+    if tile_options.tiles or tile_options.pad != "none":
+        raise OptionError("--tiles and --pad: are for `g2l tile`; embed takes tiles from a CSV, see --fit")
     table = _tiles_of(inputs, options)
     room_px = None if table is not None else tile_options.patch
     job = f"embed {out.absolute()}"

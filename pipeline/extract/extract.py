@@ -6,7 +6,7 @@ Work is cut into tasks of (slide, block of rows, seeds). A `BlockWorker` does on
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,24 @@ from pipeline.inference.worker import BlockWorker, WorkerEncoder
 from pipeline.runtime.cluster import open_cluster
 from pipeline.runtime.options import IN_PROCESS, ClusterOptions, to_json
 from pipeline.runtime.progress import Reporter
+from pipeline.runtime.work import Cluster
 from pipeline.slides.find import find_slides
 from pipeline.tile.options import TileOptions
 from pipeline.tile.slides_csv import given_of
-from pipeline.tile.tile import require_extendable, tile_on
-from pipeline.views.policy import Policy, load_policy
+from pipeline.tile.tile import prepare_store, require_extendable, tile_on
+from pipeline.tiles.places import find_places
+from pipeline.tiles.table import are_tiles, list_tiles
+from pipeline.views.policy import Policy, load_policy, sized
 from stores.errors import DiskFull, OptionError
-from stores.format import layout, manifest, recipe, terms
+from stores.format import layout, manifest, recipe, terms, tiles
 from stores.format.layout import read_options
 from stores.info import store_info
 from stores.io import files
 from stores.io.lock import only_writer
 from stores.io.text import human_bytes
+
+VIEW_PX = 224
+"""Side of the views that a built-in policy asks the teacher for, where patches are as large."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,13 +97,14 @@ def extract(
         When the workers cannot be reached, or everything fails.
     """
     options.validate()
-    policy = load_policy(options.policy)
+    policy = sized(load_policy(options.policy), tile_options.patch, VIEW_PX)
     if policy.patch_px != tile_options.patch:
         raise OptionError(
             f"--policy {options.policy}: for patches of {policy.patch_px} px, not {tile_options.patch}"
         )
-    # mistakes in inputs and table are told before a teacher is loaded
-    given_of(tile_options, find_slides(inputs, manifest.read_slides(store)), for_training=False)
+    of_tiles = are_tiles(inputs, tile_options.tiles) or _holds_tiles(store)
+    if not of_tiles:  # mistakes in inputs and table are told before a teacher is loaded
+        given_of(tile_options, find_slides(inputs, manifest.read_slides(store)), for_training=False)
     layout.require_unsealed(store)
     require_extendable(store)
     options = _absolute(options)
@@ -106,16 +113,28 @@ def extract(
         # loaded before hours of tiling, since its name or weights may be wrong
         encoder = WorkerEncoder(job, _spec(options, policy))
         teacher = workers.call(encoder.describe, options.tokens)
+        policy = sized(policy, tile_options.patch, teacher.identity.image_px)
+        if teacher.identity.image_px > tile_options.patch:
+            raise OptionError(
+                f"--patch {tile_options.patch}: patches of {tile_options.patch} px, but {teacher.identity.name} takes "
+                f"{teacher.identity.image_px} px: give a larger --patch (smaller tiles get a margin with --pad), or "
+                f"another teacher{other_size(teacher.resizable, tile_options.patch)}"
+            )
         if teacher.identity.image_px != policy.crop_px:
             raise OptionError(
                 f"--policy {options.policy}: views of {policy.crop_px} px, "
                 f"but {teacher.identity.name} takes {teacher.identity.image_px} px"
                 f"{other_size(teacher.resizable, policy.crop_px)}"
             )
-        paths = tile_on(workers, inputs, store, tile_options, report, look_again=False).paths
+        if of_tiles:
+            _tile_new_tiles(workers, inputs, store, tile_options, report)
+        else:
+            tile_on(workers, inputs, store, tile_options, report, look_again=False)
         summary = Extracted(store=store)
         tiled = recipe.load(store)
-        tasks = plan_tasks(store, tiled.patch, paths, options, summary)
+        rows = manifest.read_slides(store)
+        places = find_places(store.absolute(), tiled.patch, rows, inputs, tile_options.root)
+        tasks = plan_tasks(store, tiled, places, options, summary)
         _require_room(store, tasks, teacher, policy.patch_px, options)
         stored = _settle_recipe(store, tiled, teacher, policy, options)
         report.note(f"teacher {teacher.described()}")
@@ -132,6 +151,28 @@ def extract(
         if workers.outlives_workers:
             files.sweep_partials(store)
     return summary
+
+
+def _holds_tiles(store: Path) -> bool:
+    return (store / layout.RECIPE).exists() and recipe.load(store).patch.grid == tiles.GRID
+
+
+def _tile_new_tiles(
+    workers: Cluster, inputs: Sequence[Path], store: Path, options: TileOptions, report: Reporter
+) -> None:
+    """Tile the inputs when they list a name that the store does not have; folders may only be where its tiles are."""
+    if are_tiles(inputs, options.tiles):
+        listed = list_tiles(inputs, options.root, options.column)
+        if set(listed.names) - set(_tile_names(store, manifest.read_slides(store))):
+            tile_on(workers, inputs, store, options, report)
+            return
+    prepare_store(store, options, of_tiles=True)
+
+
+def _tile_names(store: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for row in rows:
+        if row["status"] == manifest.OK:
+            yield from manifest.read_further(store, row["slide_id"], (manifest.TILE_FILE,))[0].to_pylist()
 
 
 def _absolute(options: ExtractOptions) -> ExtractOptions:

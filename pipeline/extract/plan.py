@@ -14,13 +14,17 @@ import numpy as np
 
 from pipeline.encoders.presets import PRESETS
 from pipeline.extract.options import PlanOptions
+from pipeline.runtime.cluster import open_cluster
+from pipeline.runtime.options import IN_PROCESS
 from pipeline.runtime.progress import Reporter
 from pipeline.slides.find import find_slides
 from pipeline.slides.registry import open_slide
 from pipeline.slides.slide import plan_read
 from pipeline.tile.grid import find_patches, patch_recipe
+from pipeline.tile.groups import group_tiles, require_no_slide_options, table_of
 from pipeline.tile.options import TileOptions
 from pipeline.tile.slides_csv import given_of
+from pipeline.tiles.table import are_tiles, list_tiles
 from stores.errors import OptionError, SlideError
 from stores.format import features, manifest, tokens
 from stores.io.location import StoreLike
@@ -262,6 +266,8 @@ def _tiled(store: StoreLike) -> tuple[list[SlidePlan], dict[str, str]]:
 def _count(
     inputs: Sequence[Path], options: TileOptions, report: Reporter
 ) -> tuple[list[SlidePlan], dict[str, str]]:
+    if are_tiles(inputs, options.tiles):
+        return _count_tiles(inputs, options, report)
     paths = find_slides(inputs, report=report)
     given = given_of(options, paths, report=report)
     _, rule = patch_recipe(options)
@@ -281,6 +287,23 @@ def _count(
         except SlideError as error:
             unusable[slide_id] = str(error)
         report.advance(detail=slide_id)
+    return found, unusable
+
+
+def _count_tiles(
+    inputs: Sequence[Path], options: TileOptions, report: Reporter
+) -> tuple[list[SlidePlan], dict[str, str]]:
+    require_no_slide_options(options)
+    listed = list_tiles(inputs, options.root, options.column)
+    with open_cluster(IN_PROCESS, "plan", report) as workers:
+        grouped = group_tiles(workers, listed, options, {}, report)
+    found, unusable = [], {}
+    for _, group in sorted(grouped.groups.items()):
+        row = table_of(grouped, group, options).row
+        if row["n_patches"]:
+            found.append(SlidePlan(group.slide_id, row["n_patches"], group.split, group.patient_id))
+        else:
+            unusable[group.slide_id] = row["reason"]
     return found, unusable
 
 

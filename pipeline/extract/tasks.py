@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from pipeline.extract.options import ExtractOptions
 from pipeline.inference.task import Tally, Task
-from pipeline.slides.sources import open_slide_source
+from pipeline.tiles.places import Place
 from stores.errors import SlideError
 from stores.format import features, manifest, pixels, recipe, tokens
 from stores.io.ranges import ranges_of
@@ -16,8 +16,8 @@ from stores.io.ranges import ranges_of
 
 def plan_tasks(
     store: Path,
-    patch: recipe.Patch,
-    paths: Mapping[str, Path],
+    stored: recipe.Recipe,
+    places: Mapping[str, Place],
     options: ExtractOptions,
     summary: Tally,
 ) -> list[Task]:
@@ -31,10 +31,10 @@ def plan_tasks(
             continue
         take = min(left, row["n_patches"])
         left -= take
-        if take == 0 or slide_id not in paths:
+        if take == 0 or slide_id not in places:
             continue
         try:
-            source = open_slide_source(row, paths[slide_id], patch)
+            source = places[slide_id].source(row, stored)
         except SlideError as error:
             summary.failed_slides[slide_id] = str(error)
             continue

@@ -373,7 +373,7 @@ class _Import:
         """Read every patch, and write each block that is not there: chunks first, its commit record last."""
         create_arrays(self.store, source.slide_id, 1, self.stored, self.options.pixels)
         policy = Policy.from_json(self.stored.policy)
-        read = functools.partial(draw_row, policy, row["fingerprint"], _SEEDS, self.options.pixels, None)
+        read = functools.partial(draw_row, policy, _SEEDS, self.options.pixels, None)
         for block in range(features.n_blocks(len(patches))):
             rows = features.block_range(len(patches), block)
             if block in done:
@@ -381,7 +381,9 @@ class _Import:
                 continue
             jobs = [
                 self.pool.submit_all(
-                    source, read, [(i, int(patches.x_px0[i]), int(patches.y_px0[i])) for i in part]
+                    source,
+                    read,
+                    [(row["fingerprint"], i, int(patches.x_px0[i]), int(patches.y_px0[i])) for i in part],
                 )
                 for part in aligned(rows, rows_at_once(1))
             ]

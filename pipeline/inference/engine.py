@@ -173,13 +173,21 @@ class Engine:
     def _read(self, task: Task, patches: manifest.Patches) -> Iterator[RowViews]:
         """The task's rows in order; the first ones are under way when this returns."""
         kept = self._kept
-        place = functools.partial(
-            draw_row, kept.policy, task.fingerprint, task.seeds, kept.pixels, kept.tokens
-        )
+        place = functools.partial(draw_row, kept.policy, task.seeds, kept.pixels, kept.tokens)
         at_once = rows_at_once(len(task.seeds))
         jobs = (
             self._readers.submit_all(
-                task.source, place, [(row, int(patches.x_px0[row]), int(patches.y_px0[row])) for row in rows]
+                task.source,
+                place,
+                [
+                    (
+                        patches.key(row, task.fingerprint),
+                        row,
+                        int(patches.x_px0[row]),
+                        int(patches.y_px0[row]),
+                    )
+                    for row in rows
+                ],
             )
             for rows in aligned(task.rows, at_once)
         )

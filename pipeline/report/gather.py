@@ -5,6 +5,7 @@ the slides or the store's pixels and checked against the manifest, as in stage t
 """
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,7 @@ from pipeline.views.draw import ViewParams
 from pipeline.views.patch_views import rebuild_row
 from pipeline.views.policy import Policy
 from stores.errors import EvaluationError, OptionError, SlideError
-from stores.format import manifest, recipe
+from stores.format import manifest, recipe, tiles
 from stores.format.committed import read_records, usable_slides
 from stores.io.location import StoreLike
 
@@ -130,7 +131,8 @@ def gather(
     result = Gathered(n_slides=len(usable))
     chosen = _spread(usable, options.max_slides)
     sources = find_sources(store, stored, {row["slide_id"] for row in chosen}, options.slides)
-    paths = find_slides(options.slides, usable) if options.slides else {}
+    of_tiles = stored.patch.grid == tiles.GRID
+    paths = find_slides(options.slides, usable) if options.slides and not of_tiles else {}
     cache = BlockCache(store, policy=policy)
     targets, pictures = [], []
     report.start("report", len(chosen))
@@ -210,17 +212,21 @@ class _Slide:
         seen = np.concatenate([job.result() for job in jobs])
         thumbnail, contour = (None, []) if path is None else self._picture(path, stored, result)
         row = self._row
+        x_px0, y_px0 = [request[0] for request in requests], [request[1] for request in requests]
+        size = row["width_px0"], row["height_px0"]
+        if stored.patch.grid == tiles.GRID:  # patches of tiles have no place in a picture: side by side
+            x_px0, y_px0, size = _side_by_side(len(requests), row["patch_px0"])
+            thumbnail = _mosaic(seen)
         return (
             SlidePart(
                 row["slide_id"],
                 row["split"],
-                row["width_px0"],
-                row["height_px0"],
+                *size,
                 row["patch_px0"],
                 row["n_patches"],
                 [number for number, _ in self.places],
-                [request[0] for request in requests],
-                [request[1] for request in requests],
+                x_px0,
+                y_px0,
                 thumbnail,
                 contour,
                 _sprite(seen),
@@ -283,6 +289,24 @@ def _in_words(params: ViewParams) -> str:
     if params.blur:
         said.append(f"blurred, sigma {params.sigma:.2f}")
     return "; ".join(said)
+
+
+def _side_by_side(n: int, side: int) -> tuple[list[int], list[int], tuple[int, int]]:
+    """x and y of `n` squares in lines of equal length, and width and height of the whole."""
+    across = math.ceil(math.sqrt(n))
+    x, y = [i % across * side for i in range(n)], [i // across * side for i in range(n)]
+    return x, y, (across * side, -(-n // across) * side)
+
+
+def _mosaic(pictures: npt.NDArray[np.uint8]) -> bytes:
+    """The pictures in the places of `_side_by_side`."""
+    side = max(8, min(96, _THUMBNAIL_PX // math.ceil(math.sqrt(len(pictures)))))
+    x, y, (width, height) = _side_by_side(len(pictures), side)
+    sheet = np.full((height, width, 3), 255, np.uint8)
+    for left, top, picture in zip(x, y, pictures, strict=True):
+        small = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+        sheet[top : top + side, left : left + side] = small
+    return _jpeg(sheet)
 
 
 def _sprite(pictures: npt.NDArray[np.uint8]) -> bytes:

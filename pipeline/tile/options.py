@@ -6,6 +6,9 @@ from pathlib import Path
 from pipeline.runtime.options import TILES, option, require, require_one_or_more
 
 MASK_FRAMES = ("auto", "slide", "bounds")
+PADS = ("none", "white", "reflect")
+OF_TILES = ("tiles", "pad", "root", "column")
+"""Options that only tiles have; the record of a store of slides leaves them out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +61,38 @@ class TileOptions:
         shown="decided for each slide, where it can be",
     )
 
+    tiles: bool = option(
+        False,
+        "The folders or images are tiles: images that were cut before, with classes as folder names. "
+        "A CSV with a column path, or an HDF5 file, always lists tiles.",
+        heading=TILES,
+    )
+    pad: str = option(
+        "none",
+        "Margin of tiles that are smaller than a patch; none refuses them.",
+        choices=PADS,
+        heading=TILES,
+    )
+    root: Path | None = option(
+        None,
+        "Folder to which the paths in a CSV of tiles are relative.",
+        metavar="DIR",
+        heading=TILES,
+        shown="the folder of the CSV",
+    )
+    column: tuple[str, ...] = option(
+        (),
+        "Meaning of a column of a CSV of tiles, such as path=image. May be repeated.",
+        metavar="NAME=COLUMN",
+        heading=TILES,
+    )
+
     def validate(self) -> None:
         """Raise OptionError that names the first value that is not allowed."""
         require(0.05 <= self.mpp <= 5, "mpp", self.mpp, "0.05 to 5")
         require(32 <= self.patch <= 4096, "patch", self.patch, "32 to 4096")
         require(0 < self.min_tissue <= 1, "min_tissue", self.min_tissue, "above 0, up to 1")
         require_one_or_more(self, "max_patches")
+        require(self.pad in PADS, "pad", self.pad, ", ".join(PADS))
         require(self.mask_frame in MASK_FRAMES, "mask_frame", self.mask_frame, ", ".join(MASK_FRAMES))
         require(0 <= self.val < 1, "val", self.val, "0 up to, not including, 1")

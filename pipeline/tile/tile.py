@@ -23,12 +23,20 @@ from pipeline.runtime.work import Advance, Cluster
 from pipeline.slides.find import search_slides
 from pipeline.slides.registry import open_slide
 from pipeline.slides.slide import ReadPlan, SlideInfo, plan_read
-from pipeline.tile import tissue
 from pipeline.tile.frames import frame_counts
 from pipeline.tile.grid import Grid, find_patches, patch_recipe
-from pipeline.tile.options import TileOptions
+from pipeline.tile.groups import (
+    group_tiles,
+    owners_of,
+    require_no_slide_options,
+    table_of,
+    tiles_recipe,
+    write_group,
+)
+from pipeline.tile.options import OF_TILES, TileOptions
 from pipeline.tile.picture import draw_slide
 from pipeline.tile.slides_csv import Given, given_of, require_one_split, split_of
+from pipeline.tiles.table import are_tiles, list_tiles
 from stores.errors import OptionError, RecipeMismatch, SlideError, StoreError
 from stores.export import pseudonyms
 from stores.format import layout, manifest, recipe
@@ -36,7 +44,7 @@ from stores.format.committed import same_pictures
 from stores.format.layout import read_options
 from stores.io import files
 from stores.io.lock import only_writer
-from stores.io.text import is_utf8, unusable_lines, visible
+from stores.io.text import first_of, is_utf8, unusable_lines, visible
 
 _OVERRIDES = ("csv", "option")
 """Sources of an mpp that the user gave."""
@@ -52,6 +60,8 @@ class TileSummary:
     """All rows of the slides table."""
     paths: Mapping[str, Path] = field(default_factory=dict)
     """The slide files of the inputs, by slide id."""
+    refused: list[str] = field(default_factory=list)
+    """A line for each tile that could not be used; empty for slides."""
 
     @property
     def unusable(self) -> list[dict[str, Any]]:
@@ -65,8 +75,8 @@ class TileSummary:
 
     @property
     def some_failed(self) -> bool:
-        """Whether some slide could not be used."""
-        return bool(self.unusable)
+        """Whether some slide or tile could not be used."""
+        return bool(self.unusable or self.refused)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -82,7 +92,7 @@ class TileSummary:
             },
             "mask_frames": frame_counts(self.slides),
             "unusable": {row["slide_id"]: row["reason"] for row in self.unusable},
-        }
+        } | ({"refused_tiles": self.refused} if self.refused else {})
 
     def lines(self) -> list[str]:
         """The same as text."""
@@ -94,6 +104,7 @@ class TileSummary:
             *_frame_lines(found["mask_frames"]),
             f"pictures: {self.store / 'pictures'}",
             *unusable_lines(found["unusable"]),
+            *first_of("tile not used", self.refused),
         ]
 
 
@@ -133,9 +144,9 @@ def require_extendable(store: Path) -> None:
         )
 
 
-def prepare_store(store: Path, options: TileOptions) -> tissue.TissueRule:
+def prepare_store(store: Path, options: TileOptions, of_tiles: bool = False) -> None:
     """Write the recipe's patch part and the options, or check that they are those of the store."""
-    part, rule = patch_recipe(options)
+    part = tiles_recipe(options) if of_tiles else patch_recipe(options)[0]
     _require_whole(store)
     if (store / layout.RECIPE).exists():
         stored = recipe.load(store)
@@ -149,9 +160,9 @@ def prepare_store(store: Path, options: TileOptions) -> tissue.TissueRule:
                     "use that, or another --store"
                 )
     else:
-        files.write_json(store / layout.options_file("tile"), to_json(options))
+        record = {name: value for name, value in to_json(options).items() if of_tiles or name not in OF_TILES}
+        files.write_json(store / layout.options_file("tile"), record)
         recipe.save(store, recipe.Recipe(part))
-    return rule
 
 
 def _require_whole(store: Path) -> None:
@@ -200,6 +211,9 @@ def tile_on(
     options.validate()
     layout.require_unsealed(store)
     require_extendable(store)
+    if are_tiles(inputs, options.tiles):
+        return _tile_tiles(workers, inputs, store, options, report)
+    _require_no_tile_options(options)
     rows = {row["slide_id"]: row for row in manifest.read_slides(store)}
     found = search_slides(inputs, rows.values())
     found.tell(report)
@@ -293,6 +307,55 @@ class _Pictures:
 
 def _failed(row: Mapping[str, Any], reason: object) -> dict[str, Any]:
     return {**row, "status": "failed", "reason": visible(reason), "n_patches": 0}
+
+
+def _require_no_tile_options(options: TileOptions) -> None:
+    given = {
+        "--pad": options.pad != "none",
+        "--root": options.root is not None,
+        "--column": bool(options.column),
+    }
+    for flag, is_given in given.items():
+        if is_given:
+            raise OptionError(
+                f"{flag}: is for tiles, and the inputs are slides; for images in folders add --tiles"
+            )
+
+
+def _tile_tiles(
+    workers: Cluster, inputs: Sequence[Path], store: Path, options: TileOptions, report: Reporter
+) -> TileSummary:
+    """`tile_on` where the inputs are tiles: each group of them is a row of the slides table."""
+    require_no_slide_options(options)
+    listed = list_tiles(inputs, options.root, options.column)
+    prepare_store(store, options, of_tiles=True)
+    rows = {row["slide_id"]: row for row in manifest.read_slides(store)}
+    grouped = group_tiles(workers, listed, options, owners_of(store, list(rows.values())), report)
+    for note in grouped.notes:
+        report.note(note)
+    tables = [table_of(grouped, group, options) for _, group in sorted(grouped.groups.items())]
+    require_one_split([*rows.values(), *(table.row for table in tables)])
+    for table in tables:
+        old = rows.get(table.row["slide_id"])
+        if old is None or old["status"] != manifest.OK:
+            continue
+        if old["fingerprint"] != table.row["fingerprint"]:
+            raise OptionError(
+                f"group {old['slide_id']}: tiled with {old['n_patches']} patches, now {table.row['n_patches']} of "
+                "other tiles: a group stays as it is; give new tiles a group of their own (column group), or another "
+                "--store"
+            )
+        _require_unchanged(old, table.row, ("patient_id", "split"))
+    for table in tables:
+        slide_id = table.row["slide_id"]
+        if table.row["n_patches"]:
+            old = rows.get(slide_id)
+            if old is None or old["status"] != manifest.OK:
+                write_group(store, grouped, table)
+        rows[slide_id] = table.row
+    manifest.write_slides(store, list(rows.values()))
+    refused = [text for _, group in sorted(grouped.groups.items()) for text in group.refused]
+    return TileSummary(store, manifest.read_slides(store), refused=refused)
 
 
 @dataclass(frozen=True, slots=True)

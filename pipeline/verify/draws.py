@@ -17,7 +17,7 @@ from pipeline.views.policy import Policy
 from stores import sampler
 from stores.errors import G2LError, OptionError, StoreError
 from stores.export.pseudonyms import is_keyed
-from stores.format import layout, manifest, recipe
+from stores.format import layout, manifest, recipe, tiles
 from stores.io.location import StoreLike
 from stores.verify.checks import SlideFiles
 from stores.verify.findings import Finding
@@ -68,6 +68,8 @@ def check_draws(
     try:
         policy = Policy.from_json(about.policy)
         records = list(manifest.commits(store, files.slide_id))
+        tiled = about.patch.grid == tiles.GRID  # only there the key of a row is not that of the slide
+        patches = manifest.read_patches(store, files.slide_id) if tiled else None
     except G2LError:
         return []  # named with the recipe, or by the structure
     broken = {finding.file for finding in found}
@@ -79,7 +81,7 @@ def check_draws(
         with contextlib.suppress(StoreError):  # the structure has named it
             block = read_commit(commit)
             for (seed, problem), rows in _by_seed(
-                _of_block(block, commit, files, policy, cache, sample)
+                _of_block(block, commit, files, policy, cache, sample, patches)
             ).items():
                 span = range(min(rows), max(rows) + 1)
                 wrong.append(
@@ -110,6 +112,7 @@ def _of_block(
     policy: Policy,
     cache: BlockCache,
     sample: int | str,
+    patches: manifest.Patches | None,
 ) -> Iterator[tuple[int, int, str]]:
     """(seed, row, problem) of the views of a commit record."""
     assert files.row is not None
@@ -121,8 +124,8 @@ def _of_block(
         for i in np.flatnonzero(at).tolist():
             yield int(seeds[i]), int(rows[i]), f"{name} is not within what the policy draws"
     fingerprint = files.row["fingerprint"]
-    if not fingerprint or is_keyed(fingerprint):
-        return  # draws need the fingerprint, which is a pseudonym there
+    if not fingerprint or is_keyed(fingerprint) or (patches is not None and len(patches) <= rows.max()):
+        return  # draws need the fingerprint, which is a pseudonym there; the other, structure has named
     of_first = rows[seeds == commit.seeds.start]
     for row in sample_rows(of_first, files.row["n_patches"], files.slide_id, commit.block, sample).tolist():
         for seed in commit.seeds:
@@ -130,7 +133,8 @@ def _of_block(
             if odd[place]:
                 continue
             x_px0, y_px0 = (int(block.columns[name][place]) for name in ("x_px0", "y_px0"))
-            key = policy, fingerprint, x_px0, y_px0, seed
+            of_row = fingerprint if patches is None else patches.key(row, fingerprint)
+            key = policy, of_row, x_px0, y_px0, seed
             if block.params(place) != draw.draw(*key):
                 yield seed, row, NOT_DRAWN
             elif _other_places(cache, commit, row, seed, files, key):

@@ -22,12 +22,11 @@ from pipeline.inference.loaded import OnDevice, load_on_device
 from pipeline.inference.task import Task
 from pipeline.runtime.progress import Reporter
 from pipeline.runtime.work import threads_of
-from pipeline.slides.find import find_slides
-from pipeline.slides.sources import open_slide_source
+from pipeline.tiles.places import Place, find_places
 from pipeline.verify.options import VerifyOptions
 from pipeline.verify.slide_views import require_teacher_of, spec_of
 from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError, ViewMismatch
-from stores.format import arrays, features, layout, manifest, pixels, recipe, tokens
+from stores.format import arrays, features, layout, manifest, pixels, recipe, tiles, tokens
 from stores.io.ranges import ranges_of
 from stores.verify.findings import Finding
 
@@ -82,15 +81,15 @@ def repair(store: Path, findings: Sequence[Finding], options: VerifyOptions, rep
         )
     broken = _by_slide(findings)
     rows = {row["slide_id"]: row for row in manifest.read_slides(store)}
-    paths = find_slides(options.slides, rows.values())
-    missing = sorted(set(broken) - set(paths))
+    places = find_places(store, stored.patch, rows.values(), options.slides)
+    missing = sorted(set(broken) - set(places))
     if missing:
         raise OptionError(f"--slides: no file of slide {missing[0]}, which is to be repaired")
     done = _groups(store, [f.file for f in findings if f.kind == "metadata" and f.slide_id is None])
     report.start("repair", len(broken))
     for slide_id, what in sorted(broken.items()):
         work = _Repair(store, rows[slide_id], what, stored, teacher, options, done)
-        work.run(paths)
+        work.run(places)
         report.advance(detail=slide_id)
     return done
 
@@ -157,8 +156,8 @@ class _Repair:
     def slide_id(self) -> str:
         return str(self.row["slide_id"])
 
-    def run(self, paths: Mapping[str, Path]) -> None:
-        source = open_slide_source(self.row, paths[self.slide_id], self.stored.patch, self.stored.declared)
+    def run(self, places: Mapping[str, Place]) -> None:
+        source = places[self.slide_id].source(self.row, self.stored)
         if self.what.patches:
             self._patches()
         patches = manifest.read_patches(self.store, self.slide_id)
@@ -266,7 +265,12 @@ class _Repair:
             self.done.append(f"slide {slide_id}: {name} written again")
 
     def _patches(self) -> None:
-        """The list of patches from the commit records, if together they hold every row."""
+        """The list of patches from the commit records, if together they hold every row; they do not know tiles."""
+        if self.stored.patch.grid == tiles.GRID:
+            raise StoreError(
+                f"slide {self.slide_id}: the list of its patches is broken, and no other file says which tiles they "
+                f"were cut from; restore {layout.patches_file(self.slide_id)} from a copy"
+            )
         tables = []
         for commit in manifest.commits(self.store, self.slide_id):
             try:

@@ -5,7 +5,6 @@ import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +13,8 @@ import numpy.typing as npt
 from pipeline.data.committed import BlockCache, CommittedBlock, read_commit
 from pipeline.runtime import work
 from pipeline.slides.pool import PatchPool
-from pipeline.slides.sources import Reader, SlideSource, Source, StoreSource, open_slide_source
+from pipeline.slides.sources import Reader, Source, StoreSource
+from pipeline.tiles.places import Place
 from pipeline.verify.draws import sample_rows
 from pipeline.verify.options import VerifyOptions
 from pipeline.verify.tolerance import allowed, distance
@@ -109,7 +109,7 @@ class SlideToLook:
     """A slide whose views and features are made again."""
 
     row: dict[str, Any]
-    path: Path | None
+    place: Place | None
     broken: list[Finding]
     """Faults of its commit records."""
 
@@ -146,11 +146,11 @@ class SlideLooker:
         """Render views of one slide again and compare, and with a teacher their features."""
         result, slide_id = Verified(Structure()), str(slide)
         source: Source | None = None
-        if slide.path is not None:
+        if slide.place is not None:
             try:
-                source = open_slide_source(slide.row, slide.path, self.stored.patch, self.stored.declared)
+                source = slide.place.source(slide.row, self.stored)
             except SlideError as error:
-                result.findings.append(Finding(slide.path.name, str(error), "view", slide_id))
+                result.findings.append(Finding(slide.place.name, str(error), "view", slide_id))
         elif pixels.has_pixels(self.store, slide_id):
             source = StoreSource(slide_id, self.store)
         if source is None:
@@ -227,7 +227,7 @@ class _SlideViews:
         return str(self.slide.row["slide_id"])
 
     def run(self, pool: PatchPool, teacher: "OnDevice | None") -> None:
-        kept = _kept_pixels(self.store, self.slide_id) if isinstance(self.source, SlideSource) else None
+        kept = _kept_pixels(self.store, self.slide_id) if not isinstance(self.source, StoreSource) else None
         try:
             records = list(manifest.commits(self.store, self.slide_id))
         except StoreError:

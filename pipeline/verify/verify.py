@@ -15,7 +15,7 @@ from pipeline.runtime.cluster import open_cluster
 from pipeline.runtime.options import IN_PROCESS, ClusterOptions
 from pipeline.runtime.progress import Reporter, Silent
 from pipeline.runtime.work import Advance, Cluster
-from pipeline.slides.find import find_slides
+from pipeline.tiles.places import find_places
 from pipeline.verify.draws import check_draws, check_policy
 from pipeline.verify.options import VerifyOptions
 from pipeline.verify.slide_views import SlideLooker, SlideToLook, Verified
@@ -123,14 +123,14 @@ def _recompute(
         return result.notes.append(
             f"views were not checked: made by {complete.reader.rendering}, this version has {RENDERING}"
         )
-    paths = find_slides(options.slides, slides) if options.slides else {}
+    places = find_places(store, stored.patch, slides, options.slides) if options.slides else {}
     weights = None if options.weights is None else options.weights.absolute()
     options = dataclasses.replace(options, slides=(), weights=weights)
     looker = SlideLooker(workers.job, store, complete, options, workers.processes)
     workers.call(looker.require_teacher)
     records = [f for f in result.findings if f.kind == "commit"]
     items = [
-        SlideToLook(row, paths.get(row["slide_id"]), [f for f in records if f.slide_id == row["slide_id"]])
+        SlideToLook(row, places.get(row["slide_id"]), [f for f in records if f.slide_id == row["slide_id"]])
         for row in slides
     ]
     report.start("verify views", len(slides))

@@ -34,17 +34,23 @@ class RowViews:
 
 def draw_row(
     policy: Policy,
-    fingerprint: str,
     seeds: range,
     keep: bool,
     tokens: Tokens | None,
     reader: Reader,
+    key: str,
     row: int,
     x_px0: int,
     y_px0: int,
 ) -> RowViews:
-    """Read a patch once and render it as each seed draws it."""
-    params = [draw.draw(policy, fingerprint, x_px0, y_px0, seed) for seed in seeds]
+    """Read a patch once and render it as each seed draws it.
+
+    Parameters
+    ----------
+    key
+        What keys its draws, with its position: `stores.format.manifest.Patches.key`.
+    """
+    params = [draw.draw(policy, key, x_px0, y_px0, seed) for seed in seeds]
     try:
         patch = reader.read(row, x_px0, y_px0)
     except ReadError as error:
@@ -54,7 +60,7 @@ def draw_row(
     positions = None
     if tokens is not None:
         count, total = tokens.count, tokens.grid**2
-        drawn = [draw.draw_tokens(policy, fingerprint, x_px0, y_px0, seed, count, total) for seed in seeds]
+        drawn = [draw.draw_tokens(policy, key, x_px0, y_px0, seed, count, total) for seed in seeds]
         positions = np.stack(drawn)
     return RowViews(rendered, params, crcs, patch if keep else None, positions)
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -135,6 +135,13 @@ POLICIES = {
         Policy("hed", hflip_p=0.5, vflip_p=0.5, stain_p=1.0, stain=0.15),
     )
 }
+
+
+def sized(policy: Policy, patch_px: int, view_px: int) -> Policy:
+    """A built-in policy for other patches and views; another policy as it is, since its file names its sizes."""
+    if replace(policy, patch_px=256, crop_px=224) != POLICIES.get(policy.name):
+        return policy
+    return replace(policy, patch_px=patch_px, crop_px=min(patch_px, view_px))
 
 
 def load_policy(name_or_path: str) -> Policy:

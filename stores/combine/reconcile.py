@@ -86,6 +86,24 @@ def _require_same_patches(slide_id: str, a: Source, b: Source) -> None:
         if not np.array_equal(x, y):
             row = int(np.flatnonzero(x != y)[0])
             _conflict(slide_id, f"{name} of patch {row}", a, x[row].item(), b, y[row].item())
+    if (mine.tile is None) != (other.tile is None):
+        _conflict(slide_id, "tiles", a, mine.tile is not None, b, other.tile is not None)
+    if mine.tile is not None and other.tile is not None:
+        _require_same_tiles(slide_id, a, mine, b, other)
+
+
+def _require_same_tiles(
+    slide_id: str, a: Source, mine: manifest.Patches, b: Source, other: manifest.Patches
+) -> None:
+    """Tiles and what is known of them are equal; only the names of their files may differ."""
+    names = [[n for n in found.further if n != manifest.TILE_FILE] for found in (mine, other)]
+    if sorted(names[0]) != sorted(names[1]):
+        _conflict(slide_id, "columns of its patches", a, sorted(names[0]), b, sorted(names[1]))
+    x, y = (manifest.read_further(source.store, slide_id, names[0]) for source in (a, b))
+    for name in names[0]:
+        for row, (p, q) in enumerate(zip(x[name].to_pylist(), y[name].to_pylist(), strict=True)):
+            if p != q:
+                _conflict(slide_id, f"{name} of patch {row}", a, p, b, q)
 
 
 def _views_of(source: Source, slide_id: str) -> Views:

@@ -19,7 +19,7 @@ from stores.io.text import one_line
 UNKNOWN_VENDOR = "unknown"
 VENDORS = frozenset({
     "aperio", "dicom", "generic-tiff", "hamamatsu", "huron", "leica", "mirax", "ome-tiff", "ome-zarr", "philips",
-    "picture", "sakura", "synthetic", "tiff", "trestle", "ventana", "zeiss", UNKNOWN_VENDOR,
+    "picture", "sakura", "synthetic", "tiff", "tiles", "trestle", "ventana", "zeiss", UNKNOWN_VENDOR,
 })  # fmt: skip
 """Makers of scanners and formats, as OpenSlide and the other readers name them."""
 COLUMN_VALUES: Mapping[str, frozenset[str]] = {
@@ -31,7 +31,7 @@ COLUMN_VALUES: Mapping[str, frozenset[str]] = {
 }
 """Columns of text that are no ids, with all that they may hold; all of them may be empty."""
 _TISSUE = frozenset({
-    "name", "kind", "version", "smooth_um", "colour_min", "colour_max", "cold_ratio", "cold_density",
+    "name", "kind", "version", "pad", "smooth_um", "colour_min", "colour_max", "cold_ratio", "cold_density",
     "warm_ratio", "warm_density", "warm_thin_density", "red_ratio", "light_ratio", "light_density",
     "fade_cold_ratio", "fade_warm_ratio", "fade_light_ratio", "fade_um", "halo_um", "stroke_radius_um",
     "light_radius_um", "close_um", "hole_um2", "open_um", "object_um2",
@@ -41,7 +41,7 @@ _POLICY = frozenset({
     "saturation", "hue", "blur_p", "blur_kernel_px", "sigma_min", "sigma_max", "stain_p", "stain",
 })  # fmt: skip
 _COMPACT = frozenset(("kind", "rows", "relative_error", "max_relative_error", "nn10_overlap", "nn10_rows"))
-_NAMES = frozenset(("name", "kind"))
+_NAMES = frozenset(("name", "kind", "pad"))
 """Keys of the recipe's open parts whose value is text."""
 
 

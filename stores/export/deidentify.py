@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from stores.errors import CorruptStore
 from stores.export.allowed import COLUMN_VALUES, UNKNOWN_VENDOR, VENDORS, array_metadata
+from stores.export.pseudonyms import Pseudonyms
 from stores.format import arrays, layout, manifest, recipe
 from stores.format.layout import MAX_METADATA_BYTES
 from stores.io import files
@@ -57,11 +58,17 @@ def chunks_within(store: StoreLike, names: Sequence[str]) -> set[str]:
     return found
 
 
-def write_manifest(store: StoreLike, slide_id: str, stage: Path, new_id: str) -> None:
-    """Patches and commit records under another id; columns that are not of the format stay behind."""
+def write_manifest(store: StoreLike, slide_id: str, stage: Path, new_id: str, names: Pseudonyms) -> None:
+    """Patches and commit records under another id; columns that are not of the format stay behind.
+
+    Tiles are under pseudonyms too: whoever has an image could calculate its fingerprint.
+    """
     if not manifest.patches_path(stage, new_id).is_file():
         patches = manifest.read_patches(store, slide_id)
-        manifest.write_patches(stage, new_id, patches.x_px0, patches.y_px0, patches.tissue)
+        further = None
+        if patches.tile is not None:
+            further = {manifest.TILE: [names.of("fingerprint", tile) for tile in patches.tile.tolist()]}
+        manifest.write_patches(stage, new_id, patches.x_px0, patches.y_px0, patches.tissue, further)
     for commit in manifest.commits(store, slide_id):
         if manifest.commit_path(stage, new_id, commit.block, commit.seeds).is_file():
             continue

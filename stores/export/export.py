@@ -261,7 +261,7 @@ def _write_slide(export: _Plan, slide_id: str, names: Sequence[str], stage: Path
         elif name in within:
             copy_file(export.store, name, export.listing[name], stage, renamed(name, new_id))
     if export.names is not None:
-        write_manifest(export.store, slide_id, stage, new_id)
+        write_manifest(export.store, slide_id, stage, new_id, export.names)
     if blocks:
         recode.write_groups(stage, new_id)
         if cost is not None:

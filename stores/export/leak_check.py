@@ -29,6 +29,7 @@ _TEXT_LENGTH = 4
 WORDS = frozenset((*manifest.SPLITS, manifest.OK, manifest.BAD_READ, "slide", "option", "csv"))
 """Values that every store has: they do not give away a slide of the name ``test``."""
 _ID_COLUMNS = ("slide_id", "patient_id", "file_name", "fingerprint")
+"""Of the slides table."""
 _STAYS = ("README.md", "croissant.json", CHECKSUMS, DIGEST)
 _FOOTER = frozenset((manifest.CHECKSUM_KEY, b"ARROW:schema"))
 _Look = Callable[[str, int], str | None]
@@ -174,7 +175,7 @@ def _in_table(path: Path, look: _Look, issued: frozenset[str], kept: Sequence[st
         table, about = file.read(), file.metadata.metadata or {}
     schemas = (manifest.SLIDES_SCHEMA, manifest.PATCHES_SCHEMA, manifest.VIEWS_SCHEMA)
     allowed = {field.name: field.type for schema in schemas for field in schema}
-    allowed |= dict.fromkeys(kept, pa.string())
+    allowed |= dict.fromkeys((*kept, manifest.TILE), pa.string())
     if (set(about) | set(table.schema.metadata or ())) - _FOOTER:
         raise CorruptStore(f"{path}: metadata that no table of an export has; nothing was published")
     for field in table.schema:
@@ -185,7 +186,7 @@ def _in_table(path: Path, look: _Look, issued: frozenset[str], kept: Sequence[st
         if not pa.types.is_string(field.type):
             continue
         values = [text for text in table[field.name].unique().to_pylist() if text]
-        if field.name in _ID_COLUMNS:
+        if field.name in (*_ID_COLUMNS, manifest.TILE):
             foreign = next((text for text in values if text not in issued), None)
         elif field.name in COLUMN_VALUES:
             foreign = next((text for text in values if text not in COLUMN_VALUES[field.name]), None)

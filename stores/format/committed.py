@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stores.errors import CorruptStore
-from stores.format import features, layout, manifest
+from stores.format import features, layout, manifest, tiles
 from stores.format.recipe import AS_DECLARED, AS_IS_TOLERANCE, DECLARED_FACTOR, Patch
 from stores.io.location import StoreLike
 
@@ -116,11 +116,15 @@ def patches_problems(
     """What is wrong with the patches of a slide, given its row of the slides table."""
     if len(patches) != row["n_patches"]:
         yield f"{len(patches)} patches, slides.parquet says {row['n_patches']}"
-    places = patches.x_px0.astype(np.int64) * (1 << 32) + patches.y_px0
-    if len(np.unique(places)) != len(patches):
-        yield "lists a patch twice"
     side = row["patch_px0"] or 1
     within = 1 if patch is not None and patch.grid == AS_DECLARED else side  # other tools cut over the edge
+    if patch is not None and patch.grid == tiles.GRID:
+        yield from tiles.problems(patches, row, side)
+    elif patch is not None and patches.tile is not None:
+        yield f"has a column {manifest.TILE}, which only patches that were cut from tiles have"
+    places = patches.x_px0.astype(np.int64) * (1 << 32) + patches.y_px0
+    if patches.tile is None and len(np.unique(places)) != len(patches):
+        yield "lists a patch twice"
     for name, size in (("x_px0", row["width_px0"]), ("y_px0", row["height_px0"])):
         at = getattr(patches, name)
         if len(at) and (at.min() < 0 or (size is not None and int(at.max()) + within > size)):

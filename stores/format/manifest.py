@@ -11,7 +11,7 @@ Each file carries a CRC-32 of itself in its Parquet metadata: page checksums lea
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,9 @@ SLIDES_SCHEMA = pa.schema(
     ]
 )
 PATCHES_SCHEMA = pa.schema([("x_px0", pa.int32()), ("y_px0", pa.int32()), ("tissue", pa.float32())])
+TILE, TILE_FILE = "tile", "file"
+"""Further columns of patches that were cut from tiles: fingerprint and name of the tile, see `stores.format.tiles`.
+The user's own columns follow them."""
 DRAWN_SCHEMA = pa.schema(
     [
         ("crop_x_px", pa.int16()),
@@ -146,10 +149,14 @@ def _read(
     path: Path,
     inside: Path,
     schema: pa.Schema,
-    columns: Sequence[str] | None = None,
+    columns: Sequence[str] | Callable[[Sequence[str]], Sequence[str]] | None = None,
     max_rows: int = parquet.MAX_ROWS,
+    optional: Sequence[str] = (),
 ) -> pa.Table:
-    """Read a file of unknown origin below `inside`: sizes and types before memory, checksums before values."""
+    """Read a file of unknown origin below `inside`: sizes and types before memory, checksums before values.
+
+    Values of columns of the schema may be empty where `optional` has them, and in some of the slides table.
+    """
 
     def judge(found: pa.Schema) -> None:
         for field in schema:
@@ -168,7 +175,8 @@ def _read(
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
         raise CorruptStore(f"{path}: not a readable Parquet file ({first_line(error)})") from None
     for name in table.column_names:
-        if name in schema.names and name not in _NULLABLE and table[name].null_count:
+        may_be_empty = name in _NULLABLE or name in optional
+        if name in schema.names and not may_be_empty and table[name].null_count:
             raise CorruptStore(f"{path}: column {name} has {table[name].null_count} empty values")
     return table
 
@@ -230,9 +238,19 @@ def write_patches(
     x_px0: npt.NDArray[np.int32],
     y_px0: npt.NDArray[np.int32],
     tissue: npt.NDArray[np.float32],
+    further: Mapping[str, Sequence[str | None]] | None = None,
 ) -> None:
-    """Write a slide's patches, (n,) each, in row order."""
+    """Write a slide's patches, (n,) each, in row order.
+
+    Parameters
+    ----------
+    further
+        Columns of text that only patches of tiles have: `TILE`, `TILE_FILE`, and the user's own.
+    """
     table = pa.table([x_px0, y_px0, tissue], schema=PATCHES_SCHEMA)
+    for name, values in (further or {}).items():
+        texts = [None if value is None else utf8(value) for value in values]
+        table = table.append_column(name, pa.array(texts, pa.string()))
     _write(patches_path(store, slide_id), table)
 
 
@@ -243,6 +261,10 @@ class Patches:
     x_px0: npt.NDArray[np.int32]
     y_px0: npt.NDArray[np.int32]
     tissue: npt.NDArray[np.float32]
+    tile: npt.NDArray[np.object_] | None = None
+    """Where patches were cut from tiles: the fingerprint of each one's tile. x and y are positions inside it."""
+    further: tuple[str, ...] = ()
+    """Names of all columns that slides do not have."""
 
     def __len__(self) -> int:
         return len(self.x_px0)
@@ -251,6 +273,10 @@ class Patches:
     def coords(self) -> npt.NDArray[np.int32]:
         """Level-0 x and y of each patch, int32 (n, 2)."""
         return np.stack([self.x_px0, self.y_px0], axis=1)
+
+    def key(self, row: int, fingerprint: str) -> str:
+        """What keys the draws of a row: the fingerprint of its tile where it was cut from one, else the slide's."""
+        return fingerprint if self.tile is None else str(self.tile[row])
 
 
 def read_patches(store: StoreLike, slide_id: str, n_patches: int | None = None) -> Patches:
@@ -262,11 +288,39 @@ def read_patches(store: StoreLike, slide_id: str, n_patches: int | None = None) 
         How many the slides table says; CorruptStore when there are more or fewer.
     """
     path = patches_path(store, slide_id)
-    table = _read(path, path.parents[2], PATCHES_SCHEMA, PATCHES_SCHEMA.names)
-    found = Patches(*(table[name].to_numpy() for name in PATCHES_SCHEMA.names))
+    there: list[str] = []
+
+    def chosen(names: Sequence[str]) -> list[str]:
+        there.extend(names)
+        return [*PATCHES_SCHEMA.names, *([TILE] if TILE in names else [])]
+
+    table = _read(path, path.parents[2], PATCHES_SCHEMA, chosen)
+    tile = _texts(path, table, TILE) if TILE in there else None
+    x_px0, y_px0, tissue = (table[name].to_numpy() for name in PATCHES_SCHEMA.names)
+    further = tuple(name for name in there if name not in PATCHES_SCHEMA.names)
+    found = Patches(x_px0, y_px0, tissue, tile, further)
     if n_patches is not None and len(found) != n_patches:
         raise CorruptStore(f"{path}: {len(found)} patches, the slides table has {n_patches}")
     return found
+
+
+def read_further(store: StoreLike, slide_id: str, names: Sequence[str]) -> pa.Table:
+    """Columns of text of the patches of a slide, which were cut from tiles.
+
+    Raises
+    ------
+    CorruptStore
+        When one is missing, or is not text.
+    """
+    path = patches_path(store, slide_id)
+    schema = pa.schema([(name, pa.string()) for name in names])
+    return _read(path, path.parents[2], schema, names, optional=tuple(names))
+
+
+def _texts(path: Path, table: pa.Table, name: str) -> npt.NDArray[np.object_]:
+    if table[name].type != pa.string() or table[name].null_count:
+        raise CorruptStore(f"{path}: column {name} is not text, or has empty values")
+    return np.array(table[name].to_pylist(), object)
 
 
 @dataclass(frozen=True, slots=True)

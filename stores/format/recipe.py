@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stores.errors import CorruptStore, RecipeMismatch, StoreError
-from stores.format import layout
+from stores.format import layout, tiles
 from stores.io import files
 from stores.io.location import StoreLike
 
@@ -70,7 +70,8 @@ class Patch:
     size_px: int
     """Side of the patch in pixels at that resolution."""
     grid: str
-    """Where patches lie: ``non-overlapping`` is a grid that starts at the level-0 origin, ``declared`` is anywhere."""
+    """Where patches lie: ``non-overlapping`` is a grid that starts at the level-0 origin, ``declared`` is anywhere,
+    ``tiles`` is a grid in each tile."""
     min_tissue: float
     """Smallest share of tissue in a patch."""
     tissue: Mapping[str, Any]
@@ -312,6 +313,8 @@ def problems(stored: Recipe) -> Iterator[str]:
         yield f"patch.size_px {patch.size_px}; allowed is 1 to {(1 << 15) - 1}"
     if not 0 <= patch.min_tissue <= 1:
         yield f"patch.min_tissue {patch.min_tissue:g}; allowed is 0 to 1"
+    if patch.grid == tiles.GRID and patch.tissue.get("pad", "none") not in tiles.PADS:
+        yield f"patch.tissue.pad {patch.tissue['pad']!r:.40}; allowed: {', '.join(tiles.PADS)}"
     if policy.get("patch_px", patch.size_px) != patch.size_px:
         yield f"policy.patch_px {policy['patch_px']!r:.40}, but patch.size_px {patch.size_px}"
     if teacher is None:

@@ -34,7 +34,7 @@ class TooLarge(ValueError):
 
 def read_parquet(
     raw: bytes | mmap.mmap,
-    columns: Sequence[str] | None = None,
+    columns: Sequence[str] | Callable[[Sequence[str]], Sequence[str]] | None = None,
     max_rows: int = MAX_ROWS,
     judge: Callable[[pa.Schema], None] = lambda schema: None,
 ) -> pa.Table:
@@ -43,7 +43,8 @@ def read_parquet(
     Parameters
     ----------
     columns
-        Those to read; all by default. Others are neither judged nor read.
+        Those to read, or a function that chooses them among the names that there are; all by default. Others are
+        neither judged nor read.
     judge
         Called with the schema before anything is decoded; it may raise.
 
@@ -57,7 +58,8 @@ def read_parquet(
     with open_parquet(raw) as file:
         schema = _plain(file.schema_arrow)
         judge(schema)
-        wanted = list(schema.names) if columns is None else list(columns)
+        chosen = columns(schema.names) if callable(columns) else columns
+        wanted = list(schema.names) if chosen is None else list(chosen)
         require_bounds(raw, file, wanted, max_rows)
         table = file.read(columns=wanted, use_threads=False).replace_schema_metadata(None)
         table = _as_text(table)

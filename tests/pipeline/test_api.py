@@ -69,8 +69,8 @@ def test_a_test_can_replace_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(g2l, "tile", len)
         assert g2l.tile is len
     assert g2l.tile is before
-    with pytest.raises(AttributeError, match="no attribute 'tiles'"):
-        g2l.tiles  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'tilee'"):
+        g2l.tilee  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_importing_loads_nothing_heavy() -> None:

@@ -31,3 +31,17 @@ def teacher() -> nn.Module:
 def student() -> nn.Module:
     """12-d features."""
     return Tiny(12)
+
+
+def teacher_of_64_px() -> nn.Module:
+    """24-d features of views of 64 px."""
+    made = Tiny(24)
+    made.image_px = 64
+    return made
+
+
+def student_of_64_px() -> nn.Module:
+    """12-d features of views of 64 px."""
+    made = Tiny(12)
+    made.image_px = 64
+    return made

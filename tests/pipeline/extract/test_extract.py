@@ -140,8 +140,14 @@ def test_policy_must_fit_patch_and_teacher(slides: Path, tile_options: TileOptio
     policy.write_text("crop_px: 128\n")
     with pytest.raises(OptionError, match=r"views of 128 px, but tests\.tools\.tiny:teacher takes 224 px"):
         stage.extract([slides], tmp_path / "s", replace(TEACHER, policy=str(policy)), tile_options, Silent())
+    policy.write_text("hflip_p: 0.5\n")
+    other = replace(TEACHER, policy=str(policy))
     with pytest.raises(OptionError, match="for patches of 256 px, not 300"):
-        stage.extract([slides], tmp_path / "s", TEACHER, replace(tile_options, patch=300), Silent())
+        stage.extract([slides], tmp_path / "s", other, replace(tile_options, patch=300), Silent())
+    with pytest.raises(
+        OptionError, match=r"patches of 96 px, but tests\.tools\.tiny:teacher takes 224 px: .*--pad"
+    ):
+        stage.extract([slides], tmp_path / "s", TEACHER, replace(tile_options, patch=96), Silent())
 
 
 @pytest.mark.slow

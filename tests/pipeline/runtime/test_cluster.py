@@ -33,6 +33,7 @@ from pipeline.runtime.progress import Silent
 from pipeline.runtime.work import Advance, Cluster, close_stations
 from pipeline.tile import tile
 from pipeline.tile.options import TileOptions
+from pipeline.tiles.places import SlidePlace
 from pipeline.verify.options import VerifyOptions
 from pipeline.verify.verify import verify
 from stores.errors import ClusterError, DiskFull, EncoderError, FeatureError, G2LError
@@ -298,7 +299,7 @@ def test_a_closed_station_writes_nothing_more(
     stage.extract([slides / "a.tiff"], path, replace(options, limit=1), tile_options, Silent())
     before = contents(path)
     stored = recipe.load_complete(path)
-    (task,) = plan_tasks(path, stored.patch, {"a": slides / "a.tiff"}, options, Tally())
+    (task,) = plan_tasks(path, stored, {"a": SlidePlace(slides / "a.tiff")}, options, Tally())
     create_arrays(path, "a", 3, stored, False)
     encoder = WorkerEncoder("job", EncoderSpec.of(options.teacher, options))
     worker = BlockWorker(encoder, StoreStage(path, stored, False, None), options.threads, options.readers, 1)

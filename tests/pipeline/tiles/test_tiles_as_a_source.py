@@ -1,0 +1,412 @@
+"""Tiles in the place of slides: tiled, extracted, verified, distilled, merged, exported; known by their content."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pytest
+
+from pipeline.data.split import open_split
+from pipeline.distill.options import DistillOptions
+from pipeline.distill.train import distill
+from pipeline.extract.extract import extract
+from pipeline.extract.options import ExtractOptions, PlanOptions
+from pipeline.extract.plan import plan
+from pipeline.report.gather import gather
+from pipeline.report.options import ReportOptions
+from pipeline.runtime.progress import Silent
+from pipeline.tile.options import TileOptions
+from pipeline.tile.tile import tile
+from pipeline.verify.options import VerifyOptions
+from pipeline.verify.verify import verify
+from pipeline.views import draw
+from pipeline.views.policy import POLICIES, Policy, sized
+from stores.combine.merge import merge
+from stores.combine.subset import Selection, subset
+from stores.errors import OptionError, RecipeMismatch, SlideError, StoreError
+from stores.export.export import ExportOptions, export
+from stores.export.pseudonyms import Pseudonyms
+from stores.format import manifest, pixels, recipe
+from stores.format.tiles import fingerprint_of_group, fingerprint_of_tile
+from stores.io.text import utf8
+from tests.tools.extract import contents
+from tests.tools.tiles import tile_pixels, write_hdf5, write_table, write_tiles
+
+OPTIONS = TileOptions(patch=64, val=0.3, tiles=True)
+TEACHER = ExtractOptions(teacher="tests.tools.tiny:teacher_of_64_px", random_weights=0, seeds=3, threads=2)
+NUMBERS = range(40)
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 tiles of 64 px in two folders."""
+    folder = tmp_path_factory.mktemp("tiles")
+    write_tiles(folder, NUMBERS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def made(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished store of the tiles. Read only."""
+    store = tmp_path_factory.mktemp("made") / "store"
+    extract([tree], store, TEACHER, OPTIONS, Silent())
+    return store
+
+
+def facts(store: Path) -> dict[str, Any]:
+    """Rows and patches, but for the names of files."""
+    found: dict[str, Any] = {}
+    for row in manifest.read_slides(store):
+        patches = manifest.read_patches(store, row["slide_id"])
+        assert patches.tile is not None
+        found[row["slide_id"]] = row, patches.tile.tolist(), patches.coords.tolist()
+    return found
+
+
+def test_a_tree_becomes_two_groups_whose_rows_are_in_order_of_content(made: Path) -> None:
+    rows = {row["slide_id"]: row for row in manifest.read_slides(made)}
+    assert sorted(rows) == ["tiles-train", "tiles-val"]
+    assert sum(row["n_patches"] for row in rows.values()) == 40
+    expected = {fingerprint_of_tile(tile_pixels(number)): number for number in NUMBERS}
+    for slide_id, row in rows.items():
+        patches = manifest.read_patches(made, slide_id)
+        assert patches.tile is not None
+        of_group = patches.tile.tolist()
+        assert of_group == sorted(of_group)
+        assert row["fingerprint"] == fingerprint_of_group(of_group)
+        assert (row["vendor"], row["mpp"], row["patch_px0"]) == ("tiles", 0.5, 64)
+        table = manifest.read_further(made, slide_id, ("tile", "file", "label"))
+        for text, name, label in zip(*(table[n].to_pylist() for n in table.column_names), strict=True):
+            assert name == f"class{expected[text] % 2}/t{expected[text]}.png"
+            assert label == f"class{expected[text] % 2}"
+    about = recipe.load(made).patch
+    assert (about.grid, about.min_tissue, dict(about.tissue)) == (
+        "tiles",
+        0.0,
+        {"kind": "none", "version": 1},
+    )
+
+
+def test_draws_are_keyed_by_the_tile(made: Path) -> None:
+    policy = replace(POLICIES["g2l"], patch_px=64, crop_px=64)
+    patches = manifest.read_patches(made, "tiles-train")
+    assert patches.tile is not None
+    (commit,) = manifest.commits(made, "tiles-train")
+    for record in commit.read().to_pylist()[::7]:
+        params = draw.draw(policy, patches.tile[record["row"]], 0, 0, record["seed"])
+        assert {name: getattr(params, name) for name in manifest.DRAWN_SCHEMA.names}.items() <= record.items()
+
+
+def test_neither_order_nor_names_nor_the_container_matter(made: Path, tmp_path: Path) -> None:
+    """TIFF files under other names in another order, and HDF5: the same features, to the byte."""
+    names = write_tiles(tmp_path / "other", [*NUMBERS][::-1], ".tiff")
+    rows = [{"image": name, "label": name.split("/")[0]} for name in names]
+    table = write_table(tmp_path / "other" / "tiles.csv", rows)
+    stacked = write_hdf5(tmp_path / "all_x.h5", [*NUMBERS][::-1])
+    for place, inputs, options in (
+        ("csv", table, replace(OPTIONS, tiles=False, column=("path=image",))),
+        ("h5", stacked, replace(OPTIONS, tiles=False)),
+    ):
+        extract([inputs], tmp_path / place, TEACHER, options, Silent())
+        mine, theirs = contents(tmp_path / place), contents(made)
+        differ = {name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name)}
+        assert differ <= {f"manifest/patches/tiles-{split}.parquet" for split in ("train", "val")}
+        assert facts(tmp_path / place) == facts(made)
+        assert (
+            verify(tmp_path / place, VerifyOptions(slides=(inputs,), sample="all"), Silent()).findings == []
+        )
+    label = manifest.read_further(tmp_path / "h5", "tiles-val", ("label",))[0].to_pylist()
+    assert set(label) == {"0", "1"}
+
+
+def test_verify_distil_and_report(made: Path, tree: Path, tmp_path: Path) -> None:
+    found = verify(
+        made, VerifyOptions(slides=(tree,), sample="all", teacher=TEACHER.teacher, random_weights=0), Silent()
+    )
+    assert found.findings == []
+    assert found.views_checked == found.features_checked == 120
+    options = DistillOptions(
+        student="tests.tools.tiny:student_of_64_px",
+        random_weights=0,
+        slides=(tree,),
+        steps=3,
+        batch_size=4,
+        threads=2,
+        check_views="all",
+    )
+    assert distill(made, tmp_path / "run", options, False, Silent())["steps"] == 3
+    shown = gather(made, None, ReportOptions(slides=(tree,)), Silent())
+    assert [slide.n_patches for slide in shown.slides] == [
+        row["n_patches"] for row in manifest.read_slides(made)
+    ]
+    assert len({*zip(shown.slides[0].x_px0, shown.slides[0].y_px0, strict=True)}) == shown.slides[0].n_patches
+
+
+def test_pixels_of_the_store_are_enough(tree: Path, tmp_path: Path) -> None:
+    extract([tree], tmp_path / "s", replace(TEACHER, pixels=True), OPTIONS, Silent())
+    assert pixels.has_pixels(tmp_path / "s", "tiles-train")
+    assert verify(tmp_path / "s", VerifyOptions(views=True, sample="all"), Silent()).findings == []
+    about = recipe.load_complete(tmp_path / "s")
+    open_split(tmp_path / "s", about, "train", None).check(2)
+
+
+def test_another_image_of_the_same_name_is_noticed(made: Path, tree: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(tree, tmp_path / "other"))
+    names = manifest.read_further(made, "tiles-train", ("file",))[0].to_pylist()
+    PIL.Image.fromarray(tile_pixels(999)).save(other / names[1])
+    found = verify(made, VerifyOptions(slides=(other,), sample="all"), Silent()).findings
+    assert any("has other pixels than the tile" in str(finding) for finding in found)
+    for name in names:
+        PIL.Image.fromarray(tile_pixels(999)).save(other / name)
+    with pytest.raises(SlideError, match=r"tiles-train: .*other pixels than the tile of this name"):
+        open_split(made, recipe.load_complete(made), "train", None, [other])
+    with pytest.raises(SlideError, match="give the folder that the names of the tiles begin in"):
+        open_split(made, recipe.load_complete(made), "train", None, [tmp_path])
+
+
+def test_images_that_cannot_be_used_have_a_reason_each(tmp_path: Path) -> None:
+    write_tiles(tmp_path / "t", range(6), labels=1)
+    (tmp_path / "t/class0/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"0" * 40)
+    PIL.Image.fromarray(tile_pixels(7, 20, 64)).save(tmp_path / "t/class0/small.png")
+    PIL.Image.fromarray(tile_pixels(8)).convert("RGBA").point(lambda v: 0).save(
+        tmp_path / "t/class0/clear.png"
+    )
+    PIL.Image.new("I;16", (64, 64)).save(tmp_path / "t/class0/deep.png")
+    summary = tile([tmp_path / "t"], tmp_path / "s", OPTIONS, Silent())
+    assert summary.n_patches == 6
+    assert summary.some_failed
+    said = " ".join(summary.refused)
+    assert len(summary.refused) == 4
+    for part in (
+        "broken.png: not a readable image",
+        "small.png: 64x20 px, smaller than a patch",
+        "transparent",
+        "mode I;16",
+    ):
+        assert part in said
+    assert any("could not be used" in row["reason"] for row in summary.slides)
+    padded = tile([tmp_path / "t"], tmp_path / "p", replace(OPTIONS, pad="reflect"), Silent())
+    assert padded.n_patches == 7
+    assert recipe.load(tmp_path / "p").patch.tissue["pad"] == "reflect"
+    with pytest.raises(RecipeMismatch, match=r"recipe\.patch\.tissue\.pad"):
+        tile([tmp_path / "t"], tmp_path / "p", OPTIONS, Silent())
+
+
+def test_larger_tiles_are_cut_and_smaller_ones_padded(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    PIL.Image.fromarray(tile_pixels(1, 130, 200)).save(tmp_path / "t/large.png")
+    PIL.Image.fromarray(tile_pixels(2, 40, 64)).save(tmp_path / "t/small.png")
+    options = replace(OPTIONS, pad="white", val=0.0)
+    extract([tmp_path / "t"], tmp_path / "s", replace(TEACHER, pixels=True), options, Silent())
+    patches = manifest.read_patches(tmp_path / "s", "tiles-train")
+    assert patches.tile is not None
+    kept = pixels.open_pixels(tmp_path / "s", "tiles-train").read_chunk(0)
+    large = patches.tile == fingerprint_of_tile(tile_pixels(1, 130, 200))
+    assert sorted(map(tuple, patches.coords[large][:, ::-1].tolist())) == [
+        (y, x) for y in (0, 64) for x in (0, 64, 128)
+    ]
+    for row in np.flatnonzero(large).tolist():
+        x, y = patches.coords[row].tolist()
+        np.testing.assert_array_equal(kept[row], tile_pixels(1, 130, 200)[y : y + 64, x : x + 64])
+    (row,) = np.flatnonzero(~large).tolist()
+    np.testing.assert_array_equal(kept[row][12:52], tile_pixels(2, 40, 64))
+    assert (kept[row][:12] == 255).all()
+    assert (kept[row][52:] == 255).all()
+
+
+def test_the_same_content_is_kept_once(tmp_path: Path) -> None:
+    names = write_tiles(tmp_path, range(6))
+    shutil.copy(tmp_path / names[0], tmp_path / "again.png")
+    rows: list[dict[str, object]] = [
+        {"path": name, "group": "b" if i > 2 else "a"} for i, name in enumerate(names)
+    ]
+    rows += [{"path": "again.png", "group": "b"}]
+    table = write_table(tmp_path / "tiles.csv", rows)
+    options = replace(OPTIONS, tiles=False, val=0.0)
+    summary = tile([table], tmp_path / "s", options, Silent())
+    assert {row["slide_id"]: row["n_patches"] for row in summary.slides} == {"a": 3, "b": 3}
+    again = tile([table], tmp_path / "s", options, Silent())
+    assert again.slides == summary.slides
+    more = write_table(
+        tmp_path / "more.csv", [{"path": names[4], "group": "0"}, {"path": "again.png", "group": "0"}]
+    )
+    later = {row["slide_id"]: row for row in tile([more], tmp_path / "s", options, Silent()).slides}
+    assert (later["0"]["status"], later["0"]["reason"]) == ("failed", "all of its tiles are in other groups")
+    names += write_tiles(tmp_path, [7])
+    new = write_table(tmp_path / "new.csv", [{"path": name, "group": "a"} for name in names])
+    with pytest.raises(OptionError, match="group a: tiled with 3 patches"):
+        tile([new], tmp_path / "s", options, Silent())
+
+
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        ([{"path": "a.png", "split": "training"}], "split 'training': allowed: train, val, test"),
+        ([{"path": "a.png", "tissue": "1"}], "column 'tissue' is measured or written by g2l"),
+        ([{"path": "../a.png"}], "expected the path of a file below"),
+        ([{"path": "/elsewhere/a.png"}], "give the folder that all tiles are in as --root"),
+        ([{"path": "a.png", "Patient ID": "1"}], "is 'patient_id' meant"),
+        ([{"image": "a.png"}], "no column path; found image"),
+        ([{"path": "a.png"}, {"path": "a.png"}], "listed twice"),
+        (
+            [
+                {"path": "a.png", "patient_id": "p", "split": "val"},
+                {"path": "b.png", "patient_id": "p", "split": "train"},
+            ],
+            "patient p: a.png is in split val, b.png in train",
+        ),
+        (
+            [
+                {"path": "a.png", "group": "g", "split": "val"},
+                {"path": "b.png", "group": "g", "split": "train"},
+            ],
+            "group g: split 'val' and, of b.png, 'train'",
+        ),
+    ],
+)
+def test_a_table_that_says_two_things_is_refused(
+    rows: list[dict[str, object]], match: str, tmp_path: Path
+) -> None:
+    for number, name in enumerate("ab"):
+        PIL.Image.fromarray(tile_pixels(number)).save(tmp_path / f"{name}.png")
+    table = write_table(tmp_path / "tiles.csv", rows)
+    with pytest.raises(OptionError, match=match):
+        tile([table], tmp_path / "s", replace(OPTIONS, tiles=False), Silent())
+    assert manifest.read_slides(tmp_path / "s") == []
+
+
+def test_options_of_slides_are_refused_for_tiles_and_the_other_way_round(
+    tree: Path, slides: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match="--min-tissue: is for slides, and the inputs are tiles"):
+        tile([tree], tmp_path / "s", replace(OPTIONS, min_tissue=0.1), Silent())
+    with pytest.raises(OptionError, match="--pad: is for tiles, and the inputs are slides"):
+        tile([slides], tmp_path / "s", TileOptions(pad="white"), Silent())
+    with pytest.raises(OptionError, match="give tiles and slides to different stores"):
+        tile([slides, slides / "slides.csv"], tmp_path / "s", TileOptions(), Silent())
+
+
+def test_groups_without_an_id_of_their_own_get_one(tmp_path: Path) -> None:
+    names = write_tiles(tmp_path, range(3))
+    groups = ["\u5927\u80a0", "a b", "a_b"]
+    table = write_table(
+        tmp_path / "t.csv", [{"path": n, "group": g} for n, g in zip(names, groups, strict=True)]
+    )
+    found = tile([table], tmp_path / "s", replace(OPTIONS, tiles=False), Silent()).slides
+    assert len({row["slide_id"] for row in found}) == 3
+    assert {utf8(row["patient_id"]) for row in found} == set(groups)
+
+
+def test_two_thousand_tiles_are_two_blocks(tmp_path: Path) -> None:
+    stacked = tmp_path / "many_train_x.h5"
+    write_hdf5(stacked, range(4))
+    import h5py
+
+    rng = np.random.default_rng(0)
+    with h5py.File(stacked, "w") as file:
+        file["x"] = rng.integers(0, 256, (2000, 32, 32, 3), dtype=np.uint8)
+    stacked.with_name("many_train_y.h5").unlink()
+    summary = tile([stacked], tmp_path / "s", TileOptions(patch=32), Silent())
+    assert [(row["slide_id"], row["n_patches"]) for row in summary.slides] == [("tiles-train", 2000)]
+    planned = plan(tmp_path / "s", PlanOptions(seeds=2, dim=24), TileOptions(patch=32), Silent())
+    assert planned.files == 1 + 7 + 2 * (2 * 2 + 1)
+
+
+def test_plan_counts_what_tile_finds(tree: Path, made: Path) -> None:
+    found = plan([tree], PlanOptions(dim=24), OPTIONS, Silent())
+    assert {slide.slide_id: slide.patches for slide in found.slides} == {
+        row["slide_id"]: row["n_patches"] for row in manifest.read_slides(made)
+    }
+
+
+def test_merge_subset_and_export(made: Path, tree: Path, tmp_path: Path) -> None:
+    parts = []
+    for split in ("train", "val"):
+        subset(made, tmp_path / split, Selection(splits=(split,)))
+        parts.append(tmp_path / split)
+    merge(parts, tmp_path / "merged")
+    without = ("manifest/slides.parquet",)
+    assert {n: d for n, d in contents(tmp_path / "merged").items() if n not in without} == {
+        n: d for n, d in contents(made).items() if n not in without
+    }
+    export(made, tmp_path / "out", ExportOptions(pseudonyms=Pseudonyms(b"k" * 32)))
+    (row, _) = manifest.read_slides(tmp_path / "out")
+    patches = manifest.read_patches(tmp_path / "out", row["slide_id"])
+    assert patches.further == ("tile",)
+    assert patches.tile is not None
+    assert all(text.startswith("keyed-") for text in patches.tile)
+    assert verify(tmp_path / "out", VerifyOptions(), Silent()).findings == []
+    with pytest.raises(OptionError, match="under a pseudonym"):
+        open_split(tmp_path / "out", recipe.load_complete(tmp_path / "out"), "train", None, [tree])
+
+
+def test_two_stores_that_say_other_things_of_one_tile_are_not_merged(made: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(made, tmp_path / "other"))
+    patches = manifest.read_patches(made, "tiles-val")
+    table = manifest.read_further(made, "tiles-val", patches.further)
+    further = {name: table[name].to_pylist() for name in patches.further}
+    further["label"][0] = "another"
+    manifest.write_patches(other, "tiles-val", patches.x_px0, patches.y_px0, patches.tissue, further)
+    with pytest.raises(StoreError, match="label of patch 0 is "):
+        merge([made, other], tmp_path / "merged")
+
+
+@pytest.mark.parametrize("damage", ["no tile", "no file", "order", "other tiles", "not a tile"])
+def test_verify_reads_the_columns_of_tiles(made: Path, damage: str, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(made, tmp_path / "s"))
+    patches = manifest.read_patches(store, "tiles-val")
+    table: pa.Table = manifest.read_further(store, "tiles-val", patches.further)
+    further = {name: table[name].to_pylist() for name in patches.further}
+    if damage.startswith("no "):
+        further.pop(damage.removeprefix("no "))
+    elif damage == "order":
+        further["tile"][:2] = further["tile"][1::-1]
+    else:
+        further["tile"][0] = f"rgb8-1:{0:032x}" if damage == "other tiles" else "x"
+    manifest.write_patches(store, "tiles-val", patches.x_px0, patches.y_px0, patches.tissue, further)
+    found = [str(finding) for finding in verify(store, VerifyOptions(), Silent()).findings]
+    expected = {
+        "no tile": "has no column tile",
+        "no file": "has no column file",
+        "order": "not in order of tile",
+        "other tiles": "is not that of these tiles",
+        "not a tile": "is no fingerprint of a tile",
+    }
+    assert any(expected[damage] in text for text in found)
+
+
+def test_hdf5_from_elsewhere(tmp_path: Path) -> None:
+    import h5py
+
+    write_hdf5(tmp_path / "true_x.h5", range(3))
+    with h5py.File(tmp_path / "link.h5", "w") as file:
+        file["x"] = h5py.ExternalLink("true_x.h5", "x")
+    with h5py.File(tmp_path / "huge.h5", "w") as file:
+        file.create_dataset("x", shape=(1 << 30, 96, 96, 3), dtype=np.uint8, chunks=(1, 96, 96, 3))
+    with h5py.File(tmp_path / "float.h5", "w") as file:
+        file["x"] = np.zeros((2, 8, 8, 3), np.float32)
+    with h5py.File(tmp_path / "group.h5", "w") as file:
+        file.create_group("x")
+    (tmp_path / "none.h5").write_bytes(b"no")
+    for name, match in (
+        ("link", "no dataset x of its own"),
+        ("huge", "hardly any of them in the file"),
+        ("float", r"x is float32 \(2, 8, 8, 3\); uint8"),
+        ("group", "no dataset in this file"),
+        ("none", "not a readable HDF5 file"),
+    ):
+        with pytest.raises(OptionError, match=match):
+            tile([tmp_path / f"{name}.h5"], tmp_path / "s", OPTIONS, Silent())
+
+
+def test_built_in_policies_take_the_sizes_of_patch_and_teacher() -> None:
+    g2l = POLICIES["g2l"]
+    assert sized(g2l, 256, 224) == g2l
+    assert (sized(g2l, 96, 224).patch_px, sized(g2l, 96, 224).crop_px) == (96, 96)
+    assert sized(g2l, 512, 392).crop_px == 392
+    own = Policy("mine", hflip_p=0.5)
+    assert sized(own, 96, 96) is own
