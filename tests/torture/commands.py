@@ -28,6 +28,8 @@ _EMBED: tuple[str, ...] = (
     "--out",
     "out",
 )
+_DECLARED: tuple[str, ...] = ("--encoder", "tiny", "--pooling", "forward", "--image-px", "224")
+_DECLARED += ("--mean", ".7,.6,.7", "--std", ".2,.2,.2", "--threads", "1")
 _DISTILL: tuple[str, ...] = (
     "distill",
     "--store",
@@ -155,6 +157,19 @@ COMMANDS: dict[str, Command] = {
     "export pseudonyms": _store(
         "export", "store", "--out", "out", "--pseudonymise", "{kit}/key", "--mapping", "mapping.csv"
     ),
+    "import": Command(
+        (
+            "store",
+            "import",
+            "{kit}/trident",
+            "--slides",
+            "{kit}/slides",
+            "--out",
+            "store",
+            *_DECLARED,
+            *_TILING[:2],
+        )
+    ),
     "reindex": _store("reindex", "store", "--prune", start={"store": "legacy"}),
     "card": _store("card", "store", "--date", "2026-01-01"),
     "repair": Command(
@@ -196,7 +211,7 @@ class Kit:
 
     def basis(self) -> None:
         """What arguments name with ``{kit}``."""
-        for name in ("slides", "tiles", "key", "bench.yaml"):
+        for name in ("slides", "tiles", "trident", "key", "bench.yaml"):
             self.get(name)
 
     def _slides(self, path: Path) -> None:
@@ -220,6 +235,17 @@ class Kit:
             PIL.Image.fromarray(random.integers(0, 256, (224, 224, 3), np.uint8)).save(path / name)
             rows.append(f"{name},{i % 2},GMH_S{i % 2}0_x.tif")
         (path / "tiles.csv").write_text("\n".join(rows) + "\n")
+
+    def _trident(self, path: Path) -> None:
+        import numpy as np
+
+        from tests.tools.trident import grid, write_trident
+
+        path.mkdir()
+        corners, random = grid(1120, 1120, 512), np.random.default_rng(0)
+        for name in "abcd":
+            values = random.random((len(corners), 24), np.float32)
+            write_trident(path / f"{name}.h5", corners, values)
 
     def _key(self, path: Path) -> None:
         path.write_bytes(b"0123456789abcdef0123456789abcdef")
