@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 import numpy as np
 import numpy.typing as npt
 import tifffile
@@ -180,7 +181,10 @@ FORMATS: dict[str, Format] = {
     ),
     "ome-plain-strips": Format(ome_tiff("strips", rowsperstrip=50), "ome-tiff"),
     "tiff-strips": Format(write_strips, "tiff", single=True),
-    "zarr2-blosc": Format(ome_zarr("v2", 2), "ome-zarr", read_zarr),
+    "zarr2-zstd": Format(ome_zarr("v2", 2), "ome-zarr", read_zarr),
+    "zarr2-lz4": Format(
+        ome_zarr("lz4", 2, compressors=[numcodecs.Blosc(cname="lz4", shuffle=1)]), "ome-zarr", read_zarr
+    ),
     "zarr2-planes": Format(
         ome_zarr("planes", 2, (1, 1, 1, 256, 256), chunk_key_encoding={"name": "v2", "separator": "/"}),
         "ome-zarr",

@@ -25,6 +25,8 @@ from pipeline.evaluate.tables import read_bench
 from pipeline.report.origin import last_date
 from pipeline.runtime.options import to_json
 from pipeline.runtime.resume import require_same_options
+from pipeline.slides import registry
+from pipeline.slides.find import find_slides
 from pipeline.tile.frames import Frame
 from pipeline.tile.masks import load_user_mask
 from pipeline.tile.slides_csv import read_slides_csv
@@ -39,6 +41,8 @@ from stores.io import files
 from stores.verify.seal import read_checksums, seal
 from stores.verify.structure import verify_structure
 from tests.tools import encoder_inputs
+from tests.tools.dicom import write_series
+from tests.tools.slide_formats import FORMATS
 from tests.tools.stores import TOKENS, make_store
 from tests.torture import mutate
 
@@ -346,6 +350,26 @@ def _npy(folder: Path) -> Target:
     return Target(path, [sink.getvalue()], lambda: tile_subset(100, None, path, 0), mutate.some_text)
 
 
+def _slide(folder: Path, kind: str, inside: str = "", how: mutate.Mutate = mutate.some_bytes) -> Target:
+    """A slide of a format that is not OpenSlide's, or a file inside of its folder."""
+    picture = np.arange(96 * 128 * 3, dtype=np.uint32).reshape(96, 128, 3).astype(np.uint8)
+    slide = FORMATS[kind].write(folder, [picture, np.ascontiguousarray(picture[::2, ::2])])
+    path = slide / inside if inside else slide
+
+    def read() -> None:
+        with registry.open_slide(slide) as file:
+            info = file.inspect("a", 0.5)
+            for level, (width, height) in enumerate(info.level_sizes_px):
+                file.region(0, 0, level, min(width, 256), min(height, 256))
+
+    return Target(path, [path.read_bytes()], read, how)
+
+
+def _dicom(folder: Path) -> Target:
+    path = write_series(folder, "a", np.full((64, 64, 3), 9, np.uint8), "1.2.3", 2)[1]
+    return Target(path, [path.read_bytes()[:1200]], lambda: find_slides([folder]), mutate.some_bytes)
+
+
 def _views(store: Path) -> None:
     for commit in manifest.commits(store, "a"):
         commit.read()
@@ -389,6 +413,16 @@ READERS: dict[str, Make] = {
     "slides-csv": _slides_csv,
     "tiles-csv": _tiles_csv,
     "geojson": _geojson,
+    "slide-dicom-header": _dicom,
+    "slide-ome-tiff": partial(_slide, kind="ome-deflate"),
+    "slide-ome-tiff-jpeg": partial(_slide, kind="ome-jpeg"),
+    "slide-tiff-strips": partial(_slide, kind="tiff-strips"),
+    "slide-png": partial(_slide, kind="png"),
+    "slide-zarr-image": partial(_slide, kind="zarr2-planes", inside=".zattrs", how=mutate.some_json),
+    "slide-zarr-array-2": partial(_slide, kind="zarr2-planes", inside="0/.zarray", how=mutate.some_json),
+    "slide-zarr-array-3": partial(_slide, kind="zarr3-shards", inside="0/zarr.json", how=mutate.some_json),
+    "slide-zarr-shard": partial(_slide, kind="zarr3-shards", inside="0/c/0/0/0/0/0"),
+    "slide-zarr-blosc": partial(_slide, kind="zarr2-lz4", inside="0/0.0.0.0.0"),
     "embeddings-parquet": _embeddings,
     "tile-list-npy": _npy,
 }

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.slow
 
 _LIKE_OTHERS = {
     *("zarr-group", "zarr-coords", "zarr-stats", "zarr-positions", "zarr-tokens", "zarr-standard"),
+    *("slide-ome-tiff-jpeg", "slide-tiff-strips", "slide-zarr-array-2", "slide-zarr-shard"),
     *("chunk-zstd-int8", "seal-digest", "table-patches", "tiles-csv"),
 }
 
