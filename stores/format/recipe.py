@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stores.errors import CorruptStore, RecipeMismatch, StoreError
-from stores.format import layout, tiles
+from stores.format import layout
 from stores.io import files
 from stores.io.location import StoreLike
 
@@ -27,6 +27,9 @@ MAX_DEPTH = 16
 """Greatest depth of objects and lists in a recipe: copying and comparing are recursive."""
 MAX_GRID = 64
 """Side of the grid of patch tokens of a view."""
+IN_TILES = "tiles"
+PADS = ("none", "white", "reflect")
+"""What surrounds tiles that are smaller than a patch: ``none`` refuses them."""
 AS_DECLARED = "declared"
 """The grid of patches that another tool cut: anywhere, of a slide's own size at level 0, over its edge too."""
 DECLARED_FACTOR = 1.7
@@ -313,8 +316,8 @@ def problems(stored: Recipe) -> Iterator[str]:
         yield f"patch.size_px {patch.size_px}; allowed is 1 to {(1 << 15) - 1}"
     if not 0 <= patch.min_tissue <= 1:
         yield f"patch.min_tissue {patch.min_tissue:g}; allowed is 0 to 1"
-    if patch.grid == tiles.GRID and patch.tissue.get("pad", "none") not in tiles.PADS:
-        yield f"patch.tissue.pad {patch.tissue['pad']!r:.40}; allowed: {', '.join(tiles.PADS)}"
+    if patch.grid == IN_TILES and patch.tissue.get("pad", "none") not in PADS:
+        yield f"patch.tissue.pad {patch.tissue['pad']!r:.40}; allowed: {', '.join(PADS)}"
     if policy.get("patch_px", patch.size_px) != patch.size_px:
         yield f"policy.patch_px {policy['patch_px']!r:.40}, but patch.size_px {patch.size_px}"
     if teacher is None:

@@ -14,13 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from stores.format.manifest import TILE, TILE_FILE, Patches
+from stores.format.recipe import IN_TILES
 
-GRID = "tiles"
+GRID = IN_TILES
 """The grid of the recipe (`stores.format.recipe.Patch`): whole patches from the upper left corner of each tile."""
 VENDOR = "tiles"
 """The vendor of a group, which no scanner made."""
-PADS = ("none", "white", "reflect")
-"""What surrounds tiles that are smaller than a patch: ``none`` refuses them."""
 _TILE = re.compile(r"rgb8-1:[0-9a-f]{32}")
 _KEYED = re.compile(r"keyed-[bcdfghjklmnpqrst]{24}")
 
