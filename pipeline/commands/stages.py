@@ -22,7 +22,10 @@ from stores.errors import SOME_SLIDES_FAILED
 @click.option("--store", required=True, type=PATH, metavar="DIR", help="Folder of the store.")
 @options_of(TileOptions, ClusterOptions)
 def tile_command(slides: tuple[Path, ...], store: Path, as_json: bool, **values: Any) -> None:
-    """Find tissue, lay the patch grid, split by patient, and draw a picture of each slide."""
+    """Find tissue, lay the patch grid, split by patient, and draw a picture of each slide.
+
+    A CSV with a column path lists tiles instead: images that were cut before.
+    """
     from pipeline.runtime.progress import reporter_for
 
     with reporter_for(sys.stderr) as report:

@@ -45,3 +45,10 @@ def student_of_64_px() -> nn.Module:
     made = Tiny(12)
     made.image_px = 64
     return made
+
+
+def teacher_of_96_px() -> nn.Module:
+    """24-d features of views of 96 px."""
+    made = Tiny(24)
+    made.image_px = 96
+    return made
