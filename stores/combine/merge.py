@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stores.combine.copy_slide import Choice, Shared, Source, copy_slide
 from stores.combine.reconcile import choose
 from stores.errors import OptionError, RecipeMismatch, StoreError
-from stores.format import layout, manifest, recipe, terms
+from stores.format import layout, manifest, recipe, terms, tiles
 from stores.io import files
 from stores.io.location import StoreLike
 from stores.io.progress import SILENT, Reporter
@@ -56,6 +58,8 @@ def merge(
     _require_one_split(choices, sources)
     if not allow_duplicates:
         _require_distinct(choices, sources)
+    if sources[0].recipe.patch.grid == tiles.GRID:
+        _require_distinct_tiles(choices, sources, allow_duplicates)
     request = {"command": "merge", "stores": [[str(s), s.identity()] for s in sources]}
     result = begin(out, sources)
     with staged(out, request) as stage:
@@ -146,6 +150,28 @@ def _require_one_split(choices: Mapping[str, Choice], sources: Sequence[Source])
                     "leave one of the slides out with `g2l store subset`"
                 )
         of_patient.setdefault(row["split"], slide_id)
+
+
+def _require_distinct_tiles(
+    choices: Mapping[str, Choice], sources: Sequence[Source], allow_duplicates: bool
+) -> None:
+    """Two stores may have put one tile into different groups, and these into different splits."""
+    seen: dict[str, str] = {}
+    for slide_id, row in _usable(choices):
+        found = manifest.read_patches(choices[slide_id].base.store, slide_id).tile
+        for tile in () if found is None else np.unique(found).tolist():
+            other = seen.setdefault(tile, slide_id)
+            same_split = choices[other].row["split"] == row["split"]
+            if (
+                other != slide_id
+                and not (allow_duplicates and same_split)
+                and not _together(slide_id, other, sources)
+            ):
+                remedy = ", or take both with --allow-duplicates" if same_split else ""
+                raise StoreError(
+                    f"groups {other} ({choices[other].row['split']}) and {slide_id} ({row['split']}) have a tile in "
+                    f"common, {tile}: leave one out with `g2l store subset`{remedy}"
+                )
 
 
 def _require_distinct(choices: Mapping[str, Choice], sources: Sequence[Source]) -> None:

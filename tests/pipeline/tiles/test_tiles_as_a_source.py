@@ -355,6 +355,16 @@ def test_two_stores_that_say_other_things_of_one_tile_are_not_merged(made: Path,
         merge([made, other], tmp_path / "merged")
 
 
+def test_a_tile_in_two_splits_of_two_stores_is_not_merged(tmp_path: Path) -> None:
+    names = write_tiles(tmp_path, range(3))
+    for group, split in (("a", "train"), ("b", "val")):
+        rows = [{"path": name, "group": group, "split": split} for name in names[group == "a" :]]
+        table = write_table(tmp_path / f"{group}.csv", rows)
+        tile([table], tmp_path / group, replace(OPTIONS, tiles=False), Silent())
+    with pytest.raises(StoreError, match=r"groups a \(train\) and b \(val\) have a tile in common"):
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "both", allow_duplicates=True)
+
+
 @pytest.mark.parametrize("damage", ["no tile", "no file", "order", "other tiles", "not a tile"])
 def test_verify_reads_the_columns_of_tiles(made: Path, damage: str, tmp_path: Path) -> None:
     store = Path(shutil.copytree(made, tmp_path / "s"))
