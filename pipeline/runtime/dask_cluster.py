@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import dask
-from distributed import Client, KilledWorker, LocalCluster, get_worker
+from distributed import Client, KilledWorker, LocalCluster, get_worker, wait
 
 from pipeline.runtime.options import ClusterOptions
 from pipeline.runtime.progress import Reporter
@@ -166,7 +166,11 @@ class OnDask:
         return _Attempt(None, "", 0, RuntimeError(f"{type(error).__name__}: {first_line(error)}"))
 
     def call(self, function: Callable[..., Result], *args: Any) -> Result:
-        got: _Attempt = self.client.submit(_attempt, _Call(function, args), None, pure=False).result()
+        future = self.client.submit(_attempt, _Call(function, args), None, pure=False)
+        wait(future)
+        got = self._outcome(future)
+        if isinstance(got.error, _Died):
+            raise ClusterError(str(got.error))
         if got.error is not None:
             raise got.error
         return got.result
@@ -203,12 +207,19 @@ def open_dask(options: ClusterOptions, job: str, report: Reporter) -> Iterator[C
             client = stack.enter_context(Client(stack.enter_context(_local(options.workers))))
         _wait_for_workers(client, options, report)
         try:
-            client.run(close_stations, job)  # of an earlier client that is gone
+            _close_stations(client, job)  # of an earlier client that is gone
             yield OnDask(client, job, options.workers)
         finally:
             with contextlib.suppress(Exception):  # the workers may be gone
                 client.cancel([key for key in client.futures if key.startswith("g2l-")], force=True)
-                client.run(close_stations, job)
+                _close_stations(client, job)
+
+
+def _close_stations(client: Any, job: str) -> None:
+    """Close the stations of a job in all workers; one that is gone has none."""
+    for said in client.run(close_stations, job, on_error="return").values():
+        if isinstance(said, Exception) and not isinstance(said, OSError):  # the connection to a dead worker closes
+            raise said
 
 
 def dask_setup(worker: Any) -> None:

@@ -238,6 +238,18 @@ def test_a_scheduler_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
+@pytest.mark.cluster
+def test_a_worker_that_dies_before_the_work_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each gave the traceback of dask: the connection closes while stations are closed, or an encoder is loaded."""
+    close = dask_cluster.close_stations
+    monkeypatch.setattr(dask_cluster, "close_stations", os._exit)
+    with open_cluster(ClusterOptions(workers=1), 1, Silent()) as found:  # type: ignore[arg-type]  # the exit code
+        monkeypatch.setattr(dask_cluster, "close_stations", close)
+        assert found.call(abs, -3) == 3
+        with pytest.raises(ClusterError, match="every worker that took it died"):
+            found.call(os._exit, 1)
+
+
 @contextlib.contextmanager
 def in_process() -> Iterator[Cluster]:
     with open_cluster(ClusterOptions(), "test", Silent()) as found:
