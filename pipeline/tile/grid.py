@@ -80,7 +80,7 @@ def find_patches(
         found = load_user_mask(options.masks, info.slide_id, size_px0, frames, overview.scanned)
         if found is None:
             raise TissueError(
-                f"{info.slide_id}: no mask {info.slide_id}.png, .tif or .geojson in {options.masks}"
+                f"{info.slide_id}: no mask {info.slide_id}.png, .tif or .geojson in the folder of --masks"
             )
         mask = found.pixels
         mask_frame = found.frame.name if has_choice(info) else ""

@@ -495,7 +495,10 @@ def _tile_slide(store: Path, slide: SlideWork, options: TileOptions) -> dict[str
             _, rule = patch_recipe(options)
             grid = find_patches(file, info, plan, rule, options)
     except SlideError as error:
-        return _failed(row, error)
+        said = str(error)
+        for folder in (slide.path.parent, options.masks):  # a reason stands in the store, which others get
+            said = said.replace(f"{folder}/", "")
+        return _failed(row, said)
     if grid.mask_frame:
         row["mask_frame"] = grid.mask_frame
     draw_slide(store / layout.picture_file(slide_id), info, plan, grid.thumbnail, grid.mask, grid.patches)

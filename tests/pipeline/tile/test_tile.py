@@ -162,13 +162,19 @@ def test_masks_of_the_user(slides: Path, tile_options: TileOptions, tmp_path: Pa
     square = [[[512, 0], [1024, 0], [1024, 256], [512, 256], [512, 0]]]
     geojson = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": square}}
     (tmp_path / "b.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [geojson]}))
-    options = replace(tile_options, masks=tmp_path)
-    result = tile.tile([slides], tmp_path / "store", options, Silent())
+    (tmp_path / "d.geojson").write_text("[")
+    other = tmp_path / "other"
+    other.mkdir()
+    tifffile.imwrite(other / "d.tiff", np.full((600, 600, 3), 90, np.uint8), tile=(256, 256), photometric="rgb")
+    options = replace(tile_options, masks=tmp_path, slide_mpp=("d=0.5",))
+    result = tile.tile([slides, other], tmp_path / "store", options, Silent())
     rows = {row["slide_id"]: row for row in result.slides}
     assert rows["a"]["n_patches"] == 4
     assert rows["b"]["n_patches"] == 2
     assert (rows["c"]["status"], rows["c"]["n_patches"]) == ("failed", 0)
     assert "no mask c.png" in rows["c"]["reason"]
+    assert "d.geojson: " in rows["d"]["reason"]
+    assert not any(str(tmp_path) in row["reason"] for row in result.slides)  # the store is given away
 
 
 def test_max_patches_is_a_stable_sample(slides: Path, tile_options: TileOptions, tmp_path: Path) -> None:
