@@ -218,7 +218,8 @@ def open_dask(options: ClusterOptions, job: str, report: Reporter) -> Iterator[C
 def _close_stations(client: Any, job: str) -> None:
     """Close the stations of a job in all workers; one that is gone has none."""
     for said in client.run(close_stations, job, on_error="return").values():
-        if isinstance(said, Exception) and not isinstance(said, OSError):  # the connection to a dead worker closes
+        gone = isinstance(said, OSError)  # its connection closed
+        if isinstance(said, Exception) and not gone:
             raise said
 
 

@@ -165,7 +165,9 @@ def test_masks_of_the_user(slides: Path, tile_options: TileOptions, tmp_path: Pa
     (tmp_path / "d.geojson").write_text("[")
     other = tmp_path / "other"
     other.mkdir()
-    tifffile.imwrite(other / "d.tiff", np.full((600, 600, 3), 90, np.uint8), tile=(256, 256), photometric="rgb")
+    tifffile.imwrite(
+        other / "d.tiff", np.full((600, 600, 3), 90, np.uint8), tile=(256, 256), photometric="rgb"
+    )
     options = replace(tile_options, masks=tmp_path, slide_mpp=("d=0.5",))
     result = tile.tile([slides, other], tmp_path / "store", options, Silent())
     rows = {row["slide_id"]: row for row in result.slides}
