@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import dask
-from distributed import Client, KilledWorker, LocalCluster, get_worker, wait
+from distributed import Client, KilledWorker, LocalCluster, get_worker
 
 from pipeline.runtime.options import ClusterOptions
 from pipeline.runtime.progress import Reporter
@@ -167,7 +167,7 @@ class OnDask:
 
     def call(self, function: Callable[..., Result], *args: Any) -> Result:
         future = self.client.submit(_attempt, _Call(function, args), None, pure=False)
-        wait(future)
+        future.exception()  # waits
         got = self._outcome(future)
         if isinstance(got.error, _Died):
             raise ClusterError(str(got.error))
