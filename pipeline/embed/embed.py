@@ -36,7 +36,7 @@ from pipeline.tile.options import TileOptions
 from pipeline.tile.slides_csv import read_slides_csv
 from pipeline.tile.tile import tile_on
 from stores.errors import DiskFull, OptionError, RecipeMismatch, SlideError
-from stores.format import features, manifest, recipe
+from stores.format import features, manifest, oblong, recipe
 from stores.format.terms import expression
 from stores.io import files
 from stores.io.lock import only_writer
@@ -204,6 +204,11 @@ def _slides(
             continue
         if options.format == "eva" and not row.get("label"):
             summary.failed_slides[row["slide_id"]] = "no label in --slides-csv, which --format eva needs"
+            continue
+        if options.format in ("trident-h5", "clam") and oblong.mpp_in_y(row) is not None:
+            summary.failed_slides[row["slide_id"]] = (
+                f"its pixels are not square, and --format {options.format} has one side of a patch; use parquet"
+            )
             continue
         units.append(Unit(row["slide_id"], row["n_patches"], summary.dim, about, row=row))
     return units, result.paths

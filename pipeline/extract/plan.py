@@ -19,7 +19,7 @@ from pipeline.runtime.options import IN_PROCESS
 from pipeline.runtime.progress import Reporter
 from pipeline.slides.find import find_slides
 from pipeline.slides.registry import open_slide
-from pipeline.slides.slide import plan_read
+from pipeline.slides.slide import plan_read, require_square
 from pipeline.tile.grid import find_patches, patch_recipe
 from pipeline.tile.groups import group_tiles, require_no_slide_options, table_of
 from pipeline.tile.options import TileOptions
@@ -278,6 +278,8 @@ def _count(
         try:
             with open_slide(path) as file:
                 info = file.inspect(slide_id, *given.mpp.get(slide_id, (None, "")))
+                if not options.square_pixels:
+                    require_square(info)
                 read = plan_read(info, options.mpp, options.patch)
                 grid = find_patches(file, info, read, rule, options)
             if len(grid.patches):

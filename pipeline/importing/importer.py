@@ -30,7 +30,7 @@ from pipeline.slides import cut
 from pipeline.slides.find import find_slides
 from pipeline.slides.pool import PatchPool, rows_at_once
 from pipeline.slides.registry import open_slide
-from pipeline.slides.slide import SlideInfo
+from pipeline.slides.slide import SlideInfo, require_square
 from pipeline.slides.sources import SlideSource, open_slide_source
 from pipeline.slides.thumbnail import read_overview
 from pipeline.tile.grid import THUMBNAIL_MPP, morton_order, scanned_patches
@@ -148,7 +148,12 @@ class _Slide:
         """What is known of the slide without reading pixels; an mpp that the user gave before stays."""
         own = (row["mpp"], row["mpp_source"]) if row.get("mpp_source") in ("csv", "option") else (None, "")
         with open_slide(self.file) as file:
-            return file.inspect(self.slide_id, *self.given.mpp.get(self.slide_id, own))
+            info = file.inspect(self.slide_id, *self.given.mpp.get(self.slide_id, own))
+        require_square(
+            info,
+            "the tools whose features are imported cut squares of them, and features of those are not imported",
+        )
+        return info
 
     def row(self, options: ImportOptions) -> dict[str, Any]:
         """What is known before the slide is opened."""

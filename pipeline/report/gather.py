@@ -38,7 +38,7 @@ from pipeline.views.draw import ViewParams
 from pipeline.views.patch_views import rebuild_row
 from pipeline.views.policy import Policy
 from stores.errors import EvaluationError, OptionError, SlideError
-from stores.format import manifest, recipe, tiles
+from stores.format import manifest, oblong, recipe, tiles
 from stores.format.committed import read_records, usable_slides
 from stores.io.location import StoreLike
 
@@ -57,6 +57,7 @@ class SlidePart:
     width_px0: int
     height_px0: int
     patch_px0: int
+    patch_y_px0: int
     n_patches: int
     """Of the whole slide."""
     rows: list[int]
@@ -222,7 +223,7 @@ class _Slide:
                 row["slide_id"],
                 row["split"],
                 *size,
-                row["patch_px0"],
+                *oblong.sides_px0(row),
                 row["n_patches"],
                 [number for number, _ in self.places],
                 x_px0,

@@ -157,6 +157,7 @@ def _embedded(found: Gathered) -> str:
                 "w": slide.width_px0,
                 "h": slide.height_px0,
                 "side": slide.patch_px0,
+                "high": slide.patch_y_px0,
                 "all": slide.n_patches,
                 "rows": slide.rows,
                 "x": slide.x_px0,

@@ -32,6 +32,11 @@
   const draw = (panel, s) => {
     const slide = data.slides[s], kind = panel.dataset.kind, box = panel.querySelector(".box");
     const svg = make("svg", { viewBox: `0 0 ${slide.w} ${slide.h}`, role: "img" });
+    if (slide.high !== slide.side) { // its pixels are not square, its patches are
+      svg.setAttribute("preserveAspectRatio", "none");
+      svg.style.maxHeight = "none";
+      svg.style.aspectRatio = `${slide.w * slide.high} / ${slide.h * slide.side}`;
+    }
     svg.setAttribute("aria-label", `${panel.querySelector("figcaption").textContent} of ${slide.id}`);
     if (kind === "plain") {
       svg.setAttribute("tabindex", "0");
@@ -43,7 +48,7 @@
       if (kind !== "plain") make("rect", { class: "veil", width: slide.w, height: slide.h }, svg);
     }
     slide.rows.forEach((row, i) => {
-      const rect = make("rect", { class: "patch", x: slide.x[i], y: slide.y[i], width: slide.side, height: slide.side, "data-n": first[s] + i }, svg);
+      const rect = make("rect", { class: "patch", x: slide.x[i], y: slide.y[i], width: slide.side, height: slide.high, "data-n": first[s] + i }, svg);
       if (kind !== "plain") rect.style.fill = data.colours[kind][first[s] + i];
     });
     slide.contour.forEach((line) => make("polygon", { class: "outline", points: line.map((p) => p.join(",")).join(" ") }, svg));
@@ -93,7 +98,7 @@
       square(marks, slide, chosen - first[s], "chosen");
     });
   };
-  const square = (parent, slide, i, name) => make("rect", { class: name, x: slide.x[i], y: slide.y[i], width: slide.side, height: slide.side }, parent);
+  const square = (parent, slide, i, name) => make("rect", { class: name, x: slide.x[i], y: slide.y[i], width: slide.side, height: slide.high }, parent);
 
   const choose = (n, quiet) => {
     const before = slideOf(chosen), s = slideOf(n);

@@ -13,7 +13,7 @@ from typing import Protocol, Self, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.slides.resample import resample_area
+from pipeline.slides.resample import to_size
 from pipeline.slides.slide import ReadPlan, SlideInfo
 
 Pixels = npt.NDArray[np.uint8]
@@ -150,9 +150,8 @@ class RegionPatches:
 
     def read(self, x_px0: int, y_px0: int) -> Pixels:
         """The patch at a level-0 position, uint8 (size_px, size_px, 3)."""
-        side = self._plan.read_px
-        pixels = self._file.region(x_px0, y_px0, self._plan.level, side, side)
-        return pixels if side == self._plan.size_px else resample_area(pixels, self._plan.size_px)
+        pixels = self._file.region(x_px0, y_px0, self._plan.level, *self._plan.read_size_px)
+        return to_size(pixels, self._plan.size_px)
 
     def close(self) -> None:
         """Close the slide file."""

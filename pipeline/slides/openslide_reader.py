@@ -10,7 +10,7 @@ import numpy.typing as npt
 import openslide
 
 from pipeline.slides.contract import Bools
-from pipeline.slides.resample import resample_area
+from pipeline.slides.resample import to_size
 from pipeline.slides.samples import require_rgb_properties, require_rgb_tiff
 from pipeline.slides.slide import ReadPlan, SlideInfo, choose_mpp, sha256_fingerprint
 from pipeline.slides.tiff import TileReader
@@ -82,7 +82,7 @@ class OpenSlideFile:
         own = properties.get(openslide.PROPERTY_NAME_MPP_X), properties.get(openslide.PROPERTY_NAME_MPP_Y)
         width, height = self._slide.dimensions
         known = {name: properties.get(key) for name, key in _KNOWN.items()} | {"size": f"{width}x{height} px"}
-        mpp, mpp_source = choose_mpp(slide_id, own, mpp, mpp_source, known)
+        mpp, mpp_source, mpp_y = choose_mpp(slide_id, own, mpp, mpp_source, known)
         quickhash = properties.get(openslide.PROPERTY_NAME_QUICKHASH1)
         return SlideInfo(
             slide_id=slide_id,
@@ -93,6 +93,7 @@ class OpenSlideFile:
             height_px0=height,
             mpp=mpp,
             mpp_source=mpp_source,
+            mpp_y=mpp_y,
             downsamples=tuple(float(d) for d in self._slide.level_downsamples),
             level_sizes_px=tuple(self._slide.level_dimensions),
             bounds_px0=_bounds_of(properties),
@@ -197,19 +198,17 @@ class OpenSlidePatches:
             ) from None
 
     def _read(self, x_px0: int, y_px0: int) -> npt.NDArray[np.uint8]:
-        side = self.plan.read_px
-        pixels = None if self._tiles is None else self._tiles.read(x_px0, y_px0, side, side)
+        size_px = self.plan.read_size_px
+        pixels = None if self._tiles is None else self._tiles.read(x_px0, y_px0, *size_px)
         if pixels is None:
-            pixels = self._by_openslide(x_px0, y_px0, side)
-        return pixels if side == self.plan.size_px else resample_area(pixels, self.plan.size_px)
+            pixels = self._by_openslide(x_px0, y_px0, size_px)
+        return to_size(pixels, self.plan.size_px)
 
-    def _by_openslide(self, x_px0: int, y_px0: int, side: int) -> npt.NDArray[np.uint8]:
+    def _by_openslide(self, x_px0: int, y_px0: int, size_px: tuple[int, int]) -> npt.NDArray[np.uint8]:
         if self._slide is None:
             self._slide = open_slide(self._path)
             self._background = background_of(self._slide)
-        return flatten(
-            self._slide.read_region((x_px0, y_px0), self.plan.level, (side, side)), self._background
-        )
+        return flatten(self._slide.read_region((x_px0, y_px0), self.plan.level, size_px), self._background)
 
     def _drop_handle(self) -> None:
         if self._slide is not None:

@@ -130,7 +130,7 @@ class PyramidFile:
     def inspect(self, slide_id: str, mpp: float | None = None, mpp_source: str = "option") -> SlideInfo:
         (width, height), facts = self._sizes[0], self._facts
         known = {"vendor": facts.vendor, **facts.known, "size": f"{width}x{height} px"}
-        mpp, mpp_source = choose_mpp(slide_id, facts.own_mpp, mpp, mpp_source, known)
+        mpp, mpp_source, mpp_y = choose_mpp(slide_id, facts.own_mpp, mpp, mpp_source, known)
         return SlideInfo(
             slide_id=slide_id,
             path=self._path,
@@ -140,6 +140,7 @@ class PyramidFile:
             height_px0=height,
             mpp=mpp,
             mpp_source=mpp_source,
+            mpp_y=mpp_y,
             downsamples=self._downsamples,
             level_sizes_px=self._sizes,
         )

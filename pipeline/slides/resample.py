@@ -40,26 +40,30 @@ def area_weights(source_px: int, target_px: int) -> tuple[npt.NDArray[np.int64],
 
 
 def resample_area(image: npt.NDArray[np.uint8], size_px: int) -> npt.NDArray[np.uint8]:
-    """Average a square image down to `size_px`.
+    """Average an image down to a square of `size_px`.
 
     Parameters
     ----------
-    image : uint8 (n, n, 3)
-        n >= size_px.
+    image : uint8 (h, w, 3)
+        h and w >= size_px, each scaled by its own factor.
 
     Returns
     -------
     uint8 (size_px, size_px, 3)
     """
-    side = image.shape[0]
-    if side == 2 * size_px:
+    height, width = image.shape[:2]
+    if height == width == 2 * size_px:
         return _halved(image)
-    index, weight = area_weights(side, size_px)
     # rows first, keeping 5 fractional bits: 255 * 2^5 * 2^14 < 2^31
-    rows = _weighted(image.reshape(side, -1), index, weight, shift=9, dtype=np.uint16)
-    turned = cv2.transpose(rows.reshape(size_px, side, 3)).reshape(side, -1)
-    columns = _weighted(turned, index, weight, shift=19, dtype=np.uint8)
+    rows = _weighted(image.reshape(height, -1), *area_weights(height, size_px), shift=9, dtype=np.uint16)
+    turned = cv2.transpose(rows.reshape(size_px, width, 3)).reshape(width, -1)
+    columns = _weighted(turned, *area_weights(width, size_px), shift=19, dtype=np.uint8)
     return np.asarray(cv2.transpose(columns.reshape(size_px, size_px, 3)), np.uint8)
+
+
+def to_size(image: npt.NDArray[np.uint8], size_px: int) -> npt.NDArray[np.uint8]:
+    """`resample_area`, or the image itself where it is a square of that size."""
+    return image if image.shape[:2] == (size_px, size_px) else resample_area(image, size_px)
 
 
 def _halved(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -34,15 +34,22 @@ class SlideInfo:
     width_px0: int
     height_px0: int
     mpp: float
-    """Micrometres per level-0 pixel."""
+    """Micrometres per level-0 pixel; in x, where `mpp_y` is a number."""
     mpp_source: str
     """``slide``, ``option`` or ``csv``."""
+    mpp_y: float | None
+    """Micrometres per level-0 pixel in y; None where pixels are square."""
     downsamples: tuple[float, ...]
     """How many times smaller each pyramid level is than level 0."""
     level_sizes_px: tuple[tuple[int, int], ...]
     """Width and height of each pyramid level."""
     bounds_px0: tuple[int, int, int, int] | None = None
     """Left, top, width and height of the part that was scanned, where the file says it; None where it is silent."""
+
+    @property
+    def mpp_xy(self) -> tuple[float, float]:
+        """Micrometres per level-0 pixel in x and in y."""
+        return self.mpp, self.mpp if self.mpp_y is None else self.mpp_y
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +58,25 @@ class ReadPlan:
 
     level: int
     read_px: int
-    """Side of what is read, in pixels of `level`."""
+    """Side of what is read, in pixels of `level`; its width, where pixels are not square."""
     size_px: int
     """Side of the patch that comes out."""
     patch_px0: int
-    """Side of the patch in level-0 pixels; the step of the grid."""
+    """Side of the patch in level-0 pixels; the step of the grid. Its width, where pixels are not square."""
     mpp: float
-    """The mpp that the patch really has."""
+    """The mpp that the patch really has; in x, where pixels are not square."""
+    heights: tuple[int, int] | None = None
+    """`read_px` and `patch_px0` in y; None where pixels are square."""
+
+    @property
+    def read_size_px(self) -> tuple[int, int]:
+        """Width and height of what is read, in pixels of `level`."""
+        return self.read_px, self.read_px if self.heights is None else self.heights[0]
+
+    @property
+    def sides_px0(self) -> tuple[int, int]:
+        """Width and height of the patch in level-0 pixels; the steps of the grid."""
+        return self.patch_px0, self.patch_px0 if self.heights is None else self.heights[1]
 
 
 def choose_mpp(
@@ -66,8 +85,10 @@ def choose_mpp(
     given: float | None,
     given_source: str,
     known: Mapping[str, Any],
-) -> tuple[float, str]:
-    """The mpp of level 0 and where it comes from: `given` if there is one, else the slide's own.
+) -> tuple[float, str, float | None]:
+    """The mpp of level 0, where it comes from, and the mpp in y where pixels are not square, for `SlideInfo`.
+
+    It is `given` if there is one, which means square pixels, else the slide's own.
 
     Parameters
     ----------
@@ -80,7 +101,7 @@ def choose_mpp(
     Raises
     ------
     MppError
-        When there is none, its pixels are not square, or it is not plausible.
+        When there is none, or it is not plausible.
     """
     said = ", ".join(f"{name} {one_line(value, 40)}" for name, value in known.items() if value is not None)
     remedy = (
@@ -88,24 +109,45 @@ def choose_mpp(
         f"{slide_id}=MPP or in a column mpp of --slides-csv"
     )
     if given is not None:
-        mpp, source = float(given), given_source
+        mpp, mpp_y, source = float(given), None, given_source
     else:
-        mpp, source = _square(slide_id, own, remedy), "slide"
-    if not MPP_MIN <= mpp <= MPP_MAX:
-        raise MppError(
-            f"{slide_id}: mpp {mpp:g} from the {source} is not plausible ({MPP_MIN} to {MPP_MAX}); {remedy}"
-        )
-    return mpp, source
+        mpp, mpp_y = _own_mpp(slide_id, own, remedy)
+        source = "slide"
+    for value in (mpp, mpp if mpp_y is None else mpp_y):
+        if not MPP_MIN <= value <= MPP_MAX:
+            raise MppError(
+                f"{slide_id}: mpp {value:g} from the {source} is not plausible ({MPP_MIN} to {MPP_MAX}); {remedy}"
+            )
+    return mpp, source, mpp_y
 
 
-def _square(slide_id: str, own: tuple[Any, Any] | None, remedy: str) -> float:
+def _own_mpp(slide_id: str, own: tuple[Any, Any] | None, remedy: str) -> tuple[float, float | None]:
+    """The mpp of a file with square pixels, or those in x and y."""
     try:
         x, y = map(float, own or ())
     except (TypeError, ValueError):
         raise MppError(f"{slide_id}: the slide has no mpp; {remedy}") from None
-    if not (math.isfinite(x) and math.isfinite(y)) or abs(x - y) > AS_IS_TOLERANCE * max(abs(x), abs(y)):
-        raise MppError(f"{slide_id}: mpp {x:g} in x and {y:g} in y, and pixels must be square; {remedy}")
-    return (x + y) / 2
+    if not (math.isfinite(x) and math.isfinite(y)):
+        raise MppError(f"{slide_id}: mpp {x:g} in x and {y:g} in y, which are no resolution; {remedy}")
+    if abs(x - y) > AS_IS_TOLERANCE * max(abs(x), abs(y)):
+        return x, y
+    return (x + y) / 2, None
+
+
+def require_square(info: SlideInfo, remedy: str = "resample them by --square-pixels") -> None:
+    """Refuse a slide whose pixels are not square.
+
+    Raises
+    ------
+    MppError
+        That says what to do: `remedy`, or the true mpp where the file is wrong.
+    """
+    if info.mpp_y is not None:
+        raise MppError(
+            f"{info.slide_id}: mpp {info.mpp:g} in x and {info.mpp_y:g} in y, so its pixels are not square; {remedy}; "
+            f"where the file is wrong, find out the true mpp of level 0, and give it by --slide-mpp "
+            f"{info.slide_id}=MPP or in a column mpp of --slides-csv"
+        )
 
 
 def sha256_fingerprint(path: Path) -> str:
@@ -129,17 +171,35 @@ def plan_read(info: SlideInfo, mpp: float, size_px: int) -> ReadPlan:
     MppError
         When even level 0 is coarser than the target: pixels would have to be invented.
     """
-    finer = [i for i, d in enumerate(info.downsamples) if info.mpp * d <= mpp * (1 + AS_IS_TOLERANCE)]
+    coarser = max(info.mpp_xy)
+    finer = [i for i, d in enumerate(info.downsamples) if coarser * d <= mpp * (1 + AS_IS_TOLERANCE)]
     if not finer:
         raise MppError(
-            f"{info.slide_id}: level 0 has {info.mpp:g} mpp, coarser than the target {mpp:g}; "
-            f"choose --mpp {info.mpp:g} or coarser"
+            f"{info.slide_id}: level 0 has {coarser:g} mpp, coarser than the target {mpp:g}; "
+            f"choose --mpp {coarser:g} or coarser"
         )
     level = max(finer, key=lambda i: info.downsamples[i])
     downsample = info.downsamples[level]
+    if info.mpp_y is not None:
+        (read_px, patch_px0), heights = (
+            _side(own, downsample, mpp, size_px) for own in (info.mpp, info.mpp_y)
+        )
+        return ReadPlan(level, read_px, size_px, patch_px0, patch_px0 * info.mpp / size_px, heights)
     if abs(info.mpp * downsample - mpp) <= AS_IS_TOLERANCE * mpp:
         patch_px0, read_px = round(size_px * downsample), size_px
     else:
         patch_px0 = round(size_px * mpp / info.mpp)
         read_px = round(patch_px0 / downsample)
     return ReadPlan(level, read_px, size_px, patch_px0, patch_px0 * info.mpp / size_px)
+
+
+def _side(own_mpp: float, downsample: float, mpp: float, size_px: int) -> tuple[int, int]:
+    """A side of a patch in pixels of the level and of level 0.
+
+    Where pixels are not square, a side is read as it is only where it is not finer than the target: were both off by
+    nearly 5 %, one finer and one coarser, the patch would not be square.
+    """
+    if own_mpp * downsample >= mpp:
+        return size_px, round(size_px * downsample)
+    side_px0 = round(size_px * mpp / own_mpp)
+    return max(size_px, round(side_px0 / downsample)), side_px0

@@ -1,7 +1,7 @@
 """Where the pixels of patches come from: a slide file, or a store that keeps them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from pipeline.slides.cut import Cut, CutPatches, plan_cut
 from pipeline.slides.registry import reader_of
 from pipeline.slides.slide import ReadPlan, SlideInfo, plan_read
 from stores.errors import SlideError
-from stores.format import pixels, recipe
+from stores.format import oblong, pixels, recipe
 from stores.io.location import StoreLike
 
 
@@ -93,7 +93,7 @@ def open_slide_source(
 
 def inspect_again(file: SlideFile, row: Mapping[str, Any], path: Path) -> SlideInfo:
     """What is known of a slide that was tiled; SlideError when the file is another one than that."""
-    info = file.inspect(row["slide_id"], row["mpp"], row["mpp_source"])
+    info = replace(file.inspect(row["slide_id"], row["mpp"], row["mpp_source"]), mpp_y=oblong.mpp_in_y(row))
     if info.fingerprint != row["fingerprint"]:
         raise SlideError(
             f"{info.slide_id}: {path.name} is another file than the one that was tiled (its fingerprint differs); "

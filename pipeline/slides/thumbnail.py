@@ -1,7 +1,8 @@
 """The whole slide as a small picture, and which parts of it were scanned."""
 
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,26 +60,23 @@ def read_thumbnail(file: SlideFile, info: SlideInfo, mpp: float) -> Pixels:
 
 def _read(info: SlideInfo, mpp: float, *readers: _Read) -> list[npt.NDArray[Any]]:
     """What each reader reads of a region, for the whole slide, averaged to about `mpp`."""
-    finer = [i for i, d in enumerate(info.downsamples) if info.mpp * d <= mpp]
+    finer = [i for i, d in enumerate(info.downsamples) if max(info.mpp_xy) * d <= mpp]
     level = max(finer, key=lambda i: info.downsamples[i], default=0)
     width, height = info.level_sizes_px[level]
     downsample = info.downsamples[level]
-    step = max(1, round(mpp / (info.mpp * downsample)))
-    piece = max(1, _PIECE_PX // step) * step
+    across, down = (max(1, round(mpp / (own * downsample))) for own in info.mpp_xy)
+    wide, high = (max(1, _PIECE_PX // step) * step for step in (across, down))
     out: list[npt.NDArray[Any]] = []
-    for y, x in _corners(height, width, piece):
-        w, h = min(piece, width - x), min(piece, height - y)
+    for y, x in itertools.product(range(0, height, high), range(0, width, wide)):
+        w, h = min(wide, width - x), min(high, height - y)
         for number, read in enumerate(readers):
             part = read(round(x * downsample), round(y * downsample), level, w, h)
-            small = cv2.resize(part, (math.ceil(w / step), math.ceil(h / step)), interpolation=cv2.INTER_AREA)
-            if number == len(out):
-                shape = math.ceil(height / step), math.ceil(width / step), *small.shape[2:]
-                out.append(np.empty(shape, small.dtype))
-            out[number][y // step : y // step + small.shape[0], x // step : x // step + small.shape[1]] = (
-                small
+            small = cv2.resize(
+                part, (math.ceil(w / across), math.ceil(h / down)), interpolation=cv2.INTER_AREA
             )
+            if number == len(out):
+                shape = math.ceil(height / down), math.ceil(width / across), *small.shape[2:]
+                out.append(np.empty(shape, small.dtype))
+            top, left = y // down, x // across
+            out[number][top : top + small.shape[0], left : left + small.shape[1]] = small
     return out
-
-
-def _corners(height: int, width: int, piece: int) -> Iterable[tuple[int, int]]:
-    return ((y, x) for y in range(0, height, piece) for x in range(0, width, piece))

@@ -84,12 +84,11 @@ def find_patches(
             )
         mask = found.pixels
         mask_frame = found.frame.name if has_choice(info) else ""
-    side = plan.patch_px0
-    row, col = np.divmod(
-        np.arange((size_px0[1] // side) * (size_px0[0] // side)), max(size_px0[0] // side, 1)
-    )
-    x_px0, y_px0 = (col * side).astype(np.int32), (row * side).astype(np.int32)
-    share = tissue.patch_tissue_fraction(mask, x_px0, y_px0, side, size_px0)
+    wide, high = plan.sides_px0
+    across, down = size_px0[0] // wide, size_px0[1] // high
+    row, col = np.divmod(np.arange(down * across), max(across, 1))
+    x_px0, y_px0 = (col * wide).astype(np.int32), (row * high).astype(np.int32)
+    share = tissue.patch_tissue_fraction(mask, x_px0, y_px0, plan.sides_px0, size_px0)
     keep = share >= options.min_tissue
     keep[keep] = scanned_patches(file, plan, overview.scanned, x_px0[keep], y_px0[keep], size_px0)
     if options.max_patches is not None and keep.sum() > options.max_patches:
@@ -116,10 +115,10 @@ def scanned_patches(
     whole = overview > _WHOLE
     if whole.all():
         return np.ones(len(x_px0), np.bool_)
-    found = tissue.patch_tissue_fraction(whole, x_px0, y_px0, plan.patch_px0, size_px0) > _WHOLE
+    found = tissue.patch_tissue_fraction(whole, x_px0, y_px0, plan.sides_px0, size_px0) > _WHOLE
     for i in np.flatnonzero(~found).tolist():
         corner = int(x_px0[i]), int(y_px0[i])
-        found[i] = file.scanned(*corner, plan.level, plan.read_px, plan.read_px).any()
+        found[i] = file.scanned(*corner, plan.level, *plan.read_size_px).any()
     return found
 
 

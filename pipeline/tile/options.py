@@ -45,6 +45,11 @@ class TileOptions:
         metavar="ID=MPP",
         heading=TILES,
     )
+    square_pixels: bool = option(
+        False,
+        "Take slides whose pixels are not square too, and resample their patches to square pixels.",
+        heading=TILES,
+    )
     masks: Path | None = option(
         None,
         "Folder with a tissue mask (ID.png, ID.tif) or an annotation (ID.geojson) of every slide.",

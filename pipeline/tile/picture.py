@@ -33,9 +33,11 @@ def draw_slide(
     size = (max(1, round(thumbnail.shape[1] * scale)), max(1, round(thumbnail.shape[0] * scale)))
     canvas = cv2.resize(thumbnail, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     per_px0 = size[0] / info.width_px0
+    per_y_px0 = per_px0 * (info.mpp_xy[1] / info.mpp)
+    wide, high = plan.sides_px0
     for x, y in zip(patches.x_px0.tolist(), patches.y_px0.tolist(), strict=True):
-        corner = (round(x * per_px0), round(y * per_px0))
-        opposite = (round((x + plan.patch_px0) * per_px0) - 1, round((y + plan.patch_px0) * per_px0) - 1)
+        corner = (round(x * per_px0), round(y * per_y_px0))
+        opposite = (round((x + wide) * per_px0) - 1, round((y + high) * per_y_px0) - 1)
         cv2.rectangle(canvas, corner, opposite, _GRID, 1)
     if mask is not None:
         large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
@@ -44,12 +46,16 @@ def draw_slide(
     caption = np.full((56, canvas.shape[1], 3), 255, np.uint8)
     lines = (
         f"{info.slide_id}: {len(patches)} patches of {plan.size_px} px at {plan.mpp:.4g} mpp",
-        f"{info.width_px0} x {info.height_px0} px at {info.mpp:.4g} mpp ({info.mpp_source})"
+        f"{info.width_px0} x {info.height_px0} px at {_resolution(info)} mpp ({info.mpp_source})"
         + ("" if mask is None else f", {mask.mean():.0%} tissue"),
     )
     for i, text in enumerate(lines):
         cv2.putText(caption, text, (8, 22 + 24 * i), cv2.FONT_HERSHEY_SIMPLEX, 0.6, _TEXT, 1, cv2.LINE_AA)
     write_png(path, np.vstack([caption, canvas]))
+
+
+def _resolution(info: SlideInfo) -> str:
+    return f"{info.mpp:.4g}" if info.mpp_y is None else f"{info.mpp:.4g} x {info.mpp_y:.4g}"
 
 
 def write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:

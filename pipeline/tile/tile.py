@@ -22,7 +22,7 @@ from pipeline.runtime.progress import Reporter
 from pipeline.runtime.work import Advance, Cluster
 from pipeline.slides.find import search_slides
 from pipeline.slides.registry import open_slide
-from pipeline.slides.slide import ReadPlan, SlideInfo, plan_read
+from pipeline.slides.slide import ReadPlan, SlideInfo, plan_read, require_square
 from pipeline.tile.frames import frame_counts
 from pipeline.tile.grid import Grid, find_patches, patch_recipe
 from pipeline.tile.groups import (
@@ -39,7 +39,7 @@ from pipeline.tile.slides_csv import Given, given_of, require_one_split, split_o
 from pipeline.tiles.table import are_tiles, list_tiles
 from stores.errors import OptionError, RecipeMismatch, SlideError, StoreError
 from stores.export import pseudonyms
-from stores.format import layout, manifest, recipe
+from stores.format import layout, manifest, oblong, recipe
 from stores.format.committed import same_pictures
 from stores.format.layout import read_options
 from stores.io import files
@@ -160,7 +160,10 @@ def prepare_store(store: Path, options: TileOptions, of_tiles: bool = False) -> 
                     "use that, or another --store"
                 )
     else:
-        record = {name: value for name, value in to_json(options).items() if of_tiles or name not in OF_TILES}
+        said = to_json(options)
+        if not options.square_pixels:  # of older stores nothing says it
+            del said["square_pixels"]
+        record = {name: value for name, value in said.items() if of_tiles or name not in OF_TILES}
         files.write_json(store / layout.options_file("tile"), record)
         recipe.save(store, recipe.Recipe(part))
 
@@ -370,6 +373,8 @@ class SlideWork:
     """A resolution that overrides the one in the slide, and its source."""
     done: bool = False
     """Whether it was tiled before, and `row` is whole."""
+    is_oblong: bool = False
+    """Whether its pixels were resampled to square ones before."""
 
     def __str__(self) -> str:
         return self.slide_id
@@ -390,9 +395,10 @@ def _slide_work(
     mpp = given.mpp.get(slide_id)
     if mpp is None and old["mpp_source"] in _OVERRIDES:
         mpp = old["mpp"], old["mpp_source"]
-    same = (mpp is None or mpp[0] == old["mpp"]) and _frame(old, options) == old.get("mask_frame")
-    done = old["status"] == manifest.OK and same
-    return SlideWork(slide_id, path.absolute(), row, mpp, done)
+    is_oblong = old.get(oblong.MPP_Y) is not None
+    same = mpp is None or (mpp[0] == old["mpp"] and not is_oblong)
+    done = old["status"] == manifest.OK and same and _frame(old, options) == old.get("mask_frame")
+    return SlideWork(slide_id, path.absolute(), row, mpp, done, is_oblong)
 
 
 def _new_row(slide_id: str, path: Path, given: Given, options: TileOptions) -> dict[str, Any]:
@@ -419,10 +425,12 @@ def _known_row(
     if row["patient_id"] != old["patient_id"] and "split" not in cells:
         row["split"] = split_of(row["patient_id"], options.val)
     mpp, source = given.mpp.get(slide_id, (old["mpp"], ""))
+    mpp_flag = "--slide-mpp" if source == "option" else "--slides-csv"
     for name, now, flag in (
         ("patient_id", row["patient_id"], "--slides-csv"),
         ("split", row["split"], "--slides-csv"),
-        ("mpp", mpp, "--slide-mpp" if source == "option" else "--slides-csv"),
+        ("mpp", mpp, mpp_flag),
+        (oblong.MPP_Y, None if slide_id in given.mpp else old.get(oblong.MPP_Y), mpp_flag),
         ("mask_frame", _frame(old, options), "--mask-frame"),
     ):
         if old["status"] == manifest.OK and now != old.get(name) and _has_views(store, slide_id):
@@ -471,14 +479,16 @@ def tile_slide(store: Path, options: TileOptions, slide: SlideWork, advance: Adv
 
 
 def _tile_slide(store: Path, slide: SlideWork, options: TileOptions) -> dict[str, Any]:
-    slide_id, row = slide.slide_id, dict(slide.row)
+    slide_id, row = slide.slide_id, oblong.without_columns(slide.row)
     try:
         if not is_utf8(slide.path.name):
             raise SlideError(f"{visible(slide.path.name)}: its name is not UTF-8 text; rename the file")
         with open_slide(slide.path, row["fingerprint"] if slide.done else None) as file:
             info = file.inspect(slide_id, *(slide.mpp or (None, "")))
+            if not (options.square_pixels or slide.is_oblong):
+                require_square(info)
             plan = plan_read(info, options.mpp, options.patch)
-            measured = {
+            measured: dict[str, Any] = {
                 "fingerprint": info.fingerprint,
                 "vendor": info.vendor,
                 "width_px0": info.width_px0,
@@ -487,9 +497,11 @@ def _tile_slide(store: Path, slide: SlideWork, options: TileOptions) -> dict[str
                 "mpp_source": info.mpp_source,
                 "patch_px0": plan.patch_px0,
                 "patch_mpp": plan.mpp,
+                **oblong.columns(info.mpp_y, plan.sides_px0[1]),
             }
             if slide.done:
-                _require_unchanged(row, measured, ("fingerprint", "width_px0", "height_px0", "mpp"))
+                names = ("fingerprint", "width_px0", "height_px0", "mpp", oblong.MPP_Y)
+                _require_unchanged(slide.row, measured, names)
                 return row | measured
             row |= measured
             _, rule = patch_recipe(options)
@@ -512,16 +524,19 @@ def _tile_slide(store: Path, slide: SlideWork, options: TileOptions) -> dict[str
 
 def _require_unchanged(old: Mapping[str, Any], new: Mapping[str, Any], names: Sequence[str]) -> None:
     for name in names:
-        if old[name] != new[name]:
+        if old.get(name) != new.get(name):
             raise OptionError(
-                f"slide {old['slide_id']}: tiled with {name} {old[name]!r}, now {new[name]!r}; use another --store"
+                f"slide {old['slide_id']}: tiled with {name} {old.get(name)!r}, now {new.get(name)!r}; use another "
+                "--store"
             )
 
 
 def _why_none(info: SlideInfo, plan: ReadPlan, grid: Grid, options: TileOptions) -> str:
-    if min(info.width_px0, info.height_px0) < plan.patch_px0:
-        return f"{info.width_px0}x{info.height_px0} px, smaller than one patch of {plan.patch_px0} px"
+    wide, high = plan.sides_px0
+    side = f"{wide}" if plan.heights is None else f"{wide}x{high}"
+    if info.width_px0 < wide or info.height_px0 < high:
+        return f"{info.width_px0}x{info.height_px0} px, smaller than one patch of {side} px"
     return (
-        f"no patch of {plan.patch_px0} px has {options.min_tissue:.0%} tissue; "
+        f"no patch of {side} px has {options.min_tissue:.0%} tissue; "
         f"{grid.mask.mean():.1%} of the slide is tissue; see its picture, or lower --min-tissue"
     )

@@ -173,10 +173,10 @@ def patch_tissue_fraction(
     mask: Bools,
     x_px0: npt.NDArray[np.integer[Any]],
     y_px0: npt.NDArray[np.integer[Any]],
-    patch_px0: int,
+    sides_px0: tuple[int, int],
     size_px0: tuple[int, int],
 ) -> npt.NDArray[np.float32]:
-    """Share of tissue in square patches: each pixel of the mask counts as far as a patch covers it.
+    """Share of tissue in patches: each pixel of the mask counts as far as a patch covers it.
 
     Parameters
     ----------
@@ -184,8 +184,8 @@ def patch_tissue_fraction(
         Mask of the whole slide; its pixels are rectangles of ``w0 / w`` by ``h0 / h`` level-0 pixels.
     x_px0, y_px0 : int (n,)
         Upper left corners.
-    patch_px0 : int
-        Side of a patch.
+    sides_px0 : (int, int)
+        Width and height of a patch.
     size_px0 : (int, int)
         Width and height of the slide. What a patch covers beyond it is not tissue.
 
@@ -204,9 +204,9 @@ def patch_tissue_fraction(
         bottom = integral[j + 1, i] * (1 - u) + integral[j + 1, i + 1] * u
         return top * (1 - v) + bottom * v
 
-    x_end, y_end = x + patch_px0, y + patch_px0
+    x_end, y_end = x + sides_px0[0], y + sides_px0[1]
     covered = below(x_end, y_end) - below(x, y_end) - below(x_end, y) + below(x, y)
-    area = (patch_px0 * w / size_px0[0]) * (patch_px0 * h / size_px0[1])
+    area = (sides_px0[0] * w / size_px0[0]) * (sides_px0[1] * h / size_px0[1])
     return np.clip(covered / area, 0, 1).astype(np.float32)
 
 

@@ -67,7 +67,8 @@ def _join_rows(slide_id: str, having: Sequence[Source]) -> dict[str, Any]:
     for source in having:
         mine = source.rows[slide_id]
         for name, value in mine.items():
-            counts = mine["status"] == best or name in _OF_PEOPLE or name not in manifest.SLIDES_SCHEMA.names
+            measured = name in manifest.SLIDES_SCHEMA.names or name in manifest.ADDED
+            counts = mine["status"] == best or name in _OF_PEOPLE or not measured
             if not counts or (name == "reason" and name in row):
                 continue
             if row.get(name) is None:

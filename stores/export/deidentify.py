@@ -14,7 +14,7 @@ import pyarrow as pa
 from stores.errors import CorruptStore
 from stores.export.allowed import COLUMN_VALUES, UNKNOWN_VENDOR, VENDORS, array_metadata
 from stores.export.pseudonyms import Pseudonyms
-from stores.format import arrays, layout, manifest, recipe
+from stores.format import arrays, layout, manifest, oblong, recipe
 from stores.format.layout import MAX_METADATA_BYTES
 from stores.io import files
 from stores.io.location import StoreLike, read_file
@@ -95,20 +95,21 @@ def public_rows(rows: Sequence[Mapping[str, Any]], hidden: Sequence[str]) -> lis
     Raises
     ------
     CorruptStore
-        When a column has a text that no store has there.
+        When a column has a text that no store has there, or what should be a number is none.
     """
     for column in ("mpp_source", "split", "status"):
         _require_known(column, [row[column] for row in rows], layout.SLIDES)
     found = []
     for row in rows:
+        oblong.mpp_in_y(row)
         vendor = row["vendor"] if row["vendor"] in VENDORS or not row["vendor"] else UNKNOWN_VENDOR
         found.append({k: v for k, v in row.items() if k not in hidden} | {"reason": "", "vendor": vendor})
     return found
 
 
 def own_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Columns of the slides table that are the user's own."""
-    return sorted({name for row in rows for name in row} - set(manifest.SLIDES_SCHEMA.names))
+    """Columns of the slides table that are the user's own, or that no reader needs."""
+    return sorted({name for row in rows for name in row} - {*manifest.SLIDES_SCHEMA.names, *oblong.COLUMNS})
 
 
 def without_path(stored: recipe.Recipe) -> recipe.Recipe:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from stores.errors import CorruptStore, OptionError, StoreError
 from stores.export.allowed import COLUMN_VALUES, array_metadata, check_recipe, public_options, strings
 from stores.export.deidentify import own_columns
-from stores.format import layout, manifest, recipe
+from stores.format import layout, manifest, oblong, recipe
 from stores.format.layout import CHECKSUMS, DIGEST, METADATA, classify
 from stores.io import files
 from stores.io.location import StoreLike
@@ -175,7 +175,7 @@ def _in_table(path: Path, look: _Look, issued: frozenset[str], kept: Sequence[st
         table, about = file.read(), file.metadata.metadata or {}
     schemas = (manifest.SLIDES_SCHEMA, manifest.PATCHES_SCHEMA, manifest.VIEWS_SCHEMA)
     allowed = {field.name: field.type for schema in schemas for field in schema}
-    allowed |= dict.fromkeys((*kept, manifest.TILE), pa.string())
+    allowed |= dict.fromkeys((*kept, *oblong.COLUMNS, manifest.TILE), pa.string())
     if (set(about) | set(table.schema.metadata or ())) - _FOOTER:
         raise CorruptStore(f"{path}: metadata that no table of an export has; nothing was published")
     for field in table.schema:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stores.errors import CorruptStore
-from stores.format import features, layout, manifest, tiles
+from stores.format import features, layout, manifest, oblong, tiles
 from stores.format.recipe import AS_DECLARED, AS_IS_TOLERANCE, DECLARED_FACTOR, Patch
 from stores.io.location import StoreLike
 
@@ -73,9 +73,26 @@ def _row_problems(row: Mapping[str, Any], patch: Patch | None) -> Iterator[str]:
                 yield f"patches at {expected:g} mpp, the recipe says {patch.mpp:g}"
         elif abs(expected - patch.mpp) > AS_IS_TOLERANCE * patch.mpp + mpp / patch.size_px:
             yield f"patches at {expected:g} mpp, the recipe says {patch.mpp:g}"
+    yield from _oblong_problems(row, patch)
     for name, value in row.items():
         if name not in manifest.SLIDES_SCHEMA.names and not isinstance(value, str | None):
             yield f"column {name!r:.40} holds {value!r:.40}; own columns are text"
+
+
+def _oblong_problems(row: Mapping[str, Any], patch: Patch | None) -> Iterator[str]:
+    """What is wrong with the resolution in y, where the slides table has one of its own."""
+    try:
+        mpp, (_, side) = oblong.mpp_in_y(row), oblong.sides_px0(row)
+    except CorruptStore as error:
+        yield str(error)
+        return
+    if mpp is None or patch is None:
+        return
+    expected = side * mpp / patch.size_px
+    if patch.grid != GRID:
+        yield f"{oblong.MPP_Y} {mpp:g}: patches of the grid {patch.grid} have one resolution"
+    elif abs(expected - patch.mpp) > AS_IS_TOLERANCE * patch.mpp + mpp / patch.size_px:
+        yield f"patches at {expected:g} mpp in y, the recipe says {patch.mpp:g}"
 
 
 def in_two_splits(rows: Sequence[Mapping[str, Any]], column: str, what: str) -> Iterator[tuple[str, str]]:
@@ -116,17 +133,25 @@ def patches_problems(
     """What is wrong with the patches of a slide, given its row of the slides table."""
     if len(patches) != row["n_patches"]:
         yield f"{len(patches)} patches, slides.parquet says {row['n_patches']}"
-    side = row["patch_px0"] or 1
-    within = 1 if patch is not None and patch.grid == AS_DECLARED else side  # other tools cut over the edge
+    try:
+        sides = oblong.sides_px0(row)
+    except CorruptStore as error:
+        yield str(error)
+        return
     if patch is not None and patch.grid == tiles.GRID:
-        yield from tiles.problems(patches, row, side)
+        yield from tiles.problems(patches, row, sides[0])
     elif patch is not None and patches.tile is not None:
         yield f"has a column {manifest.TILE}, which only patches that were cut from tiles have"
     places = patches.x_px0.astype(np.int64) * (1 << 32) + patches.y_px0
     if patches.tile is None and len(np.unique(places)) != len(patches):
         yield "lists a patch twice"
-    for name, size in (("x_px0", row["width_px0"]), ("y_px0", row["height_px0"])):
+    for name, size, side in zip(
+        ("x_px0", "y_px0"), (row["width_px0"], row["height_px0"]), sides, strict=True
+    ):
         at = getattr(patches, name)
+        within = (
+            1 if patch is not None and patch.grid == AS_DECLARED else side
+        )  # other tools cut over the edge
         if len(at) and (at.min() < 0 or (size is not None and int(at.max()) + within > size)):
             limit = "" if size is None else f" of {size} pixels"
             yield f"{name} from {at.min()} to {at.max()}: a patch of {side} pixels lies outside of the slide{limit}"

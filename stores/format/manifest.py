@@ -95,9 +95,11 @@ VIEWS_SCHEMA = pa.schema(
 
 GIVEN = ("slide_id", "mpp", "patient_id", "split")
 """Columns of the slides table that users give."""
+ADDED = ("mask_frame", "mpp_y", "patch_y_px0")
+"""Columns of ours, as text, that a slides table has only where one of its slides needs them."""
 RESERVED = frozenset((
     *SLIDES_SCHEMA.names, *PATCHES_SCHEMA.names, "row", "seed", "view_crc32", "features", "tokens", "coords", "pixels",
-    "mask_frame",
+    *ADDED,
 ))  # fmt: skip
 """Names that a user's own column may not have: it would stand beside a column of ours in some table, or in its place.
 

@@ -221,7 +221,7 @@ def test_real_picture_without_tissue_gives_no_patch(name: str, mpp: float) -> No
     side = round(128 / mpp)
     corners = np.arange(0, 512 - side + 1, side)
     x, y = (axis.ravel() for axis in np.meshgrid(corners, corners))
-    assert (patch_tissue_fraction(mask, x, y, side, (512, 512)) < 0.5).all()
+    assert (patch_tissue_fraction(mask, x, y, (side, side), (512, 512)) < 0.5).all()
     assert mask.mean() < 0.005
 
 
@@ -297,7 +297,7 @@ def test_share_equals_a_naive_reference(data: st.DataObject) -> None:
         st.lists(st.tuples(st.integers(-10, 70), st.integers(-10, 70)), min_size=1, max_size=5)
     )
     x, y = np.array(corners, np.int32).T
-    share = patch_tissue_fraction(mask, x, y, side, size_px0)
+    share = patch_tissue_fraction(mask, x, y, (side, side), size_px0)
     assert share.dtype == np.float32
     expected = [_naive_share(mask, *corner, side, size_px0) for corner in corners]
     np.testing.assert_allclose(share, expected, atol=1e-6)
@@ -307,6 +307,6 @@ def test_share_of_half_is_half() -> None:
     mask = np.zeros((300, 400), bool)
     mask[:, 1::2] = True
     x = np.arange(0, 4000 - 256, 256, dtype=np.int32)
-    share = patch_tissue_fraction(mask, x, np.zeros_like(x), 200, (4000, 3000))
+    share = patch_tissue_fraction(mask, x, np.zeros_like(x), (200, 200), (4000, 3000))
     assert (share[x % 20 == 0] == 0.5).all()
-    assert patch_tissue_fraction(mask, x[:0], x[:0], 256, (4000, 3000)).shape == (0,)
+    assert patch_tissue_fraction(mask, x[:0], x[:0], (256, 256), (4000, 3000)).shape == (0,)
