@@ -41,6 +41,7 @@ from stores.errors import EvaluationError, OptionError, SlideError
 from stores.format import manifest, oblong, recipe, tiles
 from stores.format.committed import read_records, usable_slides
 from stores.io.location import StoreLike
+from stores.io.text import visible
 
 NEIGHBOURS = 6
 _THUMBNAIL_PX, TILE_PX = 900, 112
@@ -68,6 +69,8 @@ class SlidePart:
     """JPEG; None without the slide file."""
     contour: list[list[list[int]]]
     """Outlines of the tissue, in level-0 pixels; empty without the slide file, or where a mask was given."""
+    captions: list[str]
+    """Of patches that were cut from tiles: name of the tile's file, and x and y inside it; empty for a slide."""
     sprite: bytes
     """JPEG of all shown patches, `SPRITE_COLUMNS` in a line."""
 
@@ -183,7 +186,7 @@ class _Slide:
         pool: PatchPool,
         max_patches: int,
     ) -> None:
-        self._row, self._source, self._policy = row, source, policy
+        self._store, self._row, self._source, self._policy = store, row, source, policy
         self._cache, self._pool = cache, pool
         found: list[tuple[int, manifest.Commit]] = []
         self._seeds: dict[int, list[tuple[int, manifest.Commit]]] = {}
@@ -215,7 +218,9 @@ class _Slide:
         row = self._row
         x_px0, y_px0 = [request[0] for request in requests], [request[1] for request in requests]
         size = row["width_px0"], row["height_px0"]
+        captions: list[str] = []
         if stored.patch.grid == tiles.GRID:  # patches of tiles have no place in a picture: side by side
+            captions = self._captions(x_px0, y_px0)
             x_px0, y_px0, size = _side_by_side(len(requests), row["patch_px0"])
             thumbnail = _mosaic(seen)
         return (
@@ -230,10 +235,22 @@ class _Slide:
                 y_px0,
                 thumbnail,
                 contour,
+                captions,
                 _sprite(seen),
             ),
             seen,
         )
+
+    def _captions(self, x_px0: Sequence[int], y_px0: Sequence[int]) -> list[str]:
+        """Name of the tile and position in it of each shown patch; the tile's fingerprint in a store without names."""
+        store, slide_id = self._store, self._row["slide_id"]
+        named = manifest.TILE_FILE in manifest.read_patches(store, slide_id).further
+        column = manifest.TILE_FILE if named else manifest.TILE
+        names = manifest.read_further(store, slide_id, (column,))[0]
+        return [
+            f"{visible(names[number].as_py() or '')} at {x}, {y}"
+            for (number, _), x, y in zip(self.places, x_px0, y_px0, strict=True)
+        ]
 
     def _picture(
         self, path: Path, stored: recipe.Recipe, result: Gathered

@@ -164,6 +164,7 @@ def _embedded(found: Gathered) -> str:
                 "y": slide.y_px0,
                 "thumbnail": _data_url(slide.thumbnail) if slide.thumbnail else None,
                 "contour": slide.contour,
+                "captions": slide.captions,
                 "sprite": _data_url(slide.sprite),
             }
             for slide in found.slides

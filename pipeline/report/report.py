@@ -74,7 +74,8 @@ def write_report(path: Path, out: Path, options: ReportOptions, report: Reporter
         )
     sections.append(("evaluation", "Evaluation", page.evaluation(tables)))
     if found is not None:
-        lead = [*lead, _SHARING]
+        has_tiles = any(slide.captions for slide in found.slides)
+        lead = [*lead, _SHARING.replace("slide ids", "names of tiles' files") if has_tiles else _SHARING]
     files.sweep_partials_of(out)
     files.write_text(out, page.page(title, lead, _SUBTITLE, sections))
     slides = found.slides if found else []

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stores.errors import CorruptStore
+from stores.errors import CorruptStore, StoreError
 from stores.format import features, layout, manifest, oblong, tiles
 from stores.format.recipe import AS_DECLARED, AS_IS_TOLERANCE, DECLARED_FACTOR, Patch
 from stores.io.location import StoreLike
@@ -109,6 +109,34 @@ def in_two_splits(rows: Sequence[Mapping[str, Any]], column: str, what: str) -> 
                     f"{what} {row[column]:.40} is in split {row['split']} here and in {other['split']} as slide "
                     f"{other['slide_id']}: a training would see what it is validated on",
                 )
+
+
+def tiles_in_two_splits(store: StoreLike, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """(slide id, problem) for the first tile of each group that a group of another split has, too.
+
+    Parameters
+    ----------
+    rows
+        Of usable groups of tiles. Patches that cannot be read are named by whoever reads them, and are left out here.
+    """
+    first: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        try:
+            found = manifest.read_patches(store, row["slide_id"]).tile
+        except StoreError:
+            continue
+        shared = None
+        for tile in [] if found is None else found.tolist():
+            other = first.setdefault(tile, row)
+            if other["split"] != row["split"] and shared is None:
+                shared = tile, other
+        if shared is not None:
+            tile, other = shared
+            yield (
+                row["slide_id"],
+                f"tile {tile:.40} is in split {row['split']} here and in {other['split']} in group "
+                f"{other['slide_id']}: a training would see what it is validated on",
+            )
 
 
 def same_pictures(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
@@ -233,12 +261,15 @@ def usable_slides(store: StoreLike, patch: Patch | None = None) -> dict[str, dic
     Raises
     ------
     CorruptStore
-        When the table breaks a promise, or does not list a slide that has commit records.
+        When the table breaks a promise, a tile is in two splits, or a slide that has commit records is not listed.
     """
     rows = manifest.read_slides(store)
     for slide_id, problem in slides_problems(rows, patch):
         raise _refused(store, layout.SLIDES, problem if slide_id is None else f"slide {slide_id}: {problem}")
     usable = {row["slide_id"]: row for row in rows if row["status"] == manifest.OK}
+    if patch is not None and patch.grid == tiles.GRID:
+        for slide_id, problem in tiles_in_two_splits(store, usable.values()):
+            raise _refused(store, layout.SLIDES, f"group {slide_id}: {problem}")
     for folder in sorted((store / layout.VIEWS).glob("*")):
         if folder.name not in usable and next(manifest.commits(store, folder.name), None) is not None:
             problem = f"does not list slide {folder.name} as usable, but it has commit records"

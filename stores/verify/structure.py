@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from stores.errors import StoreError
-from stores.format import layout, manifest, recipe
-from stores.format.committed import same_pictures, slides_problems
+from stores.format import layout, manifest, recipe, tiles
+from stores.format.committed import same_pictures, slides_problems, tiles_in_two_splits
 from stores.format.layout import by_slide, classify
 from stores.format.metadata import GROUP
 from stores.io import files
@@ -190,6 +190,10 @@ def _check_slides_table(state: StoreCheck) -> None:
     for slide_id, problem in same_pictures(state.slides.values()):
         if slide_id not in leaking:
             state.add(name, f"{problem}; leave one out with `g2l store subset`", "file", slide_id)
+    if patch is not None and patch.grid == tiles.GRID:
+        usable = [row for row in state.slides.values() if row["status"] == manifest.OK]
+        for slide_id, problem in tiles_in_two_splits(state.store, usable):
+            state.add(name, problem, "file", slide_id)
 
 
 def _check_names(state: StoreCheck) -> None:

@@ -125,7 +125,7 @@ def test_the_best_of_a_row_is_bold_but_not_in_a_control(page: Path) -> None:
 
 def test_data_cannot_end_the_element_it_stands_in() -> None:
     hostile = "</script ><script >alert(1)</script >&amp;"
-    slide = gather.SlidePart("a", hostile, 9, 9, 3, 3, 1, [0], [0], [0], None, [], b"")
+    slide = gather.SlidePart("a", hostile, 9, 9, 3, 3, 1, [0], [0], [0], None, [], [], b"")
     text = browser(gather.Gathered(slides=[slide], n_slides=1, colours={"teacher": ["#000000"]}))
     assert "alert" in text
     assert text.count("</script>") == 1

@@ -144,6 +144,8 @@ def test_verify_distil_and_report(made: Path, tree: Path, tmp_path: Path) -> Non
         row["n_patches"] for row in manifest.read_slides(made)
     ]
     assert len({*zip(shown.slides[0].x_px0, shown.slides[0].y_px0, strict=True)}) == shown.slides[0].n_patches
+    names = manifest.read_further(made, shown.slides[0].slide_id, ("file",))[0].to_pylist()
+    assert shown.slides[0].captions == [f"{name} at 0, 0" for name in names]
 
 
 def test_pixels_of_the_store_are_enough(tree: Path, tmp_path: Path) -> None:
@@ -363,6 +365,27 @@ def test_a_tile_in_two_splits_of_two_stores_is_not_merged(tmp_path: Path) -> Non
         tile([table], tmp_path / group, replace(OPTIONS, tiles=False), Silent())
     with pytest.raises(StoreError, match=r"groups a \(train\) and b \(val\) have a tile in common"):
         merge([tmp_path / "a", tmp_path / "b"], tmp_path / "both", allow_duplicates=True)
+
+
+def test_a_tile_in_two_splits_of_one_store_is_found_and_refused(made: Path, tmp_path: Path) -> None:
+    """No command writes such a store: the row of the validation is put under the tiles of the training."""
+    store = Path(shutil.copytree(made, tmp_path / "s"))
+    mine, theirs = (manifest.read_patches(store, f"tiles-{split}").tile for split in ("train", "val"))
+    assert mine is not None
+    assert theirs is not None
+    changed = sorted([mine[0], *theirs[1:].tolist()])
+    patches = manifest.read_patches(store, "tiles-val")
+    further = {"tile": changed, "file": [f"{i}.png" for i in range(len(changed))]}
+    manifest.write_patches(store, "tiles-val", patches.x_px0, patches.y_px0, patches.tissue, further)
+    rows = manifest.read_slides(store)
+    rows[1]["fingerprint"] = fingerprint_of_group(changed)
+    manifest.write_slides(store, rows)
+    said = f"tile {mine[0]} is in split val here and in train in group tiles-train: a training would see"
+    found = [str(finding) for finding in verify(store, VerifyOptions(), Silent()).findings]
+    assert any(said in text for text in found)
+    for split in ("train", "val"):
+        with pytest.raises(StoreError, match=said):
+            open_split(store, recipe.load_complete(store), split, None)
 
 
 @pytest.mark.parametrize("damage", ["no tile", "no file", "order", "other tiles", "not a tile"])
