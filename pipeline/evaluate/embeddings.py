@@ -16,7 +16,7 @@ from stores.errors import EvaluationError, OptionError, StoreError
 from stores.format import features, layout, manifest, recipe
 from stores.format.committed import read_records, usable_slides
 from stores.format.feature_rows import RowReader
-from stores.io import parquet
+from stores.io import hdf5, parquet
 from stores.io.files import first_line, parse_json
 from stores.io.foreign import map_regular, open_regular
 from stores.io.location import StoreLike
@@ -219,9 +219,11 @@ def _read_h5(path: Path) -> _Piece:
     def fill(x: npt.NDArray[np.float32]) -> tuple[int, dict[str, list[Any]]]:
         try:
             with h5py.File(path) as file:
+                for name in ("features", "coords"):
+                    hdf5.require_bounded(file[name], 0, shape[0])
                 x[:] = file["features"][:]
                 places = file["coords"][:]
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise EvaluationError(f"{path}: damaged ({first_line(error)})") from None
         columns = {
             "slide_id": [path.stem] * len(x),
@@ -240,6 +242,10 @@ def _require_here(file: Any, name: str) -> None:
     found = file.get(name, getlink=True)
     if not isinstance(found, h5py.HardLink) or file[name].is_virtual or file[name].external:
         raise ValueError(f"{name} refers to another place or file")
+    try:
+        hdf5.require_plain(file[name])
+    except ValueError as error:
+        raise ValueError(f"{name} is {error}") from None
     if file[name].nbytes > max(file[name].id.get_storage_size(), 1) * _MAX_PACKED:
         raise ValueError(f"{name} has {file[name].nbytes} bytes, hardly any of them in the file")
 

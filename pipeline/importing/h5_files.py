@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pipeline.slides.find import slide_id_of
 from stores.errors import CorruptStore, OptionError, StoreError
+from stores.io import hdf5
 from stores.io.files import first_line
 from stores.io.foreign import open_regular
 from stores.io.parquet import MAX_ROWS
@@ -24,10 +25,7 @@ from stores.io.parquet import MAX_ROWS
 _FILE_BYTES = 1 << 36
 _MOST_VALUES = 1 << 32
 """Of a slide's features: 8 GiB in float16."""
-_CHUNK_BYTES = 1 << 28
 _READ_BYTES = 1 << 26
-_FILTERS = frozenset((1, 2, 3, 32000))
-"""Deflate, shuffle, Fletcher-32, LZF: what HDF5 and h5py have without a plugin."""
 _FLOAT16_MAX = 65504.0
 _MAGNIFICATION_MPP = 10.0
 """10x is 1 micrometre a pixel, by TRIDENT's reckoning."""
@@ -175,15 +173,20 @@ def _dataset(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
     kinds = "f" if name == "features" else "iu"
     if found.dtype.kind not in kinds or found.dtype.itemsize > 8 or h5py.check_dtype(ref=found.dtype):
         raise CorruptStore(f"{path}: {name!r} holds {found.dtype!s:.40}, and should hold numbers")
-    plan = found.id.get_create_plist()
-    used = {plan.get_filter(i)[0] for i in range(plan.get_nfilters())}
-    if used - _FILTERS:
-        raise CorruptStore(
-            f"{path}: {name!r} is compressed by HDF5 filter {min(used - _FILTERS)}; write it with gzip"
-        )
-    if found.chunks and math.prod(found.chunks) * found.dtype.itemsize > _CHUNK_BYTES:
-        raise CorruptStore(f"{path}: {name!r} has chunks of {found.chunks}; at most {_CHUNK_BYTES >> 20} MiB")
+    try:
+        hdf5.require_plain(found)
+    except ValueError as error:
+        raise CorruptStore(f"{path}: {name!r} is {error}") from None
     return found
+
+
+def _read(path: Path, found: h5py.Dataset, start: int, stop: int) -> npt.NDArray[Any]:
+    """Rows of a data set whose chunks have their size and no more."""
+    try:
+        hdf5.require_bounded(found, start, stop)
+    except ValueError as error:
+        raise CorruptStore(f"{path}: {found.name.strip('/')!r}: {error}; write the file anew") from None
+    return np.asarray(found[start:stop])
 
 
 def _require_shapes(path: Path, file: h5py.File) -> None:
@@ -202,7 +205,7 @@ def _require_shapes(path: Path, file: h5py.File) -> None:
 def _coords(path: Path, found: h5py.Dataset) -> npt.NDArray[np.int64]:
     if len(found.shape) != 2 or found.shape[1] != 2 or found.shape[0] >= MAX_ROWS:
         raise CorruptStore(f"{path}: coords {found.shape}; expected (n, 2)")
-    at = found[:]
+    at = _read(path, found, 0, found.shape[0])
     if at.size and (int(at.min()) < 0 or int(at.max()) >= 1 << 31):
         raise CorruptStore(f"{path}: coordinates from {at.min()} to {at.max()}; level-0 pixels begin at 0")
     return at.astype(np.int64)
@@ -213,7 +216,7 @@ def _features(path: Path, found: h5py.Dataset) -> npt.NDArray[np.float16]:
     out = np.empty((n, dim), np.float16)
     step = max(1, _READ_BYTES // (dim * found.dtype.itemsize))
     for start in range(0, n, step):
-        part = found[start : start + step]
+        part = _read(path, found, start, min(n, start + step))
         wrong = ~(np.abs(part) <= _FLOAT16_MAX).all(axis=1)  # also where it is NaN
         if wrong.any():
             row = start + int(wrong.argmax())

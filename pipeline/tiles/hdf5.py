@@ -3,7 +3,6 @@
 The file may come from elsewhere: its links, shapes, filters and sizes are looked at before memory is taken.
 """
 
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from stores.errors import OptionError, ReadError, StoreError
+from stores.io import hdf5
 from stores.io.files import first_line
 from stores.io.foreign import is_regular, open_regular
 
 _MAX_BYTES = 1 << 42
 _MAX_TILE_PX = 40_000_000
-_MAX_CHUNK_BYTES = 1 << 28
 _MAX_LABELS = 1 << 24
 _MAX_PACKED = 2000
 """The most that gzip makes of a byte is about 1,030."""
@@ -35,6 +34,7 @@ class Stacked:
     def __init__(self, path: Path) -> None:
         import h5py
 
+        self._bounded: set[int] = set()  # numbers of chunks, which are unpacked once more than they are read
         try:
             open_regular(path, _MAX_BYTES).close()
             self._file = h5py.File(path, "r")
@@ -59,8 +59,12 @@ class Stacked:
         if not row < len(self):
             raise ReadError(f"row {row}; the file has {len(self)}")
         try:
+            chunk = row // (self._x.chunks or self._x.shape)[0]
+            if chunk not in self._bounded:
+                hdf5.require_bounded(self._x, row, row + 1)
+                self._bounded.add(chunk)
             return np.asarray(self._x[row], np.uint8)
-        except (OSError, RuntimeError, MemoryError) as error:
+        except (OSError, RuntimeError, MemoryError, ValueError) as error:
             raise ReadError(f"row {row} is damaged ({first_line(error)})") from None
 
     def close(self) -> None:
@@ -77,13 +81,12 @@ def _dataset(file: Any, name: str) -> Any:
     found = file[name]
     if not isinstance(found, h5py.Dataset) or found.is_virtual or found.external:
         raise ValueError(f"{name} is no dataset in this file")
-    if found.compression not in (None, "gzip", "lzf"):
-        raise ValueError(f"{name} is packed by {found.compression}; gzip and lzf are read")
-    chunk = math.prod(found.chunks or (1,)) * found.dtype.itemsize
-    if chunk > _MAX_CHUNK_BYTES or found.nbytes > max(found.id.get_storage_size(), 1) * _MAX_PACKED:
-        raise ValueError(
-            f"{name} has {found.nbytes} bytes in chunks of {chunk}, hardly any of them in the file"
-        )
+    try:
+        hdf5.require_plain(found)
+    except ValueError as error:
+        raise ValueError(f"{name} is {error}") from None
+    if found.nbytes > max(found.id.get_storage_size(), 1) * _MAX_PACKED:
+        raise ValueError(f"{name} has {found.nbytes} bytes, hardly any of them in the file")
     return found
 
 
@@ -117,6 +120,7 @@ def columns_of(path: Path) -> tuple[int, dict[str, list[str]]]:
                     raise ValueError(
                         f"y is {y.dtype} {y.shape}; one whole number for each of {n} is expected"
                     )
+                hdf5.require_bounded(y, 0, n)
                 columns["label"] = [str(value) for value in y[:].reshape(-1).tolist()]
         except (ValueError, KeyError, OSError, RuntimeError, StoreError) as error:
             raise OptionError(f"{beside}: {first_line(error)}") from None

@@ -22,6 +22,7 @@ from pipeline.evaluate.options import LinearOptions, RobustnessOptions, SlideOpt
 from pipeline.evaluate.protocols import run_linear, run_robustness, run_slides
 from stores.errors import EvaluationError, OptionError
 from stores.format import features, manifest
+from tests.tools.bombs import write_bomb
 from tests.tools.evaluate import figure, run
 
 N, DIM = 240, 8
@@ -178,6 +179,10 @@ def test_h5_files_of_other_tools(tmp_path: Path) -> None:
     table.write_text("slide_id,label\none,x\n")
     kept, lost = add_columns(found, table)
     assert (len(kept), lost, set(kept.columns["label"])) == (50, 190, {"x"})
+    with h5py.File(tmp_path / "two.h5", "a") as file:
+        write_bomb(file, "features", x[50:])
+    with pytest.raises(EvaluationError, match=r"two.h5: damaged \(the chunk at \(0, 0\)"):
+        load_embeddings(tmp_path)
 
 
 def test_rows_that_could_not_be_read_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from pipeline.importing.h5_files import describe, find_h5, read_slide
 from stores.errors import CorruptStore, OptionError
 from tests.tools import trident
+from tests.tools.bombs import write_bomb
 
 CORNERS = trident.grid(512, 512, 256)
 RAW2FEATURES = {
@@ -145,8 +146,15 @@ def test_compressed_files_and_unknown_filters(path: Path, monkeypatch: pytest.Mo
         with h5py.File(path, "a") as file:
             _replace("features", data=VALUES, **how)(file)
         assert _refusal(path) == ""
-    monkeypatch.setattr("pipeline.importing.h5_files._FILTERS", frozenset((3,)))
-    assert "'features' is compressed by HDF5 filter 32000; write it with gzip" in _refusal(path)
+    monkeypatch.setattr("stores.io.hdf5._ORDERS", ((3,),))
+    assert "'features' is compressed by HDF5 filter 32000 in (32000, 3); write it with gzip" in _refusal(path)
+
+
+@pytest.mark.parametrize("name", ["features", "coords"])
+def test_a_chunk_that_unpacks_to_more_than_it_has(path: Path, name: str) -> None:
+    with h5py.File(path, "a") as file:
+        write_bomb(file, name, file[name][:])
+    assert f"'{name}': the chunk at (0, 0)" in _refusal(path)
 
 
 def test_a_huge_shape_takes_no_memory(path: Path) -> None:

@@ -33,6 +33,7 @@ from stores.export.pseudonyms import Pseudonyms
 from stores.format import manifest, pixels, recipe
 from stores.format.tiles import fingerprint_of_group, fingerprint_of_tile
 from stores.io.text import utf8
+from tests.tools.bombs import write_bomb
 from tests.tools.extract import contents
 from tests.tools.tiles import tile_pixels, write_hdf5, write_table, write_tiles
 
@@ -424,6 +425,8 @@ def test_hdf5_from_elsewhere(tmp_path: Path) -> None:
         file["x"] = np.zeros((2, 8, 8, 3), np.float32)
     with h5py.File(tmp_path / "group.h5", "w") as file:
         file.create_group("x")
+    with h5py.File(tmp_path / "gzip.h5", "w") as file:
+        write_bomb(file, "x", np.zeros((2, 96, 96, 3), np.uint8))
     (tmp_path / "none.h5").write_bytes(b"no")
     for name, match in (
         ("link", "no dataset x of its own"),
@@ -434,6 +437,9 @@ def test_hdf5_from_elsewhere(tmp_path: Path) -> None:
     ):
         with pytest.raises(OptionError, match=match):
             tile([tmp_path / f"{name}.h5"], tmp_path / "s", OPTIONS, Silent())
+    refused = tile([tmp_path / "gzip.h5"], tmp_path / "t", OPTIONS, Silent()).refused
+    assert len(refused) == 2
+    assert "row 0 is damaged (the chunk at (0, 0, 0, 0) does not unpack to 55296 bytes)" in refused[0]
 
 
 def test_built_in_policies_take_the_sizes_of_patch_and_teacher() -> None:

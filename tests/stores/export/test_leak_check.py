@@ -469,7 +469,7 @@ def test_a_recipe_leaves_as_it_is_or_not_at_all(lab: Path, key: Pseudonyms, tmp_
 
 
 def test_the_lists_know_what_this_version_writes() -> None:
-    assert {field.name for field in fields(TissueRule)} | {"name"} == allowed._TISSUE
+    assert {field.name for field in fields(TissueRule)} | {"name", "pad"} == allowed._TISSUE  # pad: of tiles
     assert {field.name for field in fields(Policy)} == allowed._POLICY
     cost = Cost(40)
     random = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float16)
