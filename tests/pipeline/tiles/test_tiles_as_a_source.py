@@ -12,13 +12,17 @@ import pytest
 
 from pipeline.data.split import open_split
 from pipeline.distill.options import DistillOptions
+from pipeline.distill.prototypes.fit import fit
+from pipeline.distill.prototypes.options import PrototypeOptions
 from pipeline.distill.train import distill
 from pipeline.extract.extract import extract
 from pipeline.extract.options import ExtractOptions, PlanOptions
 from pipeline.extract.plan import plan
 from pipeline.report.gather import gather
 from pipeline.report.options import ReportOptions
+from pipeline.runtime.options import ClusterOptions
 from pipeline.runtime.progress import Silent
+from pipeline.tile import groups
 from pipeline.tile.options import TileOptions
 from pipeline.tile.tile import tile
 from pipeline.verify.options import VerifyOptions
@@ -324,6 +328,24 @@ def test_plan_counts_what_tile_finds(tree: Path, made: Path) -> None:
     assert {slide.slide_id: slide.patches for slide in found.slides} == {
         row["slide_id"]: row["n_patches"] for row in manifest.read_slides(made)
     }
+
+
+@pytest.mark.cluster
+def test_the_same_bytes_with_two_workers(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "_CHUNK", 4)
+    where = ClusterOptions(workers=2)
+    tile([tree], tmp_path / "one", OPTIONS, Silent())
+    tile([tree], tmp_path / "two", OPTIONS, Silent(), where)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    one, two = ((tmp_path / name / "pictures/tiles-train.png").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+def test_prototypes_of_a_store_of_tiles(made: Path, tmp_path: Path) -> None:
+    options = PrototypeOptions(k=4, epochs=2, window=16, threads=2)
+    fitted = fit(made, tmp_path / "p", options, Silent())
+    assert fitted.out == tmp_path / "p"
+    assert (fitted.out / "prototypes.json").is_file()
 
 
 def test_merge_subset_and_export(made: Path, tree: Path, tmp_path: Path) -> None:
