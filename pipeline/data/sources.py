@@ -10,10 +10,15 @@ from stores.errors import OptionError
 from stores.export import pseudonyms
 from stores.format import manifest, pixels, recipe
 from stores.io.location import StoreLike
+from stores.io.progress import SILENT, Reporter
 
 
 def find_sources(
-    store: StoreLike, stored: recipe.Recipe, slide_ids: set[str], given: Sequence[Path]
+    store: StoreLike,
+    stored: recipe.Recipe,
+    slide_ids: set[str],
+    given: Sequence[Path],
+    report: Reporter = SILENT,
 ) -> dict[str, Source]:
     """Where the patches of each slide come from: the store's pixels, otherwise the slide file.
 
@@ -25,7 +30,7 @@ def find_sources(
         When a slide file does not open, or is not the one that was tiled.
     """
     rows: dict[str, dict[str, Any]] = {row["slide_id"]: row for row in manifest.read_slides(store)}
-    places = find_places(store, stored.patch, rows.values(), given) if given else {}
+    places = find_places(store, stored.patch, rows.values(), given, report=report) if given else {}
     sources: dict[str, Source] = {}
     for slide_id in sorted(slide_ids):
         if pixels.has_pixels(store, slide_id):

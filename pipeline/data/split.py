@@ -22,6 +22,7 @@ from stores.format.features import require_slide
 from stores.format.manifest import read_patches
 from stores.format.recipe import CompleteRecipe, Tokens, load_complete, require_possible
 from stores.io.location import StoreLike
+from stores.io.progress import SILENT, Reporter
 from stores.store import Store
 
 CHECKED_BEFORE = 64
@@ -121,6 +122,7 @@ def open_split(
     n_seeds: int | None,
     slides: Sequence[Path] = (),
     may_be_empty: bool = False,
+    report: Reporter = SILENT,
 ) -> Split:
     """Find the views of a split and their pixels. Reads neither pixels nor features.
 
@@ -153,5 +155,7 @@ def open_split(
         )
     policy = Policy.from_json(recipe.policy)
     units = find_views(store, recipe, split, n_seeds, may_be_empty)
-    sources = find_sources(store, recipe, {unit.commit.slide_id for unit in units}, slides) if units else {}
+    sources = (
+        find_sources(store, recipe, {unit.commit.slide_id for unit in units}, slides, report) if units else {}
+    )
     return Split(store, recipe, policy, units, sources)

@@ -44,8 +44,8 @@ def open_data(store: Store | StoreLike, options: DistillOptions, threads: int, r
     """
     files, recipe = files_and_recipe(store)
     tokens, spaces = _wanted(files, recipe, options)
-    train = open_split(files, recipe, "train", options.seeds, options.slides)
-    val = open_split(files, recipe, "val", 1, options.slides, may_be_empty=True)
+    train = open_split(files, recipe, "train", options.seeds, options.slides, report=report)
+    val = open_split(files, recipe, "val", 1, options.slides, may_be_empty=True, report=report)
     mean, variance = train.statistics()
     terms = of_store(files, recipe.teacher.name)
     if options.check_views != "none":

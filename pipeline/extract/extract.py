@@ -29,6 +29,7 @@ from pipeline.tile.options import TileOptions
 from pipeline.tile.slides_csv import given_of
 from pipeline.tile.tile import prepare_store, require_extendable, tile_on
 from pipeline.tiles.places import find_places
+from pipeline.tiles.search import root_of
 from pipeline.tiles.table import are_tiles, list_tiles
 from pipeline.views.policy import Policy, load_policy, sized
 from stores.errors import DiskFull, OptionError
@@ -133,7 +134,7 @@ def extract(
         summary = Extracted(store=store)
         tiled = recipe.load(store)
         rows = manifest.read_slides(store)
-        places = find_places(store.absolute(), tiled.patch, rows, inputs, tile_options.root)
+        places = find_places(store.absolute(), tiled.patch, rows, inputs, tile_options.root, report)
         tasks = plan_tasks(store, tiled, places, options, summary)
         _require_room(store, tasks, teacher, policy.patch_px, options)
         stored = _settle_recipe(store, tiled, teacher, policy, options)
@@ -162,8 +163,12 @@ def _tile_new_tiles(
 ) -> None:
     """Tile the inputs when they list a name that the store does not have; folders may only be where its tiles are."""
     if are_tiles(inputs, options.tiles):
+        known = set(_tile_names(store, manifest.read_slides(store)))
+        tables = [path for path in inputs if path.suffix.lower() == ".csv"]
+        if options.root is None and known and tables:  # of absolute paths: as they were tiled
+            options = dataclasses.replace(options, root=root_of(tables[0], known))
         listed = list_tiles(inputs, options.root, options.column)
-        if set(listed.names) - set(_tile_names(store, manifest.read_slides(store))):
+        if set(listed.names) - known:
             tile_on(workers, inputs, store, options, report)
             return
     prepare_store(store, options, of_tiles=True)

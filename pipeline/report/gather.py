@@ -134,7 +134,7 @@ def gather(
     usable = list(usable_slides(store, stored.patch).values())
     result = Gathered(n_slides=len(usable))
     chosen = _spread(usable, options.max_slides)
-    sources = find_sources(store, stored, {row["slide_id"] for row in chosen}, options.slides)
+    sources = find_sources(store, stored, {row["slide_id"] for row in chosen}, options.slides, report)
     of_tiles = stored.patch.grid == tiles.GRID
     paths = find_slides(options.slides, usable) if options.slides and not of_tiles else {}
     cache = BlockCache(store, policy=policy)

@@ -1,7 +1,7 @@
 """Where the pixels of a store's slides come from: slide files, or tiles that stand in the place of slides."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.slides.find import find_slides
 from pipeline.slides.sources import Source, open_slide_source
+from pipeline.tiles.search import File, find_moved, names_of, root_of
 from pipeline.tiles.source import GroupSource
 from stores.errors import OptionError, ReadError, SlideError
 from stores.format import manifest, recipe, tiles
@@ -45,10 +46,12 @@ class SlidePlace:
 
 @dataclass(frozen=True, slots=True)
 class TilesPlace:
-    """Folders below which the tiles of a group are, by the names that the store has for them."""
+    """Folders below which the tiles of a group are, by the names that the store has for them; others by content."""
 
     store: StoreLike
     folders: tuple[Path, ...]
+    moved: Mapping[str, File] = field(default_factory=dict, compare=False)
+    """Where tiles are that have other names now, by fingerprint."""
 
     @property
     def name(self) -> str:
@@ -58,7 +61,7 @@ class TilesPlace:
         """Some of the tiles are looked at; all are, one by one, when they are read."""
         slide_id = str(row["slide_id"])
         pad = stored.patch.tissue.get("pad", "none")
-        found = GroupSource(slide_id, self.store, self.folders, stored.patch.size_px, str(pad))
+        found = GroupSource(slide_id, self.store, self.folders, stored.patch.size_px, str(pad), self.moved)
         patches = manifest.read_patches(self.store, slide_id, row["n_patches"])
         reader = found.open()
         try:
@@ -89,7 +92,8 @@ def find_places(
     rows
         Of the slides table.
     inputs
-        Slides and their folders; for a store of tiles what it was tiled from, or the folder that their names begin in.
+        Slides and their folders; for a store of tiles what it was tiled from, the folder that their names begin in, or
+        whatever has them under other names: these are found by content (`find_moved`).
     root
         Folder that the paths of a CSV of tiles are relative to.
     """
@@ -100,5 +104,11 @@ def find_places(
         raise OptionError(f"{missing}: no such file or folder")
     folders = [root] if root is not None else []
     folders += [path if path.is_dir() else path.parent for path in inputs]
-    place = TilesPlace(store, tuple(dict.fromkeys(folder.absolute() for folder in folders)))
-    return {row["slide_id"]: place for row in rows if row["status"] == manifest.OK}
+    usable = [row for row in rows if row["status"] == manifest.OK]
+    names = names_of(store, usable)
+    every = [name for of_group in names.values() for name in of_group.values()]
+    roots = [root_of(path, every) for path in inputs if path.suffix.lower() == ".csv"]
+    folders += [folder for folder in roots if folder is not None]
+    unique = tuple(dict.fromkeys(folder.absolute() for folder in folders))
+    moved = find_moved(names, unique, inputs, report)
+    return {row["slide_id"]: TilesPlace(store, unique, moved.get(row["slide_id"], {})) for row in usable}

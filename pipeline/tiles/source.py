@@ -1,6 +1,7 @@
 """The patches of a group of tiles, read from the user's files; each tile is compared with the one that was tiled."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ class GroupSource:
     """That names may be relative to, in this order; absolute."""
     size_px: int
     pad: str
+    moved: Mapping[str, tuple[Path, str]] = field(default_factory=dict, compare=False)
+    """Folder and name of tiles that have other names than in the store now, by fingerprint."""
 
     @property
     def key(self) -> str:
@@ -59,9 +62,11 @@ class _FromTiles:
         if not tiles.is_tile_name(name):
             raise ReadError(f"{name!r:.80}: not the name of a file below a folder")
         said = "no such file"
-        for folder in self._source.folders:
+        moved = self._source.moved.get(tile)
+        places = [*([moved] if moved else []), *((folder, name) for folder in self._source.folders)]
+        for folder, named in places:
             try:
-                pixels = self._reader.read(folder, name)
+                pixels = self._reader.read(folder, named)
             except ReadError as error:
                 said = said if str(error) == "no such file" else str(error)
                 continue

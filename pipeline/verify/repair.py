@@ -81,7 +81,7 @@ def repair(store: Path, findings: Sequence[Finding], options: VerifyOptions, rep
         )
     broken = _by_slide(findings)
     rows = {row["slide_id"]: row for row in manifest.read_slides(store)}
-    places = find_places(store, stored.patch, rows.values(), options.slides)
+    places = find_places(store, stored.patch, rows.values(), options.slides, report=report)
     missing = sorted(set(broken) - set(places))
     if missing:
         raise OptionError(f"--slides: no file of slide {missing[0]}, which is to be repaired")

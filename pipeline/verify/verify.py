@@ -123,7 +123,7 @@ def _recompute(
         return result.notes.append(
             f"views were not checked: made by {complete.reader.rendering}, this version has {RENDERING}"
         )
-    places = find_places(store, stored.patch, slides, options.slides) if options.slides else {}
+    places = find_places(store, stored.patch, slides, options.slides, report=report) if options.slides else {}
     weights = None if options.weights is None else options.weights.absolute()
     options = dataclasses.replace(options, slides=(), weights=weights)
     looker = SlideLooker(workers.job, store, complete, options, workers.processes)

@@ -175,6 +175,73 @@ def test_another_image_of_the_same_name_is_noticed(made: Path, tree: Path, tmp_p
         open_split(made, recipe.load_complete(made), "train", None, [tmp_path])
 
 
+class Noting(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+    def start(self, what: str, total: int, done: int = 0) -> None:
+        self.said.append(f"{what} {total}")
+
+
+@pytest.mark.parametrize("where", ["folder", "table", "h5", "exchanged"])
+def test_tiles_under_other_names_are_found_by_content(
+    made: Path, tree: Path, where: str, tmp_path: Path
+) -> None:
+    numbers = [*NUMBERS][::-1]
+    if where == "h5":
+        given = write_hdf5(tmp_path / "all_x.h5", numbers)
+    elif where == "exchanged":  # every name is there, and leads to the image of another
+        given = tmp_path / "other"
+        for number in NUMBERS:
+            (given / f"class{number % 2}").mkdir(parents=True, exist_ok=True)
+            PIL.Image.fromarray(tile_pixels((number + 2) % 40)).save(
+                given / f"class{number % 2}/t{number}.png"
+            )
+    else:
+        for number in numbers:
+            PIL.Image.fromarray(tile_pixels(number)).save(tmp_path / f"n{number}.bmp")
+        given = tmp_path
+    if where == "table":
+        given = write_table(tmp_path / "t.csv", [{"image": f"n{n}.bmp", "age": n} for n in numbers])
+    heard = Noting()
+    found = verify(made, VerifyOptions(slides=(given,), sample="all"), heard)
+    assert found.findings == []
+    assert found.views_checked == 120
+    assert "40 tiles are not where their names say: looking at 40 by content" in heard.said
+    assert "find tiles 40" in heard.said
+    open_split(made, recipe.load_complete(made), "train", None, [given]).check(2)
+
+
+def test_tiles_that_are_gone_are_not_looked_for_among_those_that_are_there(
+    made: Path, tree: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(tree, tmp_path / "other"))
+    (other / manifest.read_further(made, "tiles-train", ("file",))[0][1].as_py()).unlink()
+    heard = Noting()
+    found = verify(made, VerifyOptions(slides=(other,), sample="all"), heard)
+    assert any("no such file" in str(finding) for finding in found.findings)
+    assert not any("find tiles" in text for text in heard.said)
+
+
+def test_a_table_with_absolute_paths_works_in_later_commands(made: Path, tree: Path, tmp_path: Path) -> None:
+    rows = [{"image": tree / f"class{n % 2}/t{n}.png", "label": f"class{n % 2}"} for n in NUMBERS]
+    table = write_table(tmp_path / "t.csv", rows)
+    options = replace(OPTIONS, tiles=False, column=("path=image",))
+    store = tmp_path / "s"
+    tile([table], store, replace(options, root=tree), Silent())
+    heard = Noting()
+    extract([table], store, TEACHER, options, heard)
+    assert contents(store) == contents(made)
+    assert verify(store, VerifyOptions(slides=(table,), sample="all"), heard).findings == []
+    open_split(store, recipe.load_complete(store), "train", None, [table]).check(2)
+    assert not any("by content" in text for text in heard.said)
+
+
 def test_images_that_cannot_be_used_have_a_reason_each(tmp_path: Path) -> None:
     write_tiles(tmp_path / "t", range(6), labels=1)
     (tmp_path / "t/class0/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"0" * 40)
