@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
+from pipeline.tiles.image import FORMATS
 from stores.errors import OptionError, ReadError, StoreError
 from stores.format import manifest
 from stores.io.files import first_line
@@ -155,7 +156,7 @@ def read_tile(path: Path, size_px: int, fit: str) -> npt.NDArray[np.uint8]:
         When it cannot be read, is no 8-bit image, is absurdly large, or is too small to crop.
     """
     try:
-        with open_regular(path, MAX_TILE_BYTES) as file, PIL.Image.open(file) as image:
+        with open_regular(path, MAX_TILE_BYTES) as file, PIL.Image.open(file, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_TILE_PX:
                 raise ReadError(f"{width}x{height} px, at most {MAX_TILE_PX} pixels are read")

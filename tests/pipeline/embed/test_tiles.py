@@ -147,3 +147,12 @@ def test_tiles_that_cannot_be_read_say_why_without_folders(tmp_path: Path) -> No
         with pytest.raises(ReadError, match=message) as caught:
             tiles.read_tile(tmp_path / name, 224, "resize")
         assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.ppm", "a.tga", "a.png"])
+def test_only_formats_of_tiles_are_decoded(tmp_path: Path, name: str) -> None:
+    """Whatever the file is called: Pillow knows dozens of formats, and a tile from elsewhere chooses its own."""
+    kind = "TGA" if name == "a.png" else None
+    PIL.Image.new("RGB", (32, 32)).save(tmp_path / name, kind)
+    with pytest.raises(ReadError, match=r"not a readable image \(cannot identify"):
+        tiles.read_tile(tmp_path / name, 32, "resize")
