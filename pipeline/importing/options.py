@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.runtime.options import TILES, ThreadsOptions, option, require
+from pipeline.runtime.options import ThreadsOptions, option, require
+from pipeline.tile.options import CohortOptions
 from stores.format.recipe import DTYPES, FILTERS, TOOLS
 
 _ENCODER, _CUT = "Encoder, where it is no preset", "How patches were cut and scaled"
@@ -11,7 +12,7 @@ LAYOUTS = ("auto", *TOOLS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportOptions(ThreadsOptions):
+class ImportOptions(ThreadsOptions, CohortOptions):
     """Features that exist, into a store."""
 
     encoder: str = option(
@@ -70,33 +71,15 @@ class ImportOptions(ThreadsOptions):
         heading=_CUT,
         shown="as the tool does it for this encoder, else bilinear",
     )
-    val: float = option(
-        0.1,
-        "Share of patients in the validation split, where --slides-csv names no split.",
-        metavar="SHARE",
-        heading=TILES,
-    )
-    slides_csv: Path | None = option(
-        None,
-        "CSV with slide_id and any of mpp, patient_id, split, and columns of your own.",
-        metavar="FILE",
-        heading=TILES,
-    )
-    slide_mpp: tuple[str, ...] = option(
-        (),
-        "True level-0 resolution of one slide, in micrometres per pixel. May be repeated.",
-        metavar="ID=MPP",
-        heading=TILES,
-    )
 
     def validate(self) -> None:
         """Raise OptionError that names the first value that is not allowed."""
-        super().validate()
+        ThreadsOptions.validate(self)
+        CohortOptions.validate(self)
         require(self.encoder != "", "encoder", self.encoder, "the name of the encoder")
         require(self.layout in LAYOUTS, "layout", self.layout, ", ".join(LAYOUTS))
         require(self.filter in (None, *FILTERS), "filter", self.filter, ", ".join(FILTERS))
         require(self.dtype in (None, *DTYPES), "dtype", self.dtype, ", ".join(DTYPES))
-        require(0 <= self.val < 1, "val", self.val, "0 up to, not including, 1")
         for name in ("image_px", "resize_px"):
             value = getattr(self, name)
             require(value is None or 16 <= value <= 4096, name, value, "16 to 4096")

@@ -12,8 +12,8 @@ OF_TILES = ("tiles", "pad", "root", "column")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TileOptions:
-    """Stage zero: tissue, patch grid, splits."""
+class GridOptions:
+    """What a patch is, and how many there are."""
 
     mpp: float = option(
         0.5, "Target resolution in micrometres per pixel (mpp).", metavar="MPP", heading=TILES
@@ -27,6 +27,12 @@ class TileOptions:
     max_patches: int | None = option(
         None, "Keep at most N patches of a slide, chosen by position.", heading=TILES, shown="all"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortOptions:
+    """What is known of slides beyond their files: patients, splits, resolutions."""
+
     val: float = option(
         0.1,
         "Share of patients in the validation split, where --slides-csv names no split.",
@@ -45,6 +51,16 @@ class TileOptions:
         metavar="ID=MPP",
         heading=TILES,
     )
+
+    def validate(self) -> None:
+        """Raise OptionError that names the first value that is not allowed."""
+        require(0 <= self.val < 1, "val", self.val, "0 up to, not including, 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileOptions(CohortOptions, GridOptions):
+    """Stage zero: tissue, patch grid, splits."""
+
     square_pixels: bool = option(
         False,
         "Take slides whose pixels are not square too, and resample their patches to square pixels.",
@@ -57,7 +73,6 @@ class TileOptions:
         heading=TILES,
         shown="tissue is found by colour",
     )
-
     mask_frame: str = option(
         "auto",
         "Where the coordinates of masks begin: at the corner of the slide, or of its scanned bounds as in QuPath.",
@@ -65,7 +80,6 @@ class TileOptions:
         heading=TILES,
         shown="decided for each slide, where it can be",
     )
-
     tiles: bool = option(
         False,
         "The folders or images are tiles: images that were cut before, with classes as folder names. "
@@ -100,4 +114,4 @@ class TileOptions:
         require_one_or_more(self, "max_patches")
         require(self.pad in PADS, "pad", self.pad, ", ".join(PADS))
         require(self.mask_frame in MASK_FRAMES, "mask_frame", self.mask_frame, ", ".join(MASK_FRAMES))
-        require(0 <= self.val < 1, "val", self.val, "0 up to, not including, 1")
+        CohortOptions.validate(self)
