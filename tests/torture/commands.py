@@ -18,6 +18,7 @@ _TEACHER: tuple[str, ...] = (
 )
 _TILING = ("--slides-csv", "{kit}/slides/slides.csv", "--mpp", "0.5")
 _EXTRACT = ("extract-teacher", "{kit}/slides", "--store", "store", *_TEACHER, *_TILING)
+_TILES = ("{kit}/tiles/tiles.csv", "--mpp", "0.5", "--patch", "224", "--store", "store")
 _EMBED: tuple[str, ...] = (
     "--encoder",
     "tests.tools.tiny:student",
@@ -101,6 +102,8 @@ COMMANDS: dict[str, Command] = {
         processes=True,
         cluster=True,
     ),
+    "tile tiles": Command(("tile", *_TILES)),
+    "extract tiles": Command(("extract-teacher", *_TILES, *_TEACHER, "--seeds", "2", "--pixels")),
     "distill": Command(_DISTILL, {"store": "store"}),
     "distill --resume": Command((*_DISTILL, "--resume"), {"store": "store", "run": "begun"}),
     "distill torchrun": Command(
