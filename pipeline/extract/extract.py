@@ -27,7 +27,7 @@ from pipeline.runtime.work import Cluster
 from pipeline.slides.find import find_slides
 from pipeline.tile.options import TileOptions
 from pipeline.tile.slides_csv import given_of
-from pipeline.tile.tile import prepare_store, require_extendable, tile_on
+from pipeline.tile.tile import note_tiled, prepare_store, require_extendable, tile_on, was_tiled
 from pipeline.tiles.places import find_places
 from pipeline.tiles.search import root_of
 from pipeline.tiles.table import are_tiles, list_tiles
@@ -168,9 +168,17 @@ def _tile_new_tiles(
         if options.root is None and known and tables:  # of absolute paths: as they were tiled
             options = dataclasses.replace(options, root=root_of(tables[0], known))
         listed = list_tiles(inputs, options.root, options.column)
-        if set(listed.names) - known:
+        left_out = len(set(listed.names) - known)
+        if left_out and was_tiled(store, listed):
+            report.note(
+                f"{left_out} tiles of the list are not in the store, as `g2l tile` said: they could not be used, or "
+                "have the content of others"
+            )
+        elif left_out:
             tile_on(workers, inputs, store, options, report)
             return
+        elif known:  # a command that was killed may have left that out
+            note_tiled(store, listed)
     prepare_store(store, options, of_tiles=True)
 
 

@@ -36,7 +36,7 @@ from pipeline.tile.groups import (
 from pipeline.tile.options import OF_TILES, TileOptions
 from pipeline.tile.picture import draw_slide
 from pipeline.tile.slides_csv import Given, given_of, require_one_split, split_of
-from pipeline.tiles.table import are_tiles, list_tiles
+from pipeline.tiles.table import TileList, are_tiles, list_tiles
 from stores.errors import OptionError, RecipeMismatch, SlideError, StoreError
 from stores.export import pseudonyms
 from stores.format import layout, manifest, oblong, recipe
@@ -46,6 +46,7 @@ from stores.io import files
 from stores.io.lock import only_writer
 from stores.io.text import first_of, is_utf8, unusable_lines, visible
 
+_LISTED = "listed"
 _OVERRIDES = ("csv", "option")
 """Sources of an mpp that the user gave."""
 _MEASURED = manifest.RESERVED - {"slide_id", "file_name", "patient_id", "split"}
@@ -325,6 +326,17 @@ def _require_no_tile_options(options: TileOptions) -> None:
             )
 
 
+def was_tiled(store: Path, listed: TileList) -> bool:
+    """Whether this list was the last to be tiled, and no group of it failed: its images need not be decoded again."""
+    whole = all(row["status"] == manifest.OK for row in manifest.read_slides(store))
+    return whole and read_options(store, _LISTED).get("digest") == listed.digest()
+
+
+def note_tiled(store: Path, listed: TileList) -> None:
+    """Keep for `was_tiled` that a list is in the store as far as it can be."""
+    files.write_json(store / layout.options_file(_LISTED), {"digest": listed.digest()})
+
+
 def _tile_tiles(
     workers: Cluster, inputs: Sequence[Path], store: Path, options: TileOptions, report: Reporter
 ) -> TileSummary:
@@ -357,6 +369,7 @@ def _tile_tiles(
                 write_group(store, grouped, table)
         rows[slide_id] = table.row
     manifest.write_slides(store, list(rows.values()))
+    note_tiled(store, listed)
     refused = [text for _, group in sorted(grouped.groups.items()) for text in group.refused]
     return TileSummary(store, manifest.read_slides(store), refused=refused)
 

@@ -1,5 +1,7 @@
 """The tiles among the inputs: a CSV, a folder tree whose folders are classes, image files, or HDF5 files."""
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +42,12 @@ class TileList:
         for name in {*self.columns, *columns}:
             mine = self.columns.setdefault(name, [""] * before)
             mine += columns.get(name, [""] * len(names))
+
+    def digest(self) -> str:
+        """SHA-256 of names and columns, in whatever order they are listed."""
+        names = sorted(self.columns)
+        rows = sorted(zip(self.names, *(self.columns[name] for name in names), strict=True))
+        return hashlib.sha256(json.dumps([names, rows]).encode()).hexdigest()
 
     def chunks(self, size: int) -> Iterator[range]:
         """Ranges of at most `size` tiles of one folder each."""

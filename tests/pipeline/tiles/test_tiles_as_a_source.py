@@ -1,6 +1,7 @@
 """Tiles in the place of slides: tiled, extracted, verified, distilled, merged, exported; known by their content."""
 
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,29 @@ def test_images_that_cannot_be_used_have_a_reason_each(tmp_path: Path) -> None:
     assert recipe.load(tmp_path / "p").patch.tissue["pad"] == "reflect"
     with pytest.raises(RecipeMismatch, match=r"recipe\.patch\.tissue\.pad"):
         tile([tmp_path / "t"], tmp_path / "p", OPTIONS, Silent())
+
+
+def test_a_list_that_was_tiled_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = write_tiles(tmp_path / "t", range(6))
+    shutil.copy(tmp_path / "t" / names[0], tmp_path / "t" / "class0" / "again.png")
+    (tmp_path / "t/class0/broken.png").write_bytes(b"no image")
+    options, store = replace(OPTIONS, val=0.0), tmp_path / "s"
+    tile([tmp_path / "t"], store, options, Silent())
+    looked: list[object] = []
+
+    def look(*a: Any) -> groups.Grouped:
+        looked.append(a)
+        return groups.group_tiles(*a)
+
+    monkeypatch.setattr(sys.modules["pipeline.tile.tile"], "group_tiles", look)
+    heard = Noting()
+    assert extract([tmp_path / "t"], store, TEACHER, options, heard).views == 18
+    assert looked == []
+    assert any("2 tiles of the list are not in the store" in text for text in heard.said)
+    (tmp_path / "t/class0/another.png").write_bytes(b"no image")
+    extract([tmp_path / "t"], store, TEACHER, options, Silent())
+    assert len(looked) == 1
+    assert verify(store, VerifyOptions(), Silent()).findings == []
 
 
 def test_larger_tiles_are_cut_and_smaller_ones_padded(tmp_path: Path) -> None:
