@@ -261,7 +261,7 @@ def from_store(store: StoreLike) -> Embeddings:
     for row in usable_slides(store, stored.patch).values():
         own = {
             name: row[name] for name in row if name not in manifest.RESERVED
-        }  # an older store may have such
+        }  # which older stores may have
         fixed = {name: row[name] for name in ("slide_id", "patient_id", "split")} | own
         slide_id = row["slide_id"]
         records = [item for item in read_records(store, row, stored.patch) if 0 in item[0].seeds]

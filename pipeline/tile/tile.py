@@ -40,7 +40,7 @@ from pipeline.tiles.table import TileList, are_tiles, list_tiles
 from stores.errors import OptionError, RecipeMismatch, SlideError, StoreError
 from stores.export import pseudonyms
 from stores.format import layout, manifest, oblong, recipe
-from stores.format.committed import same_pictures
+from stores.format.committed import same_picture, same_pictures
 from stores.format.layout import read_options
 from stores.io import files
 from stores.io.lock import only_writer
@@ -264,8 +264,8 @@ def _tell(
     failed = [work.slide_id for work in again if rows[work.slide_id]["status"] == "failed"]
     if failed:
         report.note(f"{len(failed)} slides that failed before are tried again, such as {failed[0]}")
-    for slide_id, problem in itertools.islice(same_pictures(list(settled.values())), 3):
-        report.note(f"slide {slide_id}: {problem}; leave one out with `g2l store subset`")
+    for row, other in itertools.islice(same_pictures(settled.values()), 3):
+        report.note(f"slide {row['slide_id']}: {same_picture(row, other)}")
 
 
 @dataclass(slots=True)

@@ -180,7 +180,7 @@ def spec_of(options: VerifyOptions, stored: recipe.CompleteRecipe) -> "EncoderSp
 
     spec = EncoderSpec.of(str(options.teacher), options, view_px=stored.teacher.image_px)
     if stored.declared is not None and stored.teacher.pooling in ("cls", "cls+mean"):
-        spec = dataclasses.replace(
+        return dataclasses.replace(
             spec, pooling=stored.teacher.pooling
         )  # a tool may keep less than the preset
     return spec

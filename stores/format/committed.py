@@ -139,20 +139,30 @@ def tiles_in_two_splits(store: StoreLike, rows: Iterable[Mapping[str, Any]]) -> 
             )
 
 
-def same_pictures(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """(slide id, problem) of usable slides with the fingerprint of another one: one picture counts twice."""
+def same_pictures(
+    rows: Iterable[Mapping[str, Any]],
+) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """(row, row of the first such slide) of usable slides with equal fingerprints: one picture counts twice.
+
+    Two splits are a problem of their own, which `slides_problems` names.
+    """
     first: dict[str, Mapping[str, Any]] = {}
     for row in rows:
         if row["status"] == manifest.OK and row["fingerprint"]:
             other = first.setdefault(row["fingerprint"], row)
             if other is not row:
-                where = f"both in split {row['split']}"
-                if other["split"] != row["split"]:
-                    where = f"here in split {row['split']}, there in {other['split']}"
-                yield (
-                    row["slide_id"],
-                    f"is the same picture as slide {other['slide_id']} (equal fingerprints), {where}",
-                )
+                yield row, other
+
+
+def same_picture(row: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """What is said of a pair of `same_pictures`, after the first one's name."""
+    where = f"both in split {row['split']}"
+    if other["split"] != row["split"]:
+        where = f"here in split {row['split']}, there in {other['split']}"
+    return (
+        f"is the same picture as slide {other['slide_id']} (equal fingerprints), {where}; leave one out with "
+        "`g2l store subset`"
+    )
 
 
 def patches_problems(
@@ -173,13 +183,11 @@ def patches_problems(
     places = patches.x_px0.astype(np.int64) * (1 << 32) + patches.y_px0
     if patches.tile is None and len(np.unique(places)) != len(patches):
         yield "lists a patch twice"
-    for name, size, side in zip(
-        ("x_px0", "y_px0"), (row["width_px0"], row["height_px0"]), sides, strict=True
-    ):
+    over_the_edge = patch is not None and patch.grid == AS_DECLARED  # as other tools cut
+    sizes = row["width_px0"], row["height_px0"]
+    for name, size, side in zip(("x_px0", "y_px0"), sizes, sides, strict=True):
         at = getattr(patches, name)
-        within = (
-            1 if patch is not None and patch.grid == AS_DECLARED else side
-        )  # other tools cut over the edge
+        within = 1 if over_the_edge else side
         if len(at) and (at.min() < 0 or (size is not None and int(at.max()) + within > size)):
             limit = "" if size is None else f" of {size} pixels"
             yield f"{name} from {at.min()} to {at.max()}: a patch of {side} pixels lies outside of the slide{limit}"

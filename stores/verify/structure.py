@@ -12,7 +12,7 @@ from typing import Any
 
 from stores.errors import StoreError
 from stores.format import layout, manifest, recipe, tiles
-from stores.format.committed import same_pictures, slides_problems, tiles_in_two_splits
+from stores.format.committed import same_picture, same_pictures, slides_problems, tiles_in_two_splits
 from stores.format.layout import by_slide, classify
 from stores.format.metadata import GROUP
 from stores.io import files
@@ -186,10 +186,9 @@ def _check_slides_table(state: StoreCheck) -> None:
     patch = None if state.stored is None else state.stored.patch
     for slide_id, problem in slides_problems(list(state.slides.values()), patch):
         state.add(name, problem, "file", slide_id)
-    leaking = {f.slide_id for f in state.found if "with the fingerprint" in f.problem}
-    for slide_id, problem in same_pictures(state.slides.values()):
-        if slide_id not in leaking:
-            state.add(name, f"{problem}; leave one out with `g2l store subset`", "file", slide_id)
+    for row, other in same_pictures(state.slides.values()):
+        if row["split"] == other["split"]:
+            state.add(name, same_picture(row, other), "file", row["slide_id"])
     if patch is not None and patch.grid == tiles.GRID:
         usable = [row for row in state.slides.values() if row["status"] == manifest.OK]
         for slide_id, problem in tiles_in_two_splits(state.store, usable):
