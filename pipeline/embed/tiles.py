@@ -14,19 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from pipeline.tiles.image import FORMATS
-from stores.errors import OptionError, ReadError, StoreError
+from pipeline.tiles.image import MAX_TILE_PX, read_image
+from stores.errors import OptionError, ReadError
 from stores.format import manifest
-from stores.io.files import first_line
-from stores.io.foreign import is_regular, open_regular
+from stores.io.foreign import is_regular
 from stores.io.table import check_names, read_table
 
 KNOWN = ("path", "label", "site", "group", "split")
 """Columns with a meaning; all others are kept under their own names."""
 RESAMPLING = "pillow-bilinear"
-MAX_TILE_PX = 40_000_000
-MAX_TILE_BYTES = 8 * MAX_TILE_PX
-_MODES = frozenset(("RGB", "RGBA", "L", "LA", "P", "1"))
 _OF_TILES = frozenset(("slide_id", "patient_id", "split", "x_px0", "y_px0", "mpp", "file_name", "vendor"))
 """Columns of the slides table that a CSV of tiles may have: they say where a tile comes from, and g2l writes none."""
 
@@ -143,7 +139,7 @@ class _FromTiles:
 
 
 def read_tile(path: Path, size_px: int, fit: str) -> npt.NDArray[np.uint8]:
-    """A tile as a view, uint8 (size_px, size_px, 3); what is transparent becomes white.
+    """A tile as a view, uint8 (size_px, size_px, 3).
 
     Parameters
     ----------
@@ -153,25 +149,10 @@ def read_tile(path: Path, size_px: int, fit: str) -> npt.NDArray[np.uint8]:
     Raises
     ------
     ReadError
-        When it cannot be read, is no 8-bit image, is absurdly large, or is too small to crop.
+        When `read_image` refuses it, or it is absurdly large when resized, or too small to crop.
     """
-    try:
-        with open_regular(path, MAX_TILE_BYTES) as file, PIL.Image.open(file, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_TILE_PX:
-                raise ReadError(f"{width}x{height} px, at most {MAX_TILE_PX} pixels are read")
-            if image.mode not in _MODES:
-                raise ReadError(f"mode {image.mode}; 8-bit grey or RGB is expected")
-            opaque = _opaque(image)
-    except ReadError:
-        raise
-    except StoreError as error:
-        raise ReadError(str(error).removeprefix(f"{path}: ")) from None
-    except FileNotFoundError:
-        raise ReadError("no such file") from None
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError, MemoryError) as error:
-        said = first_line(error).replace(str(path), path.name)
-        raise ReadError(f"not a readable image ({said})") from None
+    opaque = PIL.Image.fromarray(read_image(path))
+    width, height = opaque.size
     if fit == "resize" and min(width, height) != size_px:
         scale = size_px / min(width, height)
         width, height = max(size_px, round(width * scale)), max(size_px, round(height * scale))
@@ -182,11 +163,3 @@ def read_tile(path: Path, size_px: int, fit: str) -> npt.NDArray[np.uint8]:
         raise ReadError(f"{width}x{height} px, smaller than the {size_px} px that are to be cropped")
     left, top = (width - size_px) // 2, (height - size_px) // 2
     return np.asarray(opaque.crop((left, top, left + size_px, top + size_px)), np.uint8)
-
-
-def _opaque(image: PIL.Image.Image) -> PIL.Image.Image:
-    if image.mode in ("RGBA", "LA") or "transparency" in image.info:
-        over = image.convert("RGBA")
-        white = PIL.Image.new("RGBA", over.size, (255, 255, 255, 255))
-        return PIL.Image.alpha_composite(white, over).convert("RGB")
-    return image.convert("RGB")

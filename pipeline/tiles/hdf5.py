@@ -16,7 +16,8 @@ from stores.io.files import first_line
 from stores.io.foreign import is_regular, open_regular
 
 _MAX_BYTES = 1 << 42
-_MAX_TILE_PX = 40_000_000
+MAX_TILE_PX = 40_000_000
+"""The most pixels of a tile, in whatever file."""
 _MAX_LABELS = 1 << 24
 _MAX_PACKED = 2000
 """The most that gzip makes of a byte is about 1,030."""
@@ -45,8 +46,8 @@ class Stacked:
             shape = self._x.shape
             if self._x.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
                 raise ValueError(f"x is {self._x.dtype} {shape}; uint8 (n, h, w, 3) is expected")
-            if not 0 < shape[1] * shape[2] <= _MAX_TILE_PX:
-                raise ValueError(f"tiles of {shape[2]}x{shape[1]} px; at most {_MAX_TILE_PX} pixels are read")
+            if not 0 < shape[1] * shape[2] <= MAX_TILE_PX:
+                raise ValueError(f"tiles of {shape[2]}x{shape[1]} px; at most {MAX_TILE_PX} pixels are read")
         except (ValueError, KeyError, OSError, RuntimeError, AttributeError, TypeError) as error:
             self._file.close()
             raise ReadError(f"{path.name}: {first_line(error)}") from None

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from pipeline.tiles.hdf5 import Stacked, is_hdf5
+from pipeline.tiles.hdf5 import MAX_TILE_PX, Stacked, is_hdf5
 from stores.errors import ReadError, StoreError
 from stores.io.files import first_line
 from stores.io.foreign import open_regular
@@ -14,8 +14,7 @@ from stores.io.foreign import open_regular
 Pixels = npt.NDArray[np.uint8]
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".jp2", ".webp"))
 """Endings of image files in a folder of tiles."""
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "JPEG2000", "WEBP")
-MAX_TILE_PX = 40_000_000
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "JPEG2000", "WEBP")
 _MAX_BYTES = 8 * MAX_TILE_PX
 _MODES = frozenset(("RGB", "RGBA", "L", "LA", "P", "1"))
 
@@ -56,12 +55,18 @@ class TileReader:
 
 
 def read_image(path: Path) -> Pixels:
-    """The pixels of an image file, uint8 (h, w, 3); ReadError when it is not an 8-bit image of one page."""
+    """The pixels of an image file, uint8 (h, w, 3) RGB; what is transparent is white.
+
+    Raises
+    ------
+    ReadError
+        When it is absent, damaged, too large, wholly transparent, or not an 8-bit image of one page.
+    """
     try:
-        with open_regular(path, _MAX_BYTES) as file, PIL.Image.open(file, formats=FORMATS) as image:
+        with open_regular(path, _MAX_BYTES) as file, PIL.Image.open(file, formats=_FORMATS) as image:
             width, height = image.size
             if width * height > MAX_TILE_PX:
-                raise ReadError(f"{width}x{height} px; at most {MAX_TILE_PX} pixels are read")
+                raise ReadError(f"{width}x{height} px, at most {MAX_TILE_PX} pixels are read")
             if image.mode not in _MODES:
                 raise ReadError(f"mode {image.mode}; 8-bit grey or RGB is expected")
             if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:

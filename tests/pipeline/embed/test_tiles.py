@@ -135,11 +135,16 @@ def test_tiles_that_cannot_be_read_say_why_without_folders(tmp_path: Path) -> No
     PIL.Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
     PIL.Image.new("1", (30_000, 2_000)).save(tmp_path / "huge.png")
     image(tmp_path / "thin.png", 1, 4000)
+    red, *others = (PIL.Image.new("L", (8, 8), value) for value in (200, 100, 150))
+    red.save(tmp_path / "colours.tif", save_all=True, append_images=others)
+    PIL.Image.new("RGBA", (8, 8)).save(tmp_path / "clear.png")
     expected = {
         "absent.png": "no such file",
         "text.png": "not a readable image",
         "cut.png": "not a readable image",
         "deep.png": "mode I;16; 8-bit grey or RGB is expected",
+        "colours.tif": "several pages; a tile is a file of one image",
+        "clear.png": "wholly transparent",
         "huge.png": "30000x2000 px, at most 40000000 pixels are read",
         "thin.png": "224x896000 px when resized, at most 40000000 pixels are made",
     }
