@@ -7,7 +7,7 @@ Work is cut into tasks of (slide, block of rows, seeds). A `BlockWorker` does on
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from pipeline.runtime.work import Cluster
 from pipeline.slides.find import find_slides
 from pipeline.tile.options import TileOptions
 from pipeline.tile.slides_csv import given_of
-from pipeline.tile.tile import note_tiled, prepare_store, require_extendable, tile_on, was_tiled
+from pipeline.tile.tile import note_tiled, prepare_store, refused_before, require_extendable, tile_on
 from pipeline.tiles.places import find_places
 from pipeline.tiles.search import root_of
 from pipeline.tiles.table import are_tiles, list_tiles
@@ -38,7 +38,7 @@ from stores.format.layout import read_options
 from stores.info import store_info
 from stores.io import files
 from stores.io.lock import only_writer
-from stores.io.text import human_bytes
+from stores.io.text import first_of, human_bytes
 
 VIEW_PX = 224
 """Side of the views that a built-in policy asks the teacher for, where patches are as large."""
@@ -49,6 +49,13 @@ class Extracted(Tally):
     """What a run of ``extract-teacher`` did, and what the store holds now."""
 
     store: Path
+    refused: list[str] = field(default_factory=list)
+    """A line for each tile of the list that could not be used; empty for slides."""
+
+    @property
+    def some_failed(self) -> bool:
+        """Whether a slide, a tile, a block or a patch could not be done."""
+        return super(Extracted, self).some_failed or bool(self.refused)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -63,7 +70,7 @@ class Extracted(Tally):
             "bytes": info["bytes"],
             "bytes_per_view": info["bytes_per_view"],
             **self.figures_json(),
-        }
+        } | ({"refused_tiles": self.refused} if self.refused else {})
 
     def lines(self) -> list[str]:
         """The same as text."""
@@ -75,7 +82,7 @@ class Extracted(Tally):
         if self.views:
             size, memory = human_bytes(found["bytes_per_view"]), human_bytes(found["peak_rss_bytes"])
             lines.append(f"{self.speed()}; {size} a view, peak memory {memory}")
-        return lines + self.failed_lines()
+        return [*lines, *self.failed_lines(), *first_of("tile not used", self.refused)]
 
 
 def extract(
@@ -127,11 +134,11 @@ def extract(
                 f"but {teacher.identity.name} takes {teacher.identity.image_px} px"
                 f"{other_size(teacher.resizable, policy.crop_px)}"
             )
+        summary = Extracted(store=store)
         if of_tiles:
-            _tile_new_tiles(workers, inputs, store, tile_options, report)
+            summary.refused += _tile_new_tiles(workers, inputs, store, tile_options, report)
         else:
             tile_on(workers, inputs, store, tile_options, report, look_again=False)
-        summary = Extracted(store=store)
         tiled = recipe.load(store)
         rows = manifest.read_slides(store)
         places = find_places(store.absolute(), tiled.patch, rows, inputs, tile_options.root, report)
@@ -160,8 +167,12 @@ def _holds_tiles(store: Path) -> bool:
 
 def _tile_new_tiles(
     workers: Cluster, inputs: Sequence[Path], store: Path, options: TileOptions, report: Reporter
-) -> None:
-    """Tile the inputs when they list a name that the store does not have; folders may only be where its tiles are."""
+) -> list[str]:
+    """Tile the inputs when they list a name that the store does not have; folders may only be where its tiles are.
+
+    Returns a line for each tile that could not be used.
+    """
+    refused: list[str] = []
     if are_tiles(inputs, options.tiles):
         known = set(_tile_names(store, manifest.read_slides(store)))
         tables = [path for path in inputs if path.suffix.lower() == ".csv"]
@@ -169,17 +180,19 @@ def _tile_new_tiles(
             options = dataclasses.replace(options, root=root_of(tables[0], known))
         listed = list_tiles(inputs, options.root, options.column)
         left_out = len(set(listed.names) - known)
-        if left_out and was_tiled(store, listed):
+        if left_out:
+            before = refused_before(store, listed)
+            if before is None:
+                return tile_on(workers, inputs, store, options, report).refused
+            refused = before
             report.note(
                 f"{left_out} tiles of the list are not in the store, as `g2l tile` said: they could not be used, or "
                 "have the content of others"
             )
-        elif left_out:
-            tile_on(workers, inputs, store, options, report)
-            return
         elif known:  # a command that was killed may have left that out
-            note_tiled(store, listed)
+            note_tiled(store, listed, [])
     prepare_store(store, options, of_tiles=True)
+    return refused
 
 
 def _tile_names(store: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -28,7 +28,7 @@ from pipeline.tiles.table import are_tiles, list_tiles
 from stores.errors import OptionError, SlideError
 from stores.format import features, manifest, tokens
 from stores.io.location import StoreLike
-from stores.io.text import human_bytes, unusable_lines
+from stores.io.text import first_of, human_bytes, unusable_lines
 
 MANIFEST_BYTES_PER_VIEW = 44
 """Commit records and patches of the demo's store, 968 patches under 4 seeds: 44.0 B a view."""
@@ -75,6 +75,8 @@ class Plan:
     speed_source: str
     tokens: TokenPlan | None = None
     splits: dict[str, int] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+    """A line for each tile that cannot be used; empty for slides."""
 
     @property
     def patches(self) -> int:
@@ -131,8 +133,8 @@ class Plan:
 
     @property
     def some_failed(self) -> bool:
-        """Whether some slide could not be used."""
-        return bool(self.unusable)
+        """Whether some slide or tile could not be used."""
+        return bool(self.unusable or self.refused)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -156,7 +158,7 @@ class Plan:
             "speed_source": self.speed_source,
             "hours": self.hours,
             "unusable": self.unusable,
-        }
+        } | ({"refused_tiles": self.refused} if self.refused else {})
 
     def lines(self) -> list[str]:
         """The same as text."""
@@ -197,7 +199,7 @@ class Plan:
                 "time      unknown: give the teacher's speed with --views-per-s, or --measure it "
                 "(H-optimus-0: about 630 views/s on an H200)"
             )
-        return said + unusable_lines(self.unusable)
+        return [*said, *unusable_lines(self.unusable), *first_of("tile not used", self.refused)]
 
 
 def plan(
@@ -221,16 +223,21 @@ def plan(
     options.validate()
     tile_options.validate()
     dim = _dim(options)
-    if isinstance(inputs, list):
-        slides, unusable = _count(inputs, tile_options, report)
-    else:
+    refused: list[str] = []
+    if not isinstance(inputs, list):
         slides, unusable = _tiled(inputs)
+    elif are_tiles(inputs, tile_options.tiles):
+        slides, unusable, refused = _count_tiles(inputs, tile_options, report)
+    else:
+        slides, unusable = _count(inputs, tile_options, report)
     speed, source = options.views_per_s, "as given"
     if options.measure:
         speed, dim, source = _measure(options)
     kept = tile_options.patch if options.pixels else None
     of_view = None if options.tokens is None else TokenPlan(options.tokens, _token_dim(options, dim))
-    result = Plan(slides, unusable, options.seeds, dim, kept, speed, source if speed else "", of_view)
+    result = Plan(
+        slides, unusable, options.seeds, dim, kept, speed, source if speed else "", of_view, refused=refused
+    )
     for slide in slides:
         result.splits[slide.split] = result.splits.get(slide.split, 0) + slide.patches
     return result
@@ -266,8 +273,6 @@ def _tiled(store: StoreLike) -> tuple[list[SlidePlan], dict[str, str]]:
 def _count(
     inputs: Sequence[Path], options: TileOptions, report: Reporter
 ) -> tuple[list[SlidePlan], dict[str, str]]:
-    if are_tiles(inputs, options.tiles):
-        return _count_tiles(inputs, options, report)
     paths = find_slides(inputs, report=report)
     given = given_of(options, paths, report=report)
     _, rule = patch_recipe(options)
@@ -294,7 +299,8 @@ def _count(
 
 def _count_tiles(
     inputs: Sequence[Path], options: TileOptions, report: Reporter
-) -> tuple[list[SlidePlan], dict[str, str]]:
+) -> tuple[list[SlidePlan], dict[str, str], list[str]]:
+    """Groups, those without a patch with their reasons, and a line for each tile that cannot be used."""
     require_no_slide_options(options)
     listed = list_tiles(inputs, options.root, options.column)
     with open_cluster(IN_PROCESS, "plan", report) as workers:
@@ -306,7 +312,7 @@ def _count_tiles(
             found.append(SlidePlan(group.slide_id, row["n_patches"], group.split, group.patient_id))
         else:
             unusable[group.slide_id] = row["reason"]
-    return found, unusable
+    return found, unusable, grouped.refused
 
 
 def _measure(options: PlanOptions) -> tuple[float, int, str]:

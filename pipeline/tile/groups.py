@@ -107,6 +107,11 @@ class Grouped:
     groups: dict[str, Group]
     notes: list[str]
 
+    @property
+    def refused(self) -> list[str]:
+        """A line for each tile that cannot be used."""
+        return [text for _, group in sorted(self.groups.items()) for text in group.refused]
+
 
 def group_tiles(
     workers: Cluster, listed: TileList, options: TileOptions, owners: Mapping[str, str], report: Reporter

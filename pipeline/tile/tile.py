@@ -326,15 +326,23 @@ def _require_no_tile_options(options: TileOptions) -> None:
             )
 
 
-def was_tiled(store: Path, listed: TileList) -> bool:
-    """Whether this list was the last to be tiled, and no group of it failed: its images need not be decoded again."""
+def refused_before(store: Path, listed: TileList) -> list[str] | None:
+    """What `note_tiled` kept of this list, when it was the last to be tiled and no group failed; None otherwise.
+
+    The images of such a list need not be decoded again.
+    """
+    kept = read_options(store, _LISTED)
     whole = all(row["status"] == manifest.OK for row in manifest.read_slides(store))
-    return whole and read_options(store, _LISTED).get("digest") == listed.digest()
+    refused = kept.get("refused")
+    if not whole or kept.get("digest") != listed.digest() or not isinstance(refused, list):
+        return None
+    return [visible(text) for text in refused]
 
 
-def note_tiled(store: Path, listed: TileList) -> None:
-    """Keep for `was_tiled` that a list is in the store as far as it can be."""
-    files.write_json(store / layout.options_file(_LISTED), {"digest": listed.digest()})
+def note_tiled(store: Path, listed: TileList, refused: Sequence[str]) -> None:
+    """Keep for `refused_before` that a list is in the store, but for the tiles of these lines."""
+    kept = {"digest": listed.digest(), "refused": list(refused)}
+    files.write_json(store / layout.options_file(_LISTED), kept)
 
 
 def _tile_tiles(
@@ -369,9 +377,8 @@ def _tile_tiles(
                 write_group(store, grouped, table)
         rows[slide_id] = table.row
     manifest.write_slides(store, list(rows.values()))
-    note_tiled(store, listed)
-    refused = [text for _, group in sorted(grouped.groups.items()) for text in group.refused]
-    return TileSummary(store, manifest.read_slides(store), refused=refused)
+    note_tiled(store, listed, grouped.refused)
+    return TileSummary(store, manifest.read_slides(store), refused=grouped.refused)
 
 
 @dataclass(frozen=True, slots=True)

@@ -285,12 +285,22 @@ def test_a_list_that_was_tiled_is_not_decoded_again(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(sys.modules["pipeline.tile.tile"], "group_tiles", look)
     heard = Noting()
-    assert extract([tmp_path / "t"], store, TEACHER, options, heard).views == 18
+    first = extract([tmp_path / "t"], store, TEACHER, options, heard)
+    assert first.views == 18
     assert looked == []
     assert any("2 tiles of the list are not in the store" in text for text in heard.said)
     (tmp_path / "t/class0/another.png").write_bytes(b"no image")
-    extract([tmp_path / "t"], store, TEACHER, options, Silent())
+    second = extract([tmp_path / "t"], store, TEACHER, options, Silent())
     assert len(looked) == 1
+    for found, names in ((first, ["broken"]), (second, ["another", "broken"])):
+        said = [f"class0/{name}.png: not a readable image" for name in names]
+        assert [text[: len(start)] for text, start in zip(found.refused, said, strict=True)] == said
+        assert found.some_failed
+        assert found.to_json()["refused_tiles"] == found.refused
+        assert sum("tile not used: " in line for line in found.lines()) == len(names)
+    for name in ("another", "broken"):
+        (tmp_path / f"t/class0/{name}.png").unlink()
+    assert not extract([tmp_path / "t"], store, TEACHER, options, Silent()).some_failed
     assert verify(store, VerifyOptions(), Silent()).findings == []
 
 
@@ -419,6 +429,18 @@ def test_plan_counts_what_tile_finds(tree: Path, made: Path) -> None:
     assert {slide.slide_id: slide.patches for slide in found.slides} == {
         row["slide_id"]: row["n_patches"] for row in manifest.read_slides(made)
     }
+    assert not found.some_failed
+
+
+def test_plan_names_what_tile_would_refuse(tmp_path: Path) -> None:
+    write_tiles(tmp_path, range(6))
+    (tmp_path / "class0/broken.png").write_bytes(b"no image")
+    found = plan([tmp_path], PlanOptions(dim=24), OPTIONS, Silent())
+    assert found.some_failed
+    assert not found.unusable
+    assert found.refused[0].startswith("class0/broken.png: not a readable image")
+    assert found.to_json()["refused_tiles"] == found.refused
+    assert "tile not used: 'class0/broken.png" in "\n".join(found.lines())
 
 
 @pytest.mark.cluster
