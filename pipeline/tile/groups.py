@@ -128,21 +128,23 @@ def group_tiles(
     OptionError
         When a group or a patient is in two splits, or a group has two patients.
     """
-    pieces = [
-        Piece(listed.folders[r.start], tuple(listed.names[r.start : r.stop])) for r in listed.chunks(_CHUNK)
-    ]
-    starts = {piece: r.start for piece, r in zip(pieces, listed.chunks(_CHUNK), strict=True)}
+    chunks = {
+        Piece(listed.folders[r.start], tuple(listed.names[r.start : r.stop])): r
+        for r in listed.chunks(_CHUNK)
+    }
     seen: list[tuple[str, int, int]] = [("", 0, 0)] * len(listed)
     report.start("tile", len(listed))
-    for done in workers.run(functools.partial(look, options.patch, options.pad), pieces, report):
-        start, count = starts[done.item], len(done.item.names)
-        seen[start : start + count] = done.result or [(visible(done.error), 0, 0)] * count
+    for done in workers.run(functools.partial(look, options.patch, options.pad), list(chunks), report):
+        r = chunks[done.item]
+        seen[r.start : r.stop] = done.result or [(visible(done.error), 0, 0)] * len(r)
     groups: dict[str, Group] = {}
     ids: dict[str, str] = {}
+    homes: list[Group] = []
     for i, (fingerprint, height, _) in enumerate(seen):
         text, patient_id, split = _group_of(listed, i, fingerprint if height else "", options)
         slide_id = ids.setdefault(text, _id_of(text))
         group = groups.setdefault(slide_id, Group(slide_id, split, patient_id))
+        homes.append(group)
         for name, value in (("split", split), ("patient_id", patient_id)):
             if getattr(group, name) != value:
                 raise OptionError(
@@ -151,10 +153,8 @@ def group_tiles(
                 )
         if not height:
             group.refused.append(f"{visible(listed.names[i])}: {fingerprint}")
-    _require_one_split_each(listed, groups, seen, ids, options)
-    result = Grouped(listed, seen, groups, [])
-    _give_out(result, ids, options, owners)
-    return result
+    _require_one_split_each(listed, homes)
+    return Grouped(listed, seen, groups, _give_out(listed, seen, homes, owners))
 
 
 def _group_of(listed: TileList, i: int, fingerprint: str, options: TileOptions) -> tuple[str, str, str]:
@@ -178,61 +178,50 @@ def _id_of(text: str) -> str:
     return f"{plain or 'group'}-{digest}"
 
 
-def _require_one_split_each(
-    listed: TileList,
-    groups: Mapping[str, Group],
-    seen: Sequence[tuple[str, int, int]],
-    ids: Mapping[str, str],
-    options: TileOptions,
-) -> None:
+def _require_one_split_each(listed: TileList, homes: Sequence[Group]) -> None:
     """Raise OptionError when a patient is in two splits."""
     patients = listed.columns.get("patient_id")
     if patients is None:
         return
     first: dict[str, tuple[str, str]] = {}
-    for i, patient_id in enumerate(patients):
+    for patient_id, name, home in zip(patients, listed.names, homes, strict=True):
         if patient_id:
-            fingerprint, height, _ = seen[i]
-            split = _group_of(listed, i, fingerprint if height else "", options)[2]
-            before, name = first.setdefault(patient_id, (split, listed.names[i]))
-            if before != split:
+            before, other = first.setdefault(patient_id, (home.split, name))
+            if before != home.split:
                 raise OptionError(
-                    f"patient {patient_id}: {name} is in split {before}, {listed.names[i]} in {split}: a training "
+                    f"patient {patient_id}: {other} is in split {before}, {name} in {home.split}: a training "
                     "would see what it is validated on; give all tiles of a patient one split, or none"
                 )
 
 
 def _give_out(
-    result: Grouped, ids: Mapping[str, str], options: TileOptions, owners: Mapping[str, str]
-) -> None:
-    """Put every tile into one group: that of the store, otherwise the first by id of those that list it."""
-    listed = result.listed
-    wanted: dict[str, str] = {}
-    of_tile: list[str] = []
-    for i, (fingerprint, height, _) in enumerate(result.sizes):
-        slide_id = ids[_group_of(listed, i, fingerprint if height else "", options)[0]]
-        of_tile.append(slide_id)
-        if height:
-            wanted[fingerprint] = min(slide_id, wanted.get(fingerprint, slide_id))
+    listed: TileList, seen: Sequence[tuple[str, int, int]], homes: Sequence[Group], owners: Mapping[str, str]
+) -> list[str]:
+    """Put every tile into one group: that of the store, otherwise the first by id of those that list it.
+
+    Returns what there is to say of tiles that are listed twice.
+    """
+    usable = [(i, fingerprint) for i, (fingerprint, height, _) in enumerate(seen) if height]
+    first: dict[str, str] = {}
+    for i, fingerprint in usable:
+        slide_id = homes[i].slide_id
+        first[fingerprint] = min(slide_id, first.get(fingerprint, slide_id))
     doubled = elsewhere = 0
-    for i, (fingerprint, height, _) in enumerate(result.sizes):
-        if not height:
-            continue
-        owner = owners.get(fingerprint, wanted[fingerprint])
-        if owner != of_tile[i]:
+    for i, fingerprint in usable:
+        if homes[i].slide_id != owners.get(fingerprint, first[fingerprint]):
             elsewhere += 1
             continue
-        members = result.groups[owner].members
+        members = homes[i].members
         before = members.setdefault(fingerprint, i)
         if before != i:
             doubled += 1
             members[fingerprint] = min(before, i, key=lambda at: listed.names[at])
+    notes = []
     if doubled:
-        result.notes.append(
-            f"{doubled} tiles have the content of another tile of their group: each is kept once"
-        )
+        notes.append(f"{doubled} tiles have the content of another tile of their group: each is kept once")
     if elsewhere:
-        result.notes.append(f"{elsewhere} tiles have the content of a tile in another group, which keeps it")
+        notes.append(f"{elsewhere} tiles have the content of a tile in another group, which keeps it")
+    return notes
 
 
 @dataclass(frozen=True, slots=True)
