@@ -12,7 +12,7 @@ from pipeline.slides.sources import Source, open_slide_source
 from pipeline.tiles.search import File, find_moved, names_of, root_of
 from pipeline.tiles.source import GroupSource
 from stores.errors import OptionError, ReadError, SlideError
-from stores.format import manifest, recipe, tiles
+from stores.format import layout, manifest, recipe, tiles
 from stores.io.location import StoreLike
 from stores.io.progress import SILENT, Reporter
 
@@ -61,7 +61,8 @@ class TilesPlace:
         """Some of the tiles are looked at; all are, one by one, when they are read."""
         slide_id = str(row["slide_id"])
         pad = stored.patch.tissue.get("pad", "none")
-        found = GroupSource(slide_id, self.store, self.folders, stored.patch.size_px, str(pad), self.moved)
+        store = (self.store / layout.MANIFEST).parent
+        found = GroupSource(slide_id, store, self.folders, stored.patch.size_px, str(pad), self.moved)
         patches = manifest.read_patches(self.store, slide_id, row["n_patches"])
         reader = found.open()
         try:

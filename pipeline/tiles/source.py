@@ -11,7 +11,6 @@ from pipeline.slides.sources import Reader
 from pipeline.tiles.image import TileReader, padded
 from stores.errors import ReadError
 from stores.format import manifest, tiles
-from stores.io.location import StoreLike
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +18,8 @@ class GroupSource:
     """Patches from the tiles of a group. Small: the names of the tiles are read from the store, in the worker."""
 
     slide_id: str
-    store: StoreLike
+    store: Path
+    """The store, or the local copy of a remote one's manifest: processes cannot share a connection."""
     folders: tuple[Path, ...]
     """That names may be relative to, in this order; absolute."""
     size_px: int

@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import PIL.Image
 import pyarrow as pa
 import pytest
 
+import stores
 from pipeline.data.split import open_split
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.prototypes.fit import fit
@@ -23,6 +25,7 @@ from pipeline.report.gather import gather
 from pipeline.report.options import ReportOptions
 from pipeline.runtime.options import ClusterOptions
 from pipeline.runtime.progress import Silent
+from pipeline.slides.pool import PatchPool
 from pipeline.tile import groups
 from pipeline.tile.options import TileOptions
 from pipeline.tile.tile import tile
@@ -39,6 +42,7 @@ from stores.format import manifest, pixels, recipe
 from stores.format.tiles import fingerprint_of_group, fingerprint_of_tile
 from stores.io.text import utf8
 from tests.tools.bombs import write_bomb
+from tests.tools.child_work import reads
 from tests.tools.extract import contents
 from tests.tools.tiles import tile_pixels, write_hdf5, write_table, write_tiles
 
@@ -241,6 +245,20 @@ def test_a_table_with_absolute_paths_works_in_later_commands(made: Path, tree: P
     assert verify(store, VerifyOptions(slides=(table,), sample="all"), heard).findings == []
     open_split(store, recipe.load_complete(store), "train", None, [table]).check(2)
     assert not any("by content" in text for text in heard.said)
+
+
+def test_processes_read_tiles_of_a_store_behind_a_url(made: Path, tree: Path) -> None:
+    """A connection cannot be shared with them, and of the store they need the manifest alone."""
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{made}/", "/shelf/tiles/", recursive=True)
+    with stores.open("memory://shelf/tiles") as opened, PatchPool(1, processes=True) as pool:
+        split = open_split(opened.files, opened.complete, "train", None, [tree])
+        assert split.readers_are_processes("auto", True)
+        found = pool.submit(split.sources["tiles-train"], reads, 3, 0, 0).result()
+    memory.rm("/shelf", recursive=True)
+    tile = manifest.read_patches(made, "tiles-train").tile
+    assert tile is not None
+    assert fingerprint_of_tile(found) == tile[3]
 
 
 def test_images_that_cannot_be_used_have_a_reason_each(tmp_path: Path) -> None:
