@@ -18,5 +18,27 @@ def whose(reader: Any, number: int) -> tuple[int, str]:
     return number, f"{os.getpid()} {threading.get_ident()}"
 
 
+class Counted:
+    """A source that counts how often it is sent."""
+
+    def __init__(self, slide_id: str) -> None:
+        self.slide_id = self.key = slide_id
+        self.sent = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.sent += 1
+        return type(self), (self.slide_id,)
+
+    def open(self) -> Any:
+        return self
+
+    def close(self) -> None: ...
+
+
+def names(reader: Any) -> str:
+    """The source that a worker has."""
+    return str(reader.slide_id)
+
+
 def reads(reader: Any, row: int, x_px0: int, y_px0: int) -> Any:
     return reader.read(row, x_px0, y_px0)

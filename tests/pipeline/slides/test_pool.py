@@ -17,7 +17,7 @@ from pipeline.slides.pool import PatchPool, rows_at_once
 from pipeline.slides.sources import StoreSource
 from pipeline.tile.options import TileOptions
 from stores.errors import ClusterError, SlideError, ViewMismatch
-from tests.tools.child_work import dies, fails, whose
+from tests.tools.child_work import Counted, dies, fails, names, whose
 from tests.tools.extract import contents
 from tests.tools.loader import OPTIONS, joined, stream
 from tests.tools.settings import TEACHER
@@ -93,6 +93,21 @@ def test_a_dead_process_that_another_thread_collects_is_replaced(store: Path) ->
         os.kill(process.pid, signal.SIGKILL)
         os.waitpid(process.pid, 0)
         assert pool.submit(source, whose, 2).result()[0] == 2
+
+
+@pytest.mark.kill
+def test_a_source_is_sent_to_a_process_once() -> None:
+    many = [Counted(str(i)) for i in range(40)]
+    with PatchPool(1, processes=True) as pool:
+        for source in (*many[:3], *many[:3]):
+            assert pool.submit(source, names).result() == source.slide_id
+        assert [source.sent for source in many[:4]] == [1, 1, 1, 0]
+        readers_of(os.getpid())[0].kill()  # the one after it knows nothing
+        assert pool.submit(many[0], names).result() == "0"
+        assert many[0].sent == 2
+        for source in (*many, *many):  # more than are kept
+            assert pool.submit(source, names).result() == source.slide_id
+        assert many[0].sent > 2
 
 
 @pytest.mark.kill
