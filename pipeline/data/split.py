@@ -3,7 +3,7 @@
 Training, `pipeline.data.dataset.ViewDataset` and whatever else reads views as the teacher saw them begin here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,14 +148,48 @@ def open_split(
     CorruptStore
         When the store contradicts itself.
     """
+    empty = (split,) if may_be_empty else ()
+    (found,) = open_splits(store, recipe, {split: n_seeds}, slides, empty, report)
+    return found
+
+
+def open_splits(
+    store: StoreLike,
+    recipe: CompleteRecipe,
+    n_seeds: Mapping[str, int | None],
+    slides: Sequence[Path] = (),
+    may_be_empty: Collection[str] = (),
+    report: Reporter = SILENT,
+) -> list[Split]:
+    """`open_split` for several splits, whose pixels are looked for once.
+
+    Parameters
+    ----------
+    n_seeds
+        By split, in the order of the result.
+    may_be_empty
+        Splits that are allowed to have no committed views.
+    """
     if recipe.reader.rendering != RENDERING:
         raise ViewMismatch(
             f"{store}: views were rendered by {recipe.reader.rendering}, this version renders {RENDERING}; "
             "use the version that made the store, or extract again"
         )
     policy = Policy.from_json(recipe.policy)
-    units = find_views(store, recipe, split, n_seeds, may_be_empty)
-    sources = (
-        find_sources(store, recipe, {unit.commit.slide_id for unit in units}, slides, report) if units else {}
-    )
-    return Split(store, recipe, policy, units, sources)
+    units = {
+        split: find_views(store, recipe, split, seeds, split in may_be_empty)
+        for split, seeds in n_seeds.items()
+    }
+    slide_ids = {split: {unit.commit.slide_id for unit in found} for split, found in units.items()}
+    every = set().union(*slide_ids.values())
+    sources = find_sources(store, recipe, every, slides, report) if every else {}
+    return [
+        Split(
+            store,
+            recipe,
+            policy,
+            found,
+            {i: source for i, source in sources.items() if i in slide_ids[split]},
+        )
+        for split, found in units.items()
+    ]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.data.loader import Batch
-from pipeline.data.split import Split, files_and_recipe, open_split
+from pipeline.data.split import Split, files_and_recipe, open_splits
 from pipeline.distill import loss_spec
 from pipeline.distill.model import Teaching
 from pipeline.distill.options import DistillOptions
@@ -44,8 +44,8 @@ def open_data(store: Store | StoreLike, options: DistillOptions, threads: int, r
     """
     files, recipe = files_and_recipe(store)
     tokens, spaces = _wanted(files, recipe, options)
-    train = open_split(files, recipe, "train", options.seeds, options.slides, report=report)
-    val = open_split(files, recipe, "val", 1, options.slides, may_be_empty=True, report=report)
+    seeds = {"train": options.seeds, "val": 1}
+    train, val = open_splits(files, recipe, seeds, options.slides, ("val",), report)
     mean, variance = train.statistics()
     terms = of_store(files, recipe.teacher.name)
     if options.check_views != "none":
