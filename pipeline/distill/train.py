@@ -100,7 +100,7 @@ def distill(
             report.note(f"{run} is complete; use another --out to train again")
             return files.read_object(run / "summary.json", inside=run) if ranks.leads else {}
         if ranks.leads:
-            report = stack.enter_context(RunLog(report, run / "log.jsonl"))
+            report = stack.enter_context(RunLog(report, run / files.RUN_LOG))
             if swept:
                 report.note(f"removed {swept} unfinished files of an interrupted run")
         threads = threads_of(options.threads, ranks.local_world)

@@ -226,7 +226,7 @@ def _run_facts(path: Path, run: RunFiles) -> str:
     elif summary.get("stopped_early"):
         pairs.append(("state", "stopped early"))
     pairs += [
-        ("date", origin.last_date(path / "log.jsonl")),
+        ("date", origin.last_date(path / files.RUN_LOG)),
         ("version of g2l", summary.get("g2l_version")),
         ("recipe of its store", run.store_recipe[:16]),
     ]

@@ -20,6 +20,8 @@ from stores.io.text import human_bytes, is_utf8, utf8
 PARTIAL = ".partial"
 LOGS = "logs"
 """Folder with the logs of the commands that made a store. It is no part of the store: no copy or seal includes it."""
+RUN_LOG = "log.jsonl"
+"""The log of a run, in its folder."""
 _LEFT_FILE = re.compile(rf"(\..+|.+\.[0-9a-f]{{32}}){re.escape(PARTIAL)}|\.tmp[A-Za-z0-9]{{6}}")
 """Unfinished files: ours, Zarr's, and those of safetensors, which writes beside the file that it is given."""
 _LEFT_FOLDER = re.compile(rf"(\..+\.\d+|tmp\w{{8}}){re.escape(PARTIAL)}")
@@ -271,7 +273,7 @@ def read_object(path: Path, inside: Path | None = None) -> dict[str, Any]:
 
 def is_unused(folder: Path) -> bool:
     """Whether a folder is absent or empty; logs, with the lock of the command that asks, do not count."""
-    return not folder.exists() or all(entry.name == LOGS for entry in folder.iterdir())
+    return not folder.exists() or all(entry.name in (LOGS, RUN_LOG) for entry in folder.iterdir())
 
 
 def unfinished(root: Path) -> list[Path]:

@@ -106,7 +106,7 @@ def fit(store: StoreLike, out: Path, options: PrototypeOptions, report: Reporter
             f"--k {options.k}: the training split has {stream.epoch_views} views under its seeds; ask for fewer"
         )
     chunks = Chunks(threads_of(options.threads, None), devices.choose_device(options.device))
-    with only_writer(out), RunLog(report, out / "log.jsonl") as log, contextlib.closing(chunks):
+    with only_writer(out), RunLog(report, out / files.RUN_LOG) as log, contextlib.closing(chunks):
         _begin(out, options, stored.digest())
         work = _Fit(store, out, options, stored, stream, BlockCache(store, stored.tokens), chunks, log)
         return Fitted(out, work.run())

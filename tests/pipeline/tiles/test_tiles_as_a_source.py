@@ -35,7 +35,7 @@ from pipeline.views import draw
 from pipeline.views.policy import POLICIES, Policy, sized
 from stores.combine.merge import merge
 from stores.combine.subset import Selection, subset
-from stores.errors import OptionError, RecipeMismatch, SlideError, StoreError
+from stores.errors import EncoderError, OptionError, RecipeMismatch, SlideError, StoreError
 from stores.export.export import ExportOptions, export
 from stores.export.pseudonyms import Pseudonyms
 from stores.format import manifest, pixels, recipe
@@ -220,6 +220,26 @@ def test_tiles_under_other_names_are_found_by_content(
     assert "40 tiles are not where their names say: looking at 40 by content" in heard.said
     assert "find tiles 40" in heard.said
     open_split(made, recipe.load_complete(made), "train", None, [given]).check(2)
+
+
+def test_distill_looks_for_the_tiles_of_both_splits_at_once(made: Path, tmp_path: Path) -> None:
+    for number in NUMBERS:
+        PIL.Image.fromarray(tile_pixels(number)).save(tmp_path / f"n{number}.bmp")
+    options = DistillOptions(
+        student="tests.tools.tiny:student_of_64_px",
+        random_weights=0,
+        slides=(tmp_path,),
+        steps=1,
+        batch_size=4,
+        threads=2,
+        check_views="all",
+    )
+    with pytest.raises(EncoderError, match="no function"):  # the pass is in the log, and no run has begun
+        distill(made, tmp_path / "run", replace(options, student="tests.tools.tiny:none"), False, Silent())
+    heard = Noting()
+    assert distill(made, tmp_path / "run", options, False, heard)["steps"] == 1
+    assert heard.said.count("find tiles 40") == 1
+    assert sum("find tiles" in text for text in heard.said) == 1
 
 
 def test_tiles_that_are_gone_are_not_looked_for_among_those_that_are_there(
