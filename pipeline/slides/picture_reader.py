@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from pipeline.slides.contract import Pixels, RegionPatches
+from pipeline.slides.image_file import TooManyPixels, open_image
 from pipeline.slides.pyramid import MAX_TILE_BYTES, Facts, PyramidFile
 from pipeline.slides.samples import not_rgb
 from pipeline.slides.slide import ReadPlan, sha256_fingerprint
@@ -51,21 +51,18 @@ class PictureReader:
 
 def _open(path: Path) -> PyramidFile:
     try:
+        with open_image(path, _FORMATS, _MAX_FILE_BYTES, MAX_TILE_BYTES // 3) as image:
+            size, mode, transparent = image.size, image.mode, "transparency" in image.info
+            is_png = image.format == "PNG"
         with open_regular(path, _MAX_FILE_BYTES) as file:
-            head = file.read(_PNG_DEPTH_AT + 1)
-            file.seek(0)
-            with Image.open(file, formats=_FORMATS) as image:
-                size, mode, transparent = image.size, image.mode, "transparency" in image.info
-                is_png = image.format == "PNG"
+            head = file.read(_PNG_DEPTH_AT + 1)  # Pillow shows the upper 8 bits of 16, without a word
     except FileNotFoundError:
         raise SlideError(f"{path.name}: no such file") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+    except TooManyPixels:
         raise _too_large(path) from None
     except (OSError, ValueError, SyntaxError, CorruptStore) as error:
         words = first_line(error).replace(str(path), path.name)
         raise SlideError(f"{path.name}: no PNG or JPEG that opens ({words})") from None
-    if 3 * size[0] * size[1] > MAX_TILE_BYTES:
-        raise _too_large(path)
     if is_png and head[_PNG_DEPTH_AT] == 16:
         raise not_rgb(path.name, f"of 16 bits a sample ({mode})")
     if mode not in ("RGB", "RGBA") or transparent:
@@ -96,7 +93,7 @@ class _Whole:
         return self._size
 
     def tile(self, column: int, row: int) -> Pixels:
-        with open_regular(self._path, _MAX_FILE_BYTES) as file, Image.open(file, formats=_FORMATS) as image:
+        with open_image(self._path, _FORMATS, _MAX_FILE_BYTES, MAX_TILE_BYTES // 3) as image:
             if image.size != self._size:
                 raise ValueError("it is another picture now")
             pixels = np.asarray(image)

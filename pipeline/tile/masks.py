@@ -11,16 +11,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pipeline.slides.image_file import TooManyPixels, open_image
 from pipeline.tile.frames import Frame, choose_frame
 from pipeline.tile.tissue import Bools
 from stores.errors import OptionError, StoreError, TissueError
 from stores.format.manifest import check_slide_id
 from stores.io.files import first_line, read_json
-from stores.io.foreign import open_regular
 
 MAX_JSON_BYTES = 64 * 2**20
 _MAX_IMAGE_BYTES = 1 << 30
-MAX_MASK_PX = 80_000_000  # below the 89 M at which Pillow starts to warn of decompression bombs
+MAX_MASK_PX = 80_000_000
 _JSON_SUFFIXES = (".geojson", ".json")
 _IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
 _IMAGE_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B", "I")
@@ -111,7 +111,7 @@ def _too_large(path: Path, size: str) -> TissueError:
 def _read_image(path: Path, frames: Sequence[Frame]) -> Bools:
     """What is not black in an image file, at the file's own size."""
     try:
-        with open_regular(path, _MAX_IMAGE_BYTES) as file, Image.open(file, formats=("PNG", "TIFF")) as image:
+        with open_image(path, ("PNG", "TIFF"), _MAX_IMAGE_BYTES, MAX_MASK_PX) as image:
             _check_image(path, image, frames)
             if image.mode in ("P", "LA", "RGBA"):  # what is seen counts, not the palette's index
                 colours = np.asarray(image.convert("RGBA"))
@@ -121,8 +121,8 @@ def _read_image(path: Path, frames: Sequence[Frame]) -> Bools:
         raise
     except StoreError as error:
         raise TissueError(str(error)) from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise _too_large(path, first_line(error)) from None
+    except TooManyPixels as error:
+        raise _too_large(path, str(error)) from None
     except Exception as error:  # a decoder may raise anything on a damaged file
         raise TissueError(f"{path}: not a readable PNG or TIFF ({first_line(error)}); save again") from None
     return (pixels if pixels.ndim == 2 else pixels.max(axis=2)) != 0
@@ -131,8 +131,6 @@ def _read_image(path: Path, frames: Sequence[Frame]) -> Bools:
 def _check_image(path: Path, image: Image.Image, frames: Sequence[Frame]) -> None:
     """Raise TissueError unless the header fits a mask of this slide; no memory is allocated yet."""
     width, height = image.size
-    if width * height > MAX_MASK_PX:
-        raise _too_large(path, f"{width}x{height} pixels")
     if image.mode not in _IMAGE_MODES:
         raise TissueError(f"{path}: pixels of type {image.mode}; save as 8-bit grey, no tissue in black")
     if not any(_same_ratio(image.size, frame) for frame in frames):

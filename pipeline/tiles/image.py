@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
+from pipeline.slides.image_file import TooManyPixels, open_image
 from pipeline.tiles.hdf5 import MAX_TILE_PX, Stacked, is_hdf5
 from stores.errors import ReadError, StoreError
 from stores.io.files import first_line
-from stores.io.foreign import open_regular
 
 Pixels = npt.NDArray[np.uint8]
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".jp2", ".webp"))
@@ -63,10 +63,7 @@ def read_image(path: Path) -> Pixels:
         When it is absent, damaged, too large, wholly transparent, or not an 8-bit image of one page.
     """
     try:
-        with open_regular(path, _MAX_BYTES) as file, PIL.Image.open(file, formats=_FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_TILE_PX:
-                raise ReadError(f"{width}x{height} px, at most {MAX_TILE_PX} pixels are read")
+        with open_image(path, _FORMATS, _MAX_BYTES, MAX_TILE_PX) as image:
             if image.mode not in _MODES:
                 raise ReadError(f"mode {image.mode}; 8-bit grey or RGB is expected")
             if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
@@ -74,6 +71,8 @@ def read_image(path: Path) -> Pixels:
             return np.asarray(_opaque(image), np.uint8)
     except ReadError:
         raise
+    except TooManyPixels as error:
+        raise ReadError(f"{error}, at most {MAX_TILE_PX} pixels are read") from None
     except StoreError as error:
         raise ReadError(str(error).removeprefix(f"{path}: ")) from None
     except (FileNotFoundError, NotADirectoryError):
