@@ -321,7 +321,7 @@ def test_a_corrected_table_reaches_what_was_published(
         assert found.num_row_groups == right.num_row_groups
     assert contents(tmp_path / "eva") == contents(tmp_path / "right_eva")
     notes = Notes()
-    embed([slides], tmp_path / "out", TINY, tiling, notes)
+    assert embed([slides], tmp_path / "out", TINY, tiling, notes).views == 0  # what was written again counts
     assert not any("published again" in note for note in notes.said)
 
 
