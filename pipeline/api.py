@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.extract.plan import Plan
     from pipeline.importing.importer import Imported
     from pipeline.runtime.log import RunLog
-    from pipeline.tile.tile import TileSummary
+    from pipeline.tile.summary import TileSummary
     from pipeline.verify.slide_views import Verified
     from stores.store import Store
 

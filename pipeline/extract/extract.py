@@ -26,8 +26,10 @@ from pipeline.runtime.progress import Reporter
 from pipeline.runtime.work import Cluster
 from pipeline.slides.find import find_slides
 from pipeline.tile.options import TileOptions
+from pipeline.tile.prepare import prepare_store, require_extendable
 from pipeline.tile.slides_csv import given_of
-from pipeline.tile.tile import note_tiled, prepare_store, refused_before, require_extendable, tile_on
+from pipeline.tile.tile import tile_on
+from pipeline.tile.tile_list import note_tiled, refused_before
 from pipeline.tiles.places import find_places
 from pipeline.tiles.search import root_of
 from pipeline.tiles.table import are_tiles, list_tiles

@@ -11,7 +11,8 @@ import pytest
 from pipeline.runtime.progress import Silent
 from pipeline.runtime.work import Done
 from pipeline.tile.options import TileOptions
-from pipeline.tile.tile import SlideWork, tile, tile_on
+from pipeline.tile.slide_rows import SlideWork
+from pipeline.tile.tile import tile, tile_on
 from stores.format import layout, manifest
 from tests.tools.notes import Notes
 

@@ -321,7 +321,7 @@ def test_a_list_that_was_tiled_is_not_decoded_again(tmp_path: Path, monkeypatch:
         looked.append(a)
         return groups.group_tiles(*a)
 
-    monkeypatch.setattr(sys.modules["pipeline.tile.tile"], "group_tiles", look)
+    monkeypatch.setattr(sys.modules["pipeline.tile.tile_list"], "group_tiles", look)
     heard = Noting()
     first = extract([tmp_path / "t"], store, TEACHER, options, heard)
     assert first.views == 18
