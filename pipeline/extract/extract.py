@@ -30,7 +30,7 @@ from pipeline.tile.prepare import prepare_store, require_extendable
 from pipeline.tile.slides_csv import given_of
 from pipeline.tile.tile import tile_on
 from pipeline.tile.tile_list import note_tiled, refused_before
-from pipeline.tiles.places import find_places
+from pipeline.tiles.places import Place, SlidePlace, find_places
 from pipeline.tiles.search import root_of
 from pipeline.tiles.table import are_tiles, list_tiles
 from pipeline.views.policy import Policy, load_policy, sized
@@ -137,13 +137,15 @@ def extract(
                 f"{other_size(teacher.resizable, policy.crop_px)}"
             )
         summary = Extracted(store=store)
+        places: Mapping[str, Place]
         if of_tiles:
             summary.refused += _tile_new_tiles(workers, inputs, store, tile_options, report)
+            patch, rows = recipe.load(store).patch, manifest.read_slides(store)
+            places = find_places(store.absolute(), patch, rows, inputs, tile_options.root, report)
         else:
-            tile_on(workers, inputs, store, tile_options, report, look_again=False)
+            found = tile_on(workers, inputs, store, tile_options, report, look_again=False)
+            places = {slide_id: SlidePlace(path) for slide_id, path in found.paths.items()}
         tiled = recipe.load(store)
-        rows = manifest.read_slides(store)
-        places = find_places(store.absolute(), tiled.patch, rows, inputs, tile_options.root, report)
         tasks = plan_tasks(store, tiled, places, options, summary)
         _require_room(store, tasks, teacher, policy.patch_px, options)
         stored = _settle_recipe(store, tiled, teacher, policy, options)

@@ -90,6 +90,16 @@ def test_rows_without_a_slide_are_one_line(slides: Path, tmp_path: Path) -> None
     assert notes.recorded == [("no slide", {"ids": [f"s{i}" for i in range(1000)]})]
 
 
+def test_what_is_said_of_the_inputs_is_said_once(slides: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.copy(slides / "a.tiff", tmp_path / "in")
+    (tmp_path / "in" / "x.vsi").touch()
+    for _ in range(2):
+        notes = Notes()
+        extract([tmp_path / "in"], tmp_path / "store", ONE, TileOptions(), notes)
+        assert len([note for note in notes.said if "no reader knows them" in note]) == 1
+
+
 def test_a_table_of_other_slides_is_refused(slides: Path, tmp_path: Path) -> None:
     given = write(tmp_path / "s.csv", "slide_id,site\ns1,x\n")
     with pytest.raises(
