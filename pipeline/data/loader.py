@@ -27,6 +27,7 @@ from stores import sampler
 from stores.errors import CorruptStore, ReadError
 from stores.format import recipe
 from stores.io.location import StoreLike
+from stores.io.ranges import spread
 
 CHECK_EVERY = 16  # --check-views sample checks one view of 16
 
@@ -238,14 +239,14 @@ def load_views(
 ) -> Batch:
     """At most `n_views` views of one seed, evenly spread over `units`; every view is compared with its checksum."""
     picked = [(unit, row) for unit in units if seed in unit.seeds for row in unit.rows.tolist()]
-    keep = np.unique(np.linspace(0, len(picked) - 1, min(n_views, len(picked))).round().astype(int))
+    keep = spread(len(picked), n_views)
     cache = BlockCache(store, tokens, policy)
     out = np.empty((len(keep), policy.crop_px, policy.crop_px, 3), np.uint8)
     stored: list[tuple[npt.NDArray[Any], ...]] = []
     work = functools.partial(rebuild_row, policy)
     with PatchPool(threads) as pool:
         jobs = []
-        for number in keep.tolist():
+        for number in keep:
             unit, row = picked[number]
             at = np.array([row], np.int32)
             stored.append((cache.targets(unit.commit, at, seed), *cache.tokens(unit.commit, at, seed)))

@@ -221,9 +221,7 @@ def _settled(
         raise RecipeMismatch(
             f"recipe.declared: {store} holds what g2l computed itself; import into another --out"
         )
-    if (
-        wanted.declared is not None and wanted.declared.by == "clam"
-    ):  # nominal: that of the slide which came first
+    if stored.declared.by == "clam":  # its mpp is nominal: that of the slide which came first
         wanted = replace(wanted, patch=replace(wanted.patch, mpp=stored.patch.mpp))
     recipe.require_same(stored, wanted, str(store))
     return recipe.require_complete(stored, store)
@@ -332,17 +330,7 @@ class _Import:
                 f"{slide.h5}: its patches have {mpp:g} micrometres a pixel, the store {patch.mpp:g}; is the mpp of the "
                 "slide right (--slide-mpp), and the magnification that of the others?"
             )
-        measured = {
-            "fingerprint": info.fingerprint,
-            "vendor": info.vendor,
-            "width_px0": info.width_px0,
-            "height_px0": info.height_px0,
-            "mpp": info.mpp,
-            "mpp_source": info.mpp_source,
-            "patch_px0": side_px0,
-            "patch_mpp": mpp,
-        }
-        return {**row, **measured}
+        return {**row, **info.columns(), "patch_px0": side_px0, "patch_mpp": mpp}
 
     def _order(
         self, content: SlideFeatures, info: SlideInfo, side_px0: int, slide: _Slide

@@ -41,6 +41,7 @@ from stores.errors import EvaluationError, OptionError, SlideError
 from stores.format import manifest, oblong, recipe, tiles
 from stores.format.committed import read_records, usable_slides
 from stores.io.location import StoreLike
+from stores.io.ranges import spread
 from stores.io.text import visible
 
 NEIGHBOURS = 6
@@ -167,9 +168,7 @@ def gather(
 
 def _spread(items: Sequence[Any], n: int) -> list[Any]:
     """At most `n` items, evenly spread."""
-    return [
-        items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(n, len(items))).round().astype(int))
-    ]
+    return [items[i] for i in spread(len(items), n)]
 
 
 class _Slide:

@@ -51,6 +51,11 @@ class SlideInfo:
         """Micrometres per level-0 pixel in x and in y."""
         return self.mpp, self.mpp if self.mpp_y is None else self.mpp_y
 
+    def columns(self) -> dict[str, Any]:
+        """Its part of a row of the slides table, in x where pixels are not square."""
+        names = ("fingerprint", "vendor", "width_px0", "height_px0", "mpp", "mpp_source")
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclass(frozen=True, slots=True)
 class ReadPlan:

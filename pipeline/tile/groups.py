@@ -27,6 +27,7 @@ from pipeline.tiles.table import TileList
 from stores.errors import OptionError, ReadError
 from stores.format import layout, manifest, recipe, tiles
 from stores.format.layout import is_slide_id
+from stores.io.ranges import spread
 from stores.io.text import visible
 
 _CHUNK = 256
@@ -302,9 +303,7 @@ def draw_group(path: Path, grouped: Grouped, table: GroupTable) -> None:
     listed, reader = grouped.listed, TileReader()
     folders = dict(zip(listed.names, listed.folders, strict=True))
     names = list(dict.fromkeys(table.further[manifest.TILE_FILE]))
-    chosen = [
-        names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(_SHEET, len(names))).astype(int))
-    ]
+    chosen = [names[i] for i in spread(len(names), _SHEET)]
     across = min(10, len(chosen))
     cell = _CELL_PX + 4
     sheet = np.full((-(-len(chosen) // across) * cell + 32, max(across * cell, 420), 3), 255, np.uint8)

@@ -167,13 +167,8 @@ def _tile_slide(store: Path, slide: SlideWork, options: TileOptions) -> dict[str
             if not (options.square_pixels or slide.is_oblong):
                 require_square(info)
             plan = plan_read(info, options.mpp, options.patch)
-            measured: dict[str, Any] = {
-                "fingerprint": info.fingerprint,
-                "vendor": info.vendor,
-                "width_px0": info.width_px0,
-                "height_px0": info.height_px0,
-                "mpp": info.mpp,
-                "mpp_source": info.mpp_source,
+            measured = {
+                **info.columns(),
                 "patch_px0": plan.patch_px0,
                 "patch_mpp": plan.mpp,
                 **oblong.columns(info.mpp_y, plan.sides_px0[1]),

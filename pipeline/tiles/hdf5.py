@@ -29,6 +29,16 @@ def is_hdf5(path: Path) -> bool:
     return path.suffix.lower() in (".h5", ".hdf5")
 
 
+def file_and_row(name: str) -> tuple[str, int | None]:
+    """The file of a tile by its name, and its row; None where the file is an image.
+
+    >>> file_and_row("a.h5#3"), file_and_row("a.png")
+    (('a.h5', 3), ('a.png', None))
+    """
+    file, _, row = name.rpartition("#")
+    return (file, int(row)) if row.isdecimal() and is_hdf5(Path(file)) else (name, None)
+
+
 class Stacked:
     """The dataset ``x`` of an HDF5 file, open for reading row by row; ReadError when there is none."""
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import PIL.Image
 
 from pipeline.slides.image_file import TooManyPixels, open_image
-from pipeline.tiles.hdf5 import MAX_TILE_PX, Stacked, is_hdf5
+from pipeline.tiles.hdf5 import MAX_TILE_PX, Stacked, file_and_row
 from stores.errors import ReadError, StoreError
 from stores.io.files import first_line
 
@@ -38,14 +38,14 @@ class TileReader:
         ReadError
             When it is absent, damaged, too large, or no 8-bit image.
         """
-        file, mark, row = name.rpartition("#")
-        if not mark or not is_hdf5(Path(file)) or not row.isdecimal():
+        file, row = file_and_row(name)
+        if row is None:
             return read_image(folder / name)
         path = folder / file
         if self._stacked is None or self._stacked[0] != path:
             self.close()
             self._stacked = path, Stacked(path)
-        return self._stacked[1].read(int(row))
+        return self._stacked[1].read(row)
 
     def close(self) -> None:
         """Close the HDF5 file."""

@@ -5,18 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from pipeline.slides.find import find_slides
 from pipeline.slides.sources import Source, open_slide_source
-from pipeline.tiles.search import File, find_moved, names_of, root_of
+from pipeline.tiles.search import LOOKED_AT, File, find_moved, names_of, root_of
 from pipeline.tiles.source import GroupSource
 from stores.errors import OptionError, ReadError, SlideError
 from stores.format import layout, manifest, recipe, tiles
 from stores.io.location import StoreLike
 from stores.io.progress import SILENT, Reporter
-
-_LOOKED_AT = 8
+from stores.io.ranges import spread
 
 
 class Place(Protocol):
@@ -66,7 +63,7 @@ class TilesPlace:
         patches = manifest.read_patches(self.store, slide_id, row["n_patches"])
         reader = found.open()
         try:
-            for i in np.unique(np.linspace(0, len(patches) - 1, _LOOKED_AT).round().astype(int)).tolist():
+            for i in spread(len(patches), LOOKED_AT):
                 reader.read(i, int(patches.x_px0[i]), int(patches.y_px0[i]))
         except ReadError as error:
             where = ", ".join(map(str, self.folders))

@@ -5,9 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pipeline.tiles.hdf5 import Stacked, is_hdf5
+from pipeline.tiles.hdf5 import Stacked, file_and_row, is_hdf5
 from pipeline.tiles.image import SUFFIXES, TileReader
 from stores.errors import ReadError, StoreError
 from stores.format import manifest
@@ -15,11 +13,13 @@ from stores.format.tiles import fingerprint_of_tile, is_tile_name
 from stores.io.foreign import is_regular
 from stores.io.location import StoreLike
 from stores.io.progress import Reporter
+from stores.io.ranges import spread
 from stores.io.table import read_table
 
 File = tuple[Path, str]
 """A tile: a folder, and its name below it."""
-_LOOKED_AT = 8
+LOOKED_AT = 8
+"""Of many tiles, so many are compared before a run believes the rest."""
 
 
 def names_of(store: StoreLike, rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
@@ -102,9 +102,7 @@ def find_moved(
 def _are_others(reader: TileReader, there: Mapping[File, str]) -> bool:
     """Whether most of a few files have other pixels than the tiles of their names."""
     files = list(there)
-    if not files:
-        return False
-    chosen = np.unique(np.linspace(0, len(files) - 1, _LOOKED_AT).round().astype(int)).tolist()
+    chosen = spread(len(files), LOOKED_AT)
     others = 0
     for i in chosen:
         try:
@@ -124,7 +122,7 @@ class _Listing:
     def find(self, name: str) -> File | None:
         if not is_tile_name(name):
             return None
-        parent, _, last = _file_of(name).rpartition("/")
+        parent, _, last = file_and_row(name)[0].rpartition("/")
         return next(
             ((folder, name) for folder in self._folders if last in self._names(folder / parent)), None
         )
@@ -138,12 +136,6 @@ class _Listing:
         return self._listed[folder]
 
 
-def _file_of(name: str) -> str:
-    """The file of a tile: ``a.h5`` of ``a.h5#3``."""
-    file, mark, row = name.rpartition("#")
-    return file if mark and row.isdecimal() and is_hdf5(Path(file)) else name
-
-
 def _files(inputs: Iterable[Path]) -> Iterator[File]:
     """All tiles that inputs list, whatever they are called."""
     for path in inputs:
@@ -155,7 +147,7 @@ def _files(inputs: Iterable[Path]) -> Iterator[File]:
                         yield from _of_file(Path(place).absolute() / name)
         elif path.suffix.lower() == ".csv":
             for cells in _cells(path).values():
-                if cells and is_regular(path.parent / _file_of(cells[0])):
+                if cells and is_regular(path.parent / file_and_row(cells[0])[0]):
                     for cell in cells:
                         if Path(cell).is_absolute() or is_tile_name(cell):
                             yield from _of_file(path.absolute().parent / cell)
@@ -172,7 +164,7 @@ def _of_file(path: Path) -> Iterator[File]:
         rows = len(opened)
         opened.close()
         yield from ((path.parent, f"{path.name}#{row}") for row in range(rows))
-    elif path.suffix.lower() in SUFFIXES or is_hdf5(Path(_file_of(path.name))):
+    elif path.suffix.lower() in SUFFIXES or file_and_row(path.name)[1] is not None:
         yield path.parent, path.name
 
 

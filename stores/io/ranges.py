@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+
 
 def ranges_of(numbers: Iterable[int]) -> list[range]:
     """The ranges that make up a set of numbers, ascending.
@@ -29,3 +31,12 @@ def aligned(numbers: range, length: int) -> Iterator[range]:
         stop = min((start // length + 1) * length, numbers.stop)
         yield range(start, stop)
         start = stop
+
+
+def spread(n: int, most: int) -> list[int]:
+    """At most `most` of the numbers below `n`, evenly spread, the first and the last among them.
+
+    >>> spread(9, 3), spread(2, 3)
+    ([0, 4, 8], [0, 1])
+    """
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int)).tolist()
