@@ -19,6 +19,7 @@ _MAX_BYTES = 1 << 42
 MAX_TILE_PX = 40_000_000
 """The most pixels of a tile, in whatever file."""
 _MAX_LABELS = 1 << 24
+_MAX_DIGITS = 18
 _MAX_PACKED = 2000
 """The most that gzip makes of a byte is about 1,030."""
 _SPLIT = re.compile(r"_(train|valid|val|test)_x$")
@@ -36,7 +37,8 @@ def file_and_row(name: str) -> tuple[str, int | None]:
     (('a.h5', 3), ('a.png', None))
     """
     file, _, row = name.rpartition("#")
-    return (file, int(row)) if row.isdecimal() and is_hdf5(Path(file)) else (name, None)
+    has_row = row.isdecimal() and len(row) <= _MAX_DIGITS and is_hdf5(Path(file))
+    return (file, int(row)) if has_row else (name, None)
 
 
 class Stacked:

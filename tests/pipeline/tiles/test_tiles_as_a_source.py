@@ -342,6 +342,21 @@ def test_a_list_that_was_tiled_is_not_decoded_again(tmp_path: Path, monkeypatch:
     assert verify(store, VerifyOptions(), Silent()).findings == []
 
 
+def test_a_name_with_a_row_that_no_file_has(made: Path, tree: Path, tmp_path: Path) -> None:
+    """Python reads numbers of 4,300 digits at most; a store from elsewhere may have longer ones."""
+    store = Path(shutil.copytree(made, tmp_path / "s"))
+    patches = manifest.read_patches(store, "tiles-val")
+    table = manifest.read_further(store, "tiles-val", patches.further)
+    further = {name: table[name].to_pylist() for name in patches.further}
+    further["file"][0] = f"a.h5#{'9' * 5000}"
+    manifest.write_patches(store, "tiles-val", patches.x_px0, patches.y_px0, patches.tissue, further)
+    moved = verify(store, VerifyOptions(slides=(tree,), sample="all"), Silent())
+    assert moved.findings == []
+    write_hdf5(tmp_path / "a.h5", range(3))
+    with pytest.raises(SlideError, match="give the folder that the names"):
+        open_split(store, recipe.load_complete(store), "val", None, [tmp_path / "a.h5"])
+
+
 def test_larger_tiles_are_cut_and_smaller_ones_padded(tmp_path: Path) -> None:
     (tmp_path / "t").mkdir()
     PIL.Image.fromarray(tile_pixels(1, 130, 200)).save(tmp_path / "t/large.png")
