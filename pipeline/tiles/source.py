@@ -11,6 +11,7 @@ from pipeline.slides.sources import Reader
 from pipeline.tiles.image import TileReader, padded
 from stores.errors import ReadError
 from stores.format import manifest, tiles
+from stores.io.text import one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +60,12 @@ class _FromTiles:
         return np.ascontiguousarray(patch)
 
     def _load(self, name: str, tile: str) -> npt.NDArray[np.uint8]:
-        if not tiles.is_tile_name(name):
-            raise ReadError(f"{name!r:.80}: not the name of a file below a folder")
-        said = "no such file"
         moved = self._source.moved.get(tile)
-        places = [*([moved] if moved else []), *((folder, name) for folder in self._source.folders)]
+        places = [moved] if moved else []
+        said = "not the name of a file below a folder"
+        if tiles.is_tile_name(name):
+            said = "no such file"
+            places += [(folder, name) for folder in self._source.folders]
         for folder, named in places:
             try:
                 pixels = self._reader.read(folder, named)
@@ -73,7 +75,7 @@ class _FromTiles:
             if tiles.fingerprint_of_tile(pixels) == tile:
                 return pixels
             said = "has other pixels than the tile of this name that was tiled, or another decoder reads them"
-        raise ReadError(f"{name}: {said}")
+        raise ReadError(f"{one_line(name)}: {said}")
 
     def close(self) -> None:
         self._reader.close()

@@ -1,5 +1,6 @@
 """Tiles in the place of slides: tiled, extracted, verified, distilled, merged, exported; known by their content."""
 
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -29,13 +30,16 @@ from pipeline.slides.pool import PatchPool
 from pipeline.tile import groups
 from pipeline.tile.options import TileOptions
 from pipeline.tile.tile import tile
+from pipeline.tiles import hdf5
+from pipeline.tiles.image import TileReader
+from pipeline.tiles.places import find_places
 from pipeline.verify.options import VerifyOptions
 from pipeline.verify.verify import verify
 from pipeline.views import draw
 from pipeline.views.policy import POLICIES, Policy, sized
 from stores.combine.merge import merge
 from stores.combine.subset import Selection, subset
-from stores.errors import EncoderError, OptionError, RecipeMismatch, SlideError, StoreError
+from stores.errors import EncoderError, OptionError, ReadError, RecipeMismatch, SlideError, StoreError
 from stores.export.export import ExportOptions, export
 from stores.export.pseudonyms import Pseudonyms
 from stores.format import manifest, pixels, recipe
@@ -253,6 +257,18 @@ def test_tiles_that_are_gone_are_not_looked_for_among_those_that_are_there(
     assert not any("find tiles" in text for text in heard.said)
 
 
+def test_one_other_image_does_not_make_the_names_of_the_others_doubtful(
+    made: Path, tree: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(tree, tmp_path / "other"))
+    first = manifest.read_further(made, "tiles-train", ("file",))[0][0].as_py()
+    PIL.Image.fromarray(tile_pixels(999)).save(other / first)
+    heard = Noting()
+    found = verify(made, VerifyOptions(slides=(other,), sample="all"), heard)
+    assert any("has other pixels than the tile" in str(finding) for finding in found.findings)
+    assert not any("find tiles" in text for text in heard.said)
+
+
 def test_a_table_with_absolute_paths_works_in_later_commands(made: Path, tree: Path, tmp_path: Path) -> None:
     rows = [{"image": tree / f"class{n % 2}/t{n}.png", "label": f"class{n % 2}"} for n in NUMBERS]
     table = write_table(tmp_path / "t.csv", rows)
@@ -342,14 +358,41 @@ def test_a_list_that_was_tiled_is_not_decoded_again(tmp_path: Path, monkeypatch:
     assert verify(store, VerifyOptions(), Silent()).findings == []
 
 
-def test_a_name_with_a_row_that_no_file_has(made: Path, tree: Path, tmp_path: Path) -> None:
-    """Python reads numbers of 4,300 digits at most; a store from elsewhere may have longer ones."""
-    store = Path(shutil.copytree(made, tmp_path / "s"))
+def with_a_name(made: Path, store: Path, name: str) -> str:
+    """A copy of a store in which the first tile of the validation has another name; returns its true one."""
+    shutil.copytree(made, store)
     patches = manifest.read_patches(store, "tiles-val")
     table = manifest.read_further(store, "tiles-val", patches.further)
-    further = {name: table[name].to_pylist() for name in patches.further}
-    further["file"][0] = f"a.h5#{'9' * 5000}"
+    further = {column: table[column].to_pylist() for column in patches.further}
+    true, further["file"][0] = further["file"][0], name
     manifest.write_patches(store, "tiles-val", patches.x_px0, patches.y_px0, patches.tissue, further)
+    return str(true)
+
+
+def test_a_name_that_leads_out_of_the_folder_is_not_followed(made: Path, tree: Path, tmp_path: Path) -> None:
+    store, folder = tmp_path / "s", Path(shutil.copytree(tree, tmp_path / "t"))
+    true = with_a_name(made, store, "../outside.png")
+    shutil.copy(folder / true, tmp_path / "outside.png")
+    open_split(store, recipe.load_complete(store), "val", None, [folder]).check(2)  # found by content
+    (folder / true).unlink()
+    with pytest.raises(SlideError, match=r": \.\./outside\.png: not the name of a file below a folder"):
+        open_split(store, recipe.load_complete(store), "val", None, [folder])
+
+
+def test_a_patch_beyond_its_tile_is_not_read(made: Path, tree: Path) -> None:
+    (row,) = (row for row in manifest.read_slides(made) if row["slide_id"] == "tiles-val")
+    stored = recipe.load(made)
+    reader = find_places(made, stored.patch, [row], [tree])["tiles-val"].source(row, stored).open()
+    assert reader.read(0, 0, 0).shape == (64, 64, 3)
+    with pytest.raises(ReadError, match="has no patch of 64 px at 64,0"):
+        reader.read(0, 64, 0)
+    reader.close()
+
+
+def test_a_name_with_a_row_that_no_file_has(made: Path, tree: Path, tmp_path: Path) -> None:
+    """Python reads numbers of 4,300 digits at most; a store from elsewhere may have longer ones."""
+    store = tmp_path / "s"
+    with_a_name(made, store, f"a.h5#{'9' * 5000}")
     moved = verify(store, VerifyOptions(slides=(tree,), sample="all"), Silent())
     assert moved.findings == []
     write_hdf5(tmp_path / "a.h5", range(3))
@@ -601,12 +644,18 @@ def test_verify_reads_the_columns_of_tiles(made: Path, damage: str, tmp_path: Pa
     assert any(expected[damage] in text for text in found)
 
 
-def test_hdf5_from_elsewhere(tmp_path: Path) -> None:
+def test_hdf5_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import h5py
 
     write_hdf5(tmp_path / "true_x.h5", range(3))
     with h5py.File(tmp_path / "link.h5", "w") as file:
         file["x"] = h5py.ExternalLink("true_x.h5", "x")
+    with h5py.File(tmp_path / "virtual.h5", "w") as file:
+        whole = h5py.VirtualLayout((3, 64, 64, 3), np.uint8)
+        whole[:] = h5py.VirtualSource("true_x.h5", "x", (3, 64, 64, 3))
+        file.create_virtual_dataset("x", whole)
+    with h5py.File(tmp_path / "external.h5", "w") as file:
+        file.create_dataset("x", (3, 8, 8, 3), np.uint8, external=[("true_x.h5", 0, 576)])
     with h5py.File(tmp_path / "huge.h5", "w") as file:
         file.create_dataset("x", shape=(1 << 30, 96, 96, 3), dtype=np.uint8, chunks=(1, 96, 96, 3))
     with h5py.File(tmp_path / "float.h5", "w") as file:
@@ -621,6 +670,8 @@ def test_hdf5_from_elsewhere(tmp_path: Path) -> None:
         ("huge", "hardly any of them in the file"),
         ("float", r"x is float32 \(2, 8, 8, 3\); uint8"),
         ("group", "no dataset in this file"),
+        ("virtual", "no dataset in this file"),
+        ("external", "no dataset in this file"),
         ("none", "not a readable HDF5 file"),
     ):
         with pytest.raises(OptionError, match=match):
@@ -628,6 +679,23 @@ def test_hdf5_from_elsewhere(tmp_path: Path) -> None:
     refused = tile([tmp_path / "gzip.h5"], tmp_path / "t", OPTIONS, Silent()).refused
     assert len(refused) == 2
     assert "row 0 is damaged (the chunk at (0, 0, 0, 0) does not unpack to 55296 bytes)" in refused[0]
+    with pytest.raises(ReadError, match="row 3; the file has 3"):
+        TileReader().read(tmp_path, "true_x.h5#3")
+    with h5py.File(tmp_path / "true_y.h5", "w") as file:
+        write_bomb(file, "y", np.zeros(3, np.uint8))
+    with pytest.raises(
+        OptionError, match=r"true_y\.h5: the chunk at \(0,\) has .* and 3 when it is unpacked"
+    ):
+        tile([tmp_path / "true_x.h5"], tmp_path / "u", OPTIONS, Silent())
+    monkeypatch.setattr(hdf5, "MAX_TILE_PX", 64 * 64 - 1)
+    with pytest.raises(OptionError, match="tiles of 64x64 px; at most 4095 pixels are read"):
+        tile([tmp_path / "true_x.h5"], tmp_path / "u", OPTIONS, Silent())
+
+
+def test_a_name_that_is_no_text_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    with pytest.raises(OptionError, match=r"caf\\udce9\.png: its name is not UTF-8 text; rename it"):
+        tile([tmp_path], tmp_path / "s", OPTIONS, Silent())
 
 
 def test_built_in_policies_take_the_sizes_of_patch_and_teacher() -> None:
