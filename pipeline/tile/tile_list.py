@@ -33,7 +33,7 @@ def tile_list(
     for note in grouped.notes:
         report.note(note)
     tables = [table_of(grouped, group, options) for _, group in sorted(grouped.groups.items())]
-    require_one_split([*rows.values(), *(table.row for table in tables)])
+    require_one_split((rows | {table.row["slide_id"]: table.row for table in tables}).values())
     for table in tables:
         old = rows.get(table.row["slide_id"])
         if old is None or old["status"] != manifest.OK:

@@ -422,6 +422,34 @@ def test_larger_tiles_are_cut_and_smaller_ones_padded(tmp_path: Path) -> None:
     assert (kept[row][52:] == 255).all()
 
 
+def test_the_first_tiles_by_content_are_taken(made: Path, tree: Path, tmp_path: Path) -> None:
+    tile([tree], tmp_path / "s", replace(OPTIONS, max_patches=3), Silent())
+    for slide_id in ("tiles-train", "tiles-val"):
+        few, every = (manifest.read_patches(store, slide_id).tile for store in (tmp_path / "s", made))
+        assert few is not None
+        assert every is not None
+        assert few.tolist() == every[:3].tolist()
+
+
+def test_a_group_that_failed_is_tried_again_and_one_that_is_done_keeps_its_split(tmp_path: Path) -> None:
+    names = write_tiles(tmp_path, range(4))
+    rows = [{"path": n, "group": g, "split": "train"} for n, g in zip(names, "aaab", strict=True)]
+    table, store, options = (
+        write_table(tmp_path / "t.csv", rows),
+        tmp_path / "s",
+        replace(OPTIONS, tiles=False),
+    )
+    whole = (tmp_path / names[3]).read_bytes()
+    (tmp_path / names[3]).write_bytes(b"no image")
+    assert [row["status"] for row in tile([table], store, options, Silent()).slides] == ["ok", "failed"]
+    (tmp_path / names[3]).write_bytes(whole)
+    assert extract([table], store, TEACHER, options, Silent()).views == 12
+    assert [row["status"] for row in manifest.read_slides(store)] == ["ok", "ok"]
+    write_table(table, [{**row, "split": "val"} for row in rows])
+    with pytest.raises(OptionError, match="slide a: tiled with split 'train', now 'val'"):
+        tile([table], store, options, Silent())
+
+
 def test_the_same_content_is_kept_once(tmp_path: Path) -> None:
     names = write_tiles(tmp_path, range(6))
     shutil.copy(tmp_path / names[0], tmp_path / "again.png")
@@ -620,7 +648,7 @@ def test_a_tile_in_two_splits_of_one_store_is_found_and_refused(made: Path, tmp_
             open_split(store, recipe.load_complete(store), split, None)
 
 
-@pytest.mark.parametrize("damage", ["no tile", "no file", "order", "other tiles", "not a tile"])
+@pytest.mark.parametrize("damage", ["no tile", "no file", "order", "other tiles", "not a tile", "grid"])
 def test_verify_reads_the_columns_of_tiles(made: Path, damage: str, tmp_path: Path) -> None:
     store = Path(shutil.copytree(made, tmp_path / "s"))
     patches = manifest.read_patches(store, "tiles-val")
@@ -628,6 +656,8 @@ def test_verify_reads_the_columns_of_tiles(made: Path, damage: str, tmp_path: Pa
     further = {name: table[name].to_pylist() for name in patches.further}
     if damage.startswith("no "):
         further.pop(damage.removeprefix("no "))
+    elif damage == "grid":
+        patches = replace(patches, x_px0=np.r_[np.int32(7), patches.x_px0[1:]])
     elif damage == "order":
         further["tile"][:2] = further["tile"][1::-1]
     else:
@@ -640,6 +670,7 @@ def test_verify_reads_the_columns_of_tiles(made: Path, damage: str, tmp_path: Pa
         "order": "not in order of tile",
         "other tiles": "is not that of these tiles",
         "not a tile": "is no fingerprint of a tile",
+        "grid": "x_px0 7 is not on the grid of 64 pixels",
     }
     assert any(expected[damage] in text for text in found)
 
