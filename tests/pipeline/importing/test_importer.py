@@ -317,6 +317,32 @@ def test_what_is_said_of_slides(job: Path, wsis: Path, tmp_path: Path) -> None:
     assert "is the mpp of the slide right" in wrong.failed_slides["s2"]
 
 
+def test_a_patient_of_the_store_in_another_split_is_refused(job: Path, wsis: Path, tmp_path: Path) -> None:
+    table, store = tmp_path / "slides.csv", tmp_path / "store"
+    for slide_id, split in (("s1", "train"), ("s2", "val")):
+        (tmp_path / slide_id).mkdir()
+        shutil.copy(job / f"{slide_id}.h5", tmp_path / slide_id)
+        table.write_text(f"slide_id,patient_id,split\n{slide_id},p1,{split}\n")
+        options = trident.DECLARED | {"slides_csv": table}
+        if split == "train":
+            g2l.import_features(tmp_path / slide_id, wsis, store, **options)
+    with pytest.raises(OptionError, match="patient p1 is in split"):
+        g2l.import_features(tmp_path / "s2", wsis, store, **options)
+    assert [row["slide_id"] for row in manifest.read_slides(store)] == ["s1"]
+
+
+def test_a_corner_outside_of_the_slide_and_a_view_larger_than_the_patch(
+    wsis: Path, job: Path, tmp_path: Path
+) -> None:
+    corners = trident.grid(SIDE, SIDE, 256)
+    corners[3] = SIDE, 0
+    trident.write_trident(tmp_path / "far/s1.h5", corners, np.ones((len(corners), 24), np.float32))
+    found = g2l.import_features(tmp_path / "far", wsis, tmp_path / "store", **trident.DECLARED)
+    assert f"x {SIDE} lies outside of the slide of {SIDE} pixels" in found.failed_slides["s1"]
+    with pytest.raises(OptionError, match="--resize-px 192: smaller than the view of 224 px"):
+        g2l.import_features(job, wsis, tmp_path / "other", **trident.DECLARED | {"resize_px": 192})
+
+
 def test_one_picture_is_one_slide(job: Path, wsis: Path, tmp_path: Path) -> None:
     for name in ("s1", "copy"):
         (tmp_path / "wsis").mkdir(exist_ok=True)
@@ -334,6 +360,10 @@ def test_interrupted_in_the_middle(job: Path, wsis: Path, imported: Path, tmp_pa
         g2l.import_features(job, wsis, store, report=Interrupted(2), **trident.DECLARED)
     for path in (store / "manifest/views/s1").glob("*.parquet"):
         path.unlink()  # as if killed before this block was committed
+    (tmp_path / "other").mkdir()
+    shutil.copy(wsis / "s2.tiff", tmp_path / "other/s1.tiff")
+    with pytest.raises(OptionError, match=r"slide s1: imported with fingerprint '.*; use another --out"):
+        g2l.import_features(job, tmp_path / "other", store, **trident.DECLARED)
     g2l.import_features(job, wsis, store, **trident.DECLARED)
     for name in NAMES:
         assert _checksums(store, name) == _checksums(imported, name)

@@ -148,3 +148,9 @@ def test_contradictions_of_declared_features(changes: dict[str, object], problem
 def test_only_declared_weights_are_unknown() -> None:
     own = replace(WHOLE, teacher=replace(TEACHER, weights_sha256=recipe.UNKNOWN))
     assert any("weights_sha256 'unknown'; allowed are 64 hex digits" in text for text in recipe.problems(own))
+
+
+def test_what_surrounds_small_tiles_is_known() -> None:
+    for pad, expected in (("white", []), ("x", ["patch.tissue.pad 'x'; allowed: none, white, reflect"])):
+        patch = replace(PATCH, grid=recipe.IN_TILES, tissue={"kind": "none", "pad": pad})
+        assert [text for text in recipe.problems(replace(WHOLE, patch=patch)) if "pad" in text] == expected
