@@ -47,8 +47,10 @@ class DicomReader:
         SeriesInstanceUID. Series without a level (labels alone, annotations, radiology) are no slides.
         """
         groups = []
-        for folder in sorted({path.parent for path in paths}):
-            here = {path for path in paths if path.parent == folder}
+        named: dict[Path, set[Path]] = defaultdict(set)
+        for path in paths:
+            named[path.parent].add(path)
+        for folder, here in sorted(named.items()):
             series, unknown = _series_in(folder, here)
             for uid, files in series.items():
                 levels = [path for path, header in files.items() if header.is_level]
