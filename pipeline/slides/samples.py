@@ -11,13 +11,13 @@ from typing import Any
 
 import tifffile
 
+from pipeline.slides.tiff_codecs import RGB, YCBCR
 from stores.errors import SlideError
 from stores.io.text import one_line
 
 MAX_PAGES = 64
 """Pages of a TIFF that are looked at."""
 _TIFF = frozenset((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"))
-_RGB, _YCBCR = 2, 6
 _PHOTOMETRIC = {0: "grey", 1: "grey", 3: "colours of a palette", 5: "CMYK", 8: "CIELAB"}
 _ALPHA = (1, 2)
 """Values of ExtraSamples that OpenSlide takes as transparency."""
@@ -27,6 +27,15 @@ _PROPERTIES = {
     "zeiss.Information.Image.PixelType": ("Bgr48", "16 bits a sample"),
 }
 """Properties of OpenSlide, the value that means that its RGB is not the picture, and what is there instead."""
+
+
+def is_tiff(path: Path) -> bool:
+    """Whether a file begins as a TIFF; False when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) in _TIFF
+    except OSError:
+        return False
 
 
 def require_rgb_tiff(path: Path, size_px: tuple[int, int]) -> None:
@@ -43,9 +52,8 @@ def require_rgb_tiff(path: Path, size_px: tuple[int, int]) -> None:
         That says what the file holds. A file that is no TIFF, or that tifffile cannot parse, is not judged.
     """
     try:
-        with path.open("rb") as file:
-            if file.read(4) not in _TIFF:
-                return
+        if not is_tiff(path):
+            return
         with tifffile.TiffFile(path) as tiff:
             pages: list[Any] = list(itertools.islice(tiff.pages, MAX_PAGES))
             pages = [page for page in pages if (page.imagewidth, page.imagelength) == size_px] or pages[:1]
@@ -74,10 +82,10 @@ def other_than_rgb(page: Any) -> str | None:
     n, bits = int(page.samplesperpixel), page.bitspersample
     depths = bits if isinstance(bits, tuple) else (bits,)
     extra = tuple(page.extrasamples)
-    usual = page.photometric in (_RGB, _YCBCR) and n == 3 + len(extra)
+    usual = page.photometric in (RGB, YCBCR) and n == 3 + len(extra)
     if usual and set(depths) == {8} and (not extra or (len(extra) == 1 and extra[0] in _ALPHA)):
         return None
     colours = (
-        "RGB" if page.photometric in (_RGB, _YCBCR) else _PHOTOMETRIC.get(page.photometric, "of another kind")
+        "RGB" if page.photometric in (RGB, YCBCR) else _PHOTOMETRIC.get(page.photometric, "of another kind")
     )
     return f"{colours}, {n} {'sample' if n == 1 else 'samples'} a pixel, {max(depths)} bits a sample"

@@ -95,13 +95,26 @@ class Deflate:
             raise DecodeError(str(error)) from None
         if len(found) != tile.nbytes or not stream.eof:
             raise DecodeError(f"{len(found)} bytes or more, {tile.nbytes} expected")
-        values = np.frombuffer(found, np.uint8).reshape(tile.shape)
-        if self._differences:
-            np.cumsum(values, axis=1, dtype=np.uint8, out=tile)
-        else:
-            tile[:] = values
+        fill(tile, found, self._differences)
 
     def trust(self, data: bytes) -> None: ...
+
+
+def fill(tile: Pixels, raw: bytes | bytearray, differences: bool) -> None:
+    """Fill a tile from its bytes, unpacked; `differences` says that they are those between neighbours in a row.
+
+    Raises
+    ------
+    DecodeError
+        When they are more or fewer than the tile has.
+    """
+    if len(raw) != tile.nbytes:
+        raise DecodeError(f"{len(raw)} bytes, {tile.nbytes} expected")
+    values = np.frombuffer(raw, np.uint8).reshape(tile.shape)
+    if differences:
+        np.cumsum(values, axis=1, dtype=np.uint8, out=tile)
+    else:
+        tile[:] = values
 
 
 def codec_of(page: Any) -> TileCodec | None:

@@ -8,7 +8,6 @@ tile in no more memory than its size.
 import functools
 import itertools
 import xml.etree.ElementTree as ET
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,9 @@ import tifffile
 
 from pipeline.slides.contract import Pixels, RegionPatches
 from pipeline.slides.pyramid import MAX_LEVELS, MAX_TILE_BYTES, Facts, PyramidFile, micrometres
-from pipeline.slides.samples import MAX_PAGES, not_rgb, other_than_rgb
+from pipeline.slides.samples import MAX_PAGES, is_tiff, not_rgb, other_than_rgb
 from pipeline.slides.slide import ReadPlan, sha256_fingerprint
-from pipeline.slides.tiff_codecs import DEFLATE, JPEG, RGB, YCBCR, DecodeError, Jpeg
+from pipeline.slides.tiff_codecs import DEFLATE, JPEG, RGB, YCBCR, DecodeError, Deflate, Jpeg, fill
 from stores.errors import SlideError
 from stores.io.files import first_line
 from stores.io.text import one_line
@@ -53,7 +52,7 @@ class TiffReader:
     def takes(self, path: Path) -> bool:
         """OME-TIFF by its ending, other TIFF when OpenSlide does not know it; a TIFF by its first bytes."""
         name = path.name.lower()
-        if not name.endswith(_ENDINGS) or not _is_tiff(path):
+        if not name.endswith(_ENDINGS) or not is_tiff(path):
             return False
         return Path(name).stem.endswith(".ome") or openslide.OpenSlide.detect_format(path) is None
 
@@ -62,14 +61,6 @@ class TiffReader:
 
     def patches(self, path: Path, plan: ReadPlan) -> RegionPatches:
         return RegionPatches(_open(path), plan)
-
-
-def _is_tiff(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-    except OSError:
-        return False
 
 
 def _open(path: Path) -> PyramidFile:
@@ -210,25 +201,18 @@ def _level(path: Path, page: Any) -> _Level:
 def _decoder(page: Any) -> Callable[[bytes, Pixels], None]:
     if page.compression == JPEG:
         return Jpeg(page.jpegtables, RGB if page.photometric == RGB else YCBCR).decode
+    if page.compression in DEFLATE:
+        return Deflate(page.predictor).decode
     return functools.partial(_unpack, int(page.compression), page.predictor == 2)
 
 
 def _unpack(compression: int, differences: bool, data: bytes, tile: Pixels) -> None:
-    if compression in DEFLATE:
-        raw: Any = zlib.decompressobj().decompress(data, tile.nbytes + 1)
-    elif compression == _LZW:
+    raw: bytes | bytearray = data
+    if compression == _LZW:
         raw = imagecodecs.lzw_decode(data, out=tile.nbytes + 1)
     elif compression in _ZSTD:
         raw = imagecodecs.zstd_decode(data, out=tile.nbytes)
-    else:
-        raw = data
-    if len(raw) != tile.nbytes:
-        raise DecodeError(f"{len(raw)} bytes, {tile.nbytes} expected")
-    values = np.frombuffer(raw, np.uint8).reshape(tile.shape)
-    if differences:
-        np.cumsum(values, axis=1, dtype=np.uint8, out=tile)
-    else:
-        tile[:] = values
+    fill(tile, raw, differences)
 
 
 class _Tiles:
