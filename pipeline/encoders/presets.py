@@ -144,7 +144,29 @@ _H0_MINI = Preset(
     gated=True,
 )
 
-_VIRCHOW2_TERMS = _published("virchow2", "paige-ai/Virchow2", _NC_ND)
+_VIRCHOW2 = Preset(
+    name="virchow2",
+    dim=2560,
+    mean=_IMAGENET_MEAN,
+    std=_IMAGENET_STD,
+    mpp=0.5,
+    pooling="cls+mean",
+    arch=_SWIGLU_ARCH,
+    # unlike the others, its position embedding covers the class token and the registers too
+    kwargs={
+        "img_size": 224,
+        "embed_dim": 1280,
+        "depth": 32,
+        "num_heads": 16,
+        "mlp_ratio": 5.3375,
+        "no_embed_class": False,
+        "dynamic_img_size": True,
+    },
+    hub="paige-ai/Virchow2",
+    params=631_239_424,
+    terms=_published("virchow2", "paige-ai/Virchow2", _NC_ND),
+    gated=True,
+)
 
 
 def _kaiko(name: str, arch: str, dim: int, params: int, **kwargs: object) -> Preset:
@@ -241,51 +263,14 @@ _PRESETS = (
         ),
         gated=True,
     ),
-    Preset(
-        name="virchow2",
-        dim=2560,
-        mean=_IMAGENET_MEAN,
-        std=_IMAGENET_STD,
-        mpp=0.5,
-        pooling="cls+mean",
-        arch=_SWIGLU_ARCH,
-        # unlike the others, its position embedding covers the class token and the registers too
-        kwargs={
-            "img_size": 224,
-            "embed_dim": 1280,
-            "depth": 32,
-            "num_heads": 16,
-            "mlp_ratio": 5.3375,
-            "no_embed_class": False,
-            "dynamic_img_size": True,
-        },
-        hub="paige-ai/Virchow2",
-        params=631_239_424,
-        terms=_VIRCHOW2_TERMS,
-        gated=True,
-    ),
-    Preset(
+    _VIRCHOW2,
+    replace(
+        _VIRCHOW2,
         name="virchow",
-        dim=2560,
-        mean=_IMAGENET_MEAN,
-        std=_IMAGENET_STD,
-        mpp=0.5,
-        pooling="cls+mean",
-        arch=_SWIGLU_ARCH,
-        kwargs={
-            "img_size": 224,
-            "embed_dim": 1280,
-            "depth": 32,
-            "num_heads": 16,
-            "mlp_ratio": 5.3375,
-            "reg_tokens": 0,
-            "no_embed_class": False,
-            "dynamic_img_size": True,
-        },
+        kwargs={**_VIRCHOW2.kwargs, "reg_tokens": 0},
         hub="paige-ai/Virchow",
         params=631_229_184,
         terms=_published("virchow", "paige-ai/Virchow", "Apache-2.0"),
-        gated=True,
     ),
     Preset(
         name="prov-gigapath",
@@ -402,8 +387,8 @@ _PRESETS = (
     ),
     *_KAIKO.values(),
     _distillpath("ks16", "HOpt0", _KAIKO["kaiko-s16"], _H_OPTIMUS_0.terms),
-    _distillpath("ks16", "Virchow2", _KAIKO["kaiko-s16"], _VIRCHOW2_TERMS),
-    _distillpath("is16", "Virchow2", None, _VIRCHOW2_TERMS),
+    _distillpath("ks16", "Virchow2", _KAIKO["kaiko-s16"], _VIRCHOW2.terms),
+    _distillpath("is16", "Virchow2", None, _VIRCHOW2.terms),
     Preset(
         name="demo-teacher",
         dim=1536,
