@@ -287,7 +287,7 @@ def _fetched(preset: Preset, hub: str) -> Path:
 
 
 def _require_digest(file: Path, preset: Preset) -> None:
-    """Raise WeightsError unless a fetched file is the one whose digest a preset has; 2 s for 4.5 GB."""
+    """Raise WeightsError unless a fetched file is the one whose digest a preset has."""
     expected = preset.sha256.get(file.name)
     if expected is not None and (found := _file_sha256(file)) != expected:
         raise WeightsError(
