@@ -102,7 +102,8 @@ def _main_image(path: Path, tiff: Any) -> _Image:
         raise SlideError(
             f"{path.name}: its OME-XML has a document type or more than {_MAX_XML >> 20} MiB; write it anew"
         )
-    images = [pixels for pixels in ET.fromstring(text).iter() if _tag(pixels) == "Pixels"]
+    root = ET.fromstring(text)
+    images = [pixels for pixels in root.iter() if _tag(pixels) == "Pixels"]
     if not images:
         raise SlideError(f"{path.name}: its OME-XML describes no image; write it anew, or rename it to .tif")
     main = max(images, key=lambda pixels: int(pixels.get("SizeX", 0)) * int(pixels.get("SizeY", 0)))
@@ -112,11 +113,12 @@ def _main_image(path: Path, tiff: Any) -> _Image:
             "you want"
         )
     data = [child for child in main if _tag(child) == "TiffData"]
-    other = [uuid.get("FileName") for place in data for uuid in place if _tag(uuid) == "UUID"]
-    if any(name is not None and name != path.name for name in other) and "UUID" in text.split("<Image", 1)[0]:
-        raise SlideError(
-            f"{path.name}: some of its pixels are in {one_line(other[0], 80)}; write the image into one file"
-        )
+    own = root.get("UUID")  # stays when the file is renamed, and names of files in the XML stay too
+    files = [uuid for place in data for uuid in place if _tag(uuid) == "UUID"]
+    other = next((file for file in files if own is not None and (file.text or "").strip() != own), None)
+    if other is not None:
+        name = one_line(other.get("FileName", "another file"), 80)
+        raise SlideError(f"{path.name}: some of its pixels are in {name}; write the image into one file")
     number = int(data[0].get("IFD", 0)) if data else 0
     if not 0 <= number < MAX_PAGES:
         raise SlideError(f"{path.name}: the image is page {number}; the first {MAX_PAGES} are looked at")

@@ -1,8 +1,10 @@
 """OME-TIFF and TIFF in strips: what is refused, and that no header costs memory; pixels are in `test_contract`."""
 
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import tifffile
 
 from pipeline.slides import registry
 from pipeline.slides.openslide_reader import OpenSlideReader
-from pipeline.slides.pyramid import downsamples_of
+from pipeline.slides.pyramid import Facts, PyramidFile, downsamples_of
 from pipeline.slides.slide import sha256_fingerprint
 from pipeline.slides.tiff_reader import TiffReader
 from stores.errors import ReadError, SlideError
@@ -27,6 +29,20 @@ def with_xml(path: Path, change: Callable[[str], str]) -> None:
     with tifffile.TiffFile(path) as tiff:
         text = str(tiff.pages[0].description)  # type: ignore[union-attr]
     tifffile.tiffcomment(path, change(text).encode())
+
+
+def pixels_in(text: str, uuid: str) -> str:
+    """XML of a file with the identity ``urn:uuid:a``, that says of its pixels which file they are in."""
+    place = f'<TiffData IFD="0"><UUID FileName="b.ome.tif">{uuid}</UUID></TiffData>'
+    return re.sub('(?<=UUID=")[^"]*', "urn:uuid:a", re.sub("<TiffData[^>]*/>", place, text), count=1)
+
+
+def test_a_file_may_have_been_renamed(tmp_path: Path) -> None:
+    """As Bio-Formats writes it, the XML has the file's name and its identity; the latter stays."""
+    path = tmp_path / "a.ome.tif"
+    with_xml(path, lambda text: pixels_in(text, "urn:uuid:a"))
+    with registry.open_slide(path) as file:
+        np.testing.assert_array_equal(file.region(0, 0, 0, 400, 300), RGB)
 
 
 def test_openslide_sees_one_level_of_it_and_no_mpp(tmp_path: Path) -> None:
@@ -52,6 +68,10 @@ def test_openslide_sees_one_level_of_it_and_no_mpp(tmp_path: Path) -> None:
         (lambda t: t.replace("<Pixels", "<Pickles").replace("</Pixels", "</Pickles"), "describes no image"),
         (lambda t: t.replace('IFD="0"', 'IFD="5000"'), "the image is page 5000"),
         (lambda t: t.replace("<Pixels", "<Pixels <", 1), "does not open"),
+        (
+            lambda t: pixels_in(t, "urn:uuid:b"),
+            "some of its pixels are in b.ome.tif; write the image into one file",
+        ),
     ],
 )
 def test_xml_that_is_refused(tmp_path: Path, change: Callable[[str], str], match: str) -> None:
@@ -113,6 +133,43 @@ def test_sizes_that_are_lies(tmp_path: Path, tag: int, value: int) -> None:
     _patched(path, tag, value)
     with pytest.raises(SlideError), registry.open_slide(path) as file:
         file.region(0, 0, 0, 128, 128)
+
+
+def test_tiles_and_their_bytes_are_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, RGB[:64, :64], photometric="rgb", tile=(64, 64))
+    path.write_bytes(path.read_bytes() + bytes(200_000))
+    _patched(path, 325, 150_000)
+    with (
+        registry.open_slide(path) as file,
+        pytest.raises(ReadError, match=r"\(150000 bytes for 12288\)"),
+    ):
+        file.region(0, 0, 0, 64, 64)
+    for tag in (322, 323):
+        _patched(path, tag, 16_384)
+    with pytest.raises(SlideError, match="strips of 16384x16384 px, and each may have 256 MiB"):
+        registry.open_slide(path)
+
+
+def test_a_smaller_page_of_another_kind_is_no_level(tmp_path: Path) -> None:
+    """Such as a mask of the slide."""
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(RGB, photometric="rgb", rowsperstrip=50)
+        writer.write(RGB[::2, ::2, 0], photometric="minisblack", rowsperstrip=50, subfiletype=1)
+        writer.write(RGB[::4, ::4], photometric="rgb", rowsperstrip=50, subfiletype=1)
+    assert registry.inspect("a", path, 0.5).level_sizes_px == ((400, 300), (100, 75))
+
+
+def test_a_tile_that_is_too_small_is_an_error() -> None:
+    level = SimpleNamespace(
+        size_px=(64, 64), tile_px=(64, 64), tile=lambda *_: np.zeros((32, 64, 3), np.uint8)
+    )
+    with (
+        PyramidFile(Path("a"), [level], Facts("x", str, None, {})) as file,
+        pytest.raises(ReadError, match="a: tile 0,0 of level 0 is too small"),
+    ):
+        file.region(0, 0, 0, 64, 64)
 
 
 @pytest.mark.parametrize("compression", ["zlib", "lzw", "zstd", "jpeg"])
