@@ -94,7 +94,7 @@ def _open_image(path: Path, group: str, attributes: dict[str, Any]) -> PyramidFi
         raise SlideError(f"{path.name}: {len(datasets)} levels; 1 to {MAX_LEVELS} are read")
     arrays = []
     for dataset in datasets:
-        if not _PATH.fullmatch(str(dataset["path"])) or ".." in dataset["path"]:
+        if not _PATH.fullmatch(str(dataset["path"])):
             raise SlideError(f"{path.name}: a level in {dataset['path']!r:.80}, which is no folder below it")
         arrays.append(open_array(path, "/".join(filter(None, (group, dataset["path"])))))
     levels = [_ArrayLevel(array, names) for array in arrays]

@@ -201,6 +201,8 @@ def test_headers_in_the_encodings_that_occur(tmp_path: Path) -> None:
     assert read_header(path) is None
     path.write_bytes(_header(dicom.text(0x00080005, "CS", "") * 50_000 + series))
     assert read_header(path) is None
+    path.write_bytes(_header(dicom.text(0x0020000E, "UI", "1" * 2_000) + dicom.text(0x00200010, "SH", "x")))
+    assert read_header(path) is None
 
 
 @settings(max_examples=60, deadline=None)

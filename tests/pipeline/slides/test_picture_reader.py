@@ -68,3 +68,11 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
     assert str(tmp_path) not in str(caught.value)
     with pytest.raises(SlideError, match=r"b\.png: no such file"):
         registry.open_slide(tmp_path / "b.png")
+
+
+def test_a_picture_that_was_exchanged_while_it_is_open(tmp_path: Path) -> None:
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    with registry.open_slide(tmp_path / "a.png") as file:
+        Image.fromarray(np.tile(RGB, (2, 2, 1))).save(tmp_path / "a.png")
+        with pytest.raises(ReadError, match="it is another picture now"):
+            file.region(0, 0, 0, 8, 8)

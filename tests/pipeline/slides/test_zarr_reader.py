@@ -2,14 +2,16 @@
 
 import json
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numcodecs
 import numpy as np
 import pytest
-from zarr.codecs import GzipCodec, ZstdCodec
+from zarr.codecs import Crc32cCodec, GzipCodec, ZstdCodec
 
 from pipeline.slides import registry
 from pipeline.slides.find import find_slides
@@ -46,6 +48,7 @@ def multiscale(path: Path, change: Callable[[Any], object]) -> None:
     ("change", "match"),
     [
         (lambda m: m["datasets"][1].update(path="../b"), "which is no folder below it"),
+        (lambda m: m["datasets"][1].update(path="0/../../b"), "which is no folder below it"),
         (lambda m: m["datasets"][1].update(path="/etc"), "which is no folder below it"),
         (lambda m: m["datasets"][1].update(path="x"), "array x: is missing"),
         (lambda m: m["datasets"].reverse(), "levels are one picture in falling sizes"),
@@ -160,6 +163,32 @@ def test_a_damaged_index_of_a_shard(tmp_path: Path) -> None:
     raw[-20] ^= 1
     shard.write_bytes(raw)
     with registry.open_slide(path) as file, pytest.raises(ReadError, match="index of its shard is damaged"):
+        file.region(0, 0, 0, 8, 8)
+
+
+def test_an_index_that_lies(tmp_path: Path) -> None:
+    """Of 2 x 2 chunks; its checksum is right."""
+    shape: dict[str, Any] = {"shards": (1, 3, 1, 400, 512), "compressors": [GzipCodec()]}
+    path = ome_zarr("s", 3, CHUNKS, **shape)(tmp_path, halved(RGB, 1))
+    shard = path / "0" / "c" / "0" / "0" / "0" / "0" / "0"
+    whole = shard.read_bytes()
+    for place in ((0, 1 << 40), (len(whole) - 4, 100)):
+        table = struct.pack("<QQ", *place) + whole[-52:-4]
+        shard.write_bytes(whole[:-68] + table + google_crc32c.value(table).to_bytes(4, "little"))
+        with (
+            registry.open_slide(path) as file,
+            pytest.raises(ReadError, match=f"{place[1]} bytes at {place[0]} of its shard"),
+        ):
+            file.region(0, 0, 0, 8, 8)
+
+
+def test_a_chunk_with_a_flipped_bit(tmp_path: Path) -> None:
+    path = ome_zarr("s", 3, compressors=[Crc32cCodec()])(tmp_path, halved(RGB, 1))
+    chunk = path / "0" / "c" / "0" / "0" / "0" / "0" / "0"
+    raw = bytearray(chunk.read_bytes())
+    raw[100] ^= 1
+    chunk.write_bytes(raw)
+    with registry.open_slide(path) as file, pytest.raises(ReadError, match="its crc32c differs"):
         file.region(0, 0, 0, 8, 8)
 
 
