@@ -19,6 +19,7 @@ from pipeline.encoders.encoder import Encoder
 from pipeline.encoders.export import export_encoder, weights_sha256
 from pipeline.encoders.load import load_encoder
 from pipeline.encoders.presets import PRESETS, Preset
+from pipeline.encoders.timm_models import hub_preset
 from pipeline.inference.facts import EncoderFacts
 from pipeline.inference.loaded import EncoderSpec, load_on_device
 from stores.errors import WeightsError
@@ -220,6 +221,8 @@ def test_mean_and_std_that_timm_fills_in_are_doubted(
         "owner/model/config.json": json.dumps(config).encode(),
         "owner/model/model.safetensors": as_safetensors(state_of(encoder), tmp_path).read_bytes(),
     }
+    fake_hub.files |= {key.replace("owner/", "timm/"): value for key, value in fake_hub.files.items()}
+    assert load_encoder("hf-hub:timm/model").preset.warning == ""  # whose weights they are
     facts = EncoderFacts.of(load_on_device(EncoderSpec("hf-hub:owner/model", device="cpu")))
     assert ("are timm's for vit_tiny_patch16_224 and may not be those" in facts.described()) == warned
     assert encoder.preset.warning == ""
@@ -229,6 +232,10 @@ def test_a_repository_of_a_preset_is_that_preset(fake_hub: type[FakeHub]) -> Non
     assert "bioptimus/H0-mini@main" in refusal("hf-hub:bioptimus/H0-mini@main")
     assert any("/bioptimus/H0-mini/resolve/main/model.safetensors" in path for path in fake_hub.requests)
     assert not any("config.json" in path for path in fake_hub.requests)
+    preset = PRESETS["h0-mini"]
+    assert hub_preset("Bioptimus/H0-mini") == hub_preset(f"{preset.hub}@{preset.revision}") == preset
+    assert preset.sha256  # which the user's own revision does not have
+    assert not hub_preset(f"{preset.hub}@main").sha256
 
 
 @pytest.mark.parametrize(
