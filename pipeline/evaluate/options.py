@@ -112,7 +112,9 @@ class CkaOptions:
     """Linear CKA."""
 
     batch: int | None = option(
-        None, "Use the unbiased form, averaged over batches of N samples.", shown="all samples at once"
+        None,
+        "Average the unbiased form over batches of N samples, instead of both forms over all.",
+        shown="both forms over all samples",
     )
     seed: int = option(0, "Seed of the batches.", metavar="SEED")
 

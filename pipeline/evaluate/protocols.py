@@ -21,7 +21,7 @@ from pipeline.evaluate.result import Result, Row, row_of
 from pipeline.evaluate.robustness import robustness
 from pipeline.evaluate.slide_level import abmil_scores, bags_of, mean_pool_scores
 from pipeline.metrics.checks import codes_of
-from pipeline.metrics.cka import linear_cka, minibatch_cka
+from pipeline.metrics.cka import cka, flattered, minibatch_cka
 from pipeline.metrics.classification import Classification
 from pipeline.metrics.knn import knn_votes, leave_out
 from pipeline.runtime.progress import Reporter
@@ -185,7 +185,9 @@ def run_cka(embeddings: Embeddings, other: Embeddings, options: opts.CkaOptions)
     if lost:
         result.notes.append(f"{lost} samples are only in one of the two and were left out")
     if options.batch is None:
-        result.rows.append(Row("cka", linear_cka(x, y)))
+        found = cka(x, y)
+        result.rows += [Row("cka", found.linear), Row("cka_unbiased", found.unbiased)]
+        result.notes += filter(None, [flattered(len(x), x.shape[1], y.shape[1])])
     else:
         value = minibatch_cka(x, y, options.batch, np.random.default_rng(options.seed))
         result.rows.append(Row("cka_unbiased", value))

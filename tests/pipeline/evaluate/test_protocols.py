@@ -142,7 +142,19 @@ def test_cka_matches_samples_by_name(tmp_path: Path) -> None:
     assert figure(result, "cka")["value"] == pytest.approx(1, abs=1e-5)
     assert result["samples"] == 100
     assert result["notes"] == ["140 samples are only in one of the two and were left out"]
+    assert figure(result, "cka_unbiased")["value"] == pytest.approx(1, abs=1e-5)
     assert figure(run("cka", a, b, "--batch", 25), "cka_unbiased")["value"] == pytest.approx(1, abs=1e-5)
+
+
+def test_cka_of_fewer_samples_than_dimensions_warns(tmp_path: Path) -> None:
+    rng, names = np.random.default_rng(0), {"path": [f"{i}.png" for i in range(40)]}
+    a, b = (
+        write(tmp_path / f"{n}.parquet", rng.normal(size=(40, n)).astype("f4"), names) for n in (200, 300)
+    )
+    result = run("cka", a, b)
+    assert figure(result, "cka")["value"] > 0.8  # nothing in common
+    assert abs(figure(result, "cka_unbiased")["value"]) < 0.1
+    assert "40 samples are fewer than 300 dimensions" in result["notes"][0]
 
 
 def test_a_store_is_the_teachers_embeddings(small: Path) -> None:

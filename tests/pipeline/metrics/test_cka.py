@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.metrics import checks
-from pipeline.metrics.cka import linear_cka, minibatch_cka
+from pipeline.metrics.cka import cka, flattered, linear_cka, minibatch_cka
 from stores.errors import EvaluationError
 
 Floats = npt.NDArray[np.float64]
@@ -78,6 +78,8 @@ def test_the_unbiased_form_equals_its_definition(n: int, p: int, seed: int) -> N
         return
     expected = naive_unbiased_hsic(k, m) / np.sqrt(own)
     assert minibatch_cka(x, y, n, rng) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert cka(x, y).unbiased == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert cka(x, y).linear == linear_cka(x, y)
 
 
 def test_batches_are_averaged_before_the_ratio() -> None:
@@ -98,6 +100,30 @@ def test_few_samples_of_many_features_look_alike_only_to_the_biased_form() -> No
     x, y = rng.normal(size=(2, 100, 1500))
     assert linear_cka(x, y) > 0.9
     assert abs(minibatch_cka(x, y, 100, rng)) < 0.05
+    found = cka(x, y)
+    assert found.unbiased is not None
+    assert abs(found.unbiased) < 0.05
+    assert "100 samples are fewer than 1,500 dimensions" in str(flattered(100, 8, 1500))
+    assert flattered(1500, 8, 1500) is None
+
+
+def test_the_unbiased_form_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 101, 8)).astype(np.float32) + np.float32(100)
+    monkeypatch.setattr(checks.row_blocks, "__defaults__", (1000,))
+    assert cka(x, y).unbiased == pytest.approx(minibatch_cka(x, y, 101, rng), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("x", "why"),
+    [
+        (np.eye(3), "fewer than four samples"),
+        (np.eye(5), "any two samples are equally far apart: the unbiased estimate of HSIC is 0"),
+    ],
+)
+def test_where_the_unbiased_form_is_not_defined(x: Floats, why: str) -> None:
+    assert cka(x, x).unbiased is None, why
+    assert cka(x, x).linear == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
