@@ -48,9 +48,13 @@ def export_encoder(
         Terms of the encoders on whose outputs it was trained: they bind beside its own.
     """
     terms = union(encoder.terms, teachers)
-    tensors = {
-        name: value.detach().cpu().contiguous() for name, value in encoder.backbone.state_dict().items()
-    }
+    tensors: dict[str, torch.Tensor] = {}
+    memory: set[int] = set()
+    for name, value in encoder.backbone.state_dict().items():
+        tensor = value.detach().cpu().contiguous()
+        # a module that stands under several names, as in CoaT: the file holds no tensor twice
+        tensors[name] = tensor.clone() if tensor.untyped_storage().data_ptr() in memory else tensor
+        memory.add(tensor.untyped_storage().data_ptr())
     with replacing(folder / "model.safetensors") as partial:
         safetensors.torch.save_file(tensors, partial, metadata={"format": "pt"})
     write_text(folder / "config.json", json.dumps(_config(encoder, extra, terms), indent=2) + "\n")

@@ -40,6 +40,13 @@ _RENAMED = {
 }
 
 
+_IN_CHUNK = re.compile(
+    r"(?P<prefix>(?:.*?\.)?)blocks\.(?P<chunk>\d+)\.(?P<block>\d+)\.(?P<part>[^.]+)(?P<rest>\..+)"
+)
+_BLOCK_PARTS = frozenset(["norm1", "attn", "ls1", "norm2", "mlp", "ls2"])
+"""Modules with tensors in a block of DINOv2."""
+
+
 def to_native(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of any of the three layouts in the native one; of any other, as it is.
 
@@ -49,7 +56,7 @@ def to_native(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     inside = {name: match for name in state if (match := _IN_BLOCK.fullmatch(name))}
     first = next((m for m in inside.values() if any(m["part"] in parts for parts in _STACKED)), None)
     if first is None:
-        return {re.sub(r"(^|\.)blocks\.\d+\.(\d+)\.", r"\1blocks.\2.", name): t for name, t in state.items()}
+        return _without_chunks(state)
     native: dict[str, Tensor] = {}
     for name, value in state.items():
         if name not in inside:
@@ -66,6 +73,25 @@ def to_native(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif part == parts[0]:
             native[f"blocks.{block}.{_STACKED[parts]}.{kind}"] = torch.cat([state[other] for other in whole])
     return native
+
+
+def _without_chunks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of DINOv2's chunks under the number of their block alone; all names as they are where they are no chunks.
+
+    DINOv2 numbers blocks through the whole model, so a number is in one chunk, and its blocks have the parts of a
+    transformer. Stages of other models (EfficientNet, MobileNet, Twins) number their blocks from 0 each.
+    """
+    chunks: dict[tuple[str, str], str] = {}
+    bare: dict[str, str] = {}
+    for name in state:
+        found = _IN_CHUNK.fullmatch(name)
+        if found is None:
+            continue
+        prefix, chunk, block, part, rest = found.groups()
+        if part not in _BLOCK_PARTS or chunks.setdefault((prefix, block), chunk) != chunk:
+            return dict(state)
+        bare[name] = f"{prefix}blocks.{block}.{part}{rest}"
+    return {bare.get(name, name): value for name, value in state.items()}
 
 
 def resampled(

@@ -120,10 +120,10 @@ def _tensors(loaded: object, file: Path) -> dict[str, Tensor]:
 def fit(state: Mapping[str, Tensor], backbone: nn.Module, source: str, arch: str) -> dict[str, Tensor]:
     """Rename a checkpoint's tensors so that they fill `backbone` exactly.
 
-    Names of the transformers layout become native ones (`pipeline.encoders.state_dict_layouts`). A common prefix
-    (``module.``, ``teacher.backbone.``, ...) goes, with everything outside of it (DINO heads); so does a classifier.
-    Then the architecture's own timm filter converts the native layout and resamples position embeddings of another
-    grid.
+    A common prefix (``module.``, ``teacher.backbone.``, ...) goes, with everything outside of it (DINO heads); so does
+    a classifier. What fills `backbone` then is taken as it is, whatever layout its names remind of. Otherwise names of
+    DINOv2's other layouts become native ones (`pipeline.encoders.state_dict_layouts`), and the architecture's own timm
+    filter converts the native layout and resamples position embeddings of another grid.
 
     Parameters
     ----------
@@ -138,10 +138,10 @@ def fit(state: Mapping[str, Tensor], backbone: nn.Module, source: str, arch: str
         A tensor is missing, left over, or has another shape.
     """
     expected = {name: tuple(value.shape) for name, value in backbone.state_dict().items()}
-    in_stages = any(
-        re.match(r"blocks\.\d+\.\d+\.", name) for name in expected
-    )  # by itself, as EfficientNet's
-    found = _strip_prefix(state if in_stages else to_native(state), expected.keys(), source)
+    found = _drop_classifier(_strip_prefix(state, expected.keys(), source), backbone, expected.keys())
+    if {name: tuple(value.shape) for name, value in found.items()} == expected:
+        return found
+    found = _strip_prefix(to_native(state), expected.keys(), source)
     found = _drop_classifier(found, backbone, expected.keys())
     unlike = _unlike_size(found, backbone)
     patches = found.get("patch_embed.proj.weight")

@@ -1,14 +1,10 @@
 """Exported folders: timm and `load_encoder` open them with equal features, and bad ones are refused."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -178,43 +174,3 @@ def test_a_folder_without_config_points_to_the_student(trained: Encoder, tmp_pat
     assert "holds no config.json" in refusal(str(tmp_path))
     export_encoder(trained, tmp_path / "student", {})
     assert f"its subfolder {tmp_path / 'student'} has one" in refusal(str(tmp_path))
-
-
-ALONE = """
-import sys
-sys.modules |= {"pipeline": None, "stores": None, "cli": None}  # as if this project were not installed
-import numpy, torch
-try:
-    import torchvision
-except RuntimeError:  # a CPU-only torch beside torchvision's CUDA wheels lacks two operators
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor a, Tensor b, float c) -> Tensor")
-    library.define("qnms(Tensor a, Tensor b, float c) -> Tensor")
-import timm
-
-model = timm.create_model("local-dir:" + sys.argv[1], pretrained=True).eval()
-mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
-views = torch.from_numpy(numpy.load(sys.argv[2]))
-images = views.permute(0, 3, 1, 2).contiguous().float() / 255
-with torch.inference_mode():
-    numpy.save(sys.argv[3], model((images - mean) / std).numpy())
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("spec", ["demo-student", SWIGLU])
-def test_a_student_opens_in_timm_without_this_project(spec: str, tmp_path: Path) -> None:
-    """SwiGLU with registers is Hibou-L's architecture; see docs/how-to/use-the-student.md."""
-    source = shaken(load_encoder(spec, random_weights=1))
-    export_encoder(source, tmp_path / "student", {})
-    views = make_views(side=source.image_px)
-    np.save(tmp_path / "views.npy", views.numpy())
-    names = [str(tmp_path / name) for name in ("student", "views.npy", "features.npy")]
-    # torch's threads may add in another order than ours
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    subprocess.run([sys.executable, "-c", ALONE, *names], check=True, env=environment, timeout=120)
-    with torch.inference_mode():
-        expected = source(views).numpy()
-    np.testing.assert_array_equal(np.load(tmp_path / "features.npy"), expected)

@@ -23,6 +23,8 @@ from pipeline.encoders.encoder import Encoder
 from pipeline.encoders.export import weights_sha256
 from pipeline.encoders.load import load_encoder
 from pipeline.encoders.presets import PRESETS, Preset
+from pipeline.encoders.state_dict_layouts import to_native
+from pipeline.encoders.timm_models import create, timm_preset
 from tests.tools.encoders import (
     SWIGLU,
     TINY,
@@ -35,6 +37,7 @@ from tests.tools.encoders import (
     state_of,
     trained_encoder,
 )
+from tests.tools.layouts import chunked
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +130,58 @@ def test_blocks_in_stages_are_not_taken_for_chunks(tmp_path: Path) -> None:
     source = load_encoder("mobilenetv3_small_050", random_weights=1)
     loaded = load_encoder("mobilenetv3_small_050", weights=as_safetensors(state_of(source), tmp_path))
     assert weights_sha256(loaded) == weights_sha256(source)
+
+
+@pytest.mark.parametrize(
+    "arch", ["crossvit_tiny_240", "davit_tiny", "twins_pcpvt_small", "test_efficientnet"]
+)
+def test_stages_of_other_families_keep_their_names(arch: str) -> None:
+    """Also where a stage has transformer blocks: each stage numbers its own from 0."""
+    with torch.device("meta"):
+        state = create(timm_preset(arch)).state_dict()
+    assert to_native(state).keys() == state.keys()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_chunks_are_those_whose_blocks_are_numbered_through(size: int) -> None:
+    state = {f"blocks.{block}.ls1.gamma": torch.ones(1) for block in range(3)}
+    assert to_native(chunked(state, size)).keys() == state.keys()
+    assert (
+        to_native(prefixed("backbone.", chunked(state, size))).keys() == prefixed("backbone.", state).keys()
+    )
+    other = {**chunked(state, size), "blocks.0.0.conv.weight": torch.ones(1)}
+    assert to_native(other).keys() == other.keys()
+
+
+class Wrapped(nn.Module):
+    """A user's module around another: its names are its own, whatever layout they look like."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__()
+        for name in names:
+            *path, last = name.split(".")
+            inside: nn.Module = self
+            for part in path:
+                if part not in dict(inside.named_children()):
+                    inside.add_module(part, nn.Module())
+                inside = inside.get_submodule(part)
+            inside.register_buffer(last, torch.ones(2, 2))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["trunk.blocks.0.0.conv_pw.weight", "trunk.blocks.1.0.conv_pw.weight"],
+        ["net.blocks.0.0.attn.qkv.weight", "net.blocks.0.1.attn.qkv.weight"],
+        ["net.embeddings.cls_token", "net.layernorm.weight", "net.encoder.layer.0.mlp.gate_proj.weight",
+         "net.encoder.layer.0.mlp.up_proj.weight"],
+    ],
+    ids=["stages", "chunks", "transformers"],
+)  # fmt: skip
+def test_what_fills_a_users_module_is_not_renamed(names: list[str]) -> None:
+    state = Wrapped(names).state_dict()
+    assert weights.fit(state, Wrapped(names), "student", "mine:make").keys() == set(names)
+    assert weights.fit(prefixed("module.", state), Wrapped(names), "any", "mine:make").keys() == set(names)
 
 
 def test_buffers_that_no_checkpoint_holds_are_computed(tmp_path: Path) -> None:
