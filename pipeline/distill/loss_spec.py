@@ -1,6 +1,7 @@
 """The values of ``--loss``: a weighted sum of named terms. Imports nothing heavy: options are checked with it.
 
-``log-sum``, ``mse``, ``l1``, ``smooth-l1``, ``cosine``, ``relational``   projected features against the teacher's
+``log-sum``, ``log-sum-corr``, ``mse``, ``l1``, ``smooth-l1``, ``cosine``, ``relational``
+                   projected features against the teacher's
 ``dino``           the student's assignments to prototypes against the teacher's, of the features
 ``ibot``           the same of the patch tokens
 ``token-cosine``   projected patch tokens against the teacher's
@@ -11,7 +12,7 @@ import math
 
 from stores.errors import OptionError
 
-FEATURE_TERMS = ("log-sum", "mse", "l1", "smooth-l1", "cosine", "relational")
+FEATURE_TERMS = ("log-sum", "log-sum-corr", "mse", "l1", "smooth-l1", "cosine", "relational")
 TOKEN_TERMS = ("ibot", "token-cosine")
 PROTOTYPE_TERMS = ("dino", "ibot")
 TERMS = (*FEATURE_TERMS, "dino", *TOKEN_TERMS, "koleo")

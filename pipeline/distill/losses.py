@@ -25,21 +25,40 @@ def log_sum(s_BD: Tensor, t_BD: Tensor, alpha: float = 4.0, eps: float = EPS) ->
     return torch.log((s_BD - t_BD).abs().pow(alpha).sum() + eps)
 
 
+def log_sum_corr(s_BD: Tensor, t_BD: Tensor, alpha: float = 4.0, eps: float = EPS) -> Tensor:
+    """``log(sum over dimensions of |c_d - 1|^alpha + eps)``, c_d the correlation of s and t over the batch.
+
+    The other form in Miles & Mikolajczyk's code (``deit/models.py``, there with alpha 4): one number for each
+    dimension, where `log_sum` has one for each dimension of each view. It starts near ``log(D)``, 7.34 for D = 1536,
+    where nothing is correlated, and ends at ``log(eps)``. A correlation does not depend on the scale and mean of a
+    dimension, so normalised and raw targets give the same. A dimension that is constant over the batch counts as
+    uncorrelated. With two views each correlation is 1 or -1: take batches of many.
+    """
+    correlation_D = functional.cosine_similarity(s_BD - s_BD.mean(0), t_BD - t_BD.mean(0), dim=0)
+    return torch.log((correlation_D - 1).abs().pow(alpha).sum() + eps)
+
+
 def cosine(s_ND: Tensor, t_ND: Tensor) -> Tensor:
     """``1 - mean over the rows of cos(s, t)``."""
     return 1 - functional.cosine_similarity(s_ND, t_ND, dim=1).mean()
 
 
 def relational(s_BD: Tensor, t_BD: Tensor) -> Tensor:
-    """Mean squared difference of the two batches' cosine-similarity matrices (Park et al., arXiv 1904.05068)."""
+    """Mean squared difference of the two batches' cosine-similarity matrices.
+
+    Similarity-preserving distillation (Tung & Mori, arXiv 1907.09682, equation 4) with another normalisation: there
+    the rows of the matrices of inner products have length 1, here the features do, so that each entry is a cosine.
+    Relational distillation (Park et al., arXiv 1904.05068) compares distances and angles, which this does not.
+    """
     s, t = functional.normalize(s_BD, dim=1), functional.normalize(t_BD, dim=1)
     return functional.mse_loss(s @ s.T, t @ t.T)
 
 
 def feature_loss(name: str, alpha: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss of a term of `pipeline.distill.loss_spec.FEATURE_TERMS`; `alpha` matters to log-sum only."""
+    """The loss of a term of `pipeline.distill.loss_spec.FEATURE_TERMS`; `alpha` matters to both forms of log-sum."""
     losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "log-sum": partial(log_sum, alpha=alpha),
+        "log-sum-corr": partial(log_sum_corr, alpha=alpha),
         "mse": functional.mse_loss,
         "l1": functional.l1_loss,
         "smooth-l1": functional.smooth_l1_loss,

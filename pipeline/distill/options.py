@@ -31,7 +31,7 @@ class LossOptions:
         metavar="TERMS",
         heading=_LOSS,
     )
-    alpha: float = option(4.0, "Exponent of the log-sum loss.", heading=_LOSS)
+    alpha: float = option(4.0, "Exponent of log-sum and log-sum-corr.", heading=_LOSS)
     prototypes: Path | None = option(
         None, "Folder that `g2l prototypes` wrote. dino and ibot need it.", metavar="DIR", heading=_LOSS
     )

@@ -302,7 +302,9 @@ def test_validation_figures(store: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["log-sum", "mse", "l1", "smooth-l1", "cosine", "relational"])
+@pytest.mark.parametrize(
+    "loss", ["log-sum", "log-sum-corr", "mse", "l1", "smooth-l1", "cosine", "relational"]
+)
 @pytest.mark.parametrize("norm", ["batch", "store", "none"])
 def test_every_loss_goes_down(store: Path, loss: str, norm: str) -> None:
     options = replace(OPTIONS, loss=loss, teacher_norm=norm)

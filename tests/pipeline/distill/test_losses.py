@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from pipeline.distill import loss_spec
-from pipeline.distill.losses import EPS, assignment, feature_loss, koleo, log_sum, sharpened, sinkhorn
+from pipeline.distill.losses import (
+    EPS,
+    assignment,
+    feature_loss,
+    koleo,
+    log_sum,
+    log_sum_corr,
+    sharpened,
+    sinkhorn,
+)
 from stores.errors import OptionError
 
 RNG = np.random.default_rng(0)
@@ -70,6 +79,12 @@ def unit(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return x / np.sqrt((x * x).sum(axis=1, keepdims=True))
 
 
+def correlation(s: npt.NDArray[np.float64], t: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Of each dimension over the batch: mean product of both, each with mean 0 and variance 1."""
+    s, t = ((x - x.mean(axis=0)) / x.std(axis=0) for x in (s, t))
+    return (s * t).sum(axis=0) / len(s)
+
+
 D = S - T
 REFERENCES = {
     "mse": (D**2).mean(),
@@ -78,6 +93,7 @@ REFERENCES = {
     "cosine": 1 - (unit(S) * unit(T)).sum(axis=1).mean(),
     "relational": ((unit(S) @ unit(S).T - unit(T) @ unit(T).T) ** 2).mean(),
     "log-sum": math.log((D**4).sum() + EPS),
+    "log-sum-corr": math.log((np.abs(correlation(S, T) - 1) ** 4).sum() + EPS),
 }
 
 
@@ -85,6 +101,31 @@ REFERENCES = {
 def test_every_loss_equals_its_formula(name: str) -> None:
     loss = feature_loss(name, 4.0)(torch.tensor(S), torch.tensor(T))
     assert float(loss) == pytest.approx(float(REFERENCES[name]), rel=1e-9)
+
+
+def test_log_sum_corr_sees_neither_scale_nor_mean_of_a_dimension() -> None:
+    scale, shift = RNG.uniform(0.5, 2, 24), RNG.normal(size=24)
+    plain = feature_loss("log-sum-corr", 2.0)(torch.tensor(S), torch.tensor(T))
+    moved = feature_loss("log-sum-corr", 2.0)(torch.tensor(S), torch.tensor(T * scale + shift))
+    assert float(plain) == pytest.approx(math.log(((correlation(S, T) - 1) ** 2).sum() + EPS), rel=1e-9)
+    assert float(moved) == pytest.approx(float(plain), rel=1e-9)
+
+
+def test_log_sum_corr_starts_near_the_log_of_the_dimensions_and_ends_at_that_of_eps() -> None:
+    s, t = torch.randn(2, 1024, 1536, generator=torch.Generator().manual_seed(0))
+    assert float(log_sum_corr(s, t)) == pytest.approx(math.log(1536), abs=0.02)
+    assert float(log_sum_corr(s.double(), 3 * s.double() + 1)) == pytest.approx(math.log(EPS), abs=1e-4)
+
+
+def test_log_sum_corr_counts_a_constant_dimension_as_uncorrelated() -> None:
+    s, t = torch.tensor(S, requires_grad=True), torch.tensor(T)
+    t[:, 0] = 1.0
+    loss = log_sum_corr(s, t)
+    loss.backward()
+    rest = (np.abs(correlation(S[:, 1:], T[:, 1:]) - 1) ** 4).sum()
+    assert float(loss.detach()) == pytest.approx(math.log(1 + rest + EPS), rel=1e-9)
+    assert s.grad is not None
+    assert torch.isfinite(s.grad).all()
 
 
 # Assignments to prototypes
@@ -151,7 +192,7 @@ def test_koleo_spreads_even_what_is_one() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("dimo", "'dimo' is not one of log-sum, mse, l1"),
+        ("dimo", "'dimo' is not one of log-sum, log-sum-corr, mse, l1"),
         ("log-sum:0", "the weight of log-sum is '0'; allowed is a number above 0"),
         ("log-sum:x", "the weight of log-sum is 'x'"),
         ("log-sum:inf", "the weight of log-sum is 'inf'"),
