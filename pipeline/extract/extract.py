@@ -28,6 +28,7 @@ from pipeline.slides.find import find_slides
 from pipeline.tile.options import TileOptions
 from pipeline.tile.prepare import prepare_store, require_extendable
 from pipeline.tile.slides_csv import given_of
+from pipeline.tile.summary import TileSummary
 from pipeline.tile.tile import tile_on
 from pipeline.tile.tile_list import note_tiled, refused_before
 from pipeline.tiles.places import Place, SlidePlace, find_places
@@ -144,6 +145,7 @@ def extract(
             places = find_places(store.absolute(), patch, rows, inputs, tile_options.root, report)
         else:
             found = tile_on(workers, inputs, store, tile_options, report, look_again=False)
+            _warn_of_splits(found, report)
             places = {slide_id: SlidePlace(path) for slide_id, path in found.paths.items()}
         tiled = recipe.load(store)
         tasks = plan_tasks(store, tiled, places, options, summary)
@@ -187,7 +189,9 @@ def _tile_new_tiles(
         if left_out:
             before = refused_before(store, listed)
             if before is None:
-                return tile_on(workers, inputs, store, options, report).refused
+                tiled = tile_on(workers, inputs, store, options, report)
+                _warn_of_splits(tiled, report)
+                return tiled.refused
             refused = before
             report.note(
                 f"{left_out} tiles of the list are not in the store, as `g2l tile` said: they could not be used, or "
@@ -197,6 +201,11 @@ def _tile_new_tiles(
             note_tiled(store, listed, [])
     prepare_store(store, options, of_tiles=True)
     return refused
+
+
+def _warn_of_splits(tiled: TileSummary, report: Reporter) -> None:
+    for text in tiled.warnings:
+        report.note(f"warning: {text}")
 
 
 def _tile_names(store: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

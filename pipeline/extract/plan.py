@@ -24,6 +24,7 @@ from pipeline.tile.grid import find_patches, patch_recipe
 from pipeline.tile.groups import group_tiles, require_no_slide_options, table_of
 from pipeline.tile.options import TileOptions
 from pipeline.tile.slides_csv import given_of
+from pipeline.tile.splits import Splits
 from pipeline.tiles.table import are_tiles, list_tiles
 from stores.errors import OptionError, SlideError
 from stores.format import features, manifest, tokens
@@ -175,7 +176,7 @@ class Plan:
             f"views     {self.views:,} under {self.seeds} seeds",
         ]
         if "val" not in self.splits:
-            said.append("          no validation split: raise --val, or give splits in --slides-csv")
+            said.append("          no validation split: give splits in --slides-csv, or take more patients")
         if self.dim:
             exact = self.feature_bytes(self.dim)
             rows = human_bytes(self.views * MANIFEST_BYTES_PER_VIEW)
@@ -276,10 +277,10 @@ def _count(
     paths = find_slides(inputs, report=report)
     given = given_of(options, paths, report=report)
     _, rule = patch_recipe(options)
-    found, unusable = [], {}
+    found: dict[str, int] = {}
+    unusable: dict[str, str] = {}
     report.start("plan", len(paths))
     for slide_id, path in paths.items():
-        patient_id, split = given.patient_and_split(slide_id, options.val)
         try:
             with open_slide(path) as file:
                 info = file.inspect(slide_id, *given.mpp.get(slide_id, (None, "")))
@@ -288,13 +289,15 @@ def _count(
                 read = plan_read(info, options.mpp, options.patch)
                 grid = find_patches(file, info, read, rule, options)
             if len(grid.patches):
-                found.append(SlidePlan(slide_id, len(grid.patches), split, patient_id))
+                found[slide_id] = len(grid.patches)
             else:
                 unusable[slide_id] = f"no patch of it has {options.min_tissue:.0%} tissue"
         except SlideError as error:
             unusable[slide_id] = str(error)
         report.advance(detail=slide_id)
-    return found, unusable
+    splits = Splits({}, given, found, options.val)
+    slides = [SlidePlan(i, count, splits.of(i), splits.patients[i]) for i, count in found.items()]
+    return slides, unusable
 
 
 def _count_tiles(
@@ -304,7 +307,7 @@ def _count_tiles(
     require_no_slide_options(options)
     listed = list_tiles(inputs, options.root, options.column)
     with open_cluster(IN_PROCESS, "plan", report) as workers:
-        grouped = group_tiles(workers, listed, options, {}, report)
+        grouped = group_tiles(workers, listed, options, {}, {}, report)
     found, unusable = [], {}
     for _, group in sorted(grouped.groups.items()):
         row = table_of(grouped, group, options).row

@@ -36,10 +36,12 @@ from pipeline.slides.thumbnail import read_overview
 from pipeline.tile.grid import THUMBNAIL_MPP, morton_order, scanned_patches
 from pipeline.tile.picture import draw_slide
 from pipeline.tile.slides_csv import Given, given_of, require_one_split
+from pipeline.tile.splits import Splits
 from pipeline.views.patch_views import RowViews, draw_row
 from pipeline.views.policy import Policy
 from stores.errors import CorruptStore, G2LError, OptionError, RecipeMismatch, SlideError, StoreError
 from stores.format import features, layout, manifest, recipe, terms
+from stores.format.splits import count_splits, split_warnings
 from stores.info import store_info
 from stores.io import files
 from stores.io.lock import only_writer
@@ -56,6 +58,8 @@ class Imported(Tally):
 
     store: Path
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """What a training on the splits cannot do, a line each."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -68,6 +72,7 @@ class Imported(Tally):
             "views_before": self.views_before,
             "seconds": self.seconds,
             "notes": self.notes,
+            "warnings": self.warnings,
             "bad_reads": self.bad_reads,
             "unusable": self.failed_slides,
         }
@@ -81,6 +86,7 @@ class Imported(Tally):
             "teacher and views are what was declared; `g2l store verify --slides SLIDES --teacher TEACHER` proves a "
             "sample",
             *(f"note: {text}" for text in self.notes),
+            *(f"warning: {text}" for text in self.warnings),
             *self.failed_lines(),
         ]
 
@@ -118,6 +124,8 @@ def import_features(
         with PatchPool(threads_of(options.threads, None)) as pool:
             _Import(store, stored, options, result, pool).run(slides, report)
         result.seconds = time.monotonic() - began
+        if options.val:
+            result.warnings += split_warnings(count_splits(manifest.read_slides(store)))
     return result
 
 
@@ -155,16 +163,15 @@ class _Slide:
         )
         return info
 
-    def row(self, options: ImportOptions) -> dict[str, Any]:
+    def row(self, splits: Splits) -> dict[str, Any]:
         """What is known before the slide is opened."""
-        patient_id, split = self.given.patient_and_split(self.slide_id, options.val)
         own = self.given.cells.get(self.slide_id, {})
         return {
             **{key: value for key, value in own.items() if key != "mpp"},
             "slide_id": self.slide_id,
             "file_name": (self.path or self.h5).name,
-            "patient_id": patient_id,
-            "split": split,
+            "patient_id": splits.patients[self.slide_id],
+            "split": splits.of(self.slide_id),
             "status": "failed",
             "reason": "",
             "n_patches": 0,
@@ -253,7 +260,9 @@ class _Import:
         """Import slide after slide. Its row is written before its views, as by ``tile``."""
         rows = {row["slide_id"]: row for row in manifest.read_slides(self.store)}
         settled = {slide_id: row for slide_id, row in rows.items() if row["status"] == manifest.OK}
-        planned: dict[str, dict[str, Any]] = {s.slide_id: s.row(self.options) for s in slides} | settled
+        splits = Splits(rows, slides[0].given, [slide.slide_id for slide in slides], self.options.val)
+        splits.decide(rows, [slide.slide_id for slide in slides if slide.path is not None])
+        planned: dict[str, dict[str, Any]] = {s.slide_id: s.row(splits) for s in slides} | settled
         require_one_split({**rows, **planned}.values())
         for slide in slides:
             row = planned[slide.slide_id]

@@ -20,7 +20,7 @@ from pipeline.runtime.progress import Reporter
 from pipeline.runtime.work import Advance, Cluster
 from pipeline.tile.options import TileOptions
 from pipeline.tile.picture import write_png
-from pipeline.tile.slides_csv import split_of
+from pipeline.tile.splits import assign, split_of
 from pipeline.tile.tissue import TissueRule
 from pipeline.tiles.image import TileReader, corners
 from pipeline.tiles.table import TileList
@@ -115,7 +115,12 @@ class Grouped:
 
 
 def group_tiles(
-    workers: Cluster, listed: TileList, options: TileOptions, owners: Mapping[str, str], report: Reporter
+    workers: Cluster,
+    listed: TileList,
+    options: TileOptions,
+    owners: Mapping[str, str],
+    recorded: Mapping[str, str],
+    report: Reporter,
 ) -> Grouped:
     """Decode every tile and lay out the groups.
 
@@ -123,6 +128,8 @@ def group_tiles(
     ----------
     owners
         The group of each tile that the store has already.
+    recorded
+        The split of each tile and of each patient that the store has already.
 
     Raises
     ------
@@ -141,8 +148,9 @@ def group_tiles(
     groups: dict[str, Group] = {}
     ids: dict[str, str] = {}
     homes: list[Group] = []
+    splits = _splits_of(listed, seen, recorded, options.val)
     for i, (fingerprint, height, _) in enumerate(seen):
-        text, patient_id, split = _group_of(listed, i, fingerprint if height else "", options)
+        text, patient_id, split = _group_of(listed, i, splits[i])
         slide_id = ids.setdefault(text, _id_of(text))
         group = groups.setdefault(slide_id, Group(slide_id, split, patient_id))
         homes.append(group)
@@ -158,15 +166,32 @@ def group_tiles(
     return Grouped(listed, seen, groups, _give_out(listed, seen, homes, owners))
 
 
-def _group_of(listed: TileList, i: int, fingerprint: str, options: TileOptions) -> tuple[str, str, str]:
+def _splits_of(
+    listed: TileList, seen: Sequence[tuple[str, int, int]], recorded: Mapping[str, str], val: float
+) -> list[str]:
+    """The split of each tile: as the list says it, or as the store has it, or that of its patient, group or content."""
+    none = [""] * len(listed)
+    group, patient_id, said = (listed.columns.get(name, none) for name in ("group", "patient_id", "split"))
+    content = [fingerprint if height else "" for fingerprint, height, _ in seen]
+    owners = [patient_id[i] or group[i] or content[i] for i in range(len(listed))]
+    known: dict[str, str] = {}
+    for i, owner in enumerate(owners):
+        split = said[i] or recorded.get(owner) or ("" if group[i] else recorded.get(content[i], ""))
+        if owner and split:
+            known[owner] = split
+    usable = {owner for owner, tile in zip(owners, content, strict=True) if tile}
+    others = [split for owner, split in known.items() if owner in usable]
+    decided = assign(usable - known.keys(), others, val)
+    known = {owner: split_of(owner, val) for owner in owners} | decided | known
+    return [split or known[owner] for split, owner in zip(said, owners, strict=True)]
+
+
+def _group_of(listed: TileList, i: int, split: str) -> tuple[str, str, str]:
     """Group, patient and split of a tile."""
     columns = listed.columns
-    names = ("group", "patient_id", "split")
-    group, patient_id, split = (columns[name][i] if name in columns else "" for name in names)
+    group, patient_id = (columns[name][i] if name in columns else "" for name in ("group", "patient_id"))
     if group:
-        patient_id = patient_id or group
-        return group, patient_id, split or split_of(patient_id, options.val)
-    split = split or split_of(patient_id or fingerprint, options.val)
+        return group, patient_id or group, split
     return f"tiles-{split}", f"tiles-{split}", split
 
 

@@ -35,7 +35,7 @@ class CohortOptions:
 
     val: float = option(
         0.1,
-        "Share of patients in the validation split, where --slides-csv names no split.",
+        "Share of patients in the validation split, where --slides-csv names no split; at least one of two or more.",
         metavar="SHARE",
         heading=TILES,
     )

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.tile.options import TileOptions
-from pipeline.tile.slides_csv import Given, split_of
+from pipeline.tile.slides_csv import Given
+from pipeline.tile.splits import Splits
 from stores.errors import OptionError
 from stores.format import manifest, oblong
 from stores.io.text import visible
@@ -40,13 +41,14 @@ def slide_work(
     slide_id: str,
     path: Path,
     given: Given,
+    splits: Splits,
     old: Mapping[str, Any] | None,
     options: TileOptions,
 ) -> SlideWork:
     if old is None:
-        row = new_row(slide_id, path, given, options)
+        row = new_row(slide_id, path, given, splits)
         return SlideWork(slide_id, path.absolute(), row, given.mpp.get(slide_id))
-    row = _known_row(store, old, path, given, options)
+    row = _known_row(store, old, path, given, splits, options)
     mpp = given.mpp.get(slide_id)
     if mpp is None and old["mpp_source"] in _OVERRIDES:
         mpp = old["mpp"], old["mpp_source"]
@@ -56,15 +58,20 @@ def slide_work(
     return SlideWork(slide_id, path.absolute(), row, mpp, done, is_oblong)
 
 
-def new_row(slide_id: str, path: Path, given: Given, options: TileOptions) -> dict[str, Any]:
-    patient_id, split = given.patient_and_split(slide_id, options.val)
+def new_row(slide_id: str, path: Path, given: Given, splits: Splits) -> dict[str, Any]:
+    patient_id, split = splits.patients[slide_id], splits.of(slide_id)
     row = {**given.cells.get(slide_id, {}), "slide_id": slide_id, "file_name": path.name}
     mpp, source = given.mpp.get(slide_id, (None, None))
     return {**row, "mpp": mpp, "mpp_source": source, "patient_id": patient_id, "split": split, "n_patches": 0}
 
 
 def _known_row(
-    store: Path, old: Mapping[str, Any], path: Path, given: Given, options: TileOptions
+    store: Path,
+    old: Mapping[str, Any],
+    path: Path,
+    given: Given,
+    splits: Splits,
+    options: TileOptions,
 ) -> dict[str, Any]:
     """The row of a slide that the store knows, with what the user says of it now; what nobody says stays.
 
@@ -76,9 +83,7 @@ def _known_row(
     slide_id = old["slide_id"]
     cells = given.cells.get(slide_id, {})
     own = {name: value for name, value in cells.items() if name != "mpp"}
-    row = {**old, **own, "file_name": path.name}
-    if row["patient_id"] != old["patient_id"] and "split" not in cells:
-        row["split"] = split_of(row["patient_id"], options.val)
+    row = {**old, **own, "file_name": path.name, "split": splits.of(slide_id)}
     mpp, source = given.mpp.get(slide_id, (old["mpp"], ""))
     mpp_flag = "--slide-mpp" if source == "option" else "--slides-csv"
     for name, now, flag in (

@@ -1,6 +1,5 @@
 """What users know of slides: mpp, patients, splits and columns of their own, from a CSV and from options."""
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,12 +25,6 @@ class Given:
     """The cells of the CSV that are not empty, by slide id."""
     mpp: Mapping[str, tuple[float, str]]
     """Level-0 mpp by slide id, and its source: ``csv`` or ``option``."""
-
-    def patient_and_split(self, slide_id: str, val: float) -> tuple[str, str]:
-        """Of a slide of which nothing else is known; what the user does not say follows from its id."""
-        own = self.cells.get(slide_id, {})
-        patient_id = own.get("patient_id", patient_of(slide_id))
-        return patient_id, own.get("split", split_of(patient_id, val))
 
 
 class SaysOfSlides(Protocol):
@@ -153,16 +146,6 @@ def require_one_split(rows: Iterable[Mapping[str, Any]], where: str = "") -> Non
         raise OptionError(
             f"{where}slide {slide_id}: {problem}; give all slides of a patient one split in --slides-csv, or none"
         )
-
-
-def split_of(patient_id: str, val: float) -> str:
-    """The split of a patient: a hash of the id against the share, so that adding slides moves nobody.
-
-    >>> split_of("patient-1", 0.0), split_of("patient-1", 0.999999)
-    ('train', 'val')
-    """
-    digest = hashlib.blake2b(patient_id.encode(), digest_size=8, person=b"g2l-split").digest()
-    return "val" if int.from_bytes(digest, "big") < val * 2**64 else "train"
 
 
 def patient_of(slide_id: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.tile.frames import frame_counts
 from stores.format import manifest
+from stores.format.splits import count_splits, split_lines, split_warnings
 from stores.io.text import first_of, unusable_lines
 
 
@@ -21,6 +22,13 @@ class TileSummary:
     """The slide files of the inputs, by slide id."""
     refused: list[str] = field(default_factory=list)
     """A line for each tile that could not be used; empty for slides."""
+    holds_out: bool = True
+    """Whether held-out patients are wanted, and missed where there are none."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a training on the splits cannot do, a line each."""
+        return split_warnings(count_splits(self.slides)) if self.holds_out else []
 
     @property
     def unusable(self) -> list[dict[str, Any]]:
@@ -49,6 +57,8 @@ class TileSummary:
             "splits": {
                 name: sum(row["split"] == name for row in usable) for name in ("train", "val", "test")
             },
+            "split_counts": count_splits(self.slides),
+            "warnings": self.warnings,
             "mask_frames": frame_counts(self.slides),
             "unusable": {row["slide_id"]: row["reason"] for row in self.unusable},
         } | ({"refused_tiles": self.refused} if self.refused else {})
@@ -56,10 +66,10 @@ class TileSummary:
     def lines(self) -> list[str]:
         """The same as text."""
         found = self.to_json()
-        splits = ", ".join(f"{name} {count}" for name, count in found["splits"].items() if count)
         return [
-            f"{found['slides_usable']} of {found['slides']} slides usable, {found['patches']} patches; "
-            f"slides by split: {splits or 'none'}",
+            f"{found['slides_usable']} of {found['slides']} slides usable, {found['patches']} patches",
+            *split_lines(found["split_counts"]),
+            *(f"warning: {text}" for text in found["warnings"]),
             *_frame_lines(found["mask_frames"]),
             f"pictures: {self.store / 'pictures'}",
             *unusable_lines(found["unusable"]),

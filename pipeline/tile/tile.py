@@ -36,6 +36,7 @@ from pipeline.tile.slide_rows import (
     slide_work,
 )
 from pipeline.tile.slides_csv import given_of, require_one_split
+from pipeline.tile.splits import Splits
 from pipeline.tile.summary import TileSummary
 from pipeline.tile.tile_list import tile_list
 from pipeline.tiles.table import are_tiles
@@ -93,11 +94,14 @@ def tile_on(
     doubled = {slide_id: paths[0] for slide_id, paths in found.doubled.items()}
     given = given_of(options, found.slides | doubled, for_training, report)
     prepare_store(store, options)
-    works = [slide_work(store, i, path, given, rows.get(i), options) for i, path in found.slides.items()]
+    splits = Splits(rows, given, [*found.slides, *(i for i in doubled if i not in found.slides)], options.val)
+    works = [
+        slide_work(store, i, path, given, splits, rows.get(i), options) for i, path in found.slides.items()
+    ]
     planned = {**rows, **{work.slide_id: work.row for work in works}}
     for slide_id, paths in found.doubled.items():
         if slide_id not in rows or rows[slide_id]["status"] != manifest.OK:
-            row = new_row(slide_id, paths[0], given, options)
+            row = new_row(slide_id, paths[0], given, splits)
             planned[slide_id] = failed(
                 row, f"{len(paths)} files have this name, in different folders; rename them"
             )
@@ -116,12 +120,18 @@ def tile_on(
     masks = None if options.masks is None else options.masks.absolute()
     run = functools.partial(tile_slide, store.absolute(), dataclasses.replace(options, masks=masks))
     pictures = Pictures(store, rows, settled, given.cells)
-    for done in workers.run(run, todo, report):
-        row = failed(done.item.row, done.error) if done.result is None else done.result
-        pictures.take(row)
-        manifest.write_slides(store, list(rows.values()))
-        pictures.remove_dropped()
-    return TileSummary(store, manifest.read_slides(store), found.slides)
+    by_id = {work.slide_id: work for work in todo}
+    for stage in splits.stages(list(by_id), rows):
+        rows |= {slide_id: splits.enter(row) for slide_id, row in rows.items()}
+        now = (
+            dataclasses.replace(work, row=splits.enter(work.row)) for work in map(by_id.__getitem__, stage)
+        )
+        for done in workers.run(run, now, report):
+            row = failed(done.item.row, done.error) if done.result is None else done.result
+            pictures.take(row)
+            manifest.write_slides(store, list(rows.values()))
+            pictures.remove_dropped()
+    return TileSummary(store, manifest.read_slides(store), found.slides, holds_out=options.val > 0)
 
 
 def _tell(

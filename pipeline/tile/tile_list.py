@@ -1,7 +1,8 @@
 """``tile`` where the inputs are a list of tiles: each group of them is a row of the slides table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.runtime.progress import Reporter
 from pipeline.runtime.work import Cluster
@@ -29,7 +30,8 @@ def tile_list(
     listed = list_tiles(inputs, options.root, options.column)
     prepare_store(store, options, of_tiles=True)
     rows = {row["slide_id"]: row for row in manifest.read_slides(store)}
-    grouped = group_tiles(workers, listed, options, owners_of(store, list(rows.values())), report)
+    owners = owners_of(store, list(rows.values()))
+    grouped = group_tiles(workers, listed, options, owners, _recorded(rows, owners), report)
     for note in grouped.notes:
         report.note(note)
     tables = [table_of(grouped, group, options) for _, group in sorted(grouped.groups.items())]
@@ -54,7 +56,13 @@ def tile_list(
         rows[slide_id] = table.row
     manifest.write_slides(store, list(rows.values()))
     note_tiled(store, listed, grouped.refused)
-    return TileSummary(store, manifest.read_slides(store), refused=grouped.refused)
+    return TileSummary(store, manifest.read_slides(store), refused=grouped.refused, holds_out=options.val > 0)
+
+
+def _recorded(rows: Mapping[str, Mapping[str, Any]], owners: Mapping[str, str]) -> dict[str, str]:
+    """The split of each patient and of each tile in a store."""
+    of_patients = {row["patient_id"]: row["split"] for row in rows.values()}
+    return of_patients | {tile: rows[slide_id]["split"] for tile, slide_id in owners.items()}
 
 
 def refused_before(store: Path, listed: TileList) -> list[str] | None:

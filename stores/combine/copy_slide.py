@@ -53,6 +53,8 @@ class Shared:
     left_out: list[str] = field(default_factory=list)
     """Files that no store has, or of slides that the table does not list: they were not copied."""
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """What a training on the splits cannot do, a line each."""
     recipe_digest: str | None = None
     """None while there is no teacher."""
     seeds: list[int] = field(default_factory=list)
@@ -72,6 +74,7 @@ class Shared:
             f"{self.store}: {self.slides} slides, {self.patches} patches, {self.views} views under "
             f"{len(self.seeds)} seeds, {human_bytes(self.bytes)}; slides from: {sources}",
             *(f"note: {text}" for text in self.notes),
+            *(f"warning: {text}" for text in self.warnings),
             *first_of("left out, not a file of the format or of a listed slide", self.left_out),
         ]
 

@@ -14,6 +14,7 @@ from stores.combine.copy_slide import Choice, Shared, Source, copy_slide
 from stores.combine.reconcile import choose
 from stores.errors import OptionError, RecipeMismatch, StoreError
 from stores.format import layout, manifest, recipe, terms, tiles
+from stores.format.splits import count_splits, split_warnings
 from stores.io import files
 from stores.io.location import StoreLike
 from stores.io.progress import SILENT, Reporter
@@ -72,7 +73,9 @@ def merge(
                 source.copy([name], stage, result)
         _join_terms(stage, sources)
         files.write_json(stage / layout.options_file("merge"), {"sources": result.sources})
-        finish(stage, sources[0].recipe, [choice.row for choice in choices.values()], result)
+        rows = [choice.row for choice in choices.values()]
+        finish(stage, sources[0].recipe, rows, result)
+        result.warnings += split_warnings(count_splits(rows))
     return result
 
 

@@ -12,6 +12,7 @@ from stores.combine.where import select
 from stores.errors import OptionError, StoreError
 from stores.format import layout, manifest
 from stores.format.layout import read_options
+from stores.format.splits import count_splits, split_warnings
 from stores.io import files
 from stores.io.foreign import TABLE_BYTES, is_regular, read_text
 from stores.io.location import StoreLike
@@ -136,5 +137,8 @@ def subset(store: StoreLike, out: Path, selection: Selection, report: Reporter =
             extracted = read_options(stage, "extract-teacher")
             files.write_json(stage / _EXTRACTED, extracted | _options_of(selection))
         files.write_json(stage / layout.options_file("subset"), {**chosen, "sources": result.sources})
-        finish(stage, stored, [source.rows[name] for name in keep], result)
+        rows = [source.rows[name] for name in keep]
+        finish(stage, stored, rows, result)
+        if not selection.splits:
+            result.warnings += split_warnings(count_splits(rows))
     return result

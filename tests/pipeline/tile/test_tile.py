@@ -16,7 +16,8 @@ from pipeline.runtime.progress import Silent
 from pipeline.tile import tile
 from pipeline.tile.grid import morton_order
 from pipeline.tile.options import TileOptions
-from pipeline.tile.slides_csv import given_of, patient_of, read_slides_csv, split_of
+from pipeline.tile.slides_csv import given_of, patient_of, read_slides_csv
+from pipeline.tile.splits import split_of
 from stores.errors import OptionError, RecipeMismatch
 from stores.format import manifest, recipe
 
