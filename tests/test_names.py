@@ -171,9 +171,10 @@ def test_tables_of_hostile_names(made: Path, tmp_path: Path) -> None:
     }
     files.write_json(tmp_path / "bench.yaml", bench)
     clean(g2l("evaluate", "all", "--config", tmp_path / "bench.yaml", "--out", tmp_path / "out"), 0)
-    (row,) = csv.DictReader(io.StringIO((tmp_path / "out/table.csv").read_text()))
-    assert row["task"] == "'=1+1|<b>\\x1b[0m"
-    assert float(row["value"]) == pytest.approx(1)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out/table.csv").read_text())))
+    assert [row["figure"] for row in rows] == ["cka", "cka_unbiased"]
+    assert {row["task"] for row in rows} == {"'=1+1|<b>\\x1b[0m"}
+    assert [float(row["value"]) for row in rows] == pytest.approx([1, 1])
     table = (tmp_path / "out/table.md").read_text()
     assert "<b>" not in table
     assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1

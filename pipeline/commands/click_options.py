@@ -125,8 +125,11 @@ def _config_key(parameter: click.Parameter) -> str:
     return long[0].removeprefix("--").replace("-", "_") if long else str(parameter.name)
 
 
-def options_of(*kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Click options from the fields of option dataclasses; a name that two share is taken from the first."""
+def options_of(*kinds: type, config: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Click options from the fields of option dataclasses; a name that two share is taken from the first.
+
+    ``config=False`` is for a command that has a ``--config`` of its own.
+    """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         seen: dict[str, click.Option] = {}
@@ -135,6 +138,8 @@ def options_of(*kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any
                 seen.setdefault(field.name, _click_option(field, not_none(types_of(kind)[field.name])))
         for one in reversed(seen.values()):
             command = _added(one)(command)
+        if not config:
+            return JSON(command)
         command = _added(
             Option(
                 ["--config"],

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.commands.click_options import JSON, PATH, Group, build, options_of, print_result, show
+from pipeline.commands.click_options import PATH, Group, build, options_of, print_result, show
 from pipeline.evaluate import options as opts
 
 _OUT = click.option("--out", type=PATH, metavar="FILE", help="Also write the result as JSON into this file.")
@@ -120,16 +120,22 @@ def slides(embeddings: Path, out: Path | None, as_json: bool, **values: Any) -> 
 @click.option(
     "--config", required=True, type=PATH, metavar="FILE", help="YAML file of encoders, data and tasks."
 )
-@click.option("--out", required=True, type=PATH, metavar="DIR", help="Folder for embeddings and tables.")
-@JSON
-def evaluate_all(config: Path, out: Path, as_json: bool) -> None:
-    """Make the paper's tables: embed data with several encoders, run all tasks, write CSV, Markdown and JSON."""
-    from pipeline.evaluate.tables import read_bench, run_bench
+@click.option(
+    "--out", required=True, type=PATH, metavar="DIR", help="Folder for embeddings, figures and tables."
+)
+@options_of(opts.CompareOptions, config=False)
+def evaluate_all(config: Path, out: Path, as_json: bool, **values: Any) -> None:
+    """Make the paper's tables: embed data with several encoders, run all tasks, write CSV, Markdown and JSON.
+
+    Every figure is printed and written when it is there. All encoders are compared with one, by paired differences.
+    """
+    from pipeline.evaluate.bench import read_bench
+    from pipeline.evaluate.run_bench import run_bench
     from pipeline.runtime.progress import reporter_for
 
     bench = read_bench(config)
     with reporter_for(sys.stderr) as report:
-        tables = run_bench(bench, out, report)
-    written = ["", *(f"written: {path}" for path in tables.written)]
-    print_result(as_json, tables.to_json(), lambda: [*tables.markdown(), *written])
+        tables = run_bench(bench, out, report, build(opts.CompareOptions, values))
+    last = ["", *(f"written: {path}" for path in tables.written), *tables.failures()]
+    print_result(as_json, tables.to_json(), lambda: [*tables.markdown(), *last])
     sys.exit(tables.exit_code)

@@ -20,7 +20,7 @@ from pipeline.embed.formats.base import TILES, Unit
 from pipeline.embed.formats.registry import format_of
 from pipeline.embed.options import EmbedOptions
 from pipeline.embed.publish import EmbedSummary, Publisher
-from pipeline.embed.tiles import RESAMPLING, TilesSource, TileTable, read_tiles
+from pipeline.embed.tiles import BEFORE, RESAMPLING, TilesSource, TileTable, read_tiles
 from pipeline.encoders.encoder import other_size
 from pipeline.inference.facts import EncoderFacts, reader_identity
 from pipeline.inference.loaded import EncoderSpec
@@ -76,7 +76,8 @@ def embed(
         worker_encoder = WorkerEncoder(job, EncoderSpec.of(options.encoder, options, room_px=room_px))
         encoder = workers.call(worker_encoder.describe)
         stage = _stage(out, options, tile_options, encoder, table)
-        about = _about(encoder, options, tile_options, table)
+        resampling = _resampling(out, table, report)
+        about = _about(encoder, options, tile_options, table, resampling)
         _check_format(options, tile_options, table)
         _settle(out, {**about, "format": options.format})
         summary = EmbedSummary(out=out, dim=encoder.identity.dim)
@@ -86,7 +87,7 @@ def embed(
         else:
             units = [Unit(TILES, len(table), summary.dim, about, columns=table.columns)]
         publisher = Publisher(out, options.format, summary)
-        given = _Inputs(paths, patch_recipe(tile_options)[0], table, stage.crop_px, options.fit)
+        given = _Inputs(paths, patch_recipe(tile_options)[0], table, stage.crop_px, options.fit, resampling)
         tasks = _plan(publisher, units, given, summary)
         if publisher.refreshed:
             n = len(publisher.refreshed)
@@ -146,13 +147,14 @@ def _about(
     options: EmbedOptions,
     tile_options: TileOptions,
     table: TileTable | None,
+    resampling: str,
 ) -> dict[str, Any]:
     """All that decides the embeddings; goes into the files that have room for it."""
     described = json.loads(json.dumps(dataclasses.asdict(encoder.identity)))
     about: dict[str, Any] = {"schema": 1, "encoder": {**described, "licence": expression(encoder.terms)}}
     reader = dataclasses.asdict(reader_identity())
     if table is not None:
-        return {**about, "tiles": {"sha256": table.digest, "fit": options.fit, "resampling": RESAMPLING}}
+        return {**about, "tiles": {"sha256": table.digest, "fit": options.fit, "resampling": resampling}}
     patch = dataclasses.asdict(patch_recipe(tile_options)[0])
     return {**about, "patch": {**patch, "crop_px": encoder.identity.image_px}, "reader": reader}
 
@@ -161,6 +163,21 @@ def _check_format(options: EmbedOptions, tile_options: TileOptions, table: TileT
     own = read_slides_csv(tile_options.slides_csv) if table is None else {}
     columns = {name: None for row in own.values() for name in row} if table is None else table.columns
     format_of(options.format).check(columns, table is not None)
+
+
+def _resampling(out: Path, table: TileTable | None, report: Reporter) -> str:
+    """How tiles are resized: by the rule that `out` was begun with, which may be that of an older version."""
+    path = out / IDENTITY
+    if table is not None and path.exists():
+        begun = files.read_json(path)
+        tiles = begun.get("tiles") if isinstance(begun, dict) else None
+        if isinstance(tiles, dict) and tiles.get("resampling") == BEFORE:
+            report.note(
+                f"{out}: was begun by an older version and is finished with its rule ({BEFORE}); "
+                "another --out has torchvision's"
+            )
+            return BEFORE
+    return RESAMPLING
 
 
 def _settle(out: Path, wanted: Mapping[str, Any]) -> None:
@@ -225,6 +242,7 @@ class _Inputs:
     """The tiles; None for slides."""
     crop_px: int
     fit: str
+    resampling: str
 
     def sources(self, unit: Unit, blocks: Sequence[range]) -> list[Source]:
         """A source for each block of rows; SlideError when the slide is not the one that was tiled."""
@@ -235,7 +253,7 @@ class _Inputs:
         files, names = self.table.files, self.table.columns["path"]
         parts = [(rows.start, slice(rows.start, rows.stop)) for rows in blocks]
         return [
-            TilesSource(unit.name, first, files[part], names[part], self.crop_px, self.fit)
+            TilesSource(unit.name, first, files[part], names[part], self.crop_px, self.fit, self.resampling)
             for first, part in parts
         ]
 

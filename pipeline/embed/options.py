@@ -13,6 +13,7 @@ from pipeline.runtime.options import (
     WeightsOptions,
     option,
     require,
+    require_choices,
 )
 
 _CSV = "Tiles from a CSV"
@@ -56,6 +57,7 @@ class EmbedOptions(CompileOptions, ReadingOptions, ForwardOptions, PoolingOption
             bool(self.encoder), "encoder", "(missing)", "a preset (see `g2l models`) or a model of your own"
         )
         require(self.format in FORMATS, "format", self.format, ", ".join(FORMATS))
+        require_choices(self)
         ForwardOptions.validate(self)
         ReadingOptions.validate(self)
         WeightsOptions.validate(self)

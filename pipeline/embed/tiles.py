@@ -1,7 +1,9 @@
 """Tiles: images that were cut before, listed in a CSV with labels; how one becomes a view.
 
 A tile of another size than the encoder takes has its shorter side resized to it (Pillow, bilinear over the whole
-support, in integers) and its centre cropped: what eva does with the tiles of its data sets (``ResizeAndCrop``).
+support, in integers) and its centre cropped: what eva does with the tiles of its data sets (``ResizeAndCrop``, which is
+torchvision's ``Resize`` and ``CenterCrop``). The longer side becomes ``int(size * longer / shorter)``, cut off, and the
+crop begins at ``round(margin / 2)``, where Python rounds halves to even.
 """
 
 import hashlib
@@ -22,7 +24,10 @@ from stores.io.table import check_names, read_table
 
 KNOWN = ("path", "label", "site", "group", "split")
 """Columns with a meaning; all others are kept under their own names."""
-RESAMPLING = "pillow-bilinear"
+RESAMPLING = "pillow-bilinear-2"
+BEFORE = "pillow-bilinear"
+"""The rule of older versions: the longer side was rounded, and the crop began at ``margin // 2``. Embeddings that were
+begun with it are finished with it."""
 _OF_TILES = frozenset(("slide_id", "patient_id", "split", "x_px0", "y_px0", "mpp", "file_name", "vendor"))
 """Columns of the slides table that a CSV of tiles may have: they say where a tile comes from, and g2l writes none."""
 
@@ -115,6 +120,7 @@ class TilesSource:
     """As the CSV has them, for messages."""
     size_px: int
     fit: str
+    resampling: str = RESAMPLING
 
     @property
     def key(self) -> str:
@@ -131,20 +137,24 @@ class _FromTiles:
     def read(self, row: int, x_px0: int, y_px0: int) -> npt.NDArray[np.uint8]:
         index = row - self.source.first
         try:
-            return read_tile(self.source.files[index], self.source.size_px, self.source.fit)
+            return read_tile(
+                self.source.files[index], self.source.size_px, self.source.fit, self.source.resampling
+            )
         except ReadError as error:
             raise ReadError(f"{self.source.names[index]}: {error}") from None
 
     def close(self) -> None: ...
 
 
-def read_tile(path: Path, size_px: int, fit: str) -> npt.NDArray[np.uint8]:
+def read_tile(path: Path, size_px: int, fit: str, resampling: str = RESAMPLING) -> npt.NDArray[np.uint8]:
     """A tile as a view, uint8 (size_px, size_px, 3).
 
     Parameters
     ----------
     fit : str
         ``resize``: the shorter side first becomes `size_px`; ``crop``: only the centre is taken.
+    resampling : str
+        `RESAMPLING`, or `BEFORE`.
 
     Raises
     ------
@@ -154,12 +164,31 @@ def read_tile(path: Path, size_px: int, fit: str) -> npt.NDArray[np.uint8]:
     opaque = PIL.Image.fromarray(read_image(path))
     width, height = opaque.size
     if fit == "resize" and min(width, height) != size_px:
-        scale = size_px / min(width, height)
-        width, height = max(size_px, round(width * scale)), max(size_px, round(height * scale))
+        width, height = (_resized(side, min(opaque.size), size_px, resampling) for side in opaque.size)
         if width * height > MAX_TILE_PX:
             raise ReadError(f"{width}x{height} px when resized, at most {MAX_TILE_PX} pixels are made")
         opaque = opaque.resize((width, height), PIL.Image.Resampling.BILINEAR)
     if min(width, height) < size_px:
         raise ReadError(f"{width}x{height} px, smaller than the {size_px} px that are to be cropped")
-    left, top = (width - size_px) // 2, (height - size_px) // 2
+    left, top = (_offset(side - size_px, resampling) for side in (width, height))
     return np.asarray(opaque.crop((left, top, left + size_px, top + size_px)), np.uint8)
+
+
+def _resized(side: int, shorter: int, size_px: int, resampling: str) -> int:
+    """A side when the shorter one becomes `size_px`.
+
+    >>> _resized(2048, 1536, 224, RESAMPLING), _resized(2048, 1536, 224, BEFORE)
+    (298, 299)
+    """
+    if resampling == BEFORE:
+        return max(size_px, round(side * (size_px / shorter)))
+    return int(size_px * side / shorter)
+
+
+def _offset(margin: int, resampling: str) -> int:
+    """Where the crop begins.
+
+    >>> [(_offset(margin, RESAMPLING), _offset(margin, BEFORE)) for margin in (74, 75, 77)]
+    [(37, 37), (38, 37), (38, 38)]
+    """
+    return margin // 2 if resampling == BEFORE else round(margin / 2)

@@ -324,6 +324,20 @@ def add_columns(embeddings: Embeddings, table: Path) -> tuple[Embeddings, int]:
     return Embeddings(kept.source, kept.encoder, kept.x, columns, kept.left_out), int((~known).sum())
 
 
+def sample_names(embeddings: Embeddings) -> list[tuple[str, ...]]:
+    """What identifies each sample, whatever encoder embedded it.
+
+    Raises
+    ------
+    EvaluationError
+        When the files do not say.
+    """
+    keys = next((k for k in _KEYS[:2] if set(k) <= set(embeddings.columns)), None)
+    if keys is None:
+        raise EvaluationError("samples have no names (slide_id with x_px0 and y_px0, or path)")
+    return list(zip(*(map(str, embeddings.columns[name]) for name in keys), strict=True))
+
+
 def matched(a: Embeddings, b: Embeddings) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Indices of the samples that both have, in the order of `a`.
 

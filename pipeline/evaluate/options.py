@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.runtime.options import option, require, require_one_or_more
+from pipeline.runtime.options import option, require, require_choices, require_one_or_more
+from stores.errors import OptionError
 
 _CLASSES = "Column of the classes."
 
@@ -17,13 +18,16 @@ class LabelOptions:
         None, "CSV of further columns, joined by slide_id (with x_px0, y_px0) or path.", metavar="FILE"
     )
     shuffle_labels: bool = option(
-        False, "Control: shuffle the labels over the samples. The figures should be those of chance."
+        False,
+        "Control: shuffle the labels of whole groups (of samples where there are no groups). "
+        "The figures should be those of chance.",
     )
     seed: int = option(0, "Seed of everything that is drawn at random.", metavar="SEED")
     replicates: int = option(1000, "Bootstrap replicates for the 95 % intervals.")
 
     def validate(self) -> None:
         """Raise OptionError that names the first value that is not allowed."""
+        require_choices(self)
         require(self.replicates >= 0, "replicates", self.replicates, "0 or more")
 
 
@@ -52,6 +56,28 @@ def _require_neighbours(k: tuple[int, ...]) -> None:
 
 def _require_folds(folds: int) -> None:
     require(folds >= 3, "folds", folds, "3 or more: one tests, one chooses, the others train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Which encoder the others are compared with."""
+
+    compare_to: str | None = option(
+        None,
+        "Encoder that all others are compared with, by paired differences.",
+        metavar="NAME",
+        shown="teacher, else the encoder that a cka task names, else the first",
+    )
+    margin: float | None = option(
+        None,
+        "How much worse than that encoder is still as good, in units of the figures: adds a verdict.",
+        metavar="X",
+        shown="no verdict",
+    )
+
+    def validate(self) -> None:
+        """Raise OptionError that names the first value that is not allowed."""
+        require(self.margin is None or 0 < self.margin < float("inf"), "margin", self.margin, "above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +122,11 @@ class LinearOptions(LabelOptions):
         shown="auto: split where there is such a column",
     )
     folds: int = option(5, "Folds of the cross-validation.")
-    patience: int = option(400, "With --head eva: epochs without a better validation.")
+    patience: int | None = option(
+        None,
+        "With --head eva: epochs without a better validation.",
+        shown="eva's: a fifth of the epochs that 12,500 steps make, BACH 1250, PatchCamelyon 3",
+    )
     runs: int = option(5, "With --head eva: runs.")
     steps: int = option(12_500, "With --head eva: largest number of steps.")
 
@@ -133,11 +163,19 @@ class RobustnessOptions(SimilarityOptions, LabelOptions, GroupOptions):
         (3, 5, 10, 20), "Neighbours to look at. May be repeated. The default is the paper's list."
     )
     queries: int | None = option(None, "Look at the neighbours of N samples only.", shown="of all samples")
+    preset: str | None = option(
+        None,
+        "PathoROB's own protocol of one of its data sets: sets k, group, label, site and, for TCGA, pairs.",
+        choices=("pathorob-camelyon", "pathorob-tcga", "pathorob-tolkach-esca"),
+    )
 
     def validate(self) -> None:
         """Raise OptionError that names the first value that is not allowed."""
         _require_neighbours(self.k)
         require_one_or_more(self, "queries")
+        for name in ("k", "group", "queries") if self.preset is not None else ():
+            if getattr(self, name) != getattr(type(self)(), name):
+                raise OptionError(f"--preset {self.preset}: sets --{name} itself; leave it out")
         LabelOptions.validate(self)
 
 

@@ -3,7 +3,8 @@
 Every function takes embeddings and options and returns a `Result`; commands print it, ``evaluate all`` collects it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.evaluate import options as opts
-from pipeline.evaluate.embeddings import Embeddings, add_columns, matched, read_table
+from pipeline.evaluate import pathorob
+from pipeline.evaluate.embeddings import Embeddings, add_columns, matched, read_table, sample_names
 from pipeline.evaluate.eva_linear import eva_linear
 from pipeline.evaluate.hest import hest
 from pipeline.evaluate.linear import Fold, fold_of_splits, folds_by_group, logistic_probe
 from pipeline.evaluate.plism import plism
-from pipeline.evaluate.result import Result, Row, row_of
+from pipeline.evaluate.result import Judged, Result, Row, row_of
 from pipeline.evaluate.robustness import robustness
+from pipeline.evaluate.shuffle import shuffle_note, shuffled
 from pipeline.evaluate.slide_level import abmil_scores, bags_of, mean_pool_scores
 from pipeline.metrics.checks import codes_of
 from pipeline.metrics.cka import cka, flattered, minibatch_cka
@@ -37,6 +40,13 @@ class _Labelled:
     names: Sequence[str]
     groups: npt.NDArray[np.int64] | None
     group_name: str
+    group_values: Sequence[str]
+
+    def samples(self, rows: npt.NDArray[np.int64]) -> list[tuple[Hashable, str, str]]:
+        """Name, label and group of samples, see `Judged`; without groups a sample is its own."""
+        names = sample_names(self.embeddings)
+        groups = names if self.groups is None else [self.group_values[i] for i in self.groups]
+        return [(names[i], self.names[self.labels[i]], str(groups[i])) for i in rows.tolist()]
 
 
 def _labelled(embeddings: Embeddings, options: Any, result: Result) -> _Labelled:
@@ -54,14 +64,21 @@ def _labelled(embeddings: Embeddings, options: Any, result: Result) -> _Labelled
         result.notes.append(f"{embeddings.left_out} samples could not be read when they were embedded")
     result.samples = len(embeddings)
     labels, names = codes_of(options.label, embeddings.column(options.label, "label"), len(embeddings))
-    if options.shuffle_labels:
-        labels = np.random.default_rng([options.seed, 1]).permutation(labels)
-        result.notes.append("control: labels were shuffled")
     name = options.group or next((n for n in ("group", "slide_id") if n in embeddings.columns), "none")
-    groups = None
+    groups, values = None, []
     if name != "none":
-        groups, _ = codes_of(name, embeddings.column(name, "group"), len(embeddings))
-    return _Labelled(embeddings, labels, names, groups, name)
+        groups, values = codes_of(name, embeddings.column(name, "group"), len(embeddings))
+    if options.shuffle_labels:
+        labels = _control(labels, groups, name, options.seed, result)
+    return _Labelled(embeddings, labels, names, groups, name, values)
+
+
+def _control(
+    labels: npt.NDArray[np.int64], groups: npt.NDArray[np.int64] | None, name: str, seed: int, result: Result
+) -> npt.NDArray[np.int64]:
+    after = shuffled(labels, groups, np.random.default_rng([seed, 1]))
+    result.notes.append(shuffle_note(labels, after, groups, name))
+    return after
 
 
 def _splits(data: _Labelled, by: str) -> list[str] | None:
@@ -100,12 +117,17 @@ def run_knn(embeddings: Embeddings, options: opts.KnnOptions) -> Result:
         result.samples = len(rows)
         result.notes.append(_group_note(data, f"{int(known.sum())} train samples vote; intervals"))
     groups = None if data.groups is None else data.groups[rows]
-    for column, k in enumerate(ks):
-        found = Classification(data.labels[rows], votes[:, column], len(data.names))
+    of_k = [Classification(data.labels[rows], votes[:, i], len(data.names)) for i in range(len(ks))]
+    for k, found in zip(ks, of_k, strict=True):
         rng = np.random.default_rng([options.seed, 2])
         result.rows += [
             row_of(name, e, k) for name, e in found.estimates(groups, rng, options.replicates).items()
         ]
+    result.judged = Judged(
+        functools.partial(data.samples, rows),
+        [(name, k) for k, found in zip(ks, of_k, strict=True) for name in found.names],
+        lambda weights: np.concatenate([found.figures(weights) for found in of_k]),
+    )
     return result
 
 
@@ -166,6 +188,8 @@ def _classified(
     groups = None if data.groups is None else data.groups[rows]
     rng = np.random.default_rng([options.seed, 2])
     result.rows += [row_of(name, e) for name, e in found.estimates(groups, rng, options.replicates).items()]
+    figures = [(name, None) for name in found.names]
+    result.judged = Judged(functools.partial(data.samples, rows), figures, found.figures)
 
 
 def _tested(folds: Sequence[Fold]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -198,8 +222,12 @@ def run_robustness(embeddings: Embeddings, options: opts.RobustnessOptions) -> R
     """Both robustness indices for every k."""
     options.validate()
     result = Result("robustness", embeddings.encoder, embeddings.source, len(embeddings), options)
+    preset = options.preset
+    if preset is not None:
+        embeddings, options = pathorob.prepare(embeddings, options, result.notes)
     data = _labelled(embeddings, options, result)
     sites, _ = codes_of(options.site, data.embeddings.column(options.site, "site"), len(data.embeddings))
+    subsets = None if preset is None else pathorob.subsets_of(data.embeddings, preset)
     rng = np.random.default_rng([options.seed, 3])
     found = robustness(
         data.embeddings.x,
@@ -211,9 +239,21 @@ def run_robustness(embeddings: Embeddings, options: opts.RobustnessOptions) -> R
         options.queries,
         options.replicates,
         options.device,
+        subsets,
     )
     for at in found:
         result.rows += [row_of("robustness_v1", at.v1, at.k), row_of("robustness_v2", at.v2, at.k)]
+
+    def samples() -> list[tuple[Hashable, str, str]]:
+        named = data.samples(found[0].rows)
+        parts = [0] * len(named) if subsets is None else subsets[found[0].rows].tolist()
+        return [((part, name), label, group) for part, (name, label, group) in zip(parts, named, strict=True)]
+
+    result.judged = Judged(
+        samples,
+        [(name, at.k) for at in found for name in ("robustness_v1", "robustness_v2")],
+        lambda weights: np.concatenate([at.statistic(weights) for at in found]),
+    )
     result.notes.append(_group_note(data, "no neighbour of one's own group; groups and intervals"))
     return result
 
@@ -294,10 +334,9 @@ def run_slides(embeddings: Embeddings, options: opts.SlideOptions) -> Result:
     if len(kept) < len(bags):
         result.notes.append(f"{len(bags) - len(kept)} slides without a label were left out")
     labels, classes = codes_of(options.label, [values[rows[0]] for rows in kept], len(kept))
-    groups, _ = codes_of(options.group, [patients[rows[0]] for rows in kept], len(kept))
+    groups, of_group = codes_of(options.group, [patients[rows[0]] for rows in kept], len(kept))
     if options.shuffle_labels:
-        labels = np.random.default_rng([options.seed, 1]).permutation(labels)
-        result.notes.append("control: labels were shuffled")
+        labels = _control(labels, groups, options.group, options.seed, result)
     folds = folds_by_group(labels, groups, options.folds, options.seed)
     if options.pool == "mean":
         scores = mean_pool_scores(embeddings.x, kept, labels, folds, len(classes))
@@ -310,6 +349,15 @@ def run_slides(embeddings: Embeddings, options: opts.SlideOptions) -> Result:
     found = Classification(labels, scores.argmax(axis=1), len(classes), scores, of_slide)
     rng = np.random.default_rng([options.seed, 2])
     result.rows += [row_of(name, e) for name, e in found.estimates(groups, rng, options.replicates).items()]
+    slide_of = [names[slides[rows[0]]] for rows in kept]
+    result.judged = Judged(
+        lambda: [
+            (slide, classes[label], of_group[group])
+            for slide, label, group in zip(slide_of, labels, groups, strict=True)
+        ],
+        [(name, None) for name in found.names],
+        found.figures,
+    )
     result.notes.append(
         f"samples are slides; cross-validation in {options.folds} folds, pooled; folds and intervals by {options.group}"
     )

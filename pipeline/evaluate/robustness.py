@@ -8,13 +8,13 @@ with those of its own slide left out, count by same or other class and same or o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.metrics.bootstrap import REPLICATES, Estimate, bootstrap
+from pipeline.metrics.bootstrap import REPLICATES, Estimate, Statistic, bootstrap
 from pipeline.metrics.checks import require_classes
 from pipeline.metrics.neighbours import nearest
 from stores.errors import EvaluationError
@@ -31,6 +31,10 @@ class Robustness:
     """NaN when no neighbour agrees in exactly one of class and centre."""
     counts: tuple[int, int, int, int]
     """SS, SO, OS, OO."""
+    statistic: Statistic = field(compare=False, repr=False)
+    """Both indices from weights of the samples that were looked at."""
+    rows: npt.NDArray[np.int64] = field(compare=False, repr=False)
+    """Those samples."""
 
 
 def robustness(
@@ -43,6 +47,7 @@ def robustness(
     queries: int | None = None,
     replicates: int = REPLICATES,
     device: str = "cpu",
+    subsets: npt.NDArray[np.int64] | None = None,
 ) -> list[Robustness]:
     """The index for every k of `ks`, with intervals over slides (over samples without them).
 
@@ -55,6 +60,8 @@ def robustness(
         Neighbours from the same slide do not count. Without slides, only the sample itself does not count.
     queries
         How many samples, drawn by `rng`, to look at the neighbours of. None takes all.
+    subsets : int (n,), optional
+        Only samples of the same subset are neighbours; the counts of all subsets are added up.
 
     Raises
     ------
@@ -73,18 +80,28 @@ def robustness(
     if queries is not None and queries < len(x):
         chosen = np.sort(rng.permutation(len(x))[:queries])
     own = np.arange(len(x)) if slides is None else slides
-    found = nearest(x, x[chosen], max(ks), (own, own[chosen]), device)
+    found = np.empty((len(chosen), max(ks)), np.int64)
+    part_of = np.zeros(len(x), np.int64) if subsets is None else subsets
+    for part in np.unique(part_of):
+        rows, asking = np.flatnonzero(part_of == part), np.flatnonzero(part_of[chosen] == part)
+        query = chosen[asking]
+        if len(query):
+            reference = x if subsets is None else x[rows]
+            found[asking] = rows[nearest(reference, x[query], max(ks), (own[rows], own[query]), device)]
     same_label = labels[found] == labels[chosen, None]
     same_site = sites[found] == sites[chosen, None]
     kinds = np.stack(
         [same_label & same_site, same_label & ~same_site, ~same_label & same_site, ~same_label & ~same_site]
     )
     groups = None if slides is None else slides[chosen]
-    return [_at(k, kinds[:, :, :k].sum(axis=2).astype(np.float64), groups, rng, replicates) for k in ks]
+    return [
+        _at(k, chosen, kinds[:, :, :k].sum(axis=2).astype(np.float64), groups, rng, replicates) for k in ks
+    ]
 
 
 def _at(
     k: int,
+    rows: npt.NDArray[np.int64],
     counts: npt.NDArray[np.float64],
     groups: npt.NDArray[np.int64] | None,
     rng: np.random.Generator,
@@ -97,4 +114,4 @@ def _at(
 
     v1, v2 = bootstrap(indices, counts.shape[1], groups, rng, replicates)
     ss, so, os, oo = (int(total) for total in counts.sum(axis=1))
-    return Robustness(k, v1, v2, (ss, so, os, oo))
+    return Robustness(k, v1, v2, (ss, so, os, oo), indices, rows)

@@ -178,6 +178,14 @@ def require_one_or_more(options: Any, *names: str) -> None:
         require(value is None or value >= 1, name, value, "1 or more")
 
 
+def require_choices(options: Any) -> None:
+    """Raise OptionError unless every option that has a list of choices has one of them: YAML and Python can say any."""
+    for f in fields(options):
+        choices, value = f.metadata.get("choices"), getattr(options, f.name)
+        if choices and value is not None:
+            require(value in choices, f.name, value, ", ".join(choices))
+
+
 _CPUS = "number of CPUs"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 

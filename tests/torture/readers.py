@@ -19,9 +19,9 @@ from pipeline.commands.click_options import read_config
 from pipeline.distill.metrics_log import read_metrics
 from pipeline.distill.prototypes.options import PrototypeOptions
 from pipeline.embed.tiles import read_tiles
+from pipeline.evaluate.bench import read_bench
 from pipeline.evaluate.embeddings import load_embeddings
 from pipeline.evaluate.plism import tile_subset
-from pipeline.evaluate.tables import read_bench
 from pipeline.report.origin import last_date
 from pipeline.runtime.options import to_json
 from pipeline.runtime.resume import require_same_options

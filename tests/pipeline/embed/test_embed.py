@@ -190,6 +190,33 @@ def test_a_licence_decides_no_embedding(tiles: Path, tmp_path: Path) -> None:
     embed([tiles / "whole.csv"], tmp_path, TINY, TileOptions(), Silent())
 
 
+def test_embeddings_that_an_older_version_began_are_finished_with_its_rule(tmp_path: Path) -> None:
+    """A tile of 33 by 20 px: the older version made it 370 px wide, torchvision 369."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 33, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / "a.png")
+    (tmp_path / "tiles.csv").write_text("path\na.png\n")
+
+    def features(out: Path) -> list[float]:
+        embed([tmp_path / "tiles.csv"], out, TINY, TileOptions(), Silent())
+        found: list[float] = pq.read_table(out / "embeddings" / "tiles.parquet")["features"][0].as_py()
+        return found
+
+    new = features(tmp_path / "new")
+    about = json.loads((tmp_path / "new" / IDENTITY).read_text())
+    about["tiles"]["resampling"] = "pillow-bilinear"
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / IDENTITY).write_text(json.dumps(about))
+    old = features(tmp_path / "old")
+    assert json.loads((tmp_path / "old" / IDENTITY).read_text()) == about
+    encoder = load_encoder("tests.tools.tiny:teacher", random_weights=0)
+    for found, width, left in ((new, 369, 72), (old, 370, 73)):
+        view = np.array(PIL.Image.fromarray(pixels).resize((width, 224), PIL.Image.Resampling.BILINEAR))
+        with torch.inference_mode():
+            expected = encoder(torch.from_numpy(view[:, left : left + 224].copy())[None])[0]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert new != old
+
+
 def test_a_mistake_leaves_no_identity_behind(tiles: Path, tmp_path: Path) -> None:
     csv_path = tmp_path / "tiles.csv"
     csv_path.write_text(f"path\n{tiles / 't0_16_0_9.png'}\n")

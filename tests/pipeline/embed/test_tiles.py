@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.embed import tiles
+from pipeline.encoders.torchvision_cpu import make_importable
 from stores.errors import OptionError, ReadError
 
 
@@ -95,11 +97,33 @@ def test_the_shorter_side_becomes_the_size_and_the_centre_is_taken(
     assert (view.shape, view.dtype) == ((size_px, size_px, 3), np.uint8)
     if min(width, height) == size_px:
         whole = np.asarray(PIL.Image.open(path))
-        top, left = (height - size_px) // 2, (width - size_px) // 2
+        top, left = round((height - size_px) / 2), round((width - size_px) / 2)
         np.testing.assert_array_equal(view, whole[top : top + size_px, left : left + size_px])
     if width == height:
         resized = PIL.Image.open(path).resize((size_px, size_px), PIL.Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(view, np.asarray(resized))
+
+
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(2048, 1536), (1536, 2048), (1024, 700), (299, 224), (224, 301), (700, 460), (768, 768), (96, 50)],
+)
+def test_the_view_is_what_evas_resize_and_crop_make(tmp_path: Path, width: int, height: int) -> None:
+    """``ResizeAndCrop`` of kaiko-ai/eva: torchvision's Resize, whose longer side is cut off, and CenterCrop."""
+    make_importable()
+    from torchvision.transforms import v2
+
+    smooth = np.random.default_rng(0).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
+    PIL.Image.fromarray(smooth).resize((width, height), PIL.Image.Resampling.BICUBIC).save(
+        tmp_path / "a.png", compress_level=1
+    )
+    pixels = torch.from_numpy(np.array(PIL.Image.open(tmp_path / "a.png"))).permute(2, 0, 1)
+    expected = v2.Compose([v2.Resize(size=224), v2.CenterCrop(size=224)])(pixels).permute(1, 2, 0).numpy()
+    view = tiles.read_tile(tmp_path / "a.png", 224, "resize").astype(int)
+    assert np.abs(view - expected).max() <= 1  # Pillow and torch round in other places
+    if (width, height) == (2048, 1536):
+        before = tiles.read_tile(tmp_path / "a.png", 224, "resize", tiles.BEFORE).astype(int)
+        assert np.abs(before - expected).max() > 50
 
 
 def test_crop_takes_the_centre_as_it_is(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from sklearn.metrics import balanced_accuracy_score, log_loss, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.evaluate.eva_linear import eva_linear
+from pipeline.evaluate.eva_linear import eva_linear, patience_of
 from pipeline.evaluate.linear import Fold, fold_of_splits, folds_by_group, logistic_probe
 from stores.errors import EvaluationError
 
@@ -144,55 +144,111 @@ def test_the_fold_of_a_column_of_splits() -> None:
 def naive_head(
     x: npt.NDArray[Any], labels: npt.NDArray[np.int64], fold: Fold, n_classes: int, seed: int, steps: int
 ) -> tuple[npt.NDArray[np.float64], int]:
-    """AdamW and cross entropy by their formulas, in numpy; returns scores of the test samples and the best epoch."""
+    """eva's head by its formulas, in numpy; returns scores of the test samples and the best epoch.
+
+    AdamW; a third of the rate in the first five epochs; one output and binary cross entropy for two classes; balanced
+    accuracy after whole epochs, in which a class that is only predicted has a recall of 0.
+    """
+    n_out = 1 if n_classes == 2 else n_classes
     generator = torch.Generator().manual_seed(seed)
     bound = x.shape[1] ** -0.5
-    w = torch.empty(n_classes, x.shape[1]).uniform_(-bound, bound, generator=generator).numpy().astype(float)
-    b = torch.empty(n_classes).uniform_(-bound, bound, generator=generator).numpy().astype(float)
+    w = torch.empty(n_out, x.shape[1]).uniform_(-bound, bound, generator=generator).numpy().astype(float)
+    b = torch.empty(n_out).uniform_(-bound, bound, generator=generator).numpy().astype(float)
     train, val, test = (x[rows].astype(float) for rows in (fold.train, fold.val, fold.test))
     state = [np.zeros_like(w), np.zeros_like(w), np.zeros_like(b), np.zeros_like(b)]
-    best, best_epoch, kept, step, epoch = -1.0, 0, (w, b), 0, 0
+    best, best_epoch, kept, step, epoch = -1.0, 0, None, 0, 0
 
-    def softmax(z: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def scores_of(z: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        if n_out == 1:
+            p = 1 / (1 + np.exp(-z))
+            return np.concatenate([1 - p, p], axis=1)
         e = np.exp(z - z.max(axis=1, keepdims=True))
         return e / e.sum(axis=1, keepdims=True)
 
     while step < steps:
-        order = torch.randperm(len(train), generator=generator).numpy()
+        order, whole = torch.randperm(len(train), generator=generator).numpy(), True
+        rate = 1e-4 if epoch < 5 else 3e-4
         for start in range(0, len(order), 256):
             if step == steps:
+                whole = False
                 break
             rows = order[start : start + 256]
-            wrong = softmax(train[rows] @ w.T + b) - np.eye(n_classes)[labels[fold.train][rows]]
+            wrong = scores_of(train[rows] @ w.T + b) - np.eye(n_classes)[labels[fold.train][rows]]
+            wrong = wrong[:, -n_out:]
             grads = [wrong.T @ train[rows] / len(rows), wrong.mean(axis=0)]
             step += 1
             moved = []
             for i, (value, grad) in enumerate(zip([w, b], grads, strict=True)):
-                value = value * (1 - 3e-4 * 0.01)
+                value = value * (1 - rate * 0.01)
                 m, v = 0.9 * state[2 * i] + 0.1 * grad, 0.999 * state[2 * i + 1] + 0.001 * grad**2
                 state[2 * i], state[2 * i + 1] = m, v
                 m_hat, v_hat = m / (1 - 0.9**step), v / (1 - 0.999**step)
-                moved.append(value - 3e-4 * m_hat / (np.sqrt(v_hat) + 1e-8))
+                moved.append(value - rate * m_hat / (np.sqrt(v_hat) + 1e-8))
             w, b = moved
+        if not whole:
+            break
         epoch += 1
-        figure = balanced_accuracy_score(labels[fold.val], (val @ w.T + b).argmax(axis=1))
+        figure = naive_balanced(scores_of(val @ w.T + b).argmax(axis=1), labels[fold.val], n_classes)
         if figure > best:
             best, best_epoch, kept = figure, epoch, (w, b)
-    return softmax(test @ kept[0].T + kept[1]), best_epoch
+    w, b = kept or (w, b)
+    return scores_of(test @ w.T + b), best_epoch
 
 
-def test_evas_head_equals_its_formulas() -> None:
-    x, labels = problem(900, 3, 4, noise=1.0)
+def naive_balanced(guess: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], n_classes: int) -> float:
+    recalls = []
+    for c in range(n_classes):
+        there = labels == c
+        if there.any() or (guess == c).any() or n_classes == 2:
+            recalls.append((guess[there] == c).mean() if there.any() else 0.0)
+    return float(np.mean(recalls))
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_evas_head_equals_its_formulas(n_classes: int) -> None:
+    """61 steps of two an epoch: the last epoch is cut, and is not validated."""
+    x, labels = problem(900, n_classes, 4, noise=1.0)
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     fold = thirds(900)
-    runs = eva_linear(x, labels, fold, 3, seed=5, steps=60, runs=2)
+    runs = eva_linear(x, labels, fold, n_classes, seed=5, steps=61, runs=2)
     for number, run in enumerate(runs):
-        scores, best_epoch = naive_head(x, labels, fold, 3, 5 + number, 60)
+        scores, best_epoch = naive_head(x, labels, fold, n_classes, 5 + number, 61)
         np.testing.assert_allclose(run.scores, scores, atol=1e-4)
-        assert (run.best_epoch, run.steps) == (best_epoch, 60)
+        assert (run.best_epoch, run.steps) == (best_epoch, 61)
         guess = scores.argmax(axis=1)
         assert run.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels[fold.test], guess))
     assert not np.array_equal(runs[0].scores, runs[1].scores)
+
+
+def test_a_class_that_is_only_predicted_has_a_recall_of_0_in_evas_figure() -> None:
+    x, labels = problem(900, 3, 4, noise=3.0)
+    x, fold = (x - x.mean(axis=0)) / x.std(axis=0), thirds(900)
+    fold = Fold(fold.train, fold.val, fold.test[labels[fold.test] != 2])
+    (run,) = eva_linear(x, labels, fold, 3, seed=5, steps=60, runs=1)
+    guess = run.scores.argmax(axis=1)
+    assert (guess == 2).any()
+    assert run.balanced_accuracy == pytest.approx(naive_balanced(guess, labels[fold.test], 3))
+    assert run.balanced_accuracy < 0.8 * np.mean(
+        [(guess[labels[fold.test] == c] == c).mean() for c in (0, 1)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("n_train", "patience"),
+    [
+        pytest.param(268, 1250, id="BACH"),
+        pytest.param(3657, 167, id="BRACS"),
+        pytest.param(1132, 500, id="BreakHis"),
+        pytest.param(100_000, 7, id="CRC"),
+        pytest.param(15_303, 42, id="Gleason (Arvaniti)"),
+        pytest.param(2175, 278, id="MHIST"),
+        pytest.param(262_144, 3, id="PatchCamelyon"),
+        pytest.param(6270, 100, id="UniToPatho"),
+    ],
+)
+def test_patience_is_evas_for_each_of_its_data_sets(n_train: int, patience: int) -> None:
+    """The training samples and the patience of kaiko-ai/eva's configurations (April 2026)."""
+    assert patience_of(n_train) == patience
 
 
 def test_evas_head_tests_its_best_epoch() -> None:
@@ -213,4 +269,4 @@ def test_evas_head_stops_when_validation_does_not_rise() -> None:
     x, labels = problem(90, 2, 6, noise=0.01)
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     (run,) = eva_linear(x, labels, thirds(90), 2, seed=0, patience=7, steps=100_000, runs=1)
-    assert run.steps == run.best_epoch + 7 + 1  # one batch an epoch
+    assert run.steps == run.best_epoch + 7  # one batch an epoch

@@ -102,7 +102,7 @@ def test_shuffled_labels_are_near_chance(parquet: Path) -> None:
         name, k = ("accuracy", 5) if protocol == "knn" else ("auc", None)
         assert figure(good, name, k)["value"] > 0.85
         assert abs(figure(control, name, k)["value"] - 0.5) < 0.15
-        assert "control: labels were shuffled" in control["notes"]
+        assert control["notes"][0].startswith("control: labels of 24 whole groups (group) were shuffled; ")
 
 
 @pytest.mark.slow
@@ -110,8 +110,10 @@ def test_linear_by_folds_and_by_eva(parquet: Path, tmp_path: Path) -> None:
     result = run("linear", parquet, "--out", tmp_path / "r.json")
     assert json.loads((tmp_path / "r.json").read_text()) == result
     assert figure(result, "auc")["value"] > 0.9
-    eva = run("linear", parquet, "--head", "eva", "--runs", 2, "--steps", 600, "--replicates", 20)
-    assert figure(eva, "balanced_accuracy_mean_of_runs")["value"] > 0.8
+    eva = run(
+        "linear", parquet, "--head", "eva", "--runs", 2, "--steps", 500, "--replicates", 20, "--folds", 3
+    )
+    assert figure(eva, "balanced_accuracy_mean_of_runs")["value"] > 0.7
     assert figure(eva, "balanced_accuracy_std_of_runs")["value"] < 0.1
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.demo.synthetic_slides import write_slide
 from pipeline.embed.options import EmbedOptions
-from pipeline.evaluate.tables import read_bench, run_bench
+from pipeline.evaluate.bench import read_bench
+from pipeline.evaluate.run_bench import run_bench
 from pipeline.runtime.progress import Silent
 from stores.errors import OptionError
 from tests.tools.evaluate import figure, run
