@@ -24,6 +24,8 @@ class Data:
     train: Split
     held_out: Batch | None
     """None when the store has fewer than two held-out views."""
+    fit: Batch | None
+    """Views of the training split, from which a validation fits a linear map; None without `held_out`."""
     teaching: Teaching
     teacher_terms: tuple[Terms, ...]
 
@@ -51,13 +53,14 @@ def open_data(store: Store | StoreLike, options: DistillOptions, threads: int, r
     if options.check_views != "none":
         train.check(threads)
     held_out = val.sample(0, options.val_views, threads, tokens) if val.n_views > 1 else None
+    fit = None if held_out is None else train.sample(0, options.val_views, threads)
     if held_out is None:
         report.note(
             "no validation: the split val has fewer than two views; tile with a larger --val, or give the splits in "
             "--slides-csv"
         )
     teaching = Teaching(recipe.teacher.dim, mean, variance, tokens, spaces)
-    return Data(train, held_out, teaching, terms)
+    return Data(train, held_out, fit, teaching, terms)
 
 
 def _wanted(

@@ -70,12 +70,9 @@ class Targets:
         """Apply `fn` to each tensor."""
         return Targets(fn(self.features), fn(self.tokens), fn(self.positions))
 
-    def split(self, size: int) -> "list[Targets]":
-        """In batches of `size` views."""
-        parts = zip(
-            self.features.split(size), self.tokens.split(size), self.positions.split(size), strict=True
-        )
-        return [Targets(*part) for part in parts]
+    def rows(self, index: Tensor) -> "Targets":
+        """Those of some of the views."""
+        return self.map(lambda tensor: tensor[index])
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +84,9 @@ class Embedded:
     tokens: Tensor | None = None
     """(B, t, width), at the positions of the targets; None when the loss uses no tokens."""
 
-    def split(self, size: int) -> "list[Embedded]":
-        """In batches of `size` views."""
-        parts = self.features.split(size)
-        tokens = [None] * len(parts) if self.tokens is None else self.tokens.split(size)
-        return [Embedded(*part) for part in zip(parts, tokens, strict=True)]
+    def rows(self, index: Tensor) -> "Embedded":
+        """Those of some of the views."""
+        return Embedded(self.features[index], None if self.tokens is None else self.tokens[index])
 
     def to(self, device: torch.device) -> "Embedded":
         """The same on a device."""
@@ -163,12 +158,38 @@ class Distiller(nn.Module):
             student = Embedded(self.gather(student.features), tokens)
             with torch.no_grad():
                 targets = targets.map(self.gather)
+        return self.compare(student, targets)
+
+    def compare(self, student: Embedded, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of what the student made of a batch, and each of its terms, detached.
+
+        Batches are normalised by their own statistics, in training and outside of it.
+        """
         pair = None
         if self.projector is not None:
-            pair = self.projector(student.features), self.target_norm(targets.features)
+            pair = self.projected(student.features), self.target_norm(targets.features)
         found = self.terms(student, targets, pair)
         total = torch.stack([self.loss[name] * value for name, value in found.items()]).sum()
         return total, {name: value.detach() for name, value in found.items()}
+
+    def projected(self, features: Tensor) -> Tensor:
+        """The student's features in the teacher's dimensions, normalised over these rows."""
+        assert self.projector is not None
+        return self._over_rows(self.projector, features)
+
+    def loss_constant(self, targets: Targets) -> Tensor | None:
+        """The loss of predicting the mean of the targets for every view; None unless all terms compare features."""
+        if set(self.loss) != set(self.feature_losses):
+            return None
+        t_BD = self.target_norm(targets.features)
+        s_BD = (
+            self.target_norm.mean.expand_as(t_BD)
+            if self.target_norm.kind == "none"
+            else t_BD.new_zeros(t_BD.shape)
+        )
+        return torch.stack(
+            [self.loss[name] * fn(s_BD, t_BD) for name, fn in self.feature_losses.items()]
+        ).sum()
 
     def embed(self, views: Tensor, positions: Tensor) -> Embedded:
         """The student's features, and its tokens at `positions` where the loss uses some."""
@@ -214,6 +235,9 @@ class Distiller(nn.Module):
     def _projected_tokens(self, rows: Tensor) -> Tensor:
         projector = self.heads["token-cosine"]
         assert isinstance(projector, Projector)
+        return self._over_rows(projector, rows)
+
+    def _over_rows(self, projector: Projector, rows: Tensor) -> Tensor:
         # outside training the running statistics must not change
         return projector(rows) if self.training else standardise(projector.linear(rows))
 

@@ -37,14 +37,34 @@ class Distilled:
             f"loss {found['loss_first']:.3f} -> {found['loss_last']:.3f}"
         ]
         if found["cka_after"] is not None:
-            held_out = [f"CKA to the teacher {found['cka_before']:.3f} -> {found['cka_after']:.3f}"]
-            if found["cosine_after"] is not None:
-                held_out.insert(0, f"cosine {found['cosine_before']:.3f} -> {found['cosine_after']:.3f}")
+            names = {"cka": "CKA to the teacher", "cka_unbiased": "unbiased", "cosine": "cosine"}
+            held_out = [
+                f"{words} {found[f'{name}_before']:.3f} -> {found[f'{name}_after']:.3f}"
+                for name, words in names.items()
+                if found.get(f"{name}_before") is not None and found.get(f"{name}_after") is not None
+            ]
             if "cka_ema_after" in found:
-                held_out.append(f"of the moving average {found['cka_ema_after']:.3f}")
+                held_out.append(f"CKA of the moving average {found['cka_ema_after']:.3f}")
             lines.append(f"held out: {', '.join(held_out)}")
+            lines += self._explained() + self._loss()
         lines.append(
             f"{found['views_per_s']:.1f} views/s, waited for data {found['data_wait']:.1%} of the time, "
             f"peak memory {human_bytes(found['peak_rss_bytes'])}"
         )
         return [*lines, f"student: {self.student}", f"curves: {self.run / 'curves.png'}"]
+
+    def _explained(self) -> list[str]:
+        before, after = (self.figures.get(f"explained_{when}") for when in ("before", "after"))
+        if after is None:
+            return []
+        change = "" if before is None else f"{before:.1%} -> "
+        return [
+            f"held out: of the variance of the teacher's features the student explains {change}{after:.1%}"
+        ]
+
+    def _loss(self) -> list[str]:
+        loss, constant = (self.figures.get(f"val_loss_{name}") for name in ("after", "constant"))
+        if loss is None:
+            return []
+        beside = "" if constant is None else f" (the mean of the targets: {constant:.3f})"
+        return [f"held out: loss {loss:.3f}{beside}"]

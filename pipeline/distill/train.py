@@ -33,7 +33,7 @@ from pipeline.distill.options import DistillOptions
 from pipeline.distill.ranks import Ranks
 from pipeline.distill.schedule import EarlyStop, cosine_annealing
 from pipeline.distill.trainer import Trainer, make_trainer, require_view_size
-from pipeline.distill.validate import validate
+from pipeline.distill.validate import limits, validate
 from pipeline.encoders.encoder import Encoder
 from pipeline.encoders.export import export_encoder
 from pipeline.encoders.load import load_encoder
@@ -213,17 +213,22 @@ class Course:
         planned = self.facts["steps_planned"] * self.facts["views_per_step"]
         return bool(self.facts["stopped_early"] or self.facts["views_seen"] >= planned)
 
+    @property
+    def loss_views(self) -> int:
+        """Views over which the loss of a step is normalised and computed."""
+        shared = self.options.batch_stats == "sync"
+        return self.options.batch_size * (self.trainer.ranks.world if shared else 1)
+
     def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
         if self.log is not None:
             self.log.write(kind, step, figures)
 
     def validate(self, step: int) -> None:
         """Compare with the teacher on held-out views, if there are any, in the first process."""
-        if self.data.held_out is None or not self.trainer.ranks.leads:
+        t, data = self.trainer, self.data
+        if data.held_out is None or not t.ranks.leads:
             return
-        t = self.trainer
-        size = self.options.batch_size
-        found = asdict(validate(t.model, self.data.held_out, size, t.device, t.averaged))
+        found = asdict(validate(t.model, data.held_out, self.loss_views, t.device, t.averaged, data.fit))
         result = {name: value for name, value in found.items() if value is not None}
         self.facts.setdefault("before", result)
         self.facts["after"] = result
@@ -257,6 +262,9 @@ class Course:
         speed["processes"] = self.trainer.ranks.world
         self.write("train", step, figures | speed)
         words = f"loss {loss:.3f}, {n_views / seconds:.0f} views/s, data wait {waited / seconds:.0%}"
+        held_out = self.facts.get("after", {})
+        if "explained" in held_out:
+            words += f", held out {held_out['explained']:.1%} explained, CKA {held_out['cka']:.3f}"
         device = memory.get("peak_device_bytes")
         return words if device is None else f"{words}, {device / 1e9:.1f} GB on the GPU"
 
@@ -289,6 +297,10 @@ def _train(
         report.note(f"continues after step {facts['steps']} of {facts['steps_planned']}")
     log = MetricsLog(run, facts["steps"], options.tensorboard) if ranks.leads else None
     course = Course(run, data, trainer, options, stop_early, facts, log)
+    if data.held_out is not None:
+        dims = trainer.model.student.dim, data.teaching.dim
+        for line in limits(len(data.held_out.views), course.loss_views, *dims):
+            report.note(line)
     if facts["steps"] == 0:
         course.validate(0)
     loader_options = LoaderOptions(
@@ -357,11 +369,12 @@ def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> d
         "views_seen": facts["views_seen"],
         "loss_first": facts["loss_first"],
         "loss_last": facts["loss_last"],
-        **{f"{name}_before": before.get(name) for name in ("cosine", "cka")},
-        **{f"{name}_after": after.get(name) for name in ("cosine", "cka")},
+        **{f"{name}_before": before.get(name) for name in ("explained", "cka", "cka_unbiased", "cosine")},
+        **{f"{name}_after": after.get(name) for name in ("explained", "cka", "cka_unbiased", "cosine")},
         **({"cka_ema_after": after["cka_ema"]} if "cka_ema" in after else {}),
         "val_loss_before": before.get("loss"),
         "val_loss_after": after.get("loss"),
+        "val_loss_constant": after.get("loss_constant"),
         "views_per_s": facts["views_seen"] / facts["seconds"],
         "data_wait": facts["wait_seconds"] / facts["seconds"],
         "seconds": facts["seconds"],

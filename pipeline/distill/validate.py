@@ -1,4 +1,4 @@
-"""Validation on held-out views: loss, cosine and linear CKA against the teacher."""
+"""Validation on held-out views: the loss, and figures that can be compared between steps, losses and runs."""
 
 from dataclasses import dataclass
 
@@ -7,68 +7,123 @@ import torch
 from torch import Tensor
 
 from pipeline.data.loader import Batch
-from pipeline.distill.heads import standardise
 from pipeline.distill.model import Distiller, Embedded, Targets
 from pipeline.encoders.apply import embed
 from pipeline.encoders.encoder import Encoder
-from pipeline.metrics.cka import linear_cka
+from pipeline.metrics.cka import cka, flattered, linear_cka
+from pipeline.metrics.explained import explained_variance
+
+_VIEWS_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """Figures of one validation."""
+    """Figures of one validation; a figure that is not defined is None."""
 
-    loss: float
-    """Mean over batches of the size used in training."""
+    loss: float | None
+    """As in training: mean over batches of the same size, each normalised by itself. Needs one whole batch."""
+    loss_constant: float | None
+    """The same of the mean of the targets as prediction for every view. Needs a loss of features alone."""
+    explained: float | None
+    """`pipeline.metrics.explained.explained_variance` of the student's features. Needs views of the training split."""
     cosine: float | None
-    """Mean cosine between the projected student and the normalised target; None for a loss without projector."""
+    """Mean cosine between the projected student and the normalised target. Needs a projector."""
     cka: float
     """Linear CKA between the student's features (before the projector) and the stored teacher features."""
+    cka_unbiased: float | None
+    """Its unbiased form."""
     cka_ema: float | None = None
-    """The same for the moving average of the student, if there is one."""
+    """Linear CKA of the moving average of the student, if there is one."""
+
+
+def limits(n_views: int, batch_size: int, *dims: int) -> list[str]:
+    """What a validation on so many views cannot say, a line each.
+
+    Parameters
+    ----------
+    batch_size : int
+        As for `validate`.
+    dims
+        Numbers in a feature of student and teacher.
+    """
+    lines = []
+    if n_views < batch_size:
+        lines.append(
+            f"no held-out loss: {n_views} held-out views are fewer than the {batch_size} of a step, and the loss of a "
+            "smaller batch is another figure; the other figures are measured"
+        )
+    few = flattered(n_views, *dims)
+    return [*lines, f"warning: held out: {few}"] if few else lines
 
 
 @torch.inference_mode()
-def _embed_all(model: Distiller, held_out: Batch, batch_size: int, device: torch.device) -> Embedded:
+def _embed_all(model: Distiller, held_out: Batch, device: torch.device) -> Embedded:
     """The student's features and tokens of all held-out views, on the CPU."""
     features, tokens = [], []
-    for start in range(0, len(held_out.views), batch_size):
-        views = torch.from_numpy(held_out.views[start : start + batch_size]).to(device)
-        positions = torch.from_numpy(held_out.positions[start : start + batch_size]).long().to(device)
-        found = model.embed(views, positions)
+    for start in range(0, len(held_out.views), _VIEWS_AT_ONCE):
+        rows = slice(start, start + _VIEWS_AT_ONCE)
+        positions = torch.from_numpy(held_out.positions[rows]).long().to(device)
+        found = model.embed(torch.from_numpy(held_out.views[rows]).to(device), positions)
         features.append(found.features.cpu())
         if found.tokens is not None:
             tokens.append(found.tokens.cpu())
     return Embedded(torch.cat(features), torch.cat(tokens) if tokens else None)
 
 
+def _batches(n_views: int, size: int) -> list[Tensor]:
+    """Rows of each whole batch, mixed over slides as in training, always in the same way; a remainder is left out."""
+    order = torch.from_numpy(np.random.default_rng(0).permutation(n_views))
+    return [order[start : start + size] for start in range(0, n_views - size + 1, size)]
+
+
 @torch.inference_mode()
 def validate(
-    model: Distiller, held_out: Batch, batch_size: int, device: torch.device, ema: Encoder | None = None
+    model: Distiller,
+    held_out: Batch,
+    batch_size: int,
+    device: torch.device,
+    ema: Encoder | None = None,
+    fit: Batch | None = None,
 ) -> Validation:
-    """Compare student and teacher on `held_out`.
+    """Compare student and teacher on `held_out`. The student computes as it will be used: its dropout is off, its own
+    batch normalisation takes what it learned.
 
-    Batch normalisation takes its statistics from all held-out views together: they exist before the first
-    step, and do not depend on how views fall into batches.
+    Parameters
+    ----------
+    batch_size : int
+        Views over which the loss of a training step is normalised and computed: of all processes, where they share it.
+    fit
+        Views of the training split, from which the linear map of ``explained`` is fitted.
     """
     training = model.training
     model.eval()
-    large = max(batch_size, 32)
-    student, targets = _embed_all(model, held_out, large, device), Targets.of(held_out)
-    pairs: list[tuple[Tensor, Tensor] | None] = [None] * len(student.split(batch_size))
+    student, targets = _embed_all(model, held_out, device), Targets.of(held_out)
+    losses, constants = [], []
+    for rows in _batches(len(held_out.views), batch_size):
+        target = targets.rows(rows).map(lambda tensor: tensor.to(device))
+        losses.append(float(model.compare(student.rows(rows).to(device), target)[0]))
+        constant = model.loss_constant(target)
+        constants += [] if constant is None else [float(constant)]
     cosine = None
     if model.projector is not None:
-        projected = standardise(model.projector.linear(student.features.to(device)))
-        normalised = model.target_norm(targets.features.to(device))
-        cosine = float(torch.nn.functional.cosine_similarity(projected, normalised, dim=1).mean())
-        pairs = list(zip(projected.split(batch_size), normalised.split(batch_size), strict=True))
-    losses = []
-    for part, target, pair in zip(student.split(batch_size), targets.split(batch_size), pairs, strict=True):
-        if len(part.features) > 1:
-            found = model.terms(part.to(device), target.map(lambda tensor: tensor.to(device)), pair)
-            losses.append(sum(model.loss[name] * float(value) for name, value in found.items()))
+        pair = model.projected(student.features.to(device)), model.target_norm(targets.features.to(device))
+        cosine = float(torch.nn.functional.cosine_similarity(*pair, dim=1).mean())
+
+    def features_of(encoder: Encoder, batch: Batch) -> np.ndarray:
+        return embed(encoder, batch.views, _VIEWS_AT_ONCE, device, model.dtype).numpy()
+
+    x, y = student.features.numpy(), targets.features.numpy()
+    explained = None
+    if fit is not None:
+        explained = explained_variance(features_of(model.student, fit), fit.targets.astype(np.float32), x, y)
     model.train(training)
-    raw, cka_ema = targets.features.numpy(), None
-    if ema is not None:
-        cka_ema = linear_cka(embed(ema, held_out.views, large, device, model.dtype).numpy(), raw)
-    return Validation(float(np.mean(losses)), cosine, linear_cka(student.features.numpy(), raw), cka_ema)
+    alike = cka(x, y)
+    return Validation(
+        float(np.mean(losses)) if losses else None,
+        float(np.mean(constants)) if constants else None,
+        explained,
+        cosine,
+        alike.linear,
+        alike.unbiased,
+        None if ema is None else linear_cka(features_of(ema, held_out), y),
+    )

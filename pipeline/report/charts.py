@@ -19,7 +19,7 @@ class Line:
     x: Sequence[float]
     y: Sequence[float]
     kind: str
-    """Class of its colour: ``a``, ``b`` or ``faint``."""
+    """Class of its colour: ``a``, ``b``, ``c``, ``d`` or ``faint``."""
     dots: bool = False
 
 

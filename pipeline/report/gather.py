@@ -21,7 +21,7 @@ from pipeline.data.committed import BlockCache
 from pipeline.data.sources import find_sources
 from pipeline.encoders.apply import embed
 from pipeline.encoders.encoder import Encoder, other_size
-from pipeline.metrics.cka import linear_cka
+from pipeline.metrics.cka import Cka, cka, flattered
 from pipeline.metrics.neighbours import nearest
 from pipeline.report.options import ReportOptions
 from pipeline.runtime import devices
@@ -101,9 +101,9 @@ class Gathered:
     """By encoder, the nearest patches of each patch, as numbers over all slides."""
     agreement: float | None = None
     """Share of neighbours that teacher and student have in common."""
-    cka: float | None = None
+    cka: Cka | None = None
     """Of teacher and student on the patches that are shown."""
-    cka_before: float | None = None
+    cka_before: Cka | None = None
     """The same of the student before its training."""
     views: list[ShownView] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -162,7 +162,7 @@ def gather(
     shown_views = np.concatenate(pictures)
     _compare(result, teacher, shown_views, student, options)
     if before is not None and len(teacher) > 1:
-        result.cka_before = linear_cka(_features(before, shown_views, options), teacher)
+        result.cka_before = cka(_features(before, shown_views, options), teacher)
     return result
 
 
@@ -375,7 +375,9 @@ def _compare(
     if "student" in found:
         shared = [len(set(a) & set(b)) for a, b in zip(*result.neighbours.values(), strict=True)]
         result.agreement = float(np.mean(shared)) / k
-        result.cka = linear_cka(features["student"], teacher)
+        result.cka = cka(features["student"], teacher)
+        few = flattered(n, features["student"].shape[1], teacher.shape[1])
+        result.notes += [] if few is None else [few]
 
 
 def _features(

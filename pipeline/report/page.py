@@ -15,6 +15,12 @@ _POLICY = (
     "base-uri 'none'; form-action 'none'"
 )
 """What the browser is to allow: nothing that is not in the file."""
+_READING = (
+    "<p>Judge a training by the agreement, whose first point is the student before training. The held-out loss is "
+    "comparable from the second validation on: before training the heads are random, and the loss is near that of a "
+    "constant, or above it. It is computed as in training, and tells whether the student overfits, not how much of the "
+    "teacher it has learned.</p>"
+)
 Pairs = Sequence[tuple[str, Any]]
 
 
@@ -88,12 +94,22 @@ def curves(records: Sequence[Mapping[str, Any]]) -> str:
         line_chart(
             "Loss",
             "step",
-            [line("each step", train, "loss", "faint"), line("held out", val, "loss", "b", True)],
+            [
+                line("each step", train, "loss", "faint"),
+                line("held out", [r for r in val if r.get("step") != 0], "loss", "b", True),
+                line("held out, before training", [r for r in val if r.get("step") == 0], "loss", "d", True),
+                line("held out, the mean of the targets", val, "loss_constant", "c"),
+            ],
         ),
         line_chart(
             "Agreement with the teacher, held out",
             "step",
-            [line("linear CKA", val, "cka", "a", True), line("cosine", val, "cosine", "b", True)],
+            [
+                line("variance explained", val, "explained", "c", True),
+                line("linear CKA", val, "cka", "a", True),
+                line("unbiased CKA", val, "cka_unbiased", "d", True),
+                line("cosine", val, "cosine", "b", True),
+            ],
         ),
         line_chart("Learning rate", "step", [line("learning rate", train, "lr", "a")]),
         line_chart("Weight decay", "step", [line("weight decay", train, "weight_decay", "a")]),
@@ -102,7 +118,7 @@ def curves(records: Sequence[Mapping[str, Any]]) -> str:
         ),
         line_chart("Speed", "step", [line("views a second", train, "views_per_s", "faint")]),
     ]
-    return f'<div class="charts">{"".join(charts)}</div>' if any(charts) else ""
+    return f'<div class="charts">{"".join(charts)}</div>{_READING}' if any(charts) else ""
 
 
 def browser(found: Gathered) -> str:

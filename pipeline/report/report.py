@@ -26,7 +26,8 @@ _SHARING = "This page contains slide ids and tissue images. Share it only with p
 _CKA = (
     "Linear CKA compares how two encoders arrange the same images. It is 1 when the two sets of features are equal up "
     "to a rotation, a shift and one scale factor. A CKA of 0.9 does not say that the student is as good as the "
-    "teacher at a task: measure that with g2l evaluate. With few views the value comes out too high."
+    "teacher at a task: measure that with g2l evaluate. With few views the value comes out too high; the unbiased "
+    "form does not."
 )
 
 
@@ -122,7 +123,7 @@ def _of_store(path: Path, options: ReportOptions, report: Reporter) -> Content:
     lead = [f"{held}, with features of {name}; it is {info['complete']:.1%} complete."]
     if found.cka is not None:
         lead.append(
-            f"{options.student} reaches a linear CKA of {found.cka:.3f} to the teacher on the patches shown."
+            f"{options.student} reaches a linear CKA of {found.cka.linear:.3f} to the teacher on the patches shown."
         )
     return f"Features of {name} in {_short(path)}", lead, sections, found
 
@@ -174,7 +175,17 @@ def _finding(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -
             "steps; agreement with the teacher was not measured on held-out views."
         )
     change = "" if before is None else f" ({before:.3f} before training)"
-    return f"The student reaches a linear CKA of {after:.3f} to the teacher on held-out views{change}."
+    said = f"The student reaches a linear CKA of {after:.3f} to the teacher on held-out views{change}"
+    explained = _change(summary, "explained", "{:.0%}")
+    if explained is not None:
+        said += f", and explains {explained} of the variance of the teacher's features there"
+    return f"{said}."
+
+
+def _change(summary: Mapping[str, Any], name: str, form: str) -> str | None:
+    """A figure of a run before and after its training; None where one of them is missing."""
+    before, after = summary.get(f"{name}_before"), summary.get(f"{name}_after")
+    return None if before is None or after is None else f"{form.format(before)} → {form.format(after)}"
 
 
 def _shown(found: Gathered) -> Sections:
@@ -190,19 +201,27 @@ def _notes(found: Gathered) -> str:
 
 def _figures(summary: Mapping[str, Any], found: Gathered | None) -> str:
     """The large figures of a run."""
-
-    def change(name: str) -> str | None:
-        before, after = summary.get(f"{name}_before"), summary.get(f"{name}_after")
-        return None if before is None or after is None else f"{before:.3f} → {after:.3f}"
-
+    held_out = "to the teacher, held out, before and after"
     pairs = [
-        ("linear CKA to the teacher, held out, before and after", change("cka")),
-        ("cosine to the teacher, held out, before and after", change("cosine")),
+        (f"linear CKA {held_out}", _change(summary, "cka", "{:.3f}")),
+        (f"unbiased CKA {held_out}", _change(summary, "cka_unbiased", "{:.3f}")),
+        (
+            "of the variance of the teacher's features explained, held out, before and after",
+            _change(summary, "explained", "{:.1%}"),
+        ),
+        (f"cosine {held_out}", _change(summary, "cosine", "{:.3f}")),
     ]
-    if found is not None and found.cka is not None:
-        before = "" if found.cka_before is None else f"{found.cka_before:.3f} → "
-        text = "linear CKA to the teacher on the patches below" + (", before and after" if before else "")
-        pairs.append((text, f"{before}{found.cka:.3f}"))
+    for form, name in (("linear", "linear CKA"), ("unbiased", "unbiased CKA")):
+        values = [
+            f"{getattr(of, form):.3f}"
+            for of in ((found.cka_before, found.cka) if found is not None else ())
+            if of is not None and getattr(of, form) is not None
+        ]
+        if found is not None and found.cka is not None and getattr(found.cka, form) is not None:
+            text = f"{name} to the teacher on the patches below" + (
+                ", before and after" if len(values) > 1 else ""
+            )
+            pairs.append((text, " → ".join(values)))
     if summary.get("data_wait") is not None:
         pairs.append(("of the time waiting for data", f"{summary['data_wait']:.1%}"))
     if found is not None and found.agreement is not None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,18 @@ from pipeline.data.loader import Batch
 from pipeline.data.split import Split
 from pipeline.data.statistics import statistics
 from pipeline.distill import checkpoint, train
-from pipeline.distill.heads import standardise
+from pipeline.distill.heads import BN_EPS, standardise
 from pipeline.distill.inputs import open_data
 from pipeline.distill.metrics_log import read_metrics
 from pipeline.distill.model import Targets
 from pipeline.distill.ranks import Ranks
+from pipeline.distill.result import Distilled
 from pipeline.distill.trainer import make_trainer
 from pipeline.distill.validate import validate
 from pipeline.encoders.load import load_encoder
 from pipeline.encoders.torchvision_cpu import make_importable
-from pipeline.metrics.cka import linear_cka
+from pipeline.metrics.cka import cka, linear_cka
+from pipeline.metrics.explained import explained_variance
 from pipeline.runtime.progress import Silent
 from pipeline.tile.options import TileOptions
 from pipeline.tile.tile import tile
@@ -59,6 +61,14 @@ def test_the_run_folder(run: Path, store: Path) -> None:
     assert summary["loss_last"] < summary["loss_first"]
     assert summary["cosine_after"] > summary["cosine_before"]
     assert 0 < summary["cka_before"] < summary["cka_after"] <= 1
+    assert summary["explained_before"] < summary["explained_after"] < 1
+    assert summary["cka_unbiased_before"] < summary["cka_unbiased_after"] <= 1
+    said = "\n".join(Distilled(run, summary).lines())
+    assert f"-> {summary['explained_after']:.1%}" in said
+    beside = (
+        f"loss {summary['val_loss_after']:.3f} (the mean of the targets: {summary['val_loss_constant']:.3f})"
+    )
+    assert f"held out: {beside}" in said
     assert summary["peak_rss_bytes"] > 50e6
     assert 0 <= summary["data_wait"] <= 1
     records = read_metrics(run / "metrics.jsonl")
@@ -279,7 +289,7 @@ def test_statistics_are_those_of_the_training_targets(store: Path) -> None:
 
 def first_of(batch: Batch, count: int) -> tuple[torch.Tensor, Targets]:
     """Views and targets of the first of a batch, as a trainer takes them."""
-    return torch.from_numpy(batch.views[:count]), Targets.of(batch).split(count)[0]
+    return torch.from_numpy(batch.views[:count]), Targets.of(batch).rows(torch.arange(count))
 
 
 def test_validation_figures(store: Path) -> None:
@@ -287,7 +297,7 @@ def test_validation_figures(store: Path) -> None:
     trainer = make_trainer(train.load_student(OPTIONS), data, OPTIONS, ALONE)
     assert data.held_out is not None
     device = torch.device("cpu")
-    result = validate(trainer.model, data.held_out, 8, device)
+    result = validate(trainer.model, data.held_out, 8, device, fit=data.fit)
     trainer.model.student.eval()
     with torch.inference_mode():
         embedding = trainer.model.student(torch.from_numpy(data.held_out.views))
@@ -298,7 +308,77 @@ def test_validation_figures(store: Path) -> None:
     targets = standardise(raw)
     cosine = torch.nn.functional.cosine_similarity(projected, targets).mean()
     assert result.cosine == pytest.approx(float(cosine), rel=1e-4, abs=1e-6)
-    assert result == validate(trainer.model, data.held_out, 8, device)  # changes no running statistics
+    assert result.cka_unbiased == cka(embedding.numpy(), raw.numpy()).unbiased
+    assert data.fit is not None
+    with torch.inference_mode():
+        fit = trainer.model.student(torch.from_numpy(data.fit.views))
+    known = fit.numpy(), data.fit.targets.astype(np.float32)
+    expected = explained_variance(*known, embedding.numpy(), raw.numpy())
+    assert result.explained == pytest.approx(expected, abs=1e-4)
+    again = validate(trainer.model, data.held_out, 8, device, fit=data.fit)
+    assert result == again  # changes no running statistics
+
+
+def some(batch: Batch, rows: Any) -> Batch:
+    """Some of the views of a batch."""
+    arrays = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return replace(batch, **{n: a[rows] for n, a in arrays.items() if isinstance(a, np.ndarray) and len(a)})
+
+
+@pytest.mark.parametrize("norm", ["batch", "store"])
+@pytest.mark.parametrize("loss", ["log-sum", "mse:2,cosine"])
+def test_the_held_out_loss_is_as_in_training(store: Path, loss: str, norm: str) -> None:
+    """The same batch gives the same loss in a step and in a validation, however many views there are."""
+    options = replace(OPTIONS, loss=loss, teacher_norm=norm, check_views="none")
+    data = open_data(store, options, 2, Silent())
+    model = make_trainer(train.load_student(options), data, options, ALONE).model
+    assert data.held_out is not None
+    step, targets = first_of(data.held_out, 16)
+    with torch.no_grad():
+        expected = float(model.train()(step, targets)[0])
+    held_out = some(data.held_out, np.arange(16))
+    found = validate(model, held_out, 16, ALONE.device)
+    assert found.loss == pytest.approx(expected, rel=1e-5)
+    assert model.training
+    order = np.random.default_rng(0).permutation(16)
+    with torch.no_grad():
+        halves = [
+            float(model.train()(step[part], targets.rows(torch.from_numpy(part)))[0])
+            for part in (order[:7], order[7:14])
+        ]
+    assert validate(model, held_out, 7, ALONE.device).loss == pytest.approx(np.mean(halves), rel=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_the_loss_of_the_mean_of_the_targets(store: Path, norm: str) -> None:
+    options = replace(OPTIONS, loss="mse", teacher_norm=norm, check_views="none")
+    data = open_data(store, options, 2, Silent())
+    model = make_trainer(train.load_student(options), data, options, ALONE).model
+    assert data.held_out is not None
+    held_out = some(data.held_out, np.arange(16))
+    raw = held_out.targets.astype(np.float64)
+    standardised = raw.var(axis=0) / (raw.var(axis=0) + BN_EPS)
+    expected = standardised if norm == "batch" else np.square(raw - data.teaching.mean)
+    found = validate(model, held_out, 16, ALONE.device)
+    assert found.loss_constant == pytest.approx(expected.mean(), rel=1e-4)
+
+
+def test_fewer_held_out_views_than_a_batch(store: Path, tmp_path: Path) -> None:
+    run, said = tmp_path / "run", []
+
+    class Listening(Silent):
+        def note(self, text: str) -> None:
+            said.append(text)
+
+    options = replace(OPTIONS, steps=1, batch_size=7, val_views=6, check_views="none", val_every=1)
+    summary = train.distill(store, run, options, False, Listening())
+    assert any("no held-out loss: 6 held-out views are fewer than the 7 of a step" in line for line in said)
+    assert any("6 samples are fewer than" in line for line in said)
+    assert summary["val_loss_after"] is None
+    assert summary["cka_unbiased_after"] is not None
+    assert summary["explained_after"] is not None
+    assert all("loss" not in r for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "val")
+    assert not any("loss" in line for line in Distilled(run, summary).lines()[1:])
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from pipeline.encoders.load import load_encoder
 from pipeline.report import charts, gather
 from pipeline.report.options import ReportOptions
 from pipeline.report.origin import distill_command, last_date
-from pipeline.report.page import browser, evaluation
+from pipeline.report.page import browser, curves, evaluation
 from pipeline.report.report import write_report
 from pipeline.runtime.progress import Silent
 from stores.errors import OptionError
@@ -160,6 +160,7 @@ def test_the_page_shows_what_the_store_holds(page: Path, store: Path) -> None:
     for seed in range(3):
         assert f"<b>seed {seed}</b>" in text
     assert "centre crop, unchanged" in text
+    assert "unbiased CKA to the teacher on the patches below" in text
 
 
 def test_the_report_of_a_run(run: Path, store: Path, tmp_path: Path) -> None:
@@ -174,6 +175,11 @@ def test_the_report_of_a_run(run: Path, store: Path, tmp_path: Path) -> None:
     assert '"thumbnail":null' in text
     assert f"linear CKA of {summary['cka_after']:.3f} to the teacher on held-out views" in text
     assert f"({summary['cka_before']:.3f} before training)" in text
+    assert f"{summary['cka_unbiased_before']:.3f} → {summary['cka_unbiased_after']:.3f}" in text
+    assert (
+        f"explains {summary['explained_before']:.0%} → {summary['explained_after']:.0%} of the variance"
+        in text
+    )
     assert "A CKA of 0.9 does not say" in text
     assert "contains slide ids and tissue images" in text
     assert re.search(r"<h1>tests\.tools\.tiny:student, distilled from \S+ on store\d*/store</h1>", text)
@@ -224,6 +230,19 @@ def test_the_date_is_that_of_the_last_readable_line(tmp_path: Path) -> None:
     assert last_date(log) == "2026-01-02 03:04 UTC"
     log.write_text("nothing\n")
     assert last_date(log) is None
+
+
+def test_the_loss_before_training_stands_apart() -> None:
+    """Also in the curves of an earlier version, which has neither baseline nor explained variance."""
+    old = [{"kind": "val", "step": s, "loss": 9.0 - s, "cka": 0.5, "cosine": 0.1} for s in (0, 1, 2)]
+    new = [{**record, "loss_constant": 8.0, "explained": 0.1, "cka_unbiased": 0.4} for record in old]
+    for records, n_lines in ((old, 2 + 2), (new, 3 + 4)):
+        lines = re.findall(r'<polyline class="line (\w+)" points="([^"]+)"', curves(records))
+        drawn = [(kind, len(points.split())) for kind, points in lines]
+        assert len(drawn) == n_lines
+        assert drawn[:2] == [("b", 2), ("d", 1)]  # held out from the first step on, and the one before
+    assert "held out, before training" in curves(old)
+    assert "variance explained" not in curves(old)
 
 
 def test_a_run_that_held_nothing_out(run: Path, tmp_path: Path) -> None:
