@@ -215,7 +215,7 @@ def seeds(found: Gathered) -> str:
 
 
 def evaluation(tables: Sequence[Mapping[str, Any]]) -> str:
-    """The tables of ``evaluate all``: a row a figure, a column an encoder."""
+    """The tables of ``evaluate all``: a row a figure, a column an encoder; then the differences to one encoder."""
     parts = []
     for table in tables:
         names = list(dict.fromkeys(result["name"] for result in table["results"]))
@@ -238,10 +238,50 @@ def evaluation(tables: Sequence[Mapping[str, Any]]) -> str:
         parts.append(
             "<div class='scroll' tabindex='0' role='region' aria-label='evaluation'>"
             f"<table><thead><tr>{head}</tr></thead>"
-            f"<tbody>{body}</tbody></table></div>" + (f"<p>Failed:</p><ul>{missing}</ul>" if missing else "")
+            f"<tbody>{body}</tbody></table></div>"
+            + _differences(cells, names)
+            + (f"<p>Failed:</p><ul>{missing}</ul>" if missing else "")
         )
     intro = "<p>Values with 95 % bootstrap intervals over groups; the best of a row is bold.</p>"
     return intro + "".join(parts) if parts else ""
+
+
+def _differences(
+    cells: Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]], names: Sequence[str]
+) -> str:
+    """The table of differences to the encoder that the others are compared with; empty without any."""
+    to = {
+        row["difference"]["to"]
+        for by_name in cells.values()
+        for row in by_name.values()
+        if "difference" in row
+    }
+    if not to:
+        return ""
+    others = [name for name in names if name not in to]
+    head = "".join(f"<th scope='col'>{html_text(name)}</th>" for name in ["task", "figure", *others])
+    body = "".join(
+        f"<tr><td>{html_text(task)}</td><td>{html_text(title)}</td>"
+        + "".join(_difference_cell(by_name.get(name, {}).get("difference")) for name in others)
+        + "</tr>"
+        for (task, title), by_name in cells.items()
+        if any("difference" in row for row in by_name.values())
+    )
+    return (
+        f"<p>Differences to {html_text(', '.join(sorted(to)))} on the same samples, with 95 % intervals: "
+        "the same groups are drawn for both.</p><div class='scroll' tabindex='0' role='region' aria-label='differences'>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _difference_cell(found: Mapping[str, Any] | None) -> str:
+    if found is None or found["value"] is None:
+        return f"<td>{'' if found is None else '-'}</td>"
+    interval = ""
+    if found.get("low") is not None and found.get("high") is not None:
+        interval = f" <small>{float(found['low']):+.3f} to {float(found['high']):+.3f}</small>"
+    verdict = f"<br><small>{html_text(found['verdict'])}</small>" if found.get("verdict") else ""
+    return f"<td>{float(found['value']):+.4f}{interval}{verdict}</td>"
 
 
 def _is_control(result: Mapping[str, Any]) -> bool:

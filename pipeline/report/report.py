@@ -90,6 +90,8 @@ def _table(path: Path) -> Mapping[str, Any]:
     try:
         rows = [row for result in value["results"] for row in result["figures"]]
         whole = all({"figure", "k", "value"} <= set(row) for row in rows)
+        differences = [row["difference"] for row in rows if "difference" in row]
+        whole = whole and all({"to", "value"} <= set(difference) for difference in differences)
         whole = whole and all({"task", "name"} <= set(result) for result in value["results"])
     except (TypeError, KeyError):
         whole = False

@@ -123,6 +123,20 @@ def test_the_best_of_a_row_is_bold_but_not_in_a_control(page: Path) -> None:
     assert 'class="best"' not in evaluation([table])
 
 
+def test_differences_have_a_table_of_their_own() -> None:
+    difference = {"to": "<teacher>", "value": -0.012, "low": -0.02, "high": 0.001, "verdict": "inconclusive"}
+    row = {"figure": "accuracy", "k": 5, "value": 0.7}
+    results = [
+        {"task": "kNN", "name": "student", "figures": [row | {"difference": difference}]},
+        {"task": "kNN", "name": "<teacher>", "figures": [row]},
+    ]
+    text = evaluation([{"results": results}])
+    assert "Differences to &lt;teacher&gt; on the same samples" in text
+    assert "<td>-0.0120 <small>-0.020 to +0.001</small><br><small>inconclusive</small></td>" in text
+    assert text.count("<th scope='col'>&lt;teacher&gt;</th>") == 1
+    assert "Differences" not in evaluation([{"results": results[1:]}])
+
+
 def test_data_cannot_end_the_element_it_stands_in() -> None:
     hostile = "</script ><script >alert(1)</script >&amp;"
     slide = gather.SlidePart("a", hostile, 9, 9, 3, 3, 1, [0], [0], [0], None, [], [], b"")
