@@ -268,8 +268,9 @@ def _differences(
         if any("difference" in row for row in by_name.values())
     )
     return (
-        f"<p>Differences to {html_text(', '.join(sorted(to)))} on the same samples, with 95 % intervals: "
-        "the same groups are drawn for both.</p><div class='scroll' tabindex='0' role='region' aria-label='differences'>"
+        f"<p>Differences to {html_text(', '.join(sorted(to)))} on the same samples, with 95 % "
+        "intervals: the same groups are drawn for both.</p>"
+        "<div class='scroll' tabindex='0' role='region' aria-label='differences'>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
