@@ -7,6 +7,18 @@ from typing import Any
 
 from stores.io.text import human_bytes
 
+HELP_PAGE = "docs/how-to/my-student-is-not-good.md"
+"""Where it says what a student that is no better than before may come from."""
+
+
+def came_no_nearer(summary: Mapping[str, Any]) -> bool:
+    """Whether CKA to the teacher on held-out views did not rise: the unbiased one, where the run has it."""
+    for name in ("cka_unbiased", "cka"):
+        before, after = (summary.get(f"{name}_{when}") for when in ("before", "after"))
+        if before is not None and after is not None:
+            return bool(after <= before)
+    return False
+
 
 @dataclass(frozen=True, slots=True)
 class Distilled:
@@ -47,6 +59,8 @@ class Distilled:
                 held_out.append(f"CKA of the moving average {found['cka_ema_after']:.3f}")
             lines.append(f"held out: {', '.join(held_out)}")
             lines += self._explained() + self._loss()
+            if came_no_nearer(found):
+                lines.append(f"training did not bring the student nearer to the teacher: see {HELP_PAGE}")
         lines.append(
             f"{found['views_per_s']:.1f} views/s, waited for data {found['data_wait']:.1%} of the time, "
             f"peak memory {human_bytes(found['peak_rss_bytes'])}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.distill.result import HELP_PAGE, came_no_nearer
 from pipeline.encoders.load import load_encoder
 from pipeline.report import origin, page
 from pipeline.report.gather import Gathered, gather
@@ -177,11 +178,15 @@ def _finding(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -
             "steps; agreement with the teacher was not measured on held-out views."
         )
     change = "" if before is None else f" ({before:.3f} before training)"
-    said = f"The student reaches a linear CKA of {after:.3f} to the teacher on held-out views{change}"
+    said = f"a linear CKA of {after:.3f} to the teacher on held-out views{change}"
     explained = _change(summary, "explained", "{:.0%}")
     if explained is not None:
         said += f", and explains {explained} of the variance of the teacher's features there"
-    return f"{said}."
+    if came_no_nearer(summary):
+        return (
+            f"Training did not bring the student nearer to the teacher: it reaches {said}. See {HELP_PAGE}."
+        )
+    return f"The student reaches {said}."
 
 
 def _change(summary: Mapping[str, Any], name: str, form: str) -> str | None:

@@ -15,6 +15,7 @@ import pytest
 
 import cli
 from pipeline.distill.options import DistillOptions
+from pipeline.distill.result import HELP_PAGE, Distilled
 from pipeline.distill.train import distill
 from pipeline.encoders.load import load_encoder
 from pipeline.report import charts, gather
@@ -26,6 +27,7 @@ from pipeline.runtime.progress import Silent
 from stores.errors import OptionError
 from stores.format import manifest
 from stores.io import files
+from tests.tools.settings import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -266,6 +268,27 @@ def test_a_run_that_held_nothing_out(run: Path, tmp_path: Path) -> None:
     write_report(other, tmp_path / "r.html", SMALL, Silent())
     said = f"from {summary['loss_first']:.3f} to {summary['loss_last']:.3f} in 6 steps; agreement"
     assert said in (tmp_path / "r.html").read_text()
+
+
+def test_a_run_that_came_no_nearer_to_the_teacher_says_so(run: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    worse = {"cka_before": 0.317, "cka_after": 0.187, "cka_unbiased_before": 0.22, "cka_unbiased_after": 0.1}
+    summary = files.read_object(run / "summary.json") | worse
+    files.write_json(other / "summary.json", summary)
+    write_report(other, tmp_path / "r.html", SMALL, Silent())
+    text = (tmp_path / "r.html").read_text()
+    assert (
+        "Training did not bring the student nearer to the teacher: it reaches a linear CKA of 0.187" in text
+    )
+    assert "(0.317 before training)" in text
+    assert f"See {HELP_PAGE}." in text
+    assert (ROOT / HELP_PAGE).exists()
+    said = f"training did not bring the student nearer to the teacher: see {HELP_PAGE}"
+    assert said in Distilled(other, summary).lines()
+    assert said not in Distilled(other, summary | {"cka_unbiased_after": 0.3}).lines()
+    older = {name: value for name, value in summary.items() if "unbiased" not in name}
+    assert said in Distilled(other, older).lines()
+    assert said not in Distilled(other, older | {"cka_after": 0.4}).lines()
 
 
 def test_a_run_that_is_not_finished(run: Path, tmp_path: Path) -> None:
