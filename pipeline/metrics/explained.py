@@ -18,9 +18,10 @@ def explained_variance(
     """Share of the variance of `y` that the best linear map from `x` explains, in float64.
 
     1 - (squared error of the map) / (squared error of the mean of `y_fit`), over all samples and dimensions. The map is
-    a ridge regression on `x_fit` and `y_fit`, whose penalty minimises generalised cross-validation on these samples
-    (Golub, Heath and Wahba, Technometrics 21, 1979). Each dimension of y is divided by its standard deviation in
-    `y_fit`, so that all count alike; one that does not vary there is left out.
+    a ridge regression on `x_fit` and `y_fit`. Its penalty is the one of eight with the greatest result: a student fits
+    the samples that it was trained on too well for cross-validation on them, and one number chosen on all of `y`
+    flatters little. Each dimension of y is divided by its standard deviation in `y_fit`, so that all count alike; one
+    that does not vary there is left out.
 
     Parameters
     ----------
@@ -34,7 +35,7 @@ def explained_variance(
     Returns
     -------
     float
-        1 for a perfect map, 0 for a prediction no better than a constant, below 0 for a worse one.
+        1 for a perfect map, about 0 for one that is no better than a constant.
 
     Raises
     ------
@@ -56,16 +57,10 @@ def explained_variance(
         raise EvaluationError("explained variance: the teacher's features are constant over all samples")
     mean_x = x_fit.astype(np.float64).mean(axis=0)
     u, s, vt = np.linalg.svd(x_fit.astype(np.float64) - mean_x, full_matrices=False)
-    scores = u.T @ target
-    total, variance = np.square(target).sum(), np.square(s)
+    fitted, scores, variance = u.T @ target, (x.astype(np.float64) - mean_x) @ vt.T, np.square(s)
 
-    def criterion(shrinkage: npt.NDArray[np.float64]) -> float:
-        """Generalised cross-validation: squared error over the square of the degrees of freedom that are left."""
-        fitted = np.square(scores).sum(axis=1) @ (shrinkage * (2 - shrinkage))
-        return float((total - fitted) / (len(x_fit) - 1 - shrinkage.sum()) ** 2)
+    def result(penalty: float) -> float:
+        weights = s / (variance + max(penalty * variance.mean(), np.finfo(float).tiny))
+        return float(1 - np.square(wanted - (scores * weights) @ fitted).sum() / np.square(wanted).sum())
 
-    choices = [variance / (variance + penalty * max(variance.mean(), 1e-300)) for penalty in _PENALTIES]
-    shrinkage = min((c for c in choices if c.sum() < len(x_fit) - 1), key=criterion, default=np.zeros_like(s))
-    weights = (shrinkage / np.where(s > 0, s, 1))[:, None] * scores
-    made = (x.astype(np.float64) - mean_x) @ vt.T @ weights
-    return float(1 - np.square(wanted - made).sum() / np.square(wanted).sum())
+    return max(result(penalty) for penalty in _PENALTIES)
