@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.encoders.hub import brief
 from pipeline.encoders.presets import Preset
 from stores.errors import EncoderError
 
@@ -84,7 +85,8 @@ class Encoder(nn.Module):
     def for_views(self, view_px: int) -> "Encoder":
         """The same encoder, whose ``image_px`` is the side of the views that it will get.
 
-        A CNN has a usual size and takes any other; what was embedded with it has one size all the same.
+        A CNN has a usual size and takes any other that its layers do not shrink to nothing; what was embedded with it
+        has one size all the same.
 
         Raises
         ------
@@ -97,9 +99,25 @@ class Encoder(nn.Module):
             raise EncoderError(
                 f"{self.name} takes {self.image_px} px, not {view_px}{other_size(self.resizable, view_px)}"
             )
+        if not getattr(self.backbone, "dynamic_img_size", False):
+            self._require_long_enough(view_px)
         other = Encoder(replace(self.preset, image_px=view_px), self.backbone).train(self.training)
         other._layout = self._layout
         return other
+
+    @torch.inference_mode()
+    def _require_long_enough(self, view_px: int) -> None:
+        """Raise EncoderError when the layers of a CNN cannot take views of this side: one view tells."""
+        training = self.training
+        try:
+            self.eval()(torch.zeros(1, view_px, view_px, 3, dtype=torch.uint8, device=self._normalize.device))
+        except RuntimeError as error:
+            raise EncoderError(
+                f"{self.name} takes {self.image_px} px and cannot take {view_px} px ({brief(error)}); choose larger "
+                "views or another encoder"
+            ) from error
+        finally:
+            self.train(training)
 
     def use_channels_last(self) -> None:
         """Keep images and weights with their channels last: CNNs are often faster, features differ by rounding."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.encoders.encoder import Encoder
 from pipeline.encoders.export import weights_sha256
 from pipeline.encoders.load import load_encoder
-from pipeline.encoders.presets import PRESETS
+from pipeline.encoders.presets import PRESETS, Preset
 from pipeline.encoders.timm_models import create, timm_preset
 from pipeline.encoders.torchvision_cpu import make_importable
 from pipeline.inference.loaded import EncoderSpec, load_on_device
@@ -240,6 +240,22 @@ def test_what_takes_any_size_takes_the_size_of_the_views() -> None:
     dynamic = load_encoder(f"{TINY}&dynamic_img_size=true", random_weights=0)
     assert (dynamic.takes(48), dynamic.takes(40), tiny().takes(48)) == (True, False, False)
     assert dynamic.for_views(48)(make_views(1, 48)).shape == (1, 24)
+
+
+def test_a_cnn_whose_layers_shrink_a_view_to_nothing_refuses_it_beforehand() -> None:
+    """As Inception-v3 does views of 64 px; timm says of it, too, that it takes any size."""
+    backbone = nn.Sequential(
+        nn.Conv2d(3, 4, 9, stride=4), nn.Conv2d(4, 4, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    backbone.pretrained_cfg = {"fixed_input_size": False}  # type: ignore[assignment]
+    preset = Preset(name="cnn", dim=4, mean=(0, 0, 0), std=(1, 1, 1), image_px=64)
+    encoder = Encoder(preset, backbone).train()
+    assert encoder.for_views(32).image_px == 32
+    with pytest.raises(
+        EncoderError, match=r"cnn takes 64 px and cannot take 20 px \(.*Kernel size.*\); choose"
+    ):
+        encoder.for_views(20)
+    assert encoder.training
 
 
 def test_a_size_that_does_not_fit_is_refused_with_the_name_that_does() -> None:
