@@ -30,27 +30,17 @@ def draw_curves(
     x = [record["step"] for record in steps]
     loss.plot(x, [record["loss"] for record in steps], lw=0.7, color="0.6", label="training, each step")
 
-    def points(name: str, of: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[float]]:
+    def draw(axes: Any, label: str, name: str, of: Sequence[Mapping[str, Any]], **style: Any) -> None:
         known = [record for record in of if name in record]
-        return [record["step"] for record in known], [record[name] for record in known]
+        if known:
+            axes.plot([r["step"] for r in known], [r[name] for r in known], label=label, **style)
 
     before, trained = [r for r in validations if r["step"] == 0], [r for r in validations if r["step"] > 0]
-    for axes, label, (at, values), style in (
-        (loss, "held out", points("loss", trained), {"marker": "o", "color": "C3"}),
-        (loss, "held out, before training", points("loss", before), {"marker": "x", "ls": "", "color": "C3"}),
-        (
-            loss,
-            "held out, mean of the targets",
-            points("loss_constant", validations),
-            {"ls": ":", "color": "0.2"},
-        ),
-        *(
-            (agreement, label, points(name, validations), {"marker": "o", "color": colour})
-            for name, (label, colour) in _AGREEMENT.items()
-        ),
-    ):
-        if at:
-            axes.plot(at, values, label=label, ms=3, **style)
+    draw(loss, "held out", "loss", trained, marker="o", ms=3, color="C3")
+    draw(loss, "held out, before training", "loss", before, marker="X", ms=7, ls="", color="C3")
+    draw(loss, "held out, mean of the targets", "loss_constant", validations, ls=":", color="0.2")
+    for name, (label, colour) in _AGREEMENT.items():
+        draw(agreement, label, name, validations, marker="o", ms=3, color=colour)
     schedule.plot(x, [record["lr"] for record in steps], color="C2")
     for axes, title in (
         (loss, "loss"),

@@ -137,7 +137,10 @@ class DistillOptions(
         heading=_CHECKS,
     )
     val_views: int = option(
-        1024, "Views of the validation split in a validation, all of seed 0.", heading=_CHECKS
+        1024,
+        "Views of the validation split in a validation, all of seed 0, and as many of the training split for the "
+        "explained variance.",
+        heading=_CHECKS,
     )
     checkpoint_every: int = option(200, "Steps between checkpoints.", heading=_CHECKS)
     check_views: str = option(

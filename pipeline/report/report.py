@@ -179,7 +179,7 @@ def _finding(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -
         )
     change = "" if before is None else f" ({before:.3f} before training)"
     said = f"a linear CKA of {after:.3f} to the teacher on held-out views{change}"
-    explained = _change(summary, "explained", "{:.0%}")
+    explained = _change(summary, "explained", "{:.1%}")
     if explained is not None:
         said += f", and explains {explained} of the variance of the teacher's features there"
     if came_no_nearer(summary):

@@ -193,7 +193,7 @@ def test_the_report_of_a_run(run: Path, store: Path, tmp_path: Path) -> None:
     assert f"({summary['cka_before']:.3f} before training)" in text
     assert f"{summary['cka_unbiased_before']:.3f} → {summary['cka_unbiased_after']:.3f}" in text
     assert (
-        f"explains {summary['explained_before']:.0%} → {summary['explained_after']:.0%} of the variance"
+        f"explains {summary['explained_before']:.1%} → {summary['explained_after']:.1%} of the variance"
         in text
     )
     assert "A CKA of 0.9 does not say" in text
