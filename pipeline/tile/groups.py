@@ -8,6 +8,7 @@ the order of a list nor the names in it change a feature.
 import functools
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,8 @@ from stores.io.text import visible
 
 _CHUNK = 256
 _SHEET, _CELL_PX = 100, 96
+_Place = tuple[str, int, int, int]
+"""Of a patch: the fingerprint of its tile, y, x, and the number of the tile in the list."""
 
 
 def tiles_recipe(options: TileOptions) -> recipe.Patch:
@@ -259,15 +262,32 @@ class GroupTable:
     further: dict[str, list[str | None]]
 
 
+def _sample_of(places: Sequence[_Place], keep: int) -> list[_Place]:
+    """`keep` of the places in their order: each tile gives one before any gives two, whichever its content decides.
+
+    A larger number keeps what a smaller one kept. Tiles of one patch are taken in order of content.
+    """
+    hashed = sorted(
+        places, key=lambda at: hashlib.blake2b(f"{at[0]} {at[2]} {at[1]}".encode(), digest_size=8).digest()
+    )
+    given: Counter[str] = Counter()
+    ranked: list[tuple[int, _Place]] = []
+    for place in hashed:
+        ranked.append((given[place[0]], place))
+        given[place[0]] += 1
+    return sorted(place for _, place in sorted(ranked)[:keep])
+
+
 def table_of(grouped: Grouped, group: Group, options: TileOptions) -> GroupTable:
     """Rows of patches in order of tile, y and x, and the row of the slides table."""
     listed, side = grouped.listed, options.patch
     own = [name for name in sorted(listed.columns) if name not in ("split", "group")]
-    places: list[tuple[str, int, int, int]] = []
+    places: list[_Place] = []
     for fingerprint, i in sorted(group.members.items()):
         _, height, width = grouped.sizes[i]
         places += [(fingerprint, y, x, i) for x, y in corners(height, width, side, options.pad)]
-    places = places[: options.max_patches]  # in order of content, so the first ones are a sample
+    if options.max_patches is not None:
+        places = _sample_of(places, options.max_patches)
     numbers = [i for *_, i in places]
     tile = [fingerprint for fingerprint, *_ in places]
     x, y = (np.array([place[at] for place in places], np.int32) for at in (2, 1))

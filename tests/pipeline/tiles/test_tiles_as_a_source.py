@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -429,6 +430,29 @@ def test_the_first_tiles_by_content_are_taken(made: Path, tree: Path, tmp_path: 
         assert few is not None
         assert every is not None
         assert few.tolist() == every[:3].tolist()
+
+
+def test_a_sample_of_large_tiles_is_spread_over_tiles_and_places(tmp_path: Path) -> None:
+    """The first patches by content and row would be the upper edge of a few tiles."""
+    (tmp_path / "t").mkdir()
+    for i in range(20):
+        PIL.Image.fromarray(tile_pixels(i, 256, 256)).save(tmp_path / f"t/{i}.png")
+
+    def of(count: int) -> set[tuple[str, int, int]]:
+        store = tmp_path / f"s{count}"
+        tile([tmp_path / "t"], store, replace(OPTIONS, max_patches=count, val=0.0), Silent())
+        patches = manifest.read_patches(store, "tiles-train")
+        assert patches.tile is not None
+        places = [(name, int(x), int(y)) for name, (x, y) in zip(patches.tile, patches.coords, strict=True)]
+        assert len(places) == count
+        assert places == sorted(places, key=lambda place: (place[0], place[2], place[1]))
+        return set(places)
+
+    few, more = of(10), of(50)
+    assert few < more
+    assert len({name for name, _, _ in few}) == 10
+    assert set(Counter(name for name, _, _ in more).values()) == {2, 3}
+    assert {x for _, x, _ in more} == {y for _, _, y in more} == {0, 64, 128, 192}
 
 
 def test_a_group_that_failed_is_tried_again_and_one_that_is_done_keeps_its_split(tmp_path: Path) -> None:
