@@ -15,7 +15,8 @@ from pipeline.encoders.encoder import other_size
 from pipeline.extract.block import StoreStage
 from pipeline.extract.options import ExtractOptions
 from pipeline.extract.plan import MANIFEST_BYTES_PER_VIEW
-from pipeline.extract.tasks import plan_tasks, prepared
+from pipeline.extract.tasks import plan_tasks, prepared, views_to_compare
+from pipeline.inference.arithmetic import Arithmetic
 from pipeline.inference.facts import EncoderFacts, reader_identity
 from pipeline.inference.loaded import EncoderSpec
 from pipeline.inference.task import Tally, Task
@@ -36,7 +37,7 @@ from pipeline.tiles.search import root_of
 from pipeline.tiles.table import are_tiles, list_tiles
 from pipeline.views.policy import Policy, load_policy, sized
 from stores.errors import DiskFull, OptionError
-from stores.format import layout, manifest, recipe, terms, tiles
+from stores.format import arithmetic, layout, manifest, recipe, terms, tiles
 from stores.format.layout import read_options
 from stores.info import store_info
 from stores.io import files
@@ -122,7 +123,8 @@ def extract(
     job = f"extract-teacher {store.absolute()}"
     with only_writer(store) as writer, open_cluster(where, job, report) as workers:
         # loaded before hours of tiling, since its name or weights may be wrong
-        encoder = WorkerEncoder(job, _spec(options, policy))
+        spec, reason = _spec(store, options, policy)
+        encoder = WorkerEncoder(job, spec)
         teacher = workers.call(encoder.describe, options.tokens)
         policy = sized(policy, tile_options.patch, teacher.identity.image_px)
         if teacher.identity.image_px > tile_options.patch:
@@ -150,7 +152,18 @@ def extract(
         tiled = recipe.load(store)
         tasks = plan_tasks(store, tiled, places, options, summary)
         _require_room(store, tasks, teacher, policy.patch_px, options)
-        stored = _settle_recipe(store, tiled, teacher, policy, options)
+        measured = None
+        if spec.dtype == "auto":
+            views = views_to_compare(store, tasks)
+            measured = workers.call(encoder.compare, policy, views, options.threads)
+            reason = teacher.dtype_reason if measured is None else measured.reason
+            dtype = teacher.identity.dtype if measured is None else measured.chosen
+            # by name, so that workers on other devices compute in it too
+            encoder = WorkerEncoder(job, dataclasses.replace(spec, dtype=dtype, compile=options.compile))
+            teacher = workers.call(encoder.describe, options.tokens)
+        if reason:
+            teacher = dataclasses.replace(teacher, dtype_reason=reason)
+        stored = _settle_recipe(store, tiled, teacher, policy, options, measured)
         report.note(f"teacher {teacher.described()}")
         if writer.swept:
             report.note(f"removed {writer.swept} unfinished files of an interrupted run")
@@ -220,8 +233,15 @@ def _absolute(options: ExtractOptions) -> ExtractOptions:
     return dataclasses.replace(options, weights=weights)
 
 
-def _spec(options: ExtractOptions, policy: Policy) -> EncoderSpec:
-    return EncoderSpec.of(options.teacher, options, options.tokens is not None, view_px=policy.crop_px)
+def _spec(store: Path, options: ExtractOptions, policy: Policy) -> tuple[EncoderSpec, str]:
+    """The teacher that is asked for, and why it has its arithmetic; that is open for a new store with `auto`."""
+    spec = EncoderSpec.of(options.teacher, options, options.tokens is not None, view_px=policy.crop_px)
+    if spec.dtype != "auto":
+        return spec, ""
+    stored = recipe.load(store).teacher if (store / layout.RECIPE).exists() else None
+    if stored is not None and stored.dtype in recipe.DTYPES:
+        return dataclasses.replace(spec, dtype=stored.dtype), "the store was begun with it"
+    return dataclasses.replace(spec, compile=False), ""  # compiled when its arithmetic is known
 
 
 def _require_room(
@@ -247,7 +267,12 @@ def _require_room(
 
 
 def _settle_recipe(
-    store: Path, stored: recipe.Recipe, teacher: EncoderFacts, policy: Policy, options: ExtractOptions
+    store: Path,
+    stored: recipe.Recipe,
+    teacher: EncoderFacts,
+    policy: Policy,
+    options: ExtractOptions,
+    measured: Arithmetic | None,
 ) -> recipe.CompleteRecipe:
     """Complete the store's recipe, or compare it when it is complete already; returns it."""
     parts = stored.patch, teacher.identity, policy.to_json(), reader_identity()
@@ -261,6 +286,7 @@ def _settle_recipe(
             )
         return recipe.require_complete(stored, store)
     path = store / layout.options_file("extract-teacher")
-    files.write_json(path, to_json(options) | terms.recorded(teacher.terms))
+    found = {} if measured is None else arithmetic.recorded(measured.chosen, measured.views, measured.errors)
+    files.write_json(path, to_json(options) | terms.recorded(teacher.terms) | found)
     recipe.save(store, wanted)
     return wanted

@@ -1,5 +1,6 @@
 """What stage one has to do: tasks of (slide, block, seeds), less what is committed already."""
 
+import bisect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -7,11 +8,12 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from pipeline.extract.options import ExtractOptions
+from pipeline.inference.arithmetic import COMPARED, ViewToRead
 from pipeline.inference.task import Tally, Task
 from pipeline.tiles.places import Place
 from stores.errors import SlideError
 from stores.format import features, manifest, pixels, recipe, tokens
-from stores.io.ranges import ranges_of
+from stores.io.ranges import ranges_of, spread
 
 
 def plan_tasks(
@@ -45,6 +47,21 @@ def plan_tasks(
             for seeds in _missing(store, slide_id, block, rows, options.seeds, summary):
                 tasks.append(Task(source, row["fingerprint"], row["split"], n_patches, block, seeds, rows))
     return tasks
+
+
+def views_to_compare(store: Path, tasks: Sequence[Task], n: int = COMPARED) -> list[ViewToRead]:
+    """At most `n` views, evenly spread over the patches of `tasks`, under their seeds in turn."""
+    ends = list(itertools.accumulate(len(task.rows) for task in tasks))
+    found = []
+    for i, number in enumerate(spread(ends[-1] if ends else 0, n)):
+        at = bisect.bisect_right(ends, number)
+        task = tasks[at]
+        row = task.rows[number - ends[at]]  # from the end of its task
+        patches = manifest.read_patches(store, task.source.slide_id, task.n_patches)
+        x_px0, y_px0 = int(patches.x_px0[row]), int(patches.y_px0[row])
+        seed = task.seeds[i % len(task.seeds)]
+        found.append(ViewToRead(task.source, patches.key(row, task.fingerprint), row, x_px0, y_px0, seed))
+    return found
 
 
 def prepared(

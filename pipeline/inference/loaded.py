@@ -71,6 +71,12 @@ class OnDevice:
     def close(self) -> None:
         """Nothing: its memory is free when nobody refers to it. A process keeps it as a `work.Station`."""
 
+    def computing_in(self, dtype: str) -> Self:
+        """The same encoder in the arithmetic of ``--dtype``."""
+        arithmetic, reason = devices.choose_dtype(dtype, self.device)
+        identity = dataclasses.replace(self.identity, dtype=devices.dtype_name(arithmetic))
+        return dataclasses.replace(self, dtype=arithmetic, dtype_reason=reason, identity=identity)
+
     @torch.inference_mode()
     def launch(self, views: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Start a forward pass and return its features, (B, dim) float32 on the device.

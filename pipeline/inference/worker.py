@@ -4,16 +4,20 @@ What a planning process sends to its workers is a bound method of one of these s
 with every task; the costly things that they name are kept by the process (`pipeline.runtime.work.station`).
 """
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from pipeline.inference.arithmetic import Arithmetic, ViewToRead, compare, read_views
 from pipeline.inference.engine import Engine, Kept, Outcome, Sink
 from pipeline.inference.facts import EncoderFacts, token_recipe
-from pipeline.inference.loaded import EncoderSpec, OnDevice, load_on_device
+from pipeline.inference.loaded import EncoderSpec, OnDevice, compiled, load_on_device
 from pipeline.inference.task import Task
-from pipeline.runtime import work
+from pipeline.runtime import devices, work
+from pipeline.views.policy import Policy
 from stores.format import manifest
 
 
@@ -27,11 +31,27 @@ class WorkerEncoder:
     def loaded(self) -> OnDevice:
         """The encoder of this process; a local worker takes a GPU of its own where there are several."""
 
-        def load() -> OnDevice:
-            return load_on_device(work.with_number(self.spec, torch.cuda.device_count()))
+        plain = dataclasses.replace(self.spec, dtype="auto", compile=False)
 
-        found: OnDevice = work.station(self.job, ("encoder", self.spec), load)
-        return found
+        def load() -> OnDevice:
+            return load_on_device(work.with_number(plain, torch.cuda.device_count()))
+
+        def as_asked() -> OnDevice:
+            found: OnDevice = work.station(self.job, ("encoder", plain), load)
+            found = found.computing_in(self.spec.dtype)
+            return compiled(found, self.spec.with_tokens) if self.spec.compile else found
+
+        # weights are float32 in every arithmetic, so that a process has them once
+        asked: OnDevice = work.station(self.job, ("encoder as asked", self.spec), as_asked)
+        return asked
+
+    def compare(self, policy: Policy, wanted: Sequence[ViewToRead], threads: int | None) -> Arithmetic | None:
+        """Compare the half precisions of this process's device with float32; None where it has none."""
+        loaded = self.loaded()
+        candidates = devices.half_precisions(loaded.device)
+        if not candidates:
+            return None
+        return compare(loaded, read_views(policy, wanted, work.threads_of(threads, None)), candidates)
 
     def describe(self, tokens: int | None = None) -> EncoderFacts:
         """Load the encoder where the work will be, and say what it is; `tokens` as in `token_recipe`."""

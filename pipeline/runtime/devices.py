@@ -53,11 +53,20 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, "CPU: not every CPU computes in half precision"
 
 
+def half_precisions(device: torch.device) -> tuple[torch.dtype, ...]:
+    """The half precisions that a device has in hardware: none on a CPU or on MPS."""
+    if device.type != "cuda":
+        return ()
+    major, _ = torch.cuda.get_device_capability(device)
+    return (torch.float16, torch.bfloat16) if major >= 8 else (torch.float16,)
+
+
 def remedy(dtype: torch.dtype) -> str:
     """What to do when an encoder that computes in `dtype` returns numbers that cannot be kept."""
     if dtype == torch.float32:
         return "check its weights and its Normalize; it computed in float32 already"
-    return "try --dtype float32, or check the weights"
+    wider = "bfloat16 or float32" if dtype == torch.float16 else "float32"
+    return f"try --dtype {wider}, or check the weights"
 
 
 def dtype_name(dtype: torch.dtype) -> str:

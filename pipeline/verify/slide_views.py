@@ -177,8 +177,13 @@ class SlideLooker:
 def spec_of(options: VerifyOptions, stored: recipe.CompleteRecipe) -> "EncoderSpec":
     """The teacher that the user names, for views of the store's size."""
     from pipeline.inference.loaded import EncoderSpec
+    from pipeline.runtime.devices import choose_device, dtype_name, half_precisions
 
     spec = EncoderSpec.of(str(options.teacher), options, view_px=stored.teacher.image_px)
+    if options.dtype == "auto":  # that of the store, where the device has it
+        own = stored.teacher.dtype
+        has_it = own in map(dtype_name, half_precisions(choose_device(options.device)))
+        spec = dataclasses.replace(spec, dtype=own if has_it or own == "float32" else "auto")
     if stored.declared is not None and stored.teacher.pooling in ("cls", "cls+mean"):
         return dataclasses.replace(
             spec, pooling=stored.teacher.pooling

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from stores.errors import OptionError, StoreError
-from stores.format import layout, manifest, recipe
+from stores.format import arithmetic, layout, manifest, recipe
 from stores.format.licences import front_matter, licence_of
 from stores.format.terms import Fact, Terms, expression, of_store
 from stores.info import store_info
@@ -98,7 +98,8 @@ def _write_card(store: Path, options: CardOptions) -> Written:
     views: Counter[str] = Counter()
     for count in manifest.count_views(store).to_pylist():
         views[count["slide_id"]] += count["views"] if count["status"] == manifest.OK else 0
-    card = _Card(about, stored, rows, views, options, recorded)
+    measured = arithmetic.said_of(store, stored.teacher.dtype)
+    card = _Card(about, stored, rows, views, options, recorded, measured)
     readme = card.readme()
     described = croissant.croissant(store, card.properties(), own)
     files.write_text(store / layout.README, readme)
@@ -126,6 +127,8 @@ class _Card:
     options: CardOptions
     terms: Sequence[Terms]
     """Of the teacher and of what it was trained on, as the maker of the store recorded them."""
+    measured: str
+    """What was measured before the arithmetic was chosen; empty when nothing was."""
 
     @property
     def recorded(self) -> str:
@@ -251,7 +254,8 @@ class _Card:
             ),
             (
                 "arithmetic",
-                f"{markdown(teacher.dtype)}, stored in {'int8' if self.stored.compact else 'float16'}",
+                f"{markdown(teacher.dtype)}, stored in {'int8' if self.stored.compact else 'float16'}"
+                + (f"; {self.measured}" if self.measured else ""),
             ),
             ("teacher's Normalize", f"mean {list(teacher.mean)}, std {list(teacher.std)}"),
             ("teacher's view", f"{teacher.image_px} px"),

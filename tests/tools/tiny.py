@@ -23,6 +23,24 @@ class Tiny(nn.Module):
         return self.head(torch.cat([maps.mean(2), maps.std(2)], dim=1))
 
 
+class Loud(Tiny):
+    """As `Tiny`, with activations beyond 65504, which a later module hides."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.loud = nn.Linear(dim, dim)
+        with torch.no_grad():
+            self.loud.weight.mul_(3e5)  # up to 61,000: float16 holds the weights
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.loud(super().forward(images)).float() / 1e5).tanh()
+
+
+def loud_teacher() -> nn.Module:
+    """24-d features that float16 cannot compute."""
+    return Loud(24)
+
+
 def teacher() -> nn.Module:
     """24-d features."""
     return Tiny(24)
