@@ -2,7 +2,8 @@
 
 An epoch is cut into segments: neighbouring rows of one block under a few seeds. The segments are shuffled. A window
 takes views from several places of that order, the lanes, and mixes them. Reading stays local, batches mix many slides,
-and every view of an epoch comes exactly once, in exactly one process.
+and every view of an epoch comes exactly once, in exactly one process. Where groups are balanced, every group comes
+equally often instead.
 """
 
 import hashlib
@@ -23,6 +24,8 @@ SEGMENT_ROWS = 128
 LANES = 8
 STREAM = "lanes-1"
 """Names the order of views. A training is resumed only in the order that it began with."""
+STREAMS = {"none": STREAM, "slide": f"{STREAM}-slide-1", "patient": f"{STREAM}-patient-1"}
+"""The name of the order by what is balanced, see `balanced_segments`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +107,74 @@ def epoch_segments(units: Sequence[Segment], seed: int, epoch: int, views_per_re
     views_per_read : int
         How many seeds of a row come from one decoding of its patch; they then share a window.
     """
+    return _shuffled(units, views_per_read, seed, epoch)
+
+
+def _shuffled(units: Sequence[Segment], views_per_read: int, *key: int | str) -> list[Segment]:
     segments = []
     for number, unit in enumerate(units):
         for start in range(0, len(unit.rows), SEGMENT_ROWS):
             rows = unit.rows[start : start + SEGMENT_ROWS]
-            seeds = [unit.seeds[i] for i in permutation(len(unit.seeds), seed, epoch, "seeds", number, start)]
+            seeds = [unit.seeds[i] for i in permutation(len(unit.seeds), *key, "seeds", number, start)]
             for first in range(0, len(seeds), views_per_read):
                 segments.append(Segment(unit.commit, tuple(seeds[first : first + views_per_read]), rows))
     # "runs" is what segments were called once; it is a part of the key that decides their order
-    return [segments[i] for i in permutation(len(segments), seed, epoch, "runs")]
+    return [segments[i] for i in permutation(len(segments), *key, "runs")]
+
+
+def balanced_segments(
+    groups: Sequence[Sequence[Segment]], seed: int, epoch: int, views_per_read: int = 1
+) -> list[Segment]:
+    """The segments of an epoch that has as many views of every group as of any other, to one view.
+
+    An epoch is as long as all views of all groups. Each group has an endless order of its own views, lap after lap: a
+    lap holds each of them once. An epoch takes the next stretch of it. So a small group comes several times in an
+    epoch, a large one only in part, and after whole laps each view of a group came equally often. Over epochs the
+    groups' numbers of views never differ by more than one.
+
+    Parameters
+    ----------
+    groups
+        Units, each in one group. Their order decides that of the views.
+    """
+    total = sum(unit.n_views for group in groups for unit in group)
+    segments = []
+    for number, place in enumerate(permutation(len(groups), seed, "groups").tolist()):
+        # floor((x + place) / n), summed over the places 0 to n - 1, is x: the shares of an epoch make it whole
+        first, stop = ((at * total + place) // len(groups) for at in (epoch, epoch + 1))
+        segments += _stretch(groups[number], first, stop, views_per_read, seed, "group", number)
+    return [segments[i] for i in permutation(len(segments), seed, epoch, "balanced")]
+
+
+def _stretch(
+    units: Sequence[Segment], first: int, stop: int, views_per_read: int, *key: int | str
+) -> list[Segment]:
+    """The views `first` to `stop` of the endless order of a group."""
+    size = sum(unit.n_views for unit in units)
+    found = []
+    for lap in range(first // size, -(-stop // size)):
+        at = lap * size
+        for segment in _shuffled(units, views_per_read, *key, lap):
+            found += _cut(segment, first - at, stop - at)
+            at += segment.n_views
+    return found
+
+
+def _cut(segment: Segment, first: int, stop: int) -> list[Segment]:
+    """The views `first` to `stop` of a segment, as far as it has them, counted row by row."""
+    first, stop, width = max(first, 0), min(stop, segment.n_views), len(segment.seeds)
+    if first >= stop:
+        return []
+    whole = range(-(-first // width), stop // width)
+    if whole.start > whole.stop:  # within one row
+        parts = [(whole.stop, first % width, stop % width)]
+    else:
+        parts = [(whole.start - 1, first % width, width)] if first % width else []
+        parts += [(whole.stop, 0, stop % width)] if stop % width else []
+    cut = [Segment(segment.commit, segment.seeds[a:b], segment.rows[row : row + 1]) for row, a, b in parts]
+    if whole:
+        cut.append(Segment(segment.commit, segment.seeds, segment.rows[whole.start : whole.stop]))
+    return cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +213,26 @@ class Stream:
         Views of a window, over all processes.
     views_per_read : int
         See `epoch_segments`.
+    groups
+        The units in groups, whose views come equally often, see `balanced_segments`; empty for each view once an epoch.
     """
 
     units: Sequence[Segment]
     seed: int
     window: int
     views_per_read: int = 1
+    groups: Sequence[Sequence[Segment]] = ()
 
     @property
     def epoch_views(self) -> int:
         """Views of an epoch."""
         return sum(unit.n_views for unit in self.units)
+
+    def segments(self, epoch: int) -> list[Segment]:
+        """The segments of an epoch in their order."""
+        if self.groups:
+            return balanced_segments(self.groups, self.seed, epoch, self.views_per_read)
+        return epoch_segments(self.units, self.seed, epoch, self.views_per_read)
 
     def windows(self, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Window]:
         """What a process takes of each window, from position `start` on.
@@ -170,7 +241,7 @@ class Stream:
         """
         epoch, skip = divmod(start, self.epoch_views)
         while True:
-            segments = epoch_segments(self.units, self.seed, epoch, self.views_per_read)
+            segments = self.segments(epoch)
             ends = np.cumsum([segment.n_views for segment in segments])
             for number in range(skip // self.window, -(-self.epoch_views // self.window)):
                 at, view = self._positions(epoch, number)

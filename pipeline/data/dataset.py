@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 import stores
+from pipeline.data.balance import BALANCES
 from pipeline.data.loader import LoaderOptions, default_window
 from pipeline.data.split import files_and_recipe, open_split
 from pipeline.runtime.work import threads_of
@@ -50,7 +51,8 @@ class ViewDataset(IterableDataset[ViewBatch]):
     that come out are the same, in the same order, whatever the number of workers: worker ``w`` of ``W`` makes batches
     ``w``, ``w + W``, and so on. Every iteration begins at the position that was loaded last, 0 by default.
 
-    Each epoch shows every view of the split once; the next epoch follows in another order. Stop when you have enough:
+    Each epoch shows every view of the split once (unless `balance` says otherwise); the next epoch follows in another
+    order. Stop when you have enough:
     after a number of batches, or when ``batch.epoch`` reaches a number.
 
     Parameters
@@ -72,6 +74,8 @@ class ViewDataset(IterableDataset[ViewBatch]):
         part of the order, so give it when a training may continue on another number of ranks.
     views_per_read : int
         How many seeds of a patch are rendered from one decoding. It is part of the order.
+    balance : {"none", "slide", "patient"}
+        Whether an epoch shows each view once, or as many views of each slide or patient. It is part of the order.
     check_views : {"sample", "all", "none"}
         Which rebuilt views are compared with the checksums of the views that the teacher saw.
     threads : int, optional
@@ -104,6 +108,7 @@ class ViewDataset(IterableDataset[ViewBatch]):
         seed: int = 0,
         window: int | None = None,
         views_per_read: int = 1,
+        balance: str = "none",
         check_views: str = "sample",
         threads: int | None = None,
         readers: str = "threads",
@@ -117,6 +122,7 @@ class ViewDataset(IterableDataset[ViewBatch]):
             _require(value is None or value >= 1, name, value, "1 or more")
         _require(seed >= 0, "seed", seed, "0 or more")
         _require(check_views in ("sample", "all", "none"), "check_views", check_views, "sample, all or none")
+        _require(balance in BALANCES, "balance", balance, "none, slide or patient")
         _require(readers in ("threads", "processes"), "readers", readers, "threads or processes")
         rank, world = _rank_and_world(rank, world)
         opened = store if isinstance(store, stores.Store) else stores.open(store)
@@ -140,6 +146,7 @@ class ViewDataset(IterableDataset[ViewBatch]):
             rank,
             world,
             self._split.readers_are_processes(readers, beside_gpu=False),
+            balance=balance,
         )
         self._start = self._consumed = 0
         # shared with workers, which set it: then this process cannot know which batches were taken
@@ -225,14 +232,14 @@ class ViewDataset(IterableDataset[ViewBatch]):
         if stream != self._stream_name():
             raise OptionError(
                 f"load_state_dict: the state is of the stream ({stream}), this is ({self._stream_name()}); use the "
-                "same store, split, seeds, seed, window and views_per_read"
+                "same store, split, seeds, seed, window, views_per_read and balance"
             )
         self._start = self._consumed = position
 
     def _stream_name(self) -> str:
         o = self._options
         return (
-            f"{sampler.STREAM}, seed {o.seed}, window {o.window}, views_per_read {o.views_per_read}, "
+            f"{sampler.STREAMS[o.balance]}, seed {o.seed}, window {o.window}, views_per_read {o.views_per_read}, "
             f"{self.epoch_views} views an epoch"
         )
 

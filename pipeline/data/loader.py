@@ -67,6 +67,8 @@ class LoaderOptions:
     worker: int = 0
     """Number of this worker of a torch DataLoader. It makes the batches whose number is `worker` modulo `workers`."""
     workers: int = 1
+    balance: str = "none"
+    """What comes equally often in the stream: ``slide``, ``patient``, or ``none`` for each view once an epoch."""
 
 
 def default_window(batch_size: int, world: int) -> int:
@@ -86,8 +88,9 @@ class ViewLoader:
         options: LoaderOptions,
         start: int = 0,
         tokens: recipe.Tokens | None = None,
+        groups: Sequence[Sequence[sampler.Segment]] = (),
     ) -> None:
-        self._stream = sampler.Stream(units, options.seed, options.window, options.views_per_read)
+        self._stream = sampler.Stream(units, options.seed, options.window, options.views_per_read, groups)
         self._sources, self._policy, self._options = sources, policy, options
         self._start = start
         self._cache = BlockCache(store, tokens, policy)

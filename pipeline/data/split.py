@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data import statistics
+from pipeline.data.balance import group_units
 from pipeline.data.loader import Batch, LoaderOptions, ViewLoader, load_views
 from pipeline.data.sources import find_sources
 from pipeline.slides.sources import Source, StoreSource
@@ -66,7 +67,12 @@ class Split:
 
     def loader(self, options: LoaderOptions, start: int = 0, tokens: Tokens | None = None) -> ViewLoader:
         """The endless stream of batches, from position `start` on; a context manager."""
-        return ViewLoader(self.store, self.units, self.sources, self.policy, options, start, tokens)
+        groups = self.groups(options.balance)
+        return ViewLoader(self.store, self.units, self.sources, self.policy, options, start, tokens, groups)
+
+    def groups(self, balance: str) -> list[list[sampler.Segment]]:
+        """The units by slide or patient, see `pipeline.data.balance`; empty for ``none``."""
+        return group_units(self.store, self.units, balance)
 
     def sample(self, seed: int, n_views: int, threads: int, tokens: Tokens | None = None) -> Batch:
         """At most `n_views` views under one seed, evenly spread; each is compared with its checksum."""

@@ -150,6 +150,12 @@ class DistillOptions(
         heading=_DATA,
     )
     views_per_read: int = option(1, "Seeds rendered from one decoding of a patch.", heading=_DATA)
+    balance: str = option(
+        "none",
+        "What an epoch shows equally often: each view once (none), or as many views of each slide or patient.",
+        choices=("none", "slide", "patient"),
+        heading=_DATA,
+    )
     window: int | None = option(
         None,
         "Views mixed in memory, over all processes (150 KB each).",

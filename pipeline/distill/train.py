@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from pipeline.data.balance import described
 from pipeline.data.loader import Batch, LoaderOptions, default_window
 from pipeline.distill import checkpoint
 from pipeline.distill import ranks as ranks_of
@@ -122,6 +123,8 @@ def distill(
             f", {ranks.world} processes, batch statistics {options.batch_stats}" if ranks.world > 1 else ""
         )
         report.note(f"student {options.student} on {trainer.device}, {name}{several}")
+        if options.balance != "none":
+            report.note(described(data.train.groups(options.balance), options.balance))
         if student.preset.warning:
             report.note(f"warning: {options.student}: {student.preset.warning}")
         facts = _train(run, data, trainer, options, threads, report)
@@ -134,9 +137,11 @@ def _as_begun(run: Path, options: DistillOptions) -> DistillOptions:
     if not path.exists():
         return options
     old = read_begun(run)
-    if old.get("stream") != sampler.STREAM:
+    balance = str(old.get("options", {}).get("balance", DistillOptions.balance))
+    stream = sampler.STREAMS.get(balance, sampler.STREAM)
+    if old.get("stream") != stream:
         raise OptionError(
-            f"--out {run}: begun with the order of views {old.get('stream')}, this version has {sampler.STREAM}; "
+            f"--out {run}: begun with the order of views {old.get('stream')}, this version has {stream}; "
             "use another --out"
         )
     for name, value in _GONE.items():
@@ -173,7 +178,7 @@ def _begin_run(run: Path, options: DistillOptions, digest: str) -> None:
         return
     if not files.is_unused(run):
         raise OptionError(f"--out {run}: the folder is not empty and not a run; choose another")
-    begun = {"options": to_json(options), "store_recipe": digest, "stream": sampler.STREAM}
+    begun = {"options": to_json(options), "store_recipe": digest, "stream": sampler.STREAMS[options.balance]}
     files.write_json(path, begun)
 
 
@@ -313,6 +318,7 @@ def _train(
         ranks.rank,
         ranks.world,
         data.train.readers_are_processes(options.readers, ranks.device.type != "cpu"),
+        balance=options.balance,
     )
     loader = data.train.loader(loader_options, facts["views_seen"], data.teaching.tokens)
     report.start("distill", facts["steps_planned"], facts["steps"])

@@ -221,3 +221,69 @@ def test_golden_stream() -> None:
         (0, 137),
         (0, 217),
     ]
+
+
+def groups_of(given_units: list[sampler.Segment]) -> list[list[sampler.Segment]]:
+    names = sorted({unit.commit.slide_id for unit in given_units})
+    return [[unit for unit in given_units if unit.commit.slide_id == name] for name in names]
+
+
+@settings(max_examples=30, deadline=None)
+@given(units(), st.integers(0, 3), st.integers(1, 3))
+def test_balanced_groups_come_equally_often_and_their_views_too(
+    given_units: list[sampler.Segment], seed: int, together: int
+) -> None:
+    """Counted over epochs: groups differ by one view at most, and so do the views of a group."""
+    groups = groups_of(given_units)
+    total = sum(unit.n_views for unit in given_units)
+    seen: Counter[tuple[str, int, int, int]] = Counter()
+    for epoch in range(4):
+        segments = sampler.balanced_segments(groups, seed, epoch, together)
+        assert sum(segment.n_views for segment in segments) == total
+        assert all(len(segment.rows) <= sampler.SEGMENT_ROWS for segment in segments)
+        assert all(len(segment.seeds) <= together for segment in segments)
+        seen += views_of(segments)
+        counts = []
+        for group in groups:
+            counts.append(sum(seen[view] for view in views_of(group)))
+            of_views = [seen[view] for view in views_of(group)]
+            assert max(of_views) - min(of_views) <= 1
+        assert max(counts) - min(counts) <= 1
+
+
+def test_a_balanced_order_reads_neighbours_and_mixes_groups() -> None:
+    commit = manifest.Commit("b", 0, range(4), Path("x"))
+    small = sampler.Segment(commit, tuple(range(4)), np.arange(10, dtype=np.int32))
+    large = one_unit(10_000, 4)
+    segments = sampler.balanced_segments([[large], [small]], 0, 5)
+    counts = Counter(segment.commit.slide_id for segment in segments for _ in range(segment.n_views))
+    assert counts == {"a": 20_020, "b": 20_020}
+    assert sum(segment.commit.slide_id == "a" for segment in segments) < 20_020 / sampler.SEGMENT_ROWS * 1.3
+    assert all((np.diff(segment.rows) == 1).all() for segment in segments)
+    first = [segment.commit.slide_id for segment in segments[:50]]
+    assert segments != sampler.balanced_segments([[large], [small]], 0, 6)
+    assert first.count("b") > 30
+
+
+@settings(max_examples=20, deadline=None)
+@given(units(), st.sampled_from([1, 2, 4]), st.integers(0, 2000), st.integers(1, 500), st.integers(1, 3))
+def test_processes_share_out_one_balanced_stream_from_any_position(
+    given_units: list[sampler.Segment], world: int, start: int, window: int, together: int
+) -> None:
+    stream = sampler.Stream(given_units, 0, window, together, groups_of(given_units))
+    stop = start + 5 * world
+    whole = positions(stream, start, stop, 0, 1)
+    assert whole == positions(stream, 0, stop, 0, 1)[start:]
+    for rank in range(world):
+        assert positions(stream, start, stop, rank, world) == whole[(rank - start) % world :: world]
+
+
+def test_golden_balanced_stream() -> None:
+    """Resumed runs depend on it; a change needs another name in `STREAMS`."""
+    commit = manifest.Commit("b", 0, range(2), Path("x"))
+    small = sampler.Segment(commit, (0, 1), np.arange(40, dtype=np.int32))
+    large = one_unit(300, 2)
+    stream = sampler.Stream([large, small], 1, 64, 1, [[large], [small]])
+    assert sampler.STREAMS == {"none": "lanes-1", "slide": "lanes-1-slide-1", "patient": "lanes-1-patient-1"}
+    found = [(view[0], *view[2:4]) for view in positions(stream, 700, 706, 0, 1)]
+    assert found == [("b", 1, 33), ("b", 0, 35), ("a", 1, 40), ("a", 1, 127), ("a", 1, 129), ("a", 1, 162)]
