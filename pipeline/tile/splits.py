@@ -68,9 +68,9 @@ def assign(patients: Iterable[str], others: Collection[str], val: float) -> dict
 class Splits:
     """The splits of the slides of one run.
 
-    Whether a slide can be used is known only once it was tried. So slides are tried in `stages`: those of held-out
-    patients come first, and where none of them can be used, the next patient is held out. Nothing that is recorded
-    changes by that, so a run that was killed continues with the same splits.
+    Whether a slide can be used is known only once it was tried. So slides are tried in `stages`: first of patients who
+    train, until one of them can be used, then of all who are held out; where none can be, another takes their place.
+    Nothing that is recorded changes by that, so a run that was killed continues with the same splits.
 
     Parameters
     ----------
@@ -116,23 +116,32 @@ class Splits:
         """The slides in the order in which they are tried. `rows` has those before when the next ones are asked for."""
         left = list(slide_ids)
         while left:
-            can_change = self.decide(rows, left)
-            first = [slide_id for slide_id in left if self.of(slide_id) == VAL] if can_change else []
-            stage = first or left
+            settled = self.decide(rows, left)
+            stage = self._first(left, settled) or left
             left = [slide_id for slide_id in left if slide_id not in set(stage)]
             yield stage
 
-    def decide(self, rows: Rows, left: Sequence[str]) -> bool:
-        """Assign the patients that are free, and can have a usable slide; whether that may still change."""
+    def _first(self, left: Sequence[str], settled: Mapping[str, str]) -> list[str]:
+        """The slides on which the splits of others may depend; empty when they depend on none any more."""
+        free = {self.patients[i] for i in left} & self._free - settled.keys()
+        if not free or not self._val:
+            return []
+        if TRAIN in settled.values():
+            return [] if VAL in settled.values() else [i for i in left if self.of(i) == VAL]
+        said = [i for i in left if self.of(i) == TRAIN and self.patients[i] not in free]
+        last = max((p for p in free if self._decided[p] == TRAIN), key=number_of, default="")
+        return said or [i for i in left if self.patients[i] == last]
+
+    def decide(self, rows: Rows, left: Sequence[str]) -> dict[str, str]:
+        """Assign the patients that are free, and can have a usable slide; returns the splits of those who have one."""
         waiting = set(left)
         settled = {
             row["patient_id"]: row["split"]
             for slide_id, row in rows.items()
             if slide_id not in waiting and row["status"] == manifest.OK
         }
-        is_held_out = VAL in settled.values()
         fixed = {self.patients[i]: self.of(i) for i in left if self.patients[i] not in self._free}
         others = fixed | settled
         free = {self.patients[i] for i in left} & self._free - others.keys()
         self._decided |= assign(free, others.values(), self._val)
-        return bool(free) and not is_held_out
+        return settled
