@@ -119,7 +119,9 @@ def test_tile_extract_info_distill(slides: Path, tmp_path: Path) -> None:
     student = ["--student", "tests.tools.tiny:student", "--random-weights", 1, "--threads", 1]
     trained = g2l("distill", "--store", store, "--out", run, *student, "--steps", 3, "--batch-size", 4)
     assert trained.exit_code == 0, trained.output
-    assert "held out: cosine" in trained.stdout
+    assert "held out: CKA to the teacher" in trained.stdout
+    assert ", cosine " in trained.stdout
+    assert "the student explains" in trained.stdout
     assert "peak memory" in trained.stdout
     again = g2l(
         "distill",
