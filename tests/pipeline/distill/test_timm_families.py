@@ -41,7 +41,6 @@ FAMILIES: dict[str, dict[str, object]] = {
     "swinv2_tiny_window8_256": _SWIN,
     "coatnet_pico_rw_224": {**_STAGES, "img_size": 64, "embed_dim": [32, 32, 64, 64]},
     "pvt_v2_b0": _STAGES,
-    "coat_tiny": {"img_size": 32},
     "fastvit_t8": {"layers": [1, 1, 1, 1]},
     "test_convnext": {},
     "test_efficientnet": {},

@@ -134,6 +134,17 @@ def test_a_folder_that_timm_wrote_opens(trained: Encoder, tmp_path: Path) -> Non
     assert (loaded.name, loaded.pooling, loaded.mpp) == (tmp_path.name, "forward", None)
 
 
+def test_a_module_that_stands_under_two_names_is_exported_under_both(tmp_path: Path) -> None:
+    """As in timm's CoaT; safetensors refuses tensors that share memory."""
+    inner = nn.Linear(3, 3)
+    preset = Preset(name="mine:make", dim=3, mean=(0, 0, 0), std=(1, 1, 1))
+    export_encoder(Encoder(preset, nn.Sequential(inner, nn.ReLU(), inner)), tmp_path, {})
+    found = read_checkpoint(tmp_path)
+    assert sorted(found) == ["0.bias", "0.weight", "2.bias", "2.weight"]
+    assert torch.equal(found["0.weight"], inner.weight)
+    assert torch.equal(found["2.weight"], inner.weight)
+
+
 def test_an_encoder_made_by_a_function_is_kept_and_says_how_it_opens(tmp_path: Path) -> None:
     preset = Preset(name="mine:make", dim=3, mean=(0, 0, 0), std=(1, 1, 1))
     source = Encoder(preset, nn.Linear(3, 3))
