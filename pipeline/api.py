@@ -175,7 +175,7 @@ def distill(
         Cache folder for a store behind a URL, by default a temporary one, and its size.
     **options
         ``student=...`` is required. Fields of `pipeline.distill.options.DistillOptions` (``loss="log-sum"``,
-        ``epochs=10.0``, ``batch_size=32``, ``lr=1e-4``, ...).
+        ``epochs=10.0``, ``batch_size=32``, ``lr=None``, ...).
 
     Returns
     -------

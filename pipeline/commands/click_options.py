@@ -5,7 +5,7 @@ import dataclasses
 import errno
 import json
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -223,6 +223,17 @@ class _Value(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
+class _Choice(click.Choice[str]):
+    """One of a few words; also takes those that earlier versions had for them."""
+
+    def __init__(self, choices: Sequence[str], older: Mapping[str, str]) -> None:
+        super().__init__(choices)
+        self.older = older
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(self.older.get(value, value), param, ctx)
+
+
 def _click_option(field: dataclasses.Field[Any], kind: Any) -> click.Option:
     about = field.metadata
     default: Any = field.default
@@ -247,7 +258,7 @@ def _click_option(field: dataclasses.Field[Any], kind: Any) -> click.Option:
         if shown:
             settings["help"] += f" [default: {shown}]"
         if about["choices"]:
-            settings["type"] = click.Choice(about["choices"])
+            settings["type"] = _Choice(about["choices"], about["older"])
         else:
             settings["type"] = PATH if kind is Path else kind if isinstance(kind, type) else _Value(kind)
             settings["metavar"] = about["metavar"] or _METAVARS[kind]

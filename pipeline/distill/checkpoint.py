@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipeline.distill.schedule import EarlyStop
+from pipeline.distill.early_stop import EarlyStop
 from pipeline.distill.trainer import Trainer
 from pipeline.encoders.tensor_files import load_torch, save_torch
 from stores.errors import DistillError
@@ -26,10 +26,10 @@ def saved(run: Path) -> list[Path]:
     return sorted(path for path in (run / "checkpoints").glob("*.pt") if _NAME.fullmatch(path.name))
 
 
-def size(trainer: Trainer) -> int:
-    """Approximate bytes of a checkpoint: parameters, two moments of the optimiser for each, the moving average."""
+def size(trainer: Trainer, keeps_best: bool) -> int:
+    """Approximate bytes of a checkpoint: parameters, two moments of the optimiser for each, moving average, best."""
     model, ema = (_bytes(module) for module in (trainer.model, trainer.ema))
-    return 3 * model + ema
+    return 3 * model + ema + (model + ema if keeps_best else 0)
 
 
 def _bytes(module: torch.nn.Module | None) -> int:
@@ -37,8 +37,18 @@ def _bytes(module: torch.nn.Module | None) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
 
 
-def save(run: Path, step: int, trainer: Trainer, stop: EarlyStop, facts: dict[str, Any]) -> None:
-    """Write the state after `step` steps. `facts` are figures that the summary needs at the end."""
+def save(
+    run: Path, step: int, trainer: Trainer, stop: EarlyStop, facts: dict[str, Any], best: dict[str, Any]
+) -> None:
+    """Write the state after `step` steps.
+
+    Parameters
+    ----------
+    facts
+        Figures that the summary needs at the end.
+    best
+        Weights of an earlier step that may become the student; empty where none are kept.
+    """
     state = {
         "step": step,
         "model": trainer.model.state_dict(),
@@ -46,9 +56,11 @@ def save(run: Path, step: int, trainer: Trainer, stop: EarlyStop, facts: dict[st
         "early_stop": stop.state(),
         "facts": facts,
     }
+    if best:
+        state["best"] = best
     if trainer.ema is not None:
         state["ema"] = trainer.ema.state_dict()
-    require_free(run, size(trainer), f"checkpoint of step {step}")
+    require_free(run, size(trainer, bool(best)), f"checkpoint of step {step}")
     save_torch(run / "checkpoints" / f"step-{step:08d}.pt", state)
     prune(run)
 
@@ -59,8 +71,8 @@ def prune(run: Path) -> None:
         old.unlink()
 
 
-def restore(path: Path, trainer: Trainer, stop: EarlyStop) -> dict[str, Any]:
-    """Restore the state of a checkpoint; returns the facts.
+def restore(path: Path, trainer: Trainer, stop: EarlyStop) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Restore the state of a checkpoint; returns the facts and the best weights.
 
     Raises
     ------
@@ -76,8 +88,9 @@ def restore(path: Path, trainer: Trainer, stop: EarlyStop) -> dict[str, Any]:
             trainer.ema.load_state_dict(state["ema"])
         stop.restore(state["early_stop"])
         facts: dict[str, Any] = dict(state["facts"])
+        best: dict[str, Any] = state.get("best", {})
     except Exception as error:  # torch raises a dozen kinds of errors for damaged files
         raise DistillError(
             f"{path}: not a checkpoint of this run ({first_line(error)}); remove it to use the one before"
         ) from None
-    return facts
+    return facts, best

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipeline.data.loader import Batch
 from pipeline.distill import loss_spec
 from pipeline.distill.heads import Assigner, DinoHead, Projector, TargetNorm, standardise
+from pipeline.distill.layers import frozen_parts
 from pipeline.distill.losses import assignment, cosine, feature_loss, koleo
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.prototypes.files import Space
@@ -139,6 +140,13 @@ class Distiller(nn.Module):
                 self.assigners[term] = Assigner(space, options.assign, options.teacher_temp)
         if "token-cosine" in loss:
             self.heads["token-cosine"] = Projector(width, teaching.require_tokens().dim)
+
+    def train(self, mode: bool = True) -> "Distiller":
+        """As of any module; what is frozen stays in evaluation, where batch normalisation learns no statistics."""
+        super().train(mode)
+        for part in frozen_parts(self.student):
+            part.eval()
+        return self
 
     @property
     def uses_tokens(self) -> bool:

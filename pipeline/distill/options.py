@@ -80,14 +80,51 @@ class OptimiserOptions:
     epochs: float = option(
         10.0, "Passes over all training views. The paper does not give their number.", heading=_TRAINING
     )
-    lr: float = option(1e-4, "Learning rate at the start; cosine annealing to 0.", heading=_TRAINING)
-    weight_decay: float = option(0.05, "Weight decay at the start; cosine annealing to 0.", heading=_TRAINING)
-    warmup_steps: int = option(0, "Steps of linear warm-up of the learning rate.", heading=_TRAINING)
-    early_stop: str = option(
-        "in-a-row",
-        "Stop when the loss was above the mean of its last 100 values more than 10 times in a row, or never (off).",
-        choices=("in-a-row", "off"),
+    lr: float | None = option(
+        None,
+        "Learning rate at the start, or after the warm-up; cosine annealing to 0.",
         heading=_TRAINING,
+        shown="1e-4 from weights, 2e-3 from scratch",
+    )
+    weight_decay: float = option(0.05, "Weight decay at the start; cosine annealing to 0.", heading=_TRAINING)
+    warmup_steps: int | None = option(
+        None,
+        "Steps of linear warm-up of the learning rate.",
+        heading=_TRAINING,
+        shown="0 from weights; from scratch a tenth of the steps, at most 500",
+    )
+    clip_grad: float | None = option(
+        None, "Shorten the gradient to this length when it is longer.", heading=_TRAINING
+    )
+    layer_decay: float | None = option(
+        None,
+        "Learning rate of each layer of the student, as a factor of that of the layer above it, such as 0.75.",
+        heading=_TRAINING,
+    )
+    drop_path: float = option(
+        0.0,
+        "Share of the residual branches of the last block that a view skips in training; less in earlier blocks.",
+        metavar="P",
+        heading=_TRAINING,
+    )
+    freeze_layers: int = option(
+        0, "Layers of the student that stay as they are, from the stem on: 1 is the stem.", heading=_TRAINING
+    )
+    freeze_steps: int = option(
+        0, "Steps at the start in which only projector and heads learn.", heading=_TRAINING
+    )
+    early_stop: str | None = option(
+        None,
+        "off: never. g2l: the rule of G2L, which noise alone sets off after about 3,000 steps. held-out: when the mean "
+        "CKA of the last validations is no better than that of as many before.",
+        choices=("off", "g2l", "held-out"),
+        older={"in-a-row": "g2l"},
+        heading=_TRAINING,
+        shown="off",
+    )
+    patience: int = option(10, "Validations whose mean --early-stop held-out compares.", heading=_TRAINING)
+    min_gain: float = option(
+        0.0, "What a mean CKA has to be above the one before it, for held-out.", heading=_TRAINING
     )
     batch_stats: str = option(
         "sync",
@@ -101,12 +138,21 @@ class OptimiserOptions:
 
     def validate(self) -> None:
         """Raise OptionError that names the first value that is not allowed."""
-        require_one_or_more(self, "steps")
-        for name in ("lr", "epochs"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        require_one_or_more(self, "steps", "patience")
+        for name in ("lr", "epochs", "clip_grad"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "above 0")
         require(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "above 0, below 1")
-        for name in ("weight_decay", "warmup_steps", "seed"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        require(
+            self.layer_decay is None or 0 < self.layer_decay <= 1,
+            "layer_decay",
+            self.layer_decay,
+            "above 0, up to 1",
+        )
+        require(0 <= self.drop_path < 1, "drop_path", self.drop_path, "0 or more, below 1")
+        for name in ("weight_decay", "warmup_steps", "seed", "freeze_layers", "freeze_steps", "min_gain"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, name, value, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,10 @@ class Distilled:
             lines += self._explained() + self._loss()
             if came_no_nearer(found):
                 lines.append(f"training did not bring the student nearer to the teacher: see {HELP_PAGE}")
+        if "best_step" in found:
+            lines.append(
+                f"the student is that of step {found['best_step']}, whose held-out CKA was the highest"
+            )
         lines.append(
             f"{found['views_per_s']:.1f} views/s, waited for data {found['data_wait']:.1%} of the time, "
             f"peak memory {human_bytes(found['peak_rss_bytes'])}"

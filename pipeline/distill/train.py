@@ -14,7 +14,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,15 @@ from pipeline.data.loader import Batch, LoaderOptions, default_window
 from pipeline.distill import checkpoint
 from pipeline.distill import ranks as ranks_of
 from pipeline.distill.curves import draw_curves
+from pipeline.distill.early_stop import EarlyStop, make_early_stop
 from pipeline.distill.inputs import Data, open_data
 from pipeline.distill.metrics_log import MetricsLog, read_metrics
 from pipeline.distill.model import Targets
 from pipeline.distill.model_card import model_card
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.ranks import Ranks
-from pipeline.distill.schedule import EarlyStop, cosine_annealing
+from pipeline.distill.schedule import cosine_annealing
+from pipeline.distill.start import with_defaults
 from pipeline.distill.trainer import Trainer, make_trainer, require_view_size
 from pipeline.distill.validate import limits, validate
 from pipeline.encoders.encoder import Encoder
@@ -42,7 +44,7 @@ from pipeline.encoders.presets import PRESETS
 from pipeline.runtime import devices
 from pipeline.runtime.interrupt import Interrupted, Stop, stop_on_signal
 from pipeline.runtime.log import RunLog
-from pipeline.runtime.options import to_json
+from pipeline.runtime.options import to_json, word_of_today
 from pipeline.runtime.progress import Reporter, Silent
 from pipeline.runtime.resume import BEGUN, read_begun, require_same_options
 from pipeline.runtime.version import g2l_version
@@ -69,7 +71,10 @@ _FREE = frozenset(
         "tensorboard",
     ]
 )
-
+_OF_HELD_OUT = frozenset(["val_every", "val_views"])
+"""With ``--early-stop held-out`` these decide when training ends."""
+_AS_BEGUN = ("window", "lr", "warmup_steps", "early_stop")
+"""Where nothing is given, a run that continues has what it began with."""
 
 _GONE = {"head": "prototypes", "assign": "none", "early_stop": "cumulative"}
 """Choices that earlier versions had. A run that was begun with one can be read, but not continued."""
@@ -91,6 +96,7 @@ def distill(
     options.validate()
     if resume and not checkpoint.saved(run):
         raise OptionError(f"--resume: {run} has no checkpoint; leave --resume out to begin")
+    fresh = not (run / BEGUN).exists()
     options = _as_begun(run, options)
     with ranks_of.join(options.device) as ranks, contextlib.ExitStack() as stack:
         if not ranks.leads:
@@ -112,12 +118,15 @@ def distill(
         digest = data.train.recipe.digest()
         _require_same_store(run, digest)
         _require_view_size(options.student, data)
+        steps = _planned_steps(options, data, ranks)
+        _require_validations(options, data, steps)
         student = load_student(options)  # after all checks of the store: this may download gigabytes
+        options = with_defaults(options, student, steps, report if fresh else Silent())
         if ranks.leads:
             _begin_run(run, options, digest)
         trainer = make_trainer(student, data, options, ranks)
         if ranks.leads:
-            _require_room(run, trainer)
+            _require_room(run, trainer, options.early_stop == "held-out")
         name = devices.dtype_name(trainer.dtype)
         several = (
             f", {ranks.world} processes, batch statistics {options.batch_stats}" if ranks.world > 1 else ""
@@ -150,10 +159,35 @@ def _as_begun(run: Path, options: DistillOptions) -> DistillOptions:
                 f"--out {run}: begun with --{name.replace('_', '-')} {value}, which this version does not have; "
                 "use another --out"
             )
-    if options.window is None:
-        options = dataclasses.replace(options, window=old.get("options", {}).get("window"))
-    require_same_options(run, options, _FREE)
+    begun = old.get("options", {})
+    asked = {name: begun.get(name) for name in _AS_BEGUN if getattr(options, name) is None}
+    words = {name: word_of_today(DistillOptions, name, value) for name, value in asked.items()}
+    options = dataclasses.replace(options, **words)
+    require_same_options(run, options, _FREE - _OF_HELD_OUT if options.early_stop == "held-out" else _FREE)
     return options
+
+
+def _planned_steps(options: DistillOptions, data: Data, ranks: Ranks) -> int:
+    views_per_step = options.batch_size * ranks.world
+    return options.steps or max(1, math.ceil(options.epochs * data.train.n_views / views_per_step))
+
+
+def _require_validations(options: DistillOptions, data: Data, steps: int) -> None:
+    """Raise OptionError when ``--early-stop held-out`` could never stop this run."""
+    if options.early_stop != "held-out":
+        return
+    if data.held_out is None:
+        raise OptionError(
+            "--early-stop held-out: the split val has fewer than two views, so there is nothing to judge by; tile with "
+            "a larger --val, or use --early-stop off"
+        )
+    needed, found = 2 * options.patience, steps // options.val_every
+    if found < needed:
+        raise OptionError(
+            f"--early-stop held-out: needs {needed} validations (twice --patience {options.patience}), and "
+            f"{steps} steps have {found}; use --val-every {max(1, steps // (2 * needed))}, a smaller --patience, or "
+            "--early-stop off"
+        )
 
 
 def _require_same_store(run: Path, digest: str) -> None:
@@ -182,9 +216,9 @@ def _begin_run(run: Path, options: DistillOptions, digest: str) -> None:
     files.write_json(path, begun)
 
 
-def _require_room(run: Path, trainer: Trainer) -> None:
+def _require_room(run: Path, trainer: Trainer, keeps_best: bool) -> None:
     """Raise DiskFull unless there is space for the kept checkpoints, one more, and the student."""
-    size = checkpoint.size(trainer)
+    size = checkpoint.size(trainer, keeps_best)
     kept = sum(path.stat().st_size for path in checkpoint.saved(run))
     require_free(
         run, (checkpoint.KEPT + 1) * size + size // 3 - kept, f"--out {run}: checkpoints and student"
@@ -212,6 +246,8 @@ class Course:
     stop_early: EarlyStop
     facts: dict[str, Any]
     log: MetricsLog | None
+    best: dict[str, Any] = field(default_factory=dict)
+    """With ``--early-stop held-out``: weights at the validation with the highest CKA so far."""
 
     @property
     def over(self) -> bool:
@@ -238,15 +274,48 @@ class Course:
         self.facts.setdefault("before", result)
         self.facts["after"] = result
         self.write("val", step, result)
+        if step and self.stop_early.judges_validations:
+            self._judge(step, result)
+
+    def _judge(self, step: int, result: dict[str, Any]) -> None:
+        """Keep the weights if they are the best so far, and decide whether to stop."""
+        t = self.trainer
+        if "best" not in self.facts or result["cka"] > self.facts["best"]["cka"]:
+            self.facts |= {"best": result, "best_step": step}
+            modules = {"model": t.model} | ({} if t.ema is None else {"ema": t.ema})
+            self.best = {
+                name: {
+                    key: tensor.detach().to("cpu", copy=True) for key, tensor in module.state_dict().items()
+                }
+                for name, module in modules.items()
+            }
+        stop = self.stop_early.after_validation(result["cka"])
+        self.facts["stopped_early"] = stop and not self.over
+
+    def agree_to_stop(self) -> None:
+        """After a validation, which only the first process makes: all processes stop, or none."""
+        if self.stop_early.judges_validations:
+            stopped = self.trainer.ranks.from_leader(self.facts["stopped_early"])
+            self.facts["stopped_early"] = bool(stopped)
+
+    def take_best(self) -> None:
+        """Return to the weights that were best on held-out views, where the rule of stopping keeps them."""
+        if self.best:
+            self.trainer.model.load_state_dict(self.best["model"])
+            if self.trainer.ema is not None:
+                self.trainer.ema.load_state_dict(self.best["ema"])
+            self.facts["after"] = self.facts["best"]
 
     def step(self, step: int, batch: Batch, waited: float, began: float) -> str:
         """Train on a batch and record its figures; returns a few words for the progress bar."""
         position = self.facts["views_seen"]
         at, steps = position / self.facts["views_per_step"], self.facts["steps_planned"]
-        lr = cosine_annealing(self.options.lr, at, steps, self.options.warmup_steps)
+        assert self.options.lr is not None  # see `pipeline.distill.start.with_defaults`
+        lr = cosine_annealing(self.options.lr, at, steps, self.options.warmup_steps or 0)
         weight_decay = cosine_annealing(self.options.weight_decay, at, steps)
         views, targets = torch.from_numpy(batch.views), Targets.of(batch)
-        terms = self.trainer.step(views, targets, lr, weight_decay, position)
+        only_heads = at < self.options.freeze_steps
+        terms = self.trainer.step(views, targets, lr, weight_decay, position, only_heads)
         loss = terms.pop("loss")
         seconds = time.monotonic() - began
         n_views = self.options.batch_size * self.trainer.ranks.world
@@ -257,7 +326,7 @@ class Course:
             "loss_last": loss,
             "seconds": self.facts["seconds"] + seconds,
             "wait_seconds": self.facts["wait_seconds"] + waited,
-            "stopped_early": self.stop_early.update(loss),
+            "stopped_early": self.stop_early.after_step(loss),
         }
         figures = {"loss": loss, "lr": lr, "weight_decay": weight_decay, "epoch": batch.epoch}
         if len(terms) > 1:
@@ -273,13 +342,30 @@ class Course:
         device = memory.get("peak_device_bytes")
         return words if device is None else f"{words}, {device / 1e9:.1f} GB on the GPU"
 
+    def run_on(self, stream: Iterator[Batch], stop: Stop, report: Reporter) -> None:
+        """Train to the last step, or to where a rule or a signal ends it."""
+        options = self.options
+        while not self.over:
+            step = self.facts["steps"] + 1
+            began = time.monotonic()
+            batch, waited, stopping = _next_batch(stream, self.trainer.ranks, stop)
+            report.advance(detail=self.step(step, batch, waited, began))
+            if self.over or step % options.val_every == 0:
+                self.validate(step)
+                self.agree_to_stop()
+            if self.over or stopping or step % options.checkpoint_every == 0:
+                self.save(step)
+            if stopping and not self.over:
+                planned = self.facts["steps_planned"]
+                raise Interrupted(f"stopped after step {step} of {planned}, checkpoint written")
+
     def save(self, step: int) -> None:
         """Write a checkpoint, in the first process."""
         t = self.trainer
         if t.ranks.leads:
             if self.log is not None:
                 self.log.flush()
-            checkpoint.save(self.run, step, t, self.stop_early, self.facts)
+            checkpoint.save(self.run, step, t, self.stop_early, self.facts, self.best)
 
 
 def _train(
@@ -289,19 +375,20 @@ def _train(
     ranks = trainer.ranks
     epoch_views = data.train.n_views
     views_per_step = options.batch_size * ranks.world
-    planned = options.steps or max(1, math.ceil(options.epochs * epoch_views / views_per_step))
+    planned = _planned_steps(options, data, ranks)
     facts: dict[str, Any] = {"steps_planned": planned, "views_per_step": views_per_step}
     facts |= {"epoch_views": epoch_views, "steps": 0, "views_seen": 0, "stopped_early": False}
     facts |= {"seconds": 0.0, "wait_seconds": 0.0}
-    stop_early = EarlyStop(options.early_stop)
+    stop_early = make_early_stop(options.early_stop or "off", options.patience, options.min_gain)
+    best: dict[str, Any] = {}
     saved = checkpoint.saved(run)
     if ranks.from_leader(bool(saved)):
-        facts = checkpoint.restore(saved[-1], trainer, stop_early)
+        facts, best = checkpoint.restore(saved[-1], trainer, stop_early)
         if ranks.leads:
             checkpoint.prune(run)
         report.note(f"continues after step {facts['steps']} of {facts['steps_planned']}")
     log = MetricsLog(run, facts["steps"], options.tensorboard) if ranks.leads else None
-    course = Course(run, data, trainer, options, stop_early, facts, log)
+    course = Course(run, data, trainer, options, stop_early, facts, log, best)
     if data.held_out is not None:
         dims = trainer.model.student.dim, data.teaching.dim
         for line in limits(len(data.held_out.views), course.loss_views, *dims):
@@ -327,19 +414,8 @@ def _train(
             stack.enter_context(contextlib.closing(log))
         stream = iter(stack.enter_context(loader))
         stop = stack.enter_context(stop_on_signal(ranks.world > 1))
-        while not course.over:
-            step = course.facts["steps"] + 1
-            began = time.monotonic()
-            batch, waited, stopping = _next_batch(stream, ranks, stop)
-            report.advance(detail=course.step(step, batch, waited, began))
-            if course.over or step % options.val_every == 0:
-                course.validate(step)
-            if course.over or stopping or step % options.checkpoint_every == 0:
-                course.save(step)
-            if stopping and not course.over:
-                raise Interrupted(
-                    f"stopped after step {step} of {facts['steps_planned']}, checkpoint written"
-                )
+        course.run_on(stream, stop, report)
+    course.take_best()
     return course.facts
 
 
@@ -371,6 +447,7 @@ def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> d
         "steps": facts["steps"],
         "steps_planned": facts["steps_planned"],
         "stopped_early": facts["stopped_early"],
+        **({"best_step": facts["best_step"]} if "best_step" in facts else {}),
         "views": facts["epoch_views"],
         "views_seen": facts["views_seen"],
         "loss_first": facts["loss_first"],

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.distill.inputs import Data
+from pipeline.distill.layers import freeze, parameter_groups, set_drop_path
 from pipeline.distill.model import Distiller, Targets, build
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.ranks import Gather, Ranks
 from pipeline.encoders.encoder import Encoder, other_size
-from pipeline.encoders.torchvision_cpu import make_importable
 from pipeline.runtime import devices
 from stores.errors import DistillError, OptionError
 
@@ -32,6 +32,7 @@ class Trainer:
     seed: int
     ema: AveragedModel | None = None
     """The moving average of the student."""
+    clip_grad: float | None = None
 
     @property
     def averaged(self) -> Encoder | None:
@@ -43,7 +44,13 @@ class Trainer:
         return self.ranks.device
 
     def step(
-        self, views: Tensor, targets: Targets, lr: float, weight_decay: float, position: int = 0
+        self,
+        views: Tensor,
+        targets: Targets,
+        lr: float,
+        weight_decay: float,
+        position: int = 0,
+        only_heads: bool = False,
     ) -> dict[str, float]:
         """One optimiser step on the batch of this process; returns the mean ``loss`` and terms over all processes.
 
@@ -52,6 +59,8 @@ class Trainer:
         views : uint8 (B, H, W, 3)
         position : int
             Views that the training has consumed before; it seeds random layers (dropout).
+        only_heads : bool
+            Leave the student's weights as they are, see ``--freeze-steps``.
 
         Raises
         ------
@@ -59,7 +68,8 @@ class Trainer:
             When the loss is not finite. The weights stay as they were.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            rests = only_heads and group.get("of_student", False)  # groups of older checkpoints say less
+            group["lr"] = 0.0 if rests else lr * group.get("lr_scale", 1.0)
             group["weight_decay"] = weight_decay if group["decays"] else 0.0
         torch.manual_seed(_step_seed(self.seed, position, self.ranks.rank))
         loss, found = self.parallel(self._sent(views), targets.map(self._sent))
@@ -70,6 +80,8 @@ class Trainer:
         if not math.isfinite(means[0]):
             other = "" if self.dtype == torch.float32 else ", or try --dtype float32"
             raise DistillError(f"the loss is {means[0]}: lower --lr{other}; checkpoints are kept")
+        if self.clip_grad is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update_parameters(self.model.student)
@@ -100,18 +112,17 @@ def make_trainer(student: Encoder, data: Data, options: DistillOptions, ranks: R
     if student.takes(crop_px):
         student = student.for_views(crop_px)
     require_view_size(options.student, student.image_px, data, other_size(student.resizable, crop_px))
+    if options.drop_path:
+        set_drop_path(student, options.drop_path)
+    if options.freeze_layers:
+        freeze(student, options.freeze_layers)
     sync = options.batch_stats == "sync" and ranks.world > 1
     model = build(student, data.teaching, options, dtype, Gather.apply if sync else None)
     model = model.to(ranks.device).train()
-    make_importable()
-    from timm.optim import param_groups_weight_decay
-
-    groups = param_groups_weight_decay(model, options.weight_decay)
-    for group in groups:
-        group["decays"] = group["weight_decay"] > 0
+    groups = parameter_groups(model, options.weight_decay, options.layer_decay, options.freeze_steps > 0)
     # a GPU updates all parameters in one kernel; on a CPU the plain loop gives the same bytes as earlier versions
-    optimizer = torch.optim.AdamW(groups, lr=options.lr, fused=ranks.device.type == "cuda")
+    optimizer = torch.optim.AdamW(groups, fused=ranks.device.type == "cuda")
     ema = None
     if options.ema is not None:
         ema = AveragedModel(model.student, multi_avg_fn=get_ema_multi_avg_fn(options.ema))
-    return Trainer(model, ranks.wrap(model), optimizer, ranks, dtype, options.seed, ema)
+    return Trainer(model, ranks.wrap(model), optimizer, ranks, dtype, options.seed, ema, options.clip_grad)

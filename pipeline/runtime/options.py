@@ -19,6 +19,7 @@ from stores.errors import OptionError
 
 ENCODER, VIEWS, TILES, MACHINE = "Encoder", "Views", "Tiling", "Machine"
 """Headings that several commands have in their help."""
+NO_WORDS: Mapping[str, str] = types.MappingProxyType({})
 
 
 def option(
@@ -26,6 +27,7 @@ def option(
     text: str,
     *,
     choices: Sequence[str] | None = None,
+    older: Mapping[str, str] = NO_WORDS,
     metavar: str | None = None,
     heading: str = "",
     shown: str | None = None,
@@ -39,6 +41,8 @@ def option(
         One or two short sentences.
     choices
         The allowed values, where they are a list.
+    older
+        Words of earlier versions that are still understood, and the choice that each stands for today.
     metavar
         What stands for the value, such as ``FILE``; by default it follows from the type.
     heading
@@ -48,8 +52,9 @@ def option(
     command_line_only
         Whether a file of options may not set it: such a file may come from somebody else.
     """
-    about = {"help": text, "choices": choices, "metavar": metavar, "heading": heading, "shown": shown}
-    return field(default=default, metadata=about | {"command_line_only": command_line_only})
+    about: dict[str, Any] = {"help": text, "choices": choices, "metavar": metavar, "heading": heading}
+    about |= {"shown": shown, "older": older, "command_line_only": command_line_only}
+    return field(default=default, metadata=about)
 
 
 @functools.cache
@@ -91,13 +96,31 @@ def from_json(kind: Any, value: Mapping[str, Any]) -> Any:
     Raises
     ------
     OptionError
-        For an unknown name, and for a value of another type.
+        For an unknown name, and for a value of another type or none of the choices.
     """
     known = types_of(kind)
     for key in value:
         if key not in known:
             raise OptionError(f"option {key!r}: not one of {', '.join(known)}")
-    return kind(**{key: convert(known[key], item, key) for key, item in value.items()})
+    return kind(**{key: _chosen(kind, key, convert(known[key], item, key)) for key, item in value.items()})
+
+
+def _chosen(kind: Any, name: str, value: Any) -> Any:
+    """`value`, in today's word; OptionError when the option has choices and this is none of them."""
+    about = kind.__dataclass_fields__[name].metadata
+    choices = about.get("choices")
+    if choices is None or value is None:
+        return value
+    value = about["older"].get(value, value)
+    require(value in choices, name, value, ", ".join(choices))
+    return value
+
+
+def word_of_today(kind: Any, name: str, value: Any) -> Any:
+    """What a recorded value of an option is called today, where an earlier version had another word for it."""
+    found = kind.__dataclass_fields__.get(name)
+    older = {} if found is None else found.metadata.get("older", {})
+    return older.get(value, value) if isinstance(value, str) else value
 
 
 def convert(hint: Any, item: Any, name: str) -> Any:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime.options import to_json
+from pipeline.runtime.options import to_json, word_of_today
 from stores.errors import OptionError, StoreError
 from stores.io import files
 
@@ -39,7 +39,7 @@ def require_same_options(out: Path, options: Any, free: frozenset[str]) -> None:
     """
     old = to_json(type(options)()) | read_begun(out).get("options", {})
     for name, value in to_json(options).items():
-        if name not in free and old[name] != value:
+        if name not in free and word_of_today(type(options), name, old[name]) != value:
             flag = name.replace("_", "-")
             raise OptionError(
                 f"--{flag} {value}: {out} was begun with {old[name]}; use that, or another --out"

@@ -12,6 +12,7 @@ from pipeline.distill.model import Targets
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.ranks import Ranks
 from pipeline.distill.schedule import cosine_annealing
+from pipeline.distill.start import with_defaults
 from pipeline.distill.train import load_student
 from pipeline.distill.trainer import make_trainer
 from pipeline.encoders.encoder import Encoder
@@ -33,14 +34,18 @@ def distill_fresh(store: StoreLike, options: DistillOptions, teaching: ExtractOp
     """Train as `distill` does, its steps, batches, schedule and loss, but on views and targets made for each step."""
     data = open_data(store, options, 1, Silent())
     teacher = load_on_device(EncoderSpec.of(teaching.teacher, teaching))
-    trainer = make_trainer(load_student(options), data, options, Ranks(0, 1, 1, torch.device("cpu")))
+    assert options.steps is not None
+    student = load_student(options)
+    options = with_defaults(options, student, options.steps, Silent())
+    assert options.steps is not None
+    assert options.lr is not None
+    trainer = make_trainer(student, data, options, Ranks(0, 1, 1, torch.device("cpu")))
     fingerprints = {row["slide_id"]: row["fingerprint"] for row in manifest.read_slides(store)}
     commits = BlockCache(store)
     # one seed of each patch: an epoch is a pass over the patches
     units = [sampler.Segment(unit.commit, (0,), unit.rows) for unit in data.train.units if 0 in unit.seeds]
     windows = sampler.Stream(units, options.seed, 2048).windows()
     readers: dict[str, Reader] = {slide_id: source.open() for slide_id, source in data.train.sources.items()}
-    assert options.steps is not None
     held: list[tuple[str, int, int, int]] = []
     occurrence = 0
     for step in range(options.steps):
@@ -62,7 +67,7 @@ def distill_fresh(store: StoreLike, options: DistillOptions, teaching: ExtractOp
         stacked = np.stack(views)
         features = teacher.launch(stacked).clone()  # out of inference mode
         none = torch.empty(len(stacked), 0, 0), torch.empty(len(stacked), 0, dtype=torch.int64)
-        lr = cosine_annealing(options.lr, step, options.steps, options.warmup_steps)
+        lr = cosine_annealing(options.lr, step, options.steps, options.warmup_steps or 0)
         decay = cosine_annealing(options.weight_decay, step, options.steps)
         trainer.step(
             torch.from_numpy(stacked), Targets(features, *none), lr, decay, step * options.batch_size
