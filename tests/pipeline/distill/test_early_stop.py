@@ -116,7 +116,7 @@ def run_to_the_end(
 
     def validation(*asked: object) -> Validation:
         at = course.facts["steps"]
-        return Validation(1.0, None, curve(at, share[0]) + rng.normal() * 0.002 * share[0])
+        return Validation(1.0, None, None, None, curve(at, share[0]) + rng.normal() * 0.002 * share[0], None)
 
     options = DistillOptions(
         student="s", steps=steps, early_stop="held-out", lr=1e-4, checkpoint_every=1 << 30
@@ -128,7 +128,7 @@ def run_to_the_end(
     facts: dict[str, Any] = {"steps_planned": steps, "views_per_step": 32, "steps": 0, "views_seen": 0}
     facts |= {"stopped_early": False, "seconds": 0.0, "wait_seconds": 0.0}
     rule = make_early_stop("held-out", options.patience, options.min_gain)
-    data: Any = SimpleNamespace(held_out=True)
+    data: Any = SimpleNamespace(held_out=True, fit=None)
     course = train.Course(run, data, trainer, options, rule, facts, None)
     monkeypatch.setattr(train, "validate", validation)
     monkeypatch.setattr(train.Targets, "of", lambda batch: None)
