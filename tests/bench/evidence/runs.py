@@ -1,0 +1,139 @@
+"""The runs of the evidence: what they vary, one run in a process of its own, its result in a file."""
+
+import dataclasses
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.distill.options import DistillOptions
+from pipeline.distill.train import distill, load_student
+from pipeline.encoders.encoder import Encoder
+from pipeline.encoders.load import load_encoder
+from pipeline.extract.extract import extract
+from pipeline.extract.options import ExtractOptions
+from pipeline.runtime.progress import Silent
+from pipeline.tile.options import TileOptions
+from stores.combine.subset import Selection, subset
+from stores.io.files import write_json
+from tests.bench.evidence.judge import Judge
+from tests.bench.evidence.tissue import FOLDS, PARTS
+from tests.bench.fresh_views import distill_fresh
+
+SEEDS = 8
+BATCH, LR, WARMUP = 32, 2e-3, 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """What one kind of run varies."""
+
+    student: str
+    """``cnn`` or ``vit``, see `students`."""
+    loss: str = ""
+    """Empty for the untrained student."""
+    steps: int = 500
+    alpha: float = 4.0
+    views: int | None = 4
+    """Stored views of each patch; None is a fresh one at every step, the teacher in memory."""
+    parts: int = PARTS
+    """Of four parts of the tissue, how many train."""
+
+    @property
+    def name(self) -> str:
+        """For files and messages."""
+        if not self.loss:
+            return f"{self.student} untrained"
+        views = "fresh" if self.views is None else f"{self.views} views"
+        return f"{self.student} {self.loss} alpha {self.alpha:g}, {self.steps} steps, {views}, {self.parts}/{PARTS}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where the evidence lies."""
+
+    out: Path
+    table: Path
+    teacher: Path
+
+    @property
+    def store(self) -> Path:
+        """Of all tissue, under all seeds."""
+        return self.out / "stores" / "all"
+
+    def teaching(self) -> ExtractOptions:
+        """How the teacher looks at the tissue."""
+        return ExtractOptions(
+            teacher=str(self.teacher),
+            seeds=SEEDS,
+            pixels=True,
+            channels_last=True,
+            device="cpu",
+            batch_size=64,
+        )
+
+    def make_store(self) -> None:
+        """Run the teacher once over every view of all tissue."""
+        extract([self.table], self.store, self.teaching(), TileOptions(), Silent())
+
+    def store_of(self, fold: int, parts: int) -> Path:
+        """What a student of `fold` trains on: some parts of the slides and of the other folds."""
+        out = self.store.with_name(f"without-{fold}-{parts}")
+        if not (out / "recipe.json").exists():
+            where = [f"part={part}" for part in range(parts)]
+            where += [f"fold={other}" for other in ("", *map(str, range(FOLDS))) if other != str(fold)]
+            subset(self.store, out, Selection(where=tuple(where)), Silent())
+        return out
+
+
+def work(place: Place, arm: Arm, fold: int) -> dict[str, Any]:
+    """Train a student that never sees `fold`, judge it on `fold`, keep the result; read it when it is there."""
+    said = json.dumps([dataclasses.asdict(arm), fold])
+    run = place.out / "runs" / hashlib.sha256(said.encode()).hexdigest()[:12]
+    path = run.with_suffix(".json")
+    if path.exists():
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    torch.set_num_threads(1)
+    judge, began = Judge(place.store, place.table), time.monotonic()
+    if arm.loss:
+        student = _trained(place, arm, fold, run)
+    else:
+        student = load_student(_options(arm, fold))
+    trained = time.monotonic() - began
+    found = judge.figures(judge.features(student), fold) | {"arm": arm.name, "fold": fold, "seconds": trained}
+    write_json(path, found)
+    return found
+
+
+def _trained(place: Place, arm: Arm, fold: int, run: Path) -> Encoder:
+    store, options = place.store_of(fold, arm.parts), _options(arm, fold)
+    if arm.views is None:
+        return distill_fresh(store, options, place.teaching())
+    distill(store, run, options, False, Silent())
+    return load_encoder(str(run / "student"))
+
+
+def _options(arm: Arm, fold: int) -> DistillOptions:
+    """The defaults of a student from scratch; the fold is the seed of weights and order."""
+    return DistillOptions(
+        student=f"tests.bench.evidence.students:{arm.student}",
+        random_weights=fold,
+        seed=fold,
+        loss=arm.loss or "mse",
+        alpha=arm.alpha,
+        steps=arm.steps,
+        batch_size=BATCH,
+        seeds=arm.views,
+        lr=LR,
+        warmup_steps=WARMUP,
+        early_stop="off",
+        threads=1,
+        device="cpu",
+        checkpoint_every=500,
+        val_every=1 << 30,
+        check_views="sample",
+    )

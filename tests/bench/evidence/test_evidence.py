@@ -1,0 +1,87 @@
+"""The evidence: folds without a leak, and figures whose intervals are paired."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tests.bench.evidence import tissue
+from tests.bench.evidence.figures import compare, difference
+from tests.bench.evidence.pages import closed_table
+from tests.bench.evidence.runs import Arm
+from tests.bench.evidence.tissue import FOLDS, PATCH_PX, LabelledSet
+
+
+def _set(folder: Path, classes: int, images: int) -> Path:
+    (folder / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    with (folder / "labels.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "image_id"])
+        for i in range(classes * images):
+            PIL.Image.fromarray(rng.integers(0, 256, (512, 512, 3), np.uint8)).save(
+                folder / f"images/{i}.png"
+            )
+            writer.writerow([f"images/{i}.png", f"class{i % classes}", f"image{i}"])
+    return folder
+
+
+def test_an_image_is_in_one_fold_and_a_fold_has_all_classes(tmp_path: Path) -> None:
+    of = LabelledSet("a_set", quarters=True, native=True)
+    found = list(tissue._of_set(_set(tmp_path / "a_set", 2, 4), of))
+    judged = [row for row, _ in found if "judged" in row]
+    assert len(judged) == 4 * 8
+    assert len(found) == 2 * len(judged)  # 512 px are four patches of their own resolution too
+    assert all(pixels.shape == (PATCH_PX, PATCH_PX, 3) for _, pixels in found)
+    for image in {row["image"] for row in judged}:
+        assert len({row["fold"] for row in judged if row["image"] == image}) == 1
+    for fold in map(str, range(FOLDS)):
+        assert {row["label"] for row in judged if row["fold"] == fold} == {"class0", "class1"}
+
+
+def _runs(right: list[list[float]]) -> list[dict[str, Any]]:
+    """Two tiles an image, the images of a run apart from those of the others."""
+    return [
+        {
+            name: {
+                "image": [f"{fold}-{i // 2}" for i in range(len(of_fold))],
+                "knn": of_fold,
+                "linear": of_fold,
+            }
+            for name in ("lung_colon", "colorectal")
+        }
+        for fold, of_fold in enumerate(right)
+    ]
+
+
+def test_differences_are_paired_and_over_images() -> None:
+    rng = np.random.default_rng(1)
+    untrained = rng.integers(0, 2, (3, 40)).astype(float)
+    better = untrained.copy()
+    better[:, :8] = 1  # every run has the same images right, and some more
+    teacher = np.ones((3, 40))
+    found = compare(*map(_runs, (better.tolist(), untrained.tolist(), teacher.tolist())), "lung_colon", "knn")
+    assert found.accuracy.value == pytest.approx(better.mean())
+    assert found.gain.value == pytest.approx(better.mean() - untrained.mean())
+    assert found.closed.value == pytest.approx((better.mean() - untrained.mean()) / (1 - untrained.mean()))
+    assert 0 < found.gain.low < found.gain.value < found.gain.high
+    assert found.gain.high - found.gain.low < found.accuracy.high - found.accuracy.low
+    same = difference(_runs(better.tolist()), _runs(better.tolist()), "lung_colon", "knn")
+    assert (same.low, same.value, same.high) == (0, 0, 0)
+
+
+def test_other_tiles_are_not_compared() -> None:
+    fewer = _runs([[1.0] * 4])
+    with pytest.raises(ValueError, match="did not judge the same tiles"):
+        difference(_runs([[1.0] * 6]), fewer, "colorectal", "knn")
+
+
+def test_a_table_says_which_share_of_the_lead_is_closed() -> None:
+    arm, start = Arm("cnn", "mse", 10), Arm("cnn")
+    results = {arm: _runs([[1.0, 1.0, 1.0, 0.0]]), start: _runs([[1.0, 0.0, 0.0, 0.0]])}
+    table = closed_table(results, _runs([[1.0] * 4]), [arm])
+    assert "+0.50" in table
+    assert "0.67" in table
