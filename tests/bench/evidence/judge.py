@@ -70,7 +70,8 @@ class Judge:
             sources = find_sources(self.store, stored, {unit.commit.slide_id for unit in self._units}, [])
             policy = Policy.from_json(stored.policy)
             batch = load_views(self.store, self._units, sources, policy, seed, 1 << 30, 1)
-            for path, array in zip(paths, (batch.views, batch.targets), strict=True):
+            arrays: tuple[npt.NDArray[Any], ...] = (batch.views, batch.targets)
+            for path, array in zip(paths, arrays, strict=True):
                 with replacing(path) as partial, partial.open("wb") as file:
                     np.save(file, array)
         return Views(*(np.load(path, mmap_mode="r") for path in paths))

@@ -29,15 +29,19 @@ def _set(folder: Path, classes: int, images: int) -> Path:
     return folder
 
 
-def test_an_image_is_in_one_fold_and_a_fold_has_all_classes(tmp_path: Path) -> None:
+def test_an_image_is_in_one_fold_and_a_fold_has_all_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tissue.SAME_FIELD, "image6", "image0")  # in the set's order they are in two folds
     of = LabelledSet("a_set", quarters=True, native=True)
-    found = list(tissue._of_set(_set(tmp_path / "a_set", 2, 4), of))
+    found = list(tissue._of_set(_set(tmp_path / "a_set", 2, 5), of))
     judged = [row for row, _ in found if "judged" in row]
-    assert len(judged) == 4 * 8
+    assert len(judged) == 4 * 10
     assert len(found) == 2 * len(judged)  # 512 px are four patches of their own resolution too
     assert all(pixels.shape == (PATCH_PX, PATCH_PX, 3) for _, pixels in found)
     for image in {row["image"] for row in judged}:
         assert len({row["fold"] for row in judged if row["image"] == image}) == 1
+    assert len([row for row in judged if row["image"] == "image0"]) == 8
     for fold in map(str, range(FOLDS)):
         assert {row["label"] for row in judged if row["fold"] == fold} == {"class0", "class1"}
 
@@ -63,7 +67,9 @@ def test_differences_are_paired_and_over_images() -> None:
     better = untrained.copy()
     better[:, :8] = 1  # every run has the same images right, and some more
     teacher = np.ones((3, 40))
-    found = compare(*map(_runs, (better.tolist(), untrained.tolist(), teacher.tolist())), "lung_colon", "knn")
+    found = compare(
+        _runs(better.tolist()), _runs(untrained.tolist()), _runs(teacher.tolist()), "lung_colon", "knn"
+    )
     assert found.accuracy.value == pytest.approx(better.mean())
     assert found.gain.value == pytest.approx(better.mean() - untrained.mean())
     assert found.closed.value == pytest.approx((better.mean() - untrained.mean()) / (1 - untrained.mean()))
