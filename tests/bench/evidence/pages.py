@@ -116,7 +116,7 @@ def gap_picture(path: Path, results: Results, teacher: Runs, arms: Sequence[Arm]
             axes.plot([found.low, found.high], [row, row], color=colour, lw=2)
             axes.plot([found.value], [row], "o", color=colour, ms=5)
         axes.set(title=f"{name}: 5-NN accuracy on held-out images", yticks=range(len(arms)))
-        axes.set_yticklabels([arm.name.split(", 4 views")[0] for arm in reversed(arms)])
+        axes.set_yticklabels([arm.name for arm in reversed(arms)])
         axes.grid(axis="x", lw=0.4)
         axes.legend(frameon=False, loc="lower right", fontsize=8)
     with replacing(path) as partial:

@@ -41,14 +41,22 @@ class Arm:
     """Stored views of each patch; None is a fresh one at every step, the teacher in memory."""
     parts: int = PARTS
     """Of four parts of the tissue, how many train."""
+    untaught: bool = False
+    """The control: a teacher of the same architecture with random weights, which knows nothing."""
 
     @property
     def name(self) -> str:
         """For files and messages."""
         if not self.loss:
             return f"{self.student} untrained"
-        views = "fresh" if self.views is None else f"{self.views} views"
-        return f"{self.student} {self.loss} alpha {self.alpha:g}, {self.steps} steps, {views}, {self.parts}/{PARTS}"
+        said = [f"{self.student} {self.loss}", f"{self.steps} steps"]
+        if self.alpha != 4:
+            said.append(f"alpha {self.alpha:g}")
+        if self.views != 4:
+            said.append("fresh views" if self.views is None else f"{self.views} views")
+        if self.parts != PARTS:
+            said.append(f"{self.parts}/{PARTS} of the tissue")
+        return ", ".join(said) + (" (random teacher)" if self.untaught else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +72,11 @@ class Place:
         """Of all tissue, under all seeds."""
         return self.out / "stores" / "all"
 
+    @property
+    def control(self) -> Path:
+        """The same by a teacher that knows nothing."""
+        return self.out / "stores" / "control"
+
     def teaching(self) -> ExtractOptions:
         """How the teacher looks at the tissue."""
         return ExtractOptions(
@@ -75,17 +88,22 @@ class Place:
             batch_size=64,
         )
 
-    def make_store(self) -> None:
-        """Run the teacher once over every view of all tissue."""
-        extract([self.table], self.store, self.teaching(), TileOptions(), Silent())
+    def make_stores(self) -> None:
+        """Run the teacher once over every view of all tissue, and the one that knows nothing over half of them."""
+        control = dataclasses.replace(
+            self.teaching(), teacher="tf_efficientnet_lite0", random_weights=0, seeds=4
+        )
+        for store, teaching in ((self.store, self.teaching()), (self.control, control)):
+            extract([self.table], store, teaching, TileOptions(), Silent())
 
-    def store_of(self, fold: int, parts: int) -> Path:
+    def store_of(self, fold: int, parts: int, untaught: bool = False) -> Path:
         """What a student of `fold` trains on: some parts of the slides and of the other folds."""
-        out = self.store.with_name(f"without-{fold}-{parts}")
+        whole = self.control if untaught else self.store
+        out = whole.with_name(f"{whole.name}-without-{fold}-{parts}")
         if not (out / "recipe.json").exists():
             where = [f"part={part}" for part in range(parts)]
             where += [f"fold={other}" for other in ("", *map(str, range(FOLDS))) if other != str(fold)]
-            subset(self.store, out, Selection(where=tuple(where)), Silent())
+            subset(whole, out, Selection(where=tuple(where)), Silent())
         return out
 
 
@@ -110,7 +128,7 @@ def work(place: Place, arm: Arm, fold: int) -> dict[str, Any]:
 
 
 def _trained(place: Place, arm: Arm, fold: int, run: Path) -> Encoder:
-    store, options = place.store_of(fold, arm.parts), _options(arm, fold)
+    store, options = place.store_of(fold, arm.parts, arm.untaught), _options(arm, fold)
     if arm.views is None:
         return distill_fresh(store, options, place.teaching())
     distill(store, run, options, False, Silent())
