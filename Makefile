@@ -2,12 +2,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SLIDES ?= ../shared/data/slides
-TILES ?= $(wildcard ../shared/data/tiles/nuclei_density)
+DATA ?= ../shared/data
+SLIDES ?= $(DATA)/slides
+TILES ?= $(wildcard $(DATA)/tiles/nuclei_density)
 MINUTES ?= 10
 BASE ?= docs/experiments/small.yaml
 
-.PHONY: help install demo test test-fast lint format bench bench-gpu experiments torture clean
+.PHONY: help install demo test test-fast lint format bench bench-gpu experiments evidence torture clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -51,9 +52,12 @@ experiments: install ## The open questions, on SLIDES with small encoders: an ho
 		docs/experiments/alpha.yaml docs/experiments/teacher-norm.yaml docs/experiments/patches.yaml \
 		--base $(BASE) --slides $(SLIDES) $(if $(TILES),--tiles $(TILES)) --out experiments
 
+evidence: install ## Students of a teacher that knows something, on the real tissue of DATA: under two hours on two cores; writes evidence/
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.evidence --slides $(DATA)/slides --tiles $(DATA)/tiles --out evidence
+
 torture: install ## Kill every command, break its disk, repeat it: MINUTES=10; writes torture/
 	$(BIN)/python -m tests.torture --minutes $$(($(MINUTES) * 4 / 5)) --out torture
 	$(BIN)/python -m tests.torture.fuzz --minutes $$(($(MINUTES) / 5)) --keep torture/inputs
 
 clean: ## Remove what install, demo and the tools made
-	rm -rf $(VENV) demo experiments torture build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) demo experiments evidence torture build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,6 +6,7 @@ stores, trains, judges, and writes tables and pictures. What is done is kept: st
 
 import argparse
 import multiprocessing
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.runtime.progress import reporter_for
 from tests.bench.evidence import pages
 from tests.bench.evidence.encoder import install_encoder
 from tests.bench.evidence.judge import Judge
@@ -59,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     table = make_tissue(chosen.slides, chosen.tiles, chosen.out / "tissue")
     place = Place(chosen.out, table, install_encoder(chosen.out / "encoder"))
-    place.make_stores()
+    with reporter_for(sys.stderr) as report:
+        place.make_stores(report)
     judge = Judge(place.store, table)
     teacher = teacher_runs(judge)  # renders what every run maps
     arms = list(

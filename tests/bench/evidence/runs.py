@@ -15,7 +15,7 @@ from pipeline.encoders.encoder import Encoder
 from pipeline.encoders.load import load_encoder
 from pipeline.extract.extract import extract
 from pipeline.extract.options import ExtractOptions
-from pipeline.runtime.progress import Silent
+from pipeline.runtime.progress import Reporter, Silent
 from pipeline.tile.options import TileOptions
 from stores.combine.subset import Selection, subset
 from stores.io.files import write_json
@@ -88,13 +88,13 @@ class Place:
             batch_size=64,
         )
 
-    def make_stores(self) -> None:
+    def make_stores(self, report: Reporter) -> None:
         """Run the teacher once over every view of all tissue, and the one that knows nothing over half of them."""
         control = dataclasses.replace(
             self.teaching(), teacher="tf_efficientnet_lite0", random_weights=0, seeds=4
         )
         for store, teaching in ((self.store, self.teaching()), (self.control, control)):
-            extract([self.table], store, teaching, TileOptions(), Silent())
+            extract([self.table], store, teaching, TileOptions(), report)
 
     def store_of(self, fold: int, parts: int, untaught: bool = False) -> Path:
         """What a student of `fold` trains on: some parts of the slides and of the other folds."""
