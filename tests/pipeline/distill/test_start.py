@@ -1,6 +1,7 @@
 """The kind of start is read from the weights, and decides what was not chosen."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +17,7 @@ from pipeline.encoders.encoder import Encoder
 from pipeline.encoders.load import load_encoder
 from pipeline.runtime.progress import Silent
 from stores.errors import OptionError
-from tests.tools.distill import OPTIONS, VIT
+from tests.tools.distill import OPTIONS, VIT, same
 
 
 class Notes(Silent):
@@ -107,3 +108,27 @@ def test_a_run_keeps_what_it_began_with(store: Path, tmp_path: Path) -> None:
     (run / "options.json").write_text(json.dumps(begun))
     with pytest.raises(OptionError, match=r"--val-every 7: .* was begun with 10"):
         train._as_begun(run, replace(short, val_every=7))
+
+
+def test_the_best_weights_and_the_rule_outlive_a_kill(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rule that stops at its second validation; the first was better."""
+    held_out: dict[str, Any] = {"early_stop": "held-out", "patience": 1, "val_every": 1, "min_gain": 1.0}
+    options = replace(
+        OPTIONS, **held_out, batch_size=4, checkpoint_every=1, check_views="none", freeze_steps=1
+    )
+    measured, falling = train.validate, iter([0.5, 0.4, 0.3, 0.3])  # before, two steps, the second one again
+    monkeypatch.setattr(train, "validate", lambda *asked: replace(measured(*asked), cka=next(falling)))
+    whole = tmp_path / "whole"
+    summary = train.distill(store, whole, options, False, Silent())
+    assert (summary["steps"], summary["stopped_early"]) == (2, True)
+    cut = Path(shutil.copytree(whole, tmp_path / "cut"))
+    (cut / "summary.json").unlink()
+    (cut / "checkpoints/step-00000002.pt").unlink()
+    again = train.distill(store, cut, options, True, Silent())
+    assert again["best_step"] == summary["best_step"] == 1
+    assert again["cka_after"] == summary["cka_after"]
+    assert same(whole, cut)
+    with pytest.raises(OptionError, match=r"needs 20 validations .* 24 steps have 2; use --val-every 1"):
+        train.distill(store, tmp_path / "r", replace(OPTIONS, early_stop="held-out"), False, Silent())
