@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import PIL.Image
 import pytest
 from click.testing import Result
 
@@ -19,6 +20,7 @@ from stores.io import files
 from tests.tools.commands import g2l
 from tests.tools.settings import ROOT
 from tests.tools.stores import make_store
+from tests.tools.tiles import tile_pixels
 
 pytestmark = pytest.mark.slow
 
@@ -147,6 +149,30 @@ def test_commands_on_the_store(folder: Path, made: Path, tmp_path: Path) -> None
     clean(g2l("store", "subset", store, "--split", "train", "--out", tmp_path / "subset"))
     clean(g2l("store", "merge", store, tmp_path / "subset", "--out", tmp_path / "merge"))
     clean(g2l("store", "export", store, "--compact", "lossless", "--out", tmp_path / "lossless"))
+
+
+def test_tiles_of_such_names(tmp_path: Path) -> None:
+    """All but the one that is not UTF-8 are tiles; what is wrong with a broken one is said on one line."""
+    folder, store = tmp_path / "t", tmp_path / "s"
+    names = ["a\x1b[31m.png", "line\nwrong: 0 findings/b.png", "\u202efdp.png", "-x.png", "back\\slash.png"]
+    for number, name in enumerate([*names, os.fsdecode(b"latin-\xe9.png")]):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(tile_pixels(number, 256, 256)).save(folder / name)
+    (folder / "no\nimage\x1b.png").write_bytes(b"no image")
+    tiled = clean(g2l("tile", "--tiles", folder, "--store", store), 3)
+    assert "2 of 2 slides usable, 5 patches" in tiled
+    assert tiled.count("tile not used: ") == 2
+    given = ["--tiles", "--store", store, "--seeds", 1, *TEACHER]
+    in_json(g2l("extract-teacher", folder, *given, "--json"), 3)
+    kept = {
+        name
+        for row in manifest.read_slides(store)
+        for name in manifest.read_further(store, row["slide_id"], ("file",))[0].to_pylist()
+    }
+    assert kept == set(names)
+    clean(g2l("store", "verify", store, "--slides", folder, "--sample", "all"))
+    clean(g2l("report", store, "--slides", folder, "--out", tmp_path / "report.html"))
+    assert not re.search("[\x1b\u202e]", (tmp_path / "report.html").read_text())
 
 
 @pytest.mark.parametrize("kind", ["eva", "parquet"])

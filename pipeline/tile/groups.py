@@ -29,7 +29,7 @@ from stores.errors import OptionError, ReadError
 from stores.format import layout, manifest, recipe, tiles
 from stores.format.layout import is_slide_id
 from stores.io.ranges import spread
-from stores.io.text import visible
+from stores.io.text import is_utf8, visible
 
 _CHUNK = 256
 _SHEET, _CELL_PX = 100, 96
@@ -78,6 +78,8 @@ def look(size_px: int, pad: str, piece: Piece, advance: Advance) -> list[tuple[s
     reader, found = TileReader(), []
     for name in piece.names:
         try:
+            if not is_utf8(name):  # the patches table is Parquet, whose text is UTF-8
+                raise ReadError("its name is not UTF-8 text; rename it")
             pixels = reader.read(piece.folder, name)
             corners(pixels.shape[0], pixels.shape[1], size_px, pad)
             found.append((tiles.fingerprint_of_tile(pixels), pixels.shape[0], pixels.shape[1]))

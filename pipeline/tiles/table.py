@@ -27,7 +27,7 @@ class TileList:
     folders: list[Path] = field(default_factory=list)
     """That names are relative to, one for each tile; absolute."""
     names: list[str] = field(default_factory=list)
-    """With ``/``; ``file.h5#row`` for a row of an HDF5 file."""
+    """With ``/``; ``file.h5#row`` for a row of an HDF5 file. Not always UTF-8: folders may hold any names."""
     columns: dict[str, list[str]] = field(default_factory=dict)
     """By name, a text for each tile, empty where an input has no such column; without ``path``."""
 
@@ -100,6 +100,8 @@ def list_tiles(inputs: Sequence[Path], root: Path | None, renamed: Sequence[str]
         if path.suffix.lower() == ".csv":
             _add_table(found, path, root, renamed)
         elif hdf5.is_hdf5(path):
+            if not is_utf8(path.name):  # no row of it could be recorded
+                raise OptionError(f"{visible(path)}: its name is not UTF-8 text; rename the file")
             n, columns = hdf5.columns_of(path)
             found.add(path.absolute().parent, [f"{path.name}#{row}" for row in range(n)], columns)
         elif path.is_dir():
@@ -129,9 +131,6 @@ def _add_folder(found: TileList, folder: Path) -> None:
         for name in sorted(files):
             if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
                 names.append((at / name).as_posix())
-    odd = next((name for name in names if not is_utf8(name)), None)
-    if odd is not None:
-        raise OptionError(f"{folder}: {visible(odd)}: its name is not UTF-8 text; rename it")
     labels = [name.split("/")[0] if "/" in name else "" for name in names]
     found.add(folder.absolute(), names, {"label": labels} if any(labels) else {})
 

@@ -747,10 +747,33 @@ def test_hdf5_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         tile([tmp_path / "true_x.h5"], tmp_path / "u", OPTIONS, Silent())
 
 
-def test_a_name_that_is_no_text_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
-    with pytest.raises(OptionError, match=r"caf\\udce9\.png: its name is not UTF-8 text; rename it"):
-        tile([tmp_path], tmp_path / "s", OPTIONS, Silent())
+def test_a_tile_whose_name_is_no_text_has_a_reason_and_the_others_go_on(tmp_path: Path) -> None:
+    """In a folder tree, and given as a file; a CSV is UTF-8, and cannot name one."""
+    folder, store = tmp_path / os.fsdecode(b"t\xe9"), tmp_path / "s"
+    names = write_tiles(folder, range(6))
+    odd = [os.fsdecode(name) for name in (b"class0/caf\xe9.png", b"kl\xe4sse/a.png")]
+    (folder / odd[1]).parent.mkdir()
+    for name in odd:
+        shutil.copy(folder / names[0], folder / name)  # what it shows stands in the store under another name
+    said = [f"{utf8(name)}: its name is not UTF-8 text; rename it" for name in odd]
+    summary = tile([folder], store, OPTIONS, Silent())
+    assert (summary.n_patches, summary.refused, summary.some_failed) == (6, said, True)
+    assert plan([folder], PlanOptions(dim=24), OPTIONS, Silent()).refused == said
+    found = extract([folder], store, TEACHER, OPTIONS, Silent())
+    assert (found.views, found.refused) == (18, said)
+    assert verify(store, VerifyOptions(slides=(folder,), sample="all"), Silent()).findings == []
+    alone = tile([folder / odd[0]], tmp_path / "alone", OPTIONS, Silent())
+    (row,) = alone.slides
+    assert (row["status"], alone.refused) == ("failed", [said[0].removeprefix("class0/")])
+    assert row["reason"] == f"1 of 1 tiles could not be used, such as {alone.refused[0]}"
+
+
+def test_an_hdf5_file_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    stacked = tmp_path / os.fsdecode(b"caf\xe9.h5")
+    write_hdf5(tmp_path / "a.h5", range(2)).rename(stacked)
+    with pytest.raises(OptionError, match=r"caf\\udce9\.h5: its name is not UTF-8 text; rename the file"):
+        tile([stacked], tmp_path / "s", OPTIONS, Silent())
+    assert not (tmp_path / "s" / "manifest").exists()
 
 
 def test_built_in_policies_take_the_sizes_of_patch_and_teacher() -> None:
