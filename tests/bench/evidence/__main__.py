@@ -26,7 +26,7 @@ SHORT, LONG = 500, 3000
 BEST = "cosine,smooth-l1"
 BASE = Arm("cnn", BEST, SHORT)
 UNTRAINED = [Arm("cnn"), Arm("vit")]
-MAIN = [Arm(student, loss, steps) for steps in (LONG, SHORT) for student in ("cnn", "vit") for loss in LOSSES]
+MAIN = [Arm(student, loss, steps) for steps in (SHORT, LONG) for student in ("cnn", "vit") for loss in LOSSES]
 VIEWS = {
     "1 view": Arm("cnn", BEST, SHORT, views=1),
     "2 views": Arm("cnn", BEST, SHORT, views=2),
@@ -65,9 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         place.make_stores(report)
     judge = Judge(place.store, table)
     teacher = teacher_runs(judge)  # renders what every run maps
-    arms = list(
-        dict.fromkeys([*MAIN, *VIEWS.values(), *ALPHA.values(), *TISSUE.values(), *CONTROL, *UNTRAINED])
-    )
+    of_all = dict.fromkeys([*UNTRAINED, *MAIN, *VIEWS.values(), *ALPHA.values(), *TISSUE.values(), *CONTROL])
+    arms = sorted(of_all, key=lambda arm: arm.steps)
     for parts, untaught in sorted({(arm.parts, arm.untaught) for arm in arms}):
         for fold in range(FOLDS):
             place.store_of(fold, parts, untaught)

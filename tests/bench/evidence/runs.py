@@ -24,7 +24,7 @@ from tests.bench.evidence.tissue import FOLDS, PARTS
 from tests.bench.fresh_views import distill_fresh
 
 SEEDS = 8
-BATCH, LR, WARMUP = 32, 2e-3, 50
+BATCH = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,9 +146,6 @@ def _options(arm: Arm, fold: int) -> DistillOptions:
         steps=arm.steps,
         batch_size=BATCH,
         seeds=arm.views,
-        lr=LR,
-        warmup_steps=WARMUP,
-        early_stop="off",
         threads=1,
         device="cpu",
         checkpoint_every=500,
