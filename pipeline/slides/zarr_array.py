@@ -5,10 +5,13 @@ no file is opened through a link or outside of the image's folder. Sources: the 
 codec ``sharding_indexed`` of the latter.
 """
 
+import io
 import math
+import os
 import struct
 import zlib
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +33,13 @@ CODECS = ("zstd", "blosc", "zlib", "gzip", "lz4")
 _BLOSC_CODECS = (0, 1, 3, 4)  # blosclz, lz4 and lz4hc, zlib, zstd
 _MAX_AXES, _MAX_SHARD_BYTES, _MAX_INNER = 5, 1 << 40, 1 << 20
 _ABSENT = (1 << 64) - 1
+_KEPT_BYTES, _ENTRY_BYTES = 1 << 24, 512
+"""Memory for the indexes of shards that an array keeps, the last one always; and of an entry beside its index."""
 
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """What the metadata of an array say, checked."""
+    """What the metadata of an array say, checked; belongs to one thread."""
 
     root: Path
     """The folder of the image, which no file may lie outside of."""
@@ -52,6 +57,10 @@ class Array:
     shards: tuple[int, ...] | None = None
     """Shape of a shard, or None."""
     index_first: bool = False
+    indexes: OrderedDict[tuple[object, ...], bytes] = field(
+        default_factory=OrderedDict, compare=False, repr=False
+    )
+    """Of the shards that were read last, by place and state of the file."""
 
     @property
     def chunk_bytes(self) -> int:
@@ -92,19 +101,13 @@ class Array:
         number = 0
         for i, n in zip(index, per_shard, strict=True):
             number = number * n + i % n
-        length = 16 * math.prod(per_shard) + 4
         try:
             file = open_regular(self._path(outer), _MAX_SHARD_BYTES, self.root)
         except (FileNotFoundError, NotADirectoryError):
             return None
         with file:
             size = file.seek(0, 2)
-            file.seek(0 if self.index_first else max(0, size - length))
-            table = file.read(length)
-            if len(table) != length or google_crc32c.value(table[:-4]) != int.from_bytes(
-                table[-4:], "little"
-            ):
-                raise ValueError("the index of its shard is damaged")
+            table = self._index(file, outer, size, 16 * math.prod(per_shard) + 4)
             offset, stored = struct.unpack_from("<QQ", table, 16 * number)
             if offset == stored == _ABSENT:
                 return None
@@ -112,6 +115,23 @@ class Array:
                 raise ValueError(f"{stored} bytes at {offset} of its shard")
             file.seek(offset)
             return file.read(stored)
+
+    def _index(self, file: io.BufferedReader, outer: tuple[int, ...], size: int, length: int) -> bytes:
+        """The index of a shard, read once while the file stays the same; ValueError when it is damaged."""
+        status = os.fstat(file.fileno())
+        key = outer, size, status.st_mtime_ns, status.st_ino
+        table = self.indexes.pop(key, None)
+        if table is None:
+            file.seek(0 if self.index_first else max(0, size - length))
+            table = file.read(length)
+            if len(table) != length or google_crc32c.value(table[:-4]) != int.from_bytes(
+                table[-4:], "little"
+            ):
+                raise ValueError("the index of its shard is damaged")
+        self.indexes[key] = table
+        while len(self.indexes) > 1 and (length + _ENTRY_BYTES) * len(self.indexes) > _KEPT_BYTES:
+            self.indexes.popitem(last=False)
+        return table
 
 
 def _limit(decoded: int) -> int:

@@ -1,5 +1,6 @@
 """OME-Zarr: what is refused, chunks that are missing or lie, and its identity; pixels are in `test_contract`."""
 
+import io
 import json
 import shutil
 import struct
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from zarr.codecs import Crc32cCodec, GzipCodec, ZstdCodec
 
-from pipeline.slides import registry
+from pipeline.slides import registry, zarr_array
 from pipeline.slides.find import find_slides
 from stores.errors import MppError, OptionError, ReadError, SlideError
 from tests.tools.slide_formats import Picture, halved, ome_zarr
@@ -180,6 +181,36 @@ def test_an_index_that_lies(tmp_path: Path) -> None:
             pytest.raises(ReadError, match=f"{place[1]} bytes at {place[0]} of its shard"),
         ):
             file.region(0, 0, 0, 8, 8)
+
+
+@pytest.mark.parametrize(("kept_bytes", "n_reads"), [(1 << 24, 4), (0, 8)])
+def test_the_index_of_a_shard_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_bytes: int, n_reads: int
+) -> None:
+    """Of 2 x 2 shards of 2 x 2 chunks, and again once the file is another. Row by row, two shards take turns."""
+    shape: dict[str, Any] = {"shards": (1, 3, 1, 200, 256), "compressors": [GzipCodec()]}
+    path = ome_zarr("s", 3, (1, 3, 1, 100, 128), **shape)(tmp_path, halved(RGB, 1))
+    read: list[int] = []
+
+    class Counted(io.BufferedReader):
+        def read(self, size: int | None = -1, /) -> bytes:
+            read.append(size or 0)
+            return super().read(size)
+
+    monkeypatch.setattr(zarr_array, "_KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(
+        zarr_array, "open_regular", lambda file, *_: Counted(io.FileIO(file))
+    )  # the index has 68 bytes
+    with registry.open_slide(path) as file:
+        np.testing.assert_array_equal(file.region(0, 0, 0, 512, 400), RGB)
+        assert read.count(68) == n_reads
+        assert len(read) == n_reads + 16
+    other = ome_zarr("t", 3, (1, 3, 1, 100, 128), **shape)(tmp_path, halved(RGB // 64, 1))
+    with registry.open_slide(path) as file:
+        np.testing.assert_array_equal(file.region(0, 0, 0, 128, 100), RGB[:100, :128])
+        shutil.rmtree(path / "0" / "c")
+        shutil.copytree(other / "0" / "c", path / "0" / "c")
+        np.testing.assert_array_equal(file.region(128, 0, 0, 128, 100), RGB[:100, 128:256] // 64)
 
 
 def test_a_chunk_with_a_flipped_bit(tmp_path: Path) -> None:
