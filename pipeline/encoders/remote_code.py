@@ -79,7 +79,7 @@ def load_remote(spec: str, trusted: bool) -> Encoder:
             f"{spec}: runs the code of that repository on this machine, with your rights; read it at this commit, then "
             "give --trust-remote-code (extract-teacher, plan, embed and store verify have it)"
         )
-    make_importable()
+    make_importable()  # the repository's code may import torchvision or timm
     try:
         transformers: Any = importlib.import_module("transformers")
     except ModuleNotFoundError as error:

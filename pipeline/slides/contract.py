@@ -62,17 +62,10 @@ class SlideFile(Protocol):
         """Which pixels of a region were scanned, bool (height_px, width_px); arguments and errors as for `region`.
 
         False where a pixel is wholly transparent, and outside of the slide.
-        A format in which every pixel is scanned returns `inside`.
         """
 
     def close(self) -> None:
         """Release the file."""
-
-
-def inside(size_px: tuple[int, int], x_px: int, y_px: int, width_px: int, height_px: int) -> Bools:
-    """Which pixels of a region lie inside of a level of that width and height, bool (height_px, width_px)."""
-    x, y = x_px + np.arange(width_px), y_px + np.arange(height_px)
-    return ((y >= 0) & (y < size_px[1]))[:, None] & ((x >= 0) & (x < size_px[0]))
 
 
 class PatchReader(Protocol):

@@ -6,7 +6,7 @@ from typing import Self
 
 import numpy as np
 
-from pipeline.slides.contract import Bools, Pixels, RegionPatches, inside
+from pipeline.slides.contract import Bools, Pixels, RegionPatches
 from pipeline.slides.slide import ReadPlan, SlideInfo, choose_mpp, sha256_fingerprint
 from stores.errors import ReadError, SlideError
 
@@ -47,8 +47,9 @@ class ArrayFile:
         return np.ascontiguousarray(found)
 
     def scanned(self, x_px0: int, y_px0: int, level: int, width_px: int, height_px: int) -> Bools:
+        rows, columns = (y_px0 >> level) + np.arange(height_px), (x_px0 >> level) + np.arange(width_px)
         height, width, _ = self._levels[level].shape
-        return inside((width, height), x_px0 >> level, y_px0 >> level, width_px, height_px)
+        return ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ A stand-in plays ``transformers.AutoModel``; nothing here runs code from elsewhe
 
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from pipeline.inference.loaded import EncoderSpec, load_on_device
 from stores.errors import EncoderError, WeightsError
 from tests.tools.commands import g2l, one_error
 from tests.tools.encoders import make_views, refusal
+from tests.tools.settings import ROOT
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 SPEC = f"hf-auto:owner/model@{COMMIT}"
@@ -163,6 +165,29 @@ def test_what_does_not_fit_is_one_line(hub: dict[str, Any], change: dict[str, An
     else:
         hub["files"] |= change
     assert part in said()
+
+
+@pytest.mark.slow
+def test_code_of_a_repository_may_import_torchvision(tmp_path: Path) -> None:
+    """Beside a CPU-only torch, torchvision does not import by itself: `pipeline.encoders.torchvision_cpu`."""
+    (tmp_path / "transformers.py").write_text(
+        "class AutoModel:\n"
+        "    @staticmethod\n"
+        "    def from_pretrained(*_, **__):\n"
+        "        import torchvision\n"
+        "        from torch import nn\n"
+        "        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    )
+    for name, found in (("config.json", {}), ("preprocessor_config.json", IMAGES)):
+        (tmp_path / name).write_text(json.dumps(found))
+    run = (
+        f"import pathlib, sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from pipeline.encoders import remote_code\n"
+        f"remote_code.fetch = lambda repo, names: pathlib.Path({str(tmp_path)!r}, names[0])\n"
+        f"print(remote_code.load_remote({SPEC!r}, trusted=True).dim)"
+    )
+    done = subprocess.run([sys.executable, "-c", run], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "3\n", done.stderr
 
 
 @pytest.mark.parametrize(
