@@ -1,6 +1,7 @@
 """YAML that people write: options, policies, benches."""
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from stores.io.foreign import TEXT_BYTES, read_text
 def read_yaml(path: Path, what: str, example: str = "name: value") -> dict[str, Any]:
     """The mapping in a YAML file; an empty file is an empty one. No object is made, and nothing is repeated.
 
-    Aliases (``*name``) are refused: nine lines of them stand for gigabytes.
+    As in YAML 1.2, ``true`` and ``false`` alone are no text: ``off`` is a word, and the value of an option. Aliases (``*name``) are refused: nine lines of them stand for gigabytes.
 
     Parameters
     ----------
@@ -72,4 +73,10 @@ def _loader() -> Any:
                 )
             return super().compose_node(parent, index)
 
+    boolean = "tag:yaml.org,2002:bool"
+    WithoutAliases.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if tag != boolean]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    WithoutAliases.add_implicit_resolver(boolean, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF")
     return WithoutAliases

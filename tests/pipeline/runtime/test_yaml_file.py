@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.runtime.yaml_file import read_yaml
 from stores.errors import OptionError
@@ -43,3 +44,11 @@ def test_anything_else_is_one_line(tmp_path: Path, text: str, said: str) -> None
     with pytest.raises(OptionError, match=said) as caught:
         read_yaml(path, "a.yaml")
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("word", ["off", "on", "no", "yes", "n", "Y"])
+def test_a_word_is_no_boolean(tmp_path: Path, word: str) -> None:
+    path = tmp_path / "options.yaml"
+    path.write_text(f"early_stop: {word}\npixels: true\n")
+    assert read_yaml(path, "options") == {"early_stop": word, "pixels": True}
+    assert yaml.safe_load("a: yes") == {"a": True}  # other readers in the process keep their rules
