@@ -13,7 +13,8 @@ from stores.io.foreign import TEXT_BYTES, read_text
 def read_yaml(path: Path, what: str, example: str = "name: value") -> dict[str, Any]:
     """The mapping in a YAML file; an empty file is an empty one. No object is made, and nothing is repeated.
 
-    As in YAML 1.2, ``true`` and ``false`` alone are no text: ``off`` is a word, and the value of an option. Aliases (``*name``) are refused: nine lines of them stand for gigabytes.
+    As in YAML 1.2, ``off``, ``no``, ``on`` and ``yes`` are words and no booleans. Aliases (``*name``) are refused: nine
+    lines of them stand for gigabytes.
 
     Parameters
     ----------
