@@ -11,6 +11,7 @@ from pipeline.extract.options import ExtractOptions
 from pipeline.inference.arithmetic import COMPARED, ViewToRead
 from pipeline.inference.task import Tally, Task
 from pipeline.tiles.places import Place
+from pipeline.tiles.source import GroupSource
 from stores.errors import SlideError
 from stores.format import features, manifest, pixels, recipe, tokens
 from stores.io.ranges import ranges_of, spread
@@ -41,11 +42,17 @@ def plan_tasks(
             summary.failed_slides[slide_id] = str(error)
             continue
         n_patches = row["n_patches"]
+        moved = isinstance(source, GroupSource) and bool(source.moved)
+        tile = manifest.read_patches(store, slide_id).tile if moved else None
         for block in range(features.n_blocks(n_patches)):
             rows = features.block_range(n_patches, block)
             rows = range(rows.start, min(rows.stop, take))
-            for seeds in _missing(store, slide_id, block, rows, options.seeds, summary):
-                tasks.append(Task(source, row["fingerprint"], row["split"], n_patches, block, seeds, rows))
+            missing = _missing(store, slide_id, block, rows, options.seeds, summary)
+            part = source
+            if isinstance(source, GroupSource) and tile is not None:
+                part = source.for_part(f"block {block}", tile[rows.start : rows.stop])
+            for seeds in missing:
+                tasks.append(Task(part, row["fingerprint"], row["split"], n_patches, block, seeds, rows))
     return tasks
 
 

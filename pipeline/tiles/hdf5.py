@@ -51,8 +51,11 @@ class Stacked:
         try:
             open_regular(path, _MAX_BYTES).close()
             self._file = h5py.File(path, "r")
+        except (FileNotFoundError, NotADirectoryError):
+            raise ReadError("no such file") from None
         except (OSError, StoreError) as error:
-            raise ReadError(f"{path.name}: not a readable HDF5 file ({first_line(error)})") from None
+            said = first_line(error).replace(str(path), path.name)  # a reason stands in the store
+            raise ReadError(f"{path.name}: not a readable HDF5 file ({said})") from None
         try:
             self._x = _dataset(self._file, "x")
             shape = self._x.shape

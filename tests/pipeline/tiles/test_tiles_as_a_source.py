@@ -1,6 +1,7 @@
 """Tiles in the place of slides: tiled, extracted, verified, distilled, merged, exported; known by their content."""
 
 import os
+import pickle
 import shutil
 import sys
 from collections import Counter
@@ -23,6 +24,8 @@ from pipeline.distill.train import distill
 from pipeline.extract.extract import extract
 from pipeline.extract.options import ExtractOptions, PlanOptions
 from pipeline.extract.plan import plan
+from pipeline.extract.tasks import plan_tasks
+from pipeline.inference.task import Tally
 from pipeline.report.gather import gather
 from pipeline.report.options import ReportOptions
 from pipeline.runtime.options import ClusterOptions
@@ -34,6 +37,7 @@ from pipeline.tile.tile import tile
 from pipeline.tiles import hdf5
 from pipeline.tiles.image import TileReader
 from pipeline.tiles.places import find_places
+from pipeline.tiles.source import GroupSource
 from pipeline.verify.options import VerifyOptions
 from pipeline.verify.verify import verify
 from pipeline.views import draw
@@ -225,6 +229,39 @@ def test_tiles_under_other_names_are_found_by_content(
     assert "40 tiles are not where their names say: looking at 40 by content" in heard.said
     assert "find tiles 40" in heard.said
     open_split(made, recipe.load_complete(made), "train", None, [given]).check(2)
+
+
+def test_files_are_closed_after_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever keeps a reader, in a traceback for example, keeps no file open."""
+    given, store = write_hdf5(tmp_path / "a.h5", range(3)), tmp_path / "s"
+    tile([given], store, replace(OPTIONS, val=0.0), Silent())
+    (row,) = manifest.read_slides(store)
+    stored, kept = recipe.load(store), []
+
+    class Kept(TileReader):
+        def __init__(self) -> None:
+            super().__init__()
+            kept.append(self)
+
+    monkeypatch.setattr(sys.modules["pipeline.tiles.source"], "TileReader", Kept)
+    place = find_places(store, stored.patch, [row], [given])["tiles-train"]
+    place.source(row, stored)
+    write_hdf5(given, range(3, 6))
+    with pytest.raises(SlideError, match="has other pixels"):
+        place.source(row, stored)
+    assert len(kept) == 2
+    names = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+    assert not [name for name in names if name.startswith(str(tmp_path))]
+
+
+def test_a_file_of_rows_that_is_not_there_is_named_without_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "none.h5").write_bytes(b"no")
+    names = ["gone.h5#0", "none.h5#0"]
+    table = write_table(tmp_path / "t.csv", [{"path": name} for name in names])
+    summary = tile([table], tmp_path / "s", OPTIONS, Silent())
+    assert summary.refused[0] == "gone.h5#0: no such file"
+    assert summary.refused[1].startswith("none.h5#0: none.h5: not a readable HDF5 file (")
+    assert not any(str(tmp_path) in text for text in summary.refused)
 
 
 def test_distill_looks_for_the_tiles_of_both_splits_at_once(made: Path, tmp_path: Path) -> None:
@@ -570,6 +607,38 @@ def test_two_thousand_tiles_are_two_blocks(tmp_path: Path) -> None:
     assert [(row["slide_id"], row["n_patches"]) for row in summary.slides] == [("tiles-train", 2000)]
     planned = plan(tmp_path / "s", PlanOptions(seeds=2, dim=24), TileOptions(patch=32), Silent())
     assert planned.files == 1 + 7 + 2 * (2 * 2 + 1)
+
+
+def test_a_block_of_moved_tiles_takes_the_names_of_its_own_tiles(tmp_path: Path) -> None:
+    """Each reader reads both blocks, so it must not keep the names of the first for the second."""
+    import h5py
+
+    rng, given = np.random.default_rng(0), tmp_path / "a_x.h5"
+    with h5py.File(given, "w") as file:
+        file["x"] = rng.integers(0, 256, (1100, 32, 32, 3), dtype=np.uint8)
+    store = tmp_path / "s"
+    tile([given], store, TileOptions(patch=32, val=0.0), Silent())
+    moved = given.rename(tmp_path / "b_x.h5")
+    (row,) = manifest.read_slides(store)
+    stored, found = recipe.load(store), manifest.read_patches(store, "tiles-train").tile
+    assert found is not None
+    places = find_places(store, stored.patch, [row], [moved])
+    options = replace(TEACHER, seeds=1)
+    tasks = plan_tasks(store, stored, places, options, Tally())
+    sources = [task.source for task in tasks]
+    assert all(isinstance(source, GroupSource) for source in sources)
+    assert [len(source.moved) for source in sources if isinstance(source, GroupSource)] == [576, 524]
+    with PatchPool(1) as pool:
+        for task in tasks:
+            for at in (task.rows.start, task.rows.stop - 1):
+                assert fingerprint_of_tile(pool.submit(task.source, reads, at, 0, 0).result()) == found[at]
+    few = sources[1]
+    assert isinstance(few, GroupSource)
+    assert few.for_part("a", found) is few
+    moved.rename(given)
+    tasks = plan_tasks(store, stored, find_places(store, stored.patch, [row], [given]), options, Tally())
+    assert tasks[0].source is tasks[1].source  # nothing is moved: one reader for all blocks
+    assert len(pickle.dumps(tasks[0])) < 2000
 
 
 def test_plan_counts_what_tile_finds(tree: Path, made: Path) -> None:
