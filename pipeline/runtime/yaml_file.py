@@ -79,5 +79,7 @@ def _loader() -> Any:
         first: [(tag, pattern) for tag, pattern in known if tag != boolean]
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    WithoutAliases.add_implicit_resolver(boolean, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF")
+    WithoutAliases.add_implicit_resolver(
+        boolean, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF"
+    )
     return WithoutAliases

@@ -75,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         todo = {pool.submit(work, place, arm, fold): (arm, fold) for arm in arms for fold in range(FOLDS)}
         for number, future in enumerate(as_completed(todo), start=1):
             arm, fold = todo[future]
+            if future.exception():
+                pool.shutdown(cancel_futures=True)  # what runs is finished and kept
             found[arm][fold] = future.result()
             said = ", ".join(
                 f"{key} {found[arm][fold][key]:.3f}" for key in ("cka_unbiased", "cosine", "seconds")

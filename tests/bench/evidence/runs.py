@@ -132,7 +132,7 @@ def _trained(place: Place, arm: Arm, fold: int, run: Path) -> Encoder:
     if arm.views is None:
         return distill_fresh(store, options, place.teaching())
     distill(store, run, options, False, Silent())
-    return load_encoder(str(run / "student"))
+    return load_encoder(options.student, weights=run / "student")
 
 
 def _options(arm: Arm, fold: int) -> DistillOptions:
