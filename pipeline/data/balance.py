@@ -61,6 +61,8 @@ def described(groups: Sequence[Sequence[Segment]], balance: str) -> str:
     """
     if not groups:
         return ""
+    if len(groups) == 1:
+        return f"balance {balance}: there is one {balance} only, so it changes nothing"
     sizes = [sum(unit.n_views for unit in group) for group in groups]
     share = sum(sizes) / len(sizes)
     return (

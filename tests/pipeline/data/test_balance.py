@@ -155,3 +155,8 @@ def test_a_run_that_was_stopped_ends_with_the_same_student(uneven: Path, tmp_pat
         train.distill(uneven, tmp_path / "run", replace(options, balance="none"), False, Silent())
     train.distill(uneven, tmp_path / "run", options, True, Silent())
     assert same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_one_group_is_balanced_already() -> None:
+    one = sampler.Segment(manifest.Commit("a", 0, range(1), Path("a")), (0,), np.arange(4))
+    assert described([[one]], "slide") == "balance slide: there is one slide only, so it changes nothing"
