@@ -158,5 +158,5 @@ def test_a_run_that_was_stopped_ends_with_the_same_student(uneven: Path, tmp_pat
 
 
 def test_one_group_is_balanced_already() -> None:
-    one = sampler.Segment(manifest.Commit("a", 0, range(1), Path("a")), (0,), np.arange(4))
+    one = sampler.Segment(manifest.Commit("a", 0, range(1), Path("a")), (0,), np.arange(4, dtype=np.int32))
     assert described([[one]], "slide") == "balance slide: there is one slide only, so it changes nothing"
