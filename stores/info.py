@@ -12,7 +12,7 @@ from stores.errors import CorruptStore
 from stores.format import features, layout, manifest, recipe
 from stores.format.statistics import RunningStats
 from stores.io.location import StoreLike
-from stores.io.text import human_bytes, one_line, unusable_lines
+from stores.io.text import counted, human_bytes, one_line, unusable_lines
 
 CONSTANT = 1e-6
 """A dimension with a smaller standard deviation counts as constant."""
@@ -83,9 +83,9 @@ def info_lines(info: Mapping[str, Any]) -> list[str]:
         grid = f"{kept['grid']}x{kept['grid']}"
         lines.append(f"tokens    {kept['count']} of {grid} patch tokens a view, {kept['dim']}-d")
     lines += [
-        f"slides    {info['slides']} ({_join(info['slides_by_status'])}), {info['patients']} patients",
+        f"slides    {info['slides']} ({_join(info['slides_by_status'])}), {counted(info['patients'], 'patient')}",
         f"patches   {info['patches']} ({_join(info['patches_by_split'])})",
-        f"views     {info['views']}, {info['complete']:.1%} complete, {info['bad_reads']} bad reads",
+        f"views     {info['views']}, {info['complete']:.1%} complete, {counted(info['bad_reads'], 'bad read')}",
         *(f"  seed {seed:>3} {_join(splits)}" for seed, splits in info["views_by_seed_and_split"].items()),
         "bytes     " + ", ".join(f"{name} {human_bytes(size)}" for name, size in info["bytes"].items()),
     ]

@@ -55,6 +55,7 @@ from stores.io import files
 from stores.io.files import require_free
 from stores.io.location import StoreLike
 from stores.io.lock import only_writer
+from stores.io.text import counted
 from stores.store import Store
 
 # these do not change the student; all other options must stay the same when a run continues
@@ -109,7 +110,7 @@ def distill(
         if ranks.leads:
             report = stack.enter_context(RunLog(report, run / files.RUN_LOG))
             if swept:
-                report.note(f"removed {swept} unfinished files of an interrupted run")
+                report.note(f"removed {counted(swept, 'unfinished file')} of an interrupted run")
         threads = threads_of(options.threads, ranks.local_world)
         options = dataclasses.replace(
             options, window=options.window or default_window(options.batch_size, ranks.world)

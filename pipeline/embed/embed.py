@@ -40,7 +40,7 @@ from stores.format import features, manifest, oblong, recipe
 from stores.format.terms import expression
 from stores.io import files
 from stores.io.lock import only_writer
-from stores.io.text import human_bytes
+from stores.io.text import counted, human_bytes
 
 IDENTITY = "embed.json"
 
@@ -90,10 +90,8 @@ def embed(
         given = _Inputs(paths, patch_recipe(tile_options)[0], table, stage.crop_px, options.fit, resampling)
         tasks = _plan(publisher, units, given, summary)
         if publisher.refreshed:
-            n = len(publisher.refreshed)
-            report.note(
-                f"{n} slides published again with corrected columns, such as {publisher.refreshed[0]}"
-            )
+            said = counted(len(publisher.refreshed), "slide")
+            report.note(f"{said} published again with corrected columns, such as {publisher.refreshed[0]}")
         _require_room(out, tasks, publisher.left, summary.dim)
         report.note(f"encoder {encoder.described()}")
         total = summary.views_before + sum(task.n_views for task in tasks)

@@ -25,6 +25,7 @@ from pipeline.evaluate.tables import Tables
 from pipeline.runtime.progress import Reporter
 from stores.errors import EvaluationError, G2LError, OptionError
 from stores.io.lock import only_writer
+from stores.io.text import counted
 
 _LINES = 12
 """Figures of one result that are printed when it is there; HEST has one for each gene."""
@@ -211,7 +212,7 @@ class _OfData:
             for item, why in reasons.items()
         ]
         if summary.bad_reads:
-            missing.append(f"{len(summary.bad_reads)} patches could not be read")
+            missing.append(f"{counted(len(summary.bad_reads), 'patch', 'patches')} could not be read")
         self._lacks(name, missing)
         return load_embeddings(folder)
 

@@ -42,7 +42,7 @@ from stores.format.layout import read_options
 from stores.info import store_info
 from stores.io import files
 from stores.io.lock import only_writer
-from stores.io.text import first_of, human_bytes
+from stores.io.text import counted, first_of, human_bytes
 
 VIEW_PX = 224
 """Side of the views that a built-in policy asks the teacher for, where patches are as large."""
@@ -166,7 +166,7 @@ def extract(
         stored = _settle_recipe(store, tiled, teacher, policy, options, measured)
         report.note(f"teacher {teacher.described()}")
         if writer.swept:
-            report.note(f"removed {writer.swept} unfinished files of an interrupted run")
+            report.note(f"removed {counted(writer.swept, 'unfinished file')} of an interrupted run")
         n_views = summary.views_before + sum(task.n_views for task in tasks)
         report.start("extract-teacher", n_views, summary.views_before)
         began = time.monotonic()
@@ -207,8 +207,8 @@ def _tile_new_tiles(
                 return tiled.refused
             refused = before
             report.note(
-                f"{left_out} tiles of the list are not in the store, as `g2l tile` said: they could not be used, or "
-                "have the content of others"
+                f"{counted(left_out, 'tile of the list is', 'tiles of the list are')} not in the store, as `g2l tile` "
+                "said: unusable, or with the content of others"
             )
         elif known:  # a command that was killed may have left that out
             note_tiled(store, listed, [])

@@ -46,7 +46,7 @@ from stores.info import store_info
 from stores.io import files
 from stores.io.lock import only_writer
 from stores.io.ranges import aligned
-from stores.io.text import visible
+from stores.io.text import counted, visible
 
 _SEEDS = range(1)
 _SHOWN = 3
@@ -116,7 +116,9 @@ def import_features(
     slides = [_Slide(name, found[name], paths.get(name), given) for name in found]
     result = Imported(store=store)
     if more := len(set(paths) - set(found)):
-        result.notes.append(f"{more} slides have no h5 file in {folder}, and are not in the store")
+        result.notes.append(
+            f"{counted(more, 'slide has', 'slides have')} no h5 file in {folder}: not in the store"
+        )
     with only_writer(store):
         stored = _settle_recipe(store, [slide for slide in slides if slide.path is not None], options)
         report.start("import", len(slides))

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.slides.sources import Source
-from stores.io.text import one_line, unusable_lines
+from stores.io.text import counted, one_line, unusable_lines
 
 _SHOWN = 20
 
@@ -85,10 +85,14 @@ class Tally:
         """What could not be done, and why: patches, blocks, slides."""
         lines = []
         if self.bad_reads:
-            lines.append(f"{len(self.bad_reads)} patches could not be read (status bad_read):")
+            lines.append(
+                f"{counted(len(self.bad_reads), 'patch', 'patches')} could not be read (status bad_read):"
+            )
             lines += [f"  {one_line(text, 300)}" for text in self.bad_reads[:_SHOWN]]
         if self.failed_blocks:
-            lines.append(f"{len(self.failed_blocks)} blocks failed twice; the same command tries them again:")
+            lines.append(
+                f"{counted(len(self.failed_blocks), 'block')} failed twice; the same command tries again:"
+            )
             lines += [
                 f"  {name}: {one_line(why, 300)}" for name, why in list(self.failed_blocks.items())[:_SHOWN]
             ]

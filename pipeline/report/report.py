@@ -20,7 +20,7 @@ from stores.format.terms import expression, of_store
 from stores.info import store_info
 from stores.io import files
 from stores.io.location import LOGS
-from stores.io.text import human_bytes
+from stores.io.text import counted, human_bytes
 
 _SUBTITLE = "Made by g2l. The page needs no other file and no network. Not for clinical use."
 _SHARING = "This page contains slide ids and tissue images. Share it only with people who may see the slides."
@@ -51,7 +51,7 @@ class Report:
         """The same as text."""
         size = f"{self.size / 1e6:.1f} MB"
         return [
-            f"{self.path}: {size}, {self.slides} slides, {self.patches} patches",
+            f"{self.path}: {size}, {counted(self.slides, 'slide')}, {counted(self.patches, 'patch', 'patches')}",
             *(f"note: {note}" for note in self.notes),
         ]
 

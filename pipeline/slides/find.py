@@ -22,6 +22,7 @@ from stores.errors import OptionError
 from stores.format.layout import MAX_SLIDE_ID, is_slide_id
 from stores.io.foreign import is_regular
 from stores.io.progress import SILENT, Reporter
+from stores.io.text import counted
 
 _NO_READER = frozenset((
     ".afi", ".i2syntax", ".ims", ".isyntax", ".kfb", ".lif", ".mds", ".mdsx", ".nd2", ".qptiff", ".sdpc", ".tmap",
@@ -54,7 +55,9 @@ class Found:
                 f"{_formats(self.no_reader)}: not read, no reader knows them, such as {self.no_reader[0]}"
             )
         if self.unreadable:
-            report.note(f"{len(self.unreadable)} folders cannot be listed, such as {self.unreadable[0]}")
+            report.note(
+                f"{counted(len(self.unreadable), 'folder')} cannot be listed, such as {self.unreadable[0]}"
+            )
 
 
 def find_slides(
@@ -105,14 +108,14 @@ def search_slides(inputs: Sequence[Path], known: Iterable[Mapping[str, Any]] = (
     slides, doubled = _with_ids(paths, {row["slide_id"]: row["file_name"] for row in known})
     if not paths:
         where = ", ".join(map(str, inputs)) or "no input"
-        others = f"; there are {_formats(no_reader)}, which no reader knows" if no_reader else ""
+        others = f"; found {_formats(no_reader)}, which no reader knows" if no_reader else ""
         raise OptionError(f"{where}: no slide found; looked for {' '.join(sorted(endings))}{others}")
     return Found(slides, doubled, tuple(no_reader), tuple(unreadable))
 
 
 def _formats(paths: Sequence[Path]) -> str:
     counts = Counter(path.suffix.lower() for path in paths)
-    return f"{len(paths)} files ({', '.join(f'{n} {ending}' for ending, n in sorted(counts.items()))})"
+    return f"{counted(len(paths), 'file')} ({', '.join(f'{n} {ending}' for ending, n in sorted(counts.items()))})"
 
 
 def _below(folder: Path, seen: set[tuple[int, int]], unreadable: list[str]) -> Iterator[Path]:

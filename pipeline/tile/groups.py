@@ -29,7 +29,7 @@ from stores.errors import OptionError, ReadError
 from stores.format import layout, manifest, recipe, tiles
 from stores.format.layout import is_slide_id
 from stores.io.ranges import spread
-from stores.io.text import is_utf8, visible
+from stores.io.text import counted, is_utf8, visible
 
 _CHUNK = 256
 _SHEET, _CELL_PX = 100, 96
@@ -249,9 +249,11 @@ def _give_out(
             members[fingerprint] = min(before, i, key=lambda at: listed.names[at])
     notes = []
     if doubled:
-        notes.append(f"{doubled} tiles have the content of another tile of their group: each is kept once")
+        said = counted(doubled, "tile has", "tiles have")
+        notes.append(f"{said} the content of another tile of the same group, and one of them is kept")
     if elsewhere:
-        notes.append(f"{elsewhere} tiles have the content of a tile in another group, which keeps it")
+        said = counted(elsewhere, "tile has", "tiles have")
+        notes.append(f"{said} the content of a tile in another group, which keeps it")
     return notes
 
 

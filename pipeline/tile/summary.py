@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.tile.frames import frame_counts
 from stores.format import manifest
 from stores.format.splits import count_splits, split_lines, split_warnings
-from stores.io.text import first_of, unusable_lines
+from stores.io.text import counted, first_of, unusable_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,8 @@ class TileSummary:
         """The same as text."""
         found = self.to_json()
         return [
-            f"{found['slides_usable']} of {found['slides']} slides usable, {found['patches']} patches",
+            f"{found['slides_usable']} of {found['slides']} slides usable, "
+            f"{counted(found['patches'], 'patch', 'patches')}",
             *split_lines(found["split_counts"]),
             *(f"warning: {text}" for text in found["warnings"]),
             *_frame_lines(found["mask_frames"]),

@@ -45,7 +45,7 @@ from stores.format import layout, manifest, oblong
 from stores.format.committed import same_picture, same_pictures
 from stores.io import files
 from stores.io.lock import only_writer
-from stores.io.text import is_utf8, visible
+from stores.io.text import counted, is_utf8, visible
 
 
 def tile(
@@ -142,7 +142,8 @@ def _tell(
 ) -> None:
     failed = [work.slide_id for work in again if rows[work.slide_id]["status"] == "failed"]
     if failed:
-        report.note(f"{len(failed)} slides that failed before are tried again, such as {failed[0]}")
+        said = counted(len(failed), "slide that failed before is", "slides that failed before are")
+        report.note(f"{said} tried again, such as {failed[0]}")
     for row, other in itertools.islice(same_pictures(settled.values()), 3):
         report.note(f"slide {row['slide_id']}: {same_picture(row, other)}")
 

@@ -15,6 +15,7 @@ from stores.io.location import StoreLike
 from stores.io.progress import Reporter
 from stores.io.ranges import spread
 from stores.io.table import read_table
+from stores.io.text import counted
 
 File = tuple[Path, str]
 """A tile: a folder, and its name below it."""
@@ -83,7 +84,8 @@ def find_moved(
     files = [file for file in dict.fromkeys(_files(inputs)) if file[0] / file[1] not in taken] if lost else []
     found: dict[str, dict[str, File]] = {}
     if files:
-        report.note(f"{len(lost)} tiles are not where their names say: looking at {len(files)} by content")
+        said = counted(len(lost), "tile is not where its name says", "tiles are not where their names say")
+        report.note(f"{said}: looking at {counted(len(files), 'file')} by content")
         report.start("find tiles", len(files))
     for folder, name in files:
         try:

@@ -24,6 +24,7 @@ from stores.errors import OptionError, StoreError
 from stores.format import manifest, recipe
 from stores.io.location import StoreLike
 from stores.io.lock import only_writer
+from stores.io.text import counted
 from stores.verify.checks import SlideFiles, SlideFindings
 from stores.verify.findings import Finding
 from stores.verify.seal import Sealed, seal
@@ -160,7 +161,7 @@ def seal_store(store: Path, as_it_is: bool, report: Reporter) -> Sealed:
         found = [f for f in verify(store, VerifyOptions(), report).findings if f.kind != "seal"]
         if found:
             raise StoreError(
-                f"{store}: not sealed, {len(found)} things are wrong: {found[0]}; see `g2l store verify`, "
-                "or seal it all the same with --as-it-is"
+                f"{store}: not sealed, {counted(len(found), 'thing is', 'things are')} wrong: {found[0]}; see "
+                "`g2l store verify`, or seal it all the same with --as-it-is"
             )
     return seal(store, report)

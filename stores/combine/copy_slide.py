@@ -23,7 +23,7 @@ from stores.io import files
 from stores.io.location import StoreLike, read_file
 from stores.io.ranges import ranges_of
 from stores.io.staging import copy_file
-from stores.io.text import first_of, human_bytes
+from stores.io.text import counted, first_of, human_bytes
 
 SEED_AXIS = ("features", "stats", "scales", *tokens.LEAVES)
 """Arrays whose first axis is the seed; the second is cut into the blocks of the slide."""
@@ -71,8 +71,9 @@ class Shared:
         """The same to read."""
         sources = ", ".join(f"{source['name']} ({source['slides']})" for source in self.sources)
         return [
-            f"{self.store}: {self.slides} slides, {self.patches} patches, {self.views} views under "
-            f"{len(self.seeds)} seeds, {human_bytes(self.bytes)}; slides from: {sources}",
+            f"{self.store}: {counted(self.slides, 'slide')}, {counted(self.patches, 'patch', 'patches')}, "
+            f"{counted(self.views, 'view')} under {counted(len(self.seeds), 'seed')}, "
+            f"{human_bytes(self.bytes)}; slides from: {sources}",
             *(f"note: {text}" for text in self.notes),
             *(f"warning: {text}" for text in self.warnings),
             *first_of("left out, not a file of the format or of a listed slide", self.left_out),

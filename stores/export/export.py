@@ -37,7 +37,7 @@ from stores.io import files
 from stores.io.location import StoreLike
 from stores.io.progress import SILENT, Reporter
 from stores.io.staging import REQUEST, copy_file, staged
-from stores.io.text import first_of, human_bytes
+from stores.io.text import counted, first_of, human_bytes
 
 _RECODED = re.compile(r"features\.zarr/[^/]+/(?:(?:features|tokens)/.*|zarr\.json)")
 _TOKENS = re.compile(r"features\.zarr/[^/]+/(?:tokens|positions)/.*")
@@ -81,8 +81,8 @@ class Exported:
     def lines(self) -> list[str]:
         """The same to read."""
         lines = [
-            f"{self.store}: {self.slides} slides, {self.patches} patches; {self.files} files, "
-            f"{human_bytes(self.bytes)}"
+            f"{self.store}: {counted(self.slides, 'slide')}, {counted(self.patches, 'patch', 'patches')}; "
+            f"{counted(self.files, 'file')}, {human_bytes(self.bytes)}"
         ]
         if self.compact:
             error = self.compact
@@ -340,7 +340,7 @@ def _notes(export: _Plan) -> list[str]:
     ]
     unusable = len(manifest.read_slides(export.store)) - len(export.rows)
     if unusable:
-        notes.append(f"{unusable} unusable slides are left out, with their reasons")
+        notes.append(f"{counted(unusable, 'unusable slide is', 'unusable slides are')} left out, reasons too")
     if hidden := _hidden(export):
         notes.append(f"columns left out: {', '.join(hidden)}; --keep-column keeps one")
     if vendors := sorted({row["vendor"] for row in export.rows if row["vendor"]} - VENDORS):

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stores.format import manifest, tiles
+from stores.io.text import counted
 
 TRAIN, VAL = "train", "val"
 FEW_PATCHES = 100
@@ -53,7 +54,8 @@ def split_warnings(counts: Mapping[str, Mapping[str, int | None]]) -> list[str]:
         patches = counts.get(name, {}).get("patches")
         if patches is not None and patches < FEW_PATCHES:
             said.append(
-                f"split {name} has {patches} patches only: figures on fewer than {FEW_PATCHES} are rough"
+                f"split {name} has {counted(patches, 'patch', 'patches')} only: figures on fewer than "
+                f"{FEW_PATCHES} are rough"
             )
     return said
 
@@ -62,13 +64,8 @@ def split_lines(counts: Mapping[str, Mapping[str, int | None]]) -> list[str]:
     """The counts to read, a line for each split."""
     lines = []
     for name, count in counts.items():
-        patients = "" if count["patients"] is None else f"{_number(count['patients'], 'patient')}, "
-        lines.append(
-            f"split {name}: {patients}{_number(count['slides'], 'slide')}, {_number(count['patches'], 'patch')}"
-        )
+        numbers = (count["patients"], count["slides"], count["patches"])
+        names = (("patient",), ("slide",), ("patch", "patches"))
+        said = [counted(n, *words) for n, words in zip(numbers, names, strict=True) if n is not None]
+        lines.append(f"split {name}: {', '.join(said)}")
     return lines
-
-
-def _number(count: int | None, what: str) -> str:
-    plural = what + ("es" if what.endswith("ch") else "s")
-    return f"{count:,} {what if count == 1 else plural}"

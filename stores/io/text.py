@@ -113,6 +113,15 @@ def human_bytes(n: float) -> str:
     return f"{n:.1f} TB"
 
 
+def counted(n: int, one: str, many: str = "") -> str:
+    """A number and what it counts; `many` is `one` with an s where it is not given.
+
+    >>> counted(1, "slide"), counted(1200, "slide"), counted(1, "patch is", "patches are")
+    ('1 slide', '1,200 slides', '1 patch is')
+    """
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
 def first_of(what: str, names: Sequence[str], shown: int = 20) -> list[str]:
     """A line for each of the first names, and one for the rest: lists of a result can be long.
 
@@ -129,7 +138,7 @@ def unusable_lines(reasons: Mapping[str, str]) -> list[str]:
     >>> unusable_lines({"a": "no tissue", "b": "b.svs: not a slide"})
     ['2 slides could not be used:', '  a: no tissue', '  b.svs: not a slide']
     """
-    lines = [f"{len(reasons)} slides could not be used:"] if reasons else []
+    lines = [f"{counted(len(reasons), 'slide')} could not be used:"] if reasons else []
     for slide_id, reason in reasons.items():
         said = one_line(reason, 500) or "no reason given"
         lines.append(f"  {said}" if said.startswith(slide_id) else f"  {slide_id}: {said}")

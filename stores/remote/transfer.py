@@ -19,7 +19,7 @@ from stores.io.location import read_file
 from stores.io.lock import Owner
 from stores.io.progress import SILENT, Reporter
 from stores.io.staging import staged
-from stores.io.text import first_of, human_bytes, one_line
+from stores.io.text import counted, first_of, human_bytes, one_line
 from stores.remote.objects import THREADS, Object, Objects
 from stores.verify.seal import check_digest, read_checksums
 
@@ -51,8 +51,8 @@ class Transferred:
     def lines(self) -> list[str]:
         """The same to read."""
         return [
-            f"{self.store}: {self.files} files, {human_bytes(self.bytes)}; {self.there_before} of them were there "
-            "from an earlier run",
+            f"{self.store}: {counted(self.files, 'file')}, {human_bytes(self.bytes)}; {self.there_before} of them were "
+            "there from an earlier run",
             f"proved by: {self.proof}",
             *first_of("left out, not a file of the format", self.left_out),
         ]

@@ -26,7 +26,7 @@ from stores.io import files
 from stores.io.location import read_file
 from stores.io.lock import only_writer
 from stores.io.progress import SILENT, Reporter
-from stores.io.text import first_of
+from stores.io.text import counted, first_of
 from stores.verify import join_commits
 
 
@@ -55,7 +55,7 @@ class Reindexed:
         verb = "would be " if self.dry_run else ""
         gone = "removed" if self.pruned else "--prune removes it"
         todo = len(self.done) if self.dry_run else 0
-        outcome = f"{todo} things to do" if todo else "everything is up to date"
+        outcome = f"{counted(todo, 'thing')} to do" if todo else "everything is up to date"
         if self.problems:
             outcome = f"{len(self.problems)} wrong, and no other file resolves it"
         return [
@@ -95,7 +95,7 @@ def _reindex(store: Path, dry_run: bool, prune: bool, unfinished: int, report: R
     listed = layout.list_files(store)
     result = Reindexed(str(store), dry_run, pruned=prune and not dry_run)
     if unfinished:
-        result.done.append(f"{unfinished} unfinished files removed")
+        result.done.append(f"{counted(unfinished, 'unfinished file')} removed")
     run = _Run(store, dry_run, result, listed)
     run.whole_store(stored)
     rows = manifest.read_slides(store)
@@ -111,7 +111,9 @@ def _reindex(store: Path, dry_run: bool, prune: bool, unfinished: int, report: R
         slide.find_leftovers()
         report.advance(1, row["slide_id"])
     for slide_id in sorted(set(mine) - {row["slide_id"] for row in rows}):
-        result.problems.append(f"slide {slide_id}: {len(mine[slide_id])} files, but not in the slides table")
+        result.problems.append(
+            f"slide {slide_id}: {counted(len(mine[slide_id]), 'file')}, but not in the slides table"
+        )
     for name in result.leftovers if result.pruned else ():
         (store / name).unlink()
     return result

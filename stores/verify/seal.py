@@ -18,6 +18,7 @@ from stores.io import files
 from stores.io.location import StoreLike, open_file, read_file
 from stores.io.lock import only_writer
 from stores.io.progress import SILENT, Reporter
+from stores.io.text import counted
 from stores.verify.findings import Finding
 
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
@@ -54,7 +55,10 @@ class Sealed:
 
     def lines(self) -> list[str]:
         """The same to read."""
-        return [f"sealed {self.files} files of {self.store}", f"digest  {self.digest}  (publish it)"]
+        return [
+            f"sealed {counted(self.files, 'file')} of {self.store}",
+            f"digest  {self.digest}  (publish it)",
+        ]
 
 
 def _hashes(store: StoreLike, names: Iterable[str]) -> Iterator[tuple[str, str | StoreError]]:

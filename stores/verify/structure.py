@@ -18,7 +18,7 @@ from stores.format.metadata import GROUP
 from stores.io import files
 from stores.io.location import StoreLike, read_file, walk
 from stores.io.progress import SILENT, Reporter
-from stores.io.text import human_bytes
+from stores.io.text import counted, human_bytes
 from stores.verify.checks import SlideFiles, SlideFindings, StoreCheck
 from stores.verify.findings import Finding
 from stores.verify.seal import check_digest, check_seal
@@ -52,7 +52,8 @@ class Structure:
         """The same to read, without the findings."""
         sealed = "sealed, checksums compared" if self.sealed else "not sealed"
         return [
-            f"structure: {self.slides} slides, {self.views} views, {human_bytes(self.bytes)} read; {sealed}"
+            f"structure: {counted(self.slides, 'slide')}, {counted(self.views, 'view')}, "
+            f"{human_bytes(self.bytes)} read; {sealed}"
         ]
 
 

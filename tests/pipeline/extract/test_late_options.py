@@ -73,7 +73,7 @@ def test_a_slide_that_failed_is_tried_again(slides: Path, tile_options: TileOpti
     notes = Notes()
     result = extract([folder], store, ONE, TileOptions(), notes)
     assert not result.failed_slides
-    assert "1 slides that failed before are tried again, such as b" in notes.said
+    assert "1 slide that failed before is tried again, such as b" in notes.said
     row = manifest.read_slides(store)[1]
     assert (row["status"], row["patient_id"], row["split"], row["site"]) == ("ok", "p2", "train", "y")
     assert structure(store) == []

@@ -127,7 +127,7 @@ def test_the_command_names_what_cannot_be_used(slides: Path, tmp_path: Path) -> 
     assert found["feature_bytes"] > found["views"] * 1536 * 2
     text = CliRunner().invoke(cli.g2l, arguments).stdout
     assert "no validation split" in text
-    assert "1 slides could not be used" in text
+    assert "1 slide could not be used" in text
 
 
 @pytest.mark.slow

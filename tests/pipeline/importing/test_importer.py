@@ -484,7 +484,7 @@ def test_the_command(job: Path, wsis: Path, tmp_path: Path) -> None:
     )
     assert found.exit_code == 3  # elsewhere.h5
     assert "32 views in" in found.stdout
-    assert "1 slides have no h5 file" in found.stdout
+    assert "1 slide has no h5 file" in found.stdout
     assert (tmp_path / "s/logs/import-summary.json").is_file()
     one_error(
         command("store", "import", tmp_path, "--slides", wsis, "--out", tmp_path / "t", *arguments),

@@ -29,7 +29,7 @@ def test_nothing_found_says_what_was_looked_for(tmp_path: Path) -> None:
         find_slides([tmp_path / "absent"])
     touch(tmp_path, "a.vsi")
     with pytest.raises(
-        OptionError, match=r"no slide found; .*there are 1 files \(1 \.vsi\), which no reader knows"
+        OptionError, match=r"no slide found; .*found 1 file \(1 \.vsi\), which no reader knows"
     ):
         find_slides([tmp_path])
 

@@ -226,7 +226,7 @@ def test_tiles_under_other_names_are_found_by_content(
     found = verify(made, VerifyOptions(slides=(given,), sample="all"), heard)
     assert found.findings == []
     assert found.views_checked == 120
-    assert "40 tiles are not where their names say: looking at 40 by content" in heard.said
+    assert "40 tiles are not where their names say: looking at 40 files by content" in heard.said
     assert "find tiles 40" in heard.said
     open_split(made, recipe.load_complete(made), "train", None, [given]).check(2)
 

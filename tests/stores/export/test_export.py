@@ -145,7 +145,7 @@ def test_columns_stay_at_home_unless_asked_and_harmless(named: Path, tmp_path: P
     result = give(named, tmp_path / "a", pseudonyms=KEY, keep_columns=("site",))
     assert "can identify" in result.notes[2]
     assert result.notes[3:] == [
-        "1 unusable slides are left out, with their reasons",
+        "1 unusable slide is left out, reasons too",
         "columns left out: scan_date; --keep-column keeps one",
     ]
     assert {row["site"] for row in manifest.read_slides(tmp_path / "a")} == {"x"}

@@ -238,7 +238,7 @@ def test_leftovers_are_named_and_removed_when_asked(store: Path, made: Path) -> 
     dry = run(store, dry_run=True, prune=True)
     assert contents(store) == before
     assert (dry.leftovers, dry.strays, dry.pruned) == (expected, ["notes.txt"], False)
-    assert "1 unfinished files removed" in dry.done
+    assert "1 unfinished file removed" in dry.done
     assert run(store).leftovers == expected
     assert all((store / name).exists() for name in expected)
     content = content_digest(store)

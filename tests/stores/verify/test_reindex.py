@@ -87,7 +87,7 @@ def test_unfinished_files_go_and_sealed_stores_stay(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", {"a": 4})
     (store / "features.zarr/a/.x.123.partial").touch()
     done = CliRunner().invoke(cli.g2l, ["store", "reindex", str(store)])
-    assert done.stdout.startswith("done: 1 unfinished files removed\n")
+    assert done.stdout.startswith("done: 1 unfinished file removed\n")
     done = CliRunner().invoke(cli.g2l, ["store", "reindex", str(store), "--dry-run"])
     assert done.stdout.endswith("everything is up to date\n")
     sealed = Path(shutil.copytree(store, tmp_path / "sealed"))

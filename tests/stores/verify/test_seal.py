@@ -78,7 +78,7 @@ def test_after_sealing_every_change_of_any_file_is_named(sealed: Path) -> None:
 
 def test_a_damaged_store_is_not_sealed_unless_asked(copy: Path) -> None:
     (copy / "features.zarr/b/features/c/1/0/0").unlink()
-    with pytest.raises(StoreError, match=r"not sealed, 1 things are wrong: slide b seed 1 .* --as-it-is"):
+    with pytest.raises(StoreError, match=r"not sealed, 1 thing is wrong: slide b seed 1 .* --as-it-is"):
         seal_store(copy, False, Silent())
     assert not (copy / "checksums.sha256").exists()
     seal_store(copy, True, Silent())
