@@ -60,7 +60,7 @@ def in_names(text: str, folder: Path) -> bool:
 
 def losses(store: Path, run: Path, options: DistillOptions = OPTIONS) -> list[float]:
     train.distill(store, run, options, False, Silent())
-    return [r["loss"] for r in read_metrics(run / "metrics.jsonl")]
+    return [r["loss"] if r["kind"] == "train" else r["cka"] for r in read_metrics(run / "metrics.jsonl")]
 
 
 @pytest.fixture(scope="module")
