@@ -166,14 +166,21 @@ class OnDask:
         return _Attempt(None, "", 0, RuntimeError(f"{type(error).__name__}: {first_line(error)}"))
 
     def call(self, function: Callable[..., Result], *args: Any) -> Result:
-        future = self.client.submit(_attempt, _Call(function, args), None, pure=False)
-        future.exception()  # waits
-        got = self._outcome(future)
+        got = self._called(_Call(function, args))
+        if isinstance(got.error, _Died):  # or the worker was dead before, and the scheduler had not noticed
+            with contextlib.suppress(TimeoutError):
+                self.client.wait_for_workers(1, timeout=WAIT_FOR_WORKERS_S)
+                got = self._called(_Call(function, args))
         if isinstance(got.error, _Died):
             raise ClusterError(str(got.error))
         if got.error is not None:
             raise got.error
         return got.result
+
+    def _called(self, work: "_Call") -> _Attempt:
+        future = self.client.submit(_attempt, work, None, pure=False)
+        future.exception()  # waits
+        return self._outcome(future)
 
 
 @dataclass(frozen=True, slots=True)
