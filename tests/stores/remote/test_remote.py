@@ -436,7 +436,9 @@ def test_a_push_claims_its_url_and_looks_again_at_the_end(store: Path, tmp_path:
 
     with pytest.raises(OptionError, match="another store is being pushed there"):
         transfer.push(store, there, Meanwhile())
-    assert [{**claim, "by": ""} for claim in claims] == [{**transfer._claim_of(store), "by": ""}]  # by: and when
+    assert [{**claim, "by": ""} for claim in claims] == [
+        {**transfer._claim_of(store), "by": ""}
+    ]  # by: and when
     assert layout.RECIPE not in there.list()
 
 
