@@ -12,6 +12,7 @@ from pipeline.distill.prototypes.files import Space
 from pipeline.runtime.progress import Reporter
 from stores.errors import StoreError
 from stores.format.recipe import CompleteRecipe, Tokens
+from stores.format.splits import REMEDY
 from stores.format.terms import Terms, of_store
 from stores.io.location import StoreLike
 from stores.store import Store
@@ -55,10 +56,7 @@ def open_data(store: Store | StoreLike, options: DistillOptions, threads: int, r
     held_out = val.sample(0, options.val_views, threads, tokens) if val.n_views > 1 else None
     fit = None if held_out is None else train.sample(0, options.val_views, threads)
     if held_out is None:
-        report.note(
-            "no validation: the split val has fewer than two views; tile with a larger --val, or give the splits in "
-            "--slides-csv"
-        )
+        report.note(f"no validation: the split val has fewer than two views; {REMEDY}")
     teaching = Teaching(recipe.teacher.dim, mean, variance, tokens, spaces)
     return Data(train, held_out, fit, teaching, terms)
 

@@ -51,6 +51,7 @@ from pipeline.runtime.version import g2l_version
 from pipeline.runtime.work import threads_of
 from stores import sampler
 from stores.errors import OptionError
+from stores.format.splits import REMEDY
 from stores.io import files
 from stores.io.files import require_free
 from stores.io.location import StoreLike
@@ -179,8 +180,8 @@ def _require_validations(options: DistillOptions, data: Data, steps: int) -> Non
         return
     if data.held_out is None:
         raise OptionError(
-            "--early-stop held-out: the split val has fewer than two views, so there is nothing to judge by; tile with "
-            "a larger --val, or use --early-stop off"
+            "--early-stop held-out: the split val has fewer than two views, so there is nothing to judge by; use "
+            f"--early-stop off, or {REMEDY}"
         )
     needed, found = 2 * options.patience, steps // options.val_every
     if found < needed:

@@ -7,6 +7,8 @@ from stores.format import manifest, tiles
 from stores.io.text import counted
 
 TRAIN, VAL = "train", "val"
+REMEDY = "give splits in the table of slides or tiles (column split), or take more patients"
+"""What helps where a split is empty. A larger ``--val`` moves no patient whose split is recorded."""
 FEW_PATCHES = 100
 """A share that is measured on 100 patches has a standard error of up to 5 points."""
 
@@ -40,14 +42,13 @@ def split_warnings(counts: Mapping[str, Mapping[str, int | None]]) -> list[str]:
     if not counts:
         return []
     said = []
-    remedy = "give splits in the table of slides or tiles (column split), or take more patients"
     if TRAIN not in counts:
-        said.append(f"no patient trains: {remedy}")
+        said.append(f"no patient trains: {REMEDY}")
     held_out = counts.get(VAL)
     if held_out is None:
         patients = counts.get(TRAIN, {}).get("patients")
         one = "there is one patient only, and " if patients == 1 and len(counts) == 1 else ""
-        said.append(f"{one}no patient is held out, so that no training on this can be validated: {remedy}")
+        said.append(f"{one}no patient is held out, so that no training on this can be validated: {REMEDY}")
     elif held_out["patients"] == 1:
         said.append("one patient is held out: what is measured there need not hold for another patient")
     for name in (TRAIN, VAL):
