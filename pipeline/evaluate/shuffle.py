@@ -9,6 +9,9 @@ shuffle of slides the patches of one slide still share a label, and the leak sho
 import numpy as np
 import numpy.typing as npt
 
+FEW = 20
+"""Of fewer groups a shuffle may by chance leave most labels as they are: of four in two classes, one in six does."""
+
 
 def shuffled(
     labels: npt.NDArray[np.int64], groups: npt.NDArray[np.int64] | None, rng: np.random.Generator
@@ -49,7 +52,3 @@ def shuffle_note(
     n_groups = len(np.unique(groups))
     few = "; so few groups can land near their own labels: look at several seeds" if n_groups < FEW else ""
     return f"control: labels of {n_groups} whole groups ({name}) were shuffled; {other}{few}"
-
-
-FEW = 20
-"""Of fewer groups a shuffle may by chance leave most labels as they are: of four in two classes, one in six does."""
