@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from pipeline.metrics.bootstrap import bootstrap
 from tests.bench.evidence import tissue
 from tests.bench.evidence.figures import compare, difference
 from tests.bench.evidence.pages import closed_table
@@ -75,6 +76,17 @@ def test_differences_are_paired_and_over_images() -> None:
     assert found.closed.value == pytest.approx((better.mean() - untrained.mean()) / (1 - untrained.mean()))
     assert 0 < found.gain.low < found.gain.value < found.gain.high
     assert found.gain.high - found.gain.low < found.accuracy.high - found.accuracy.low
+    images = [image for run in _runs(better.tolist()) for image in run["lung_colon"]["image"]]
+    groups = np.unique(images, return_inverse=True)[1]  # the two tiles of an image are drawn together
+    mean = better.ravel()
+    (expected,) = bootstrap(
+        lambda weights: np.array([mean @ weights / weights.sum()]),
+        120,
+        groups,
+        np.random.default_rng(0),
+        2000,
+    )
+    assert (found.accuracy.low, found.accuracy.high) == pytest.approx((expected.low, expected.high))
     same = difference(_runs(better.tolist()), _runs(better.tolist()), "lung_colon", "knn")
     assert (same.low, same.value, same.high) == (0, 0, 0)
 
