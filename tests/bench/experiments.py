@@ -48,6 +48,7 @@ from pipeline.extract.extract import extract
 from pipeline.extract.options import ExtractOptions
 from pipeline.metrics.cka import linear_cka
 from pipeline.metrics.knn import knn_votes, leave_out
+from pipeline.runtime.interrupt import ending_with_parent
 from pipeline.runtime.options import to_json
 from pipeline.runtime.progress import Silent
 from pipeline.slides.find import find_slides
@@ -180,6 +181,11 @@ def work(job: Job) -> dict[str, float]:
     if job.result.exists():
         found: dict[str, float] = json.loads(job.result.read_text())
         return found
+    with ending_with_parent():
+        return _work(job)
+
+
+def _work(job: Job) -> dict[str, float]:
     torch.set_num_threads(1)
     run, began = job.result.with_suffix(""), time.monotonic()
     if job.untrained:

@@ -15,9 +15,12 @@ from pipeline.encoders.encoder import Encoder
 from pipeline.encoders.load import load_encoder
 from pipeline.extract.extract import extract
 from pipeline.extract.options import ExtractOptions
+from pipeline.runtime.interrupt import ending_with_parent
+from pipeline.runtime.options import to_json
 from pipeline.runtime.progress import Reporter, Silent
 from pipeline.tile.options import TileOptions
 from stores.combine.subset import Selection, subset
+from stores.format import recipe
 from stores.io.files import write_json
 from tests.bench.evidence.judge import Judge
 from tests.bench.evidence.tissue import FOLDS, PARTS
@@ -96,6 +99,14 @@ class Place:
         for store, teaching in ((self.store, self.teaching()), (self.control, control)):
             extract([self.table], store, teaching, TileOptions(), report)
 
+    def run_of(self, arm: Arm, fold: int) -> Path:
+        """The folder of a run, named by all that decides it: what it varies, all other options, tissue and targets."""
+        options = to_json(_options(arm, fold))
+        stores = [recipe.load(store).digest() for store in (self.store, self.control)]
+        tissue = hashlib.sha256(self.table.read_bytes()).hexdigest()
+        said = json.dumps([dataclasses.asdict(arm), fold, options, stores, tissue], sort_keys=True)
+        return self.out / "runs" / hashlib.sha256(said.encode()).hexdigest()[:12]
+
     def store_of(self, fold: int, parts: int, untaught: bool = False) -> Path:
         """What a student of `fold` trains on: some parts of the slides and of the other folds."""
         whole = self.control if untaught else self.store
@@ -109,12 +120,16 @@ class Place:
 
 def work(place: Place, arm: Arm, fold: int) -> dict[str, Any]:
     """Train a student that never sees `fold`, judge it on `fold`, keep the result; read it when it is there."""
-    said = json.dumps([dataclasses.asdict(arm), fold])
-    run = place.out / "runs" / hashlib.sha256(said.encode()).hexdigest()[:12]
+    run = place.run_of(arm, fold)
     path = run.with_suffix(".json")
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text())
         return found
+    with ending_with_parent():
+        return _work(place, arm, fold, run)
+
+
+def _work(place: Place, arm: Arm, fold: int, run: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     judge, began = Judge(place.store, place.table), time.monotonic()
     if arm.loss:
@@ -123,7 +138,7 @@ def work(place: Place, arm: Arm, fold: int) -> dict[str, Any]:
         student = load_student(_options(arm, fold))
     trained = time.monotonic() - began
     found = judge.figures(judge.features(student), fold) | {"arm": arm.name, "fold": fold, "seconds": trained}
-    write_json(path, found)
+    write_json(run.with_suffix(".json"), found)
     return found
 
 
