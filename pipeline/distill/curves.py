@@ -49,6 +49,6 @@ def draw_curves(
     ):
         axes.set(title=title, xlabel="step")
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=8)
+            axes.legend(edgecolor="none", fontsize=8)  # its ground hides a line behind it
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
