@@ -1,6 +1,6 @@
 """The values of ``--loss``: a weighted sum of named terms. Imports nothing heavy: options are checked with it.
 
-``log-sum``, ``log-sum-corr``, ``mse``, ``l1``, ``smooth-l1``, ``cosine``, ``relational``
+``log-sum``, ``log-sum-corr``, ``mse``, ``l1``, ``smooth-l1``, ``cosine``, ``relational``, ``infonce``
                    projected features against the teacher's
 ``dino``           the student's assignments to prototypes against the teacher's, of the features
 ``ibot``           the same of the patch tokens
@@ -12,7 +12,7 @@ import math
 
 from stores.errors import OptionError
 
-FEATURE_TERMS = ("log-sum", "log-sum-corr", "mse", "l1", "smooth-l1", "cosine", "relational")
+FEATURE_TERMS = ("log-sum", "log-sum-corr", "mse", "l1", "smooth-l1", "cosine", "relational", "infonce")
 TOKEN_TERMS = ("ibot", "token-cosine")
 PROTOTYPE_TERMS = ("dino", "ibot")
 TERMS = (*FEATURE_TERMS, "dino", *TOKEN_TERMS, "koleo")

@@ -54,8 +54,29 @@ def relational(s_BD: Tensor, t_BD: Tensor) -> Tensor:
     return functional.mse_loss(s @ s.T, t @ t.T)
 
 
-def feature_loss(name: str, alpha: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss of a term of `pipeline.distill.loss_spec.FEATURE_TERMS`; `alpha` matters to both forms of log-sum."""
+def infonce(s_BD: Tensor, t_BD: Tensor, temperature: float = 0.1) -> Tensor:
+    """Cross entropy of recognising each view's target among those of the batch, and each target's view among the views.
+
+    ``(CE(z) + CE(z^T)) / 2`` with ``z_ij = cos(s_i, t_j) / temperature``, the right answer on the diagonal: InfoNCE
+    (van den Oord et al., arXiv 1807.03748, equation 4) in both directions, as OMNI has it (prism-oncology/OMNI
+    ``omni/losses.py``; temperature 0.1, weight 0.1 beside cosine and smooth-l1). It starts near ``log(B)`` where D is
+    large. All other views of the batch count as wrong answers, also other seeds of the same patch.
+    """
+    z_BB = functional.normalize(s_BD, dim=1) @ functional.normalize(t_BD, dim=1).T / temperature
+    right = torch.arange(len(z_BB), device=z_BB.device)
+    return (functional.cross_entropy(z_BB, right) + functional.cross_entropy(z_BB.T, right)) / 2
+
+
+def feature_loss(name: str, alpha: float, temperature: float = 0.1) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of a term of `pipeline.distill.loss_spec.FEATURE_TERMS`.
+
+    Parameters
+    ----------
+    alpha
+        Exponent of both forms of log-sum.
+    temperature
+        That of infonce.
+    """
     losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "log-sum": partial(log_sum, alpha=alpha),
         "log-sum-corr": partial(log_sum_corr, alpha=alpha),
@@ -64,6 +85,7 @@ def feature_loss(name: str, alpha: float) -> Callable[[Tensor, Tensor], Tensor]:
         "smooth-l1": functional.smooth_l1_loss,
         "cosine": cosine,
         "relational": relational,
+        "infonce": partial(infonce, temperature=temperature),
     }
     return losses[name]
 

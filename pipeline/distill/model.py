@@ -123,7 +123,9 @@ class Distiller(nn.Module):
         self.loss, self.dtype, self.gather = loss, dtype, gather
         self.temperature = options.student_temp
         self.feature_losses = {
-            n: feature_loss(n, options.alpha) for n in loss if n in loss_spec.FEATURE_TERMS
+            n: feature_loss(n, options.alpha, options.infonce_temp)
+            for n in loss
+            if n in loss_spec.FEATURE_TERMS
         }
         self.projector = Projector(student.dim, teaching.dim) if self.feature_losses else None
         self.target_norm = TargetNorm(options.teacher_norm, teaching.mean, teaching.variance)

@@ -32,6 +32,7 @@ class LossOptions:
         heading=_LOSS,
     )
     alpha: float = option(4.0, "Exponent of log-sum and log-sum-corr.", heading=_LOSS)
+    infonce_temp: float = option(0.1, "Temperature of infonce.", heading=_LOSS)
     prototypes: Path | None = option(
         None, "Folder that `g2l prototypes` wrote. dino and ibot need it.", metavar="DIR", heading=_LOSS
     )
@@ -56,7 +57,7 @@ class LossOptions:
 
     def validate(self) -> None:
         """Raise OptionError that names the first value that is not allowed."""
-        for name in ("alpha", "student_temp", "teacher_temp"):
+        for name in ("alpha", "infonce_temp", "student_temp", "teacher_temp"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         require_one_or_more(self, "head_hidden", "head_bottleneck")
         wants = [term for term in loss_spec.parse(self.loss) if term in loss_spec.PROTOTYPE_TERMS]

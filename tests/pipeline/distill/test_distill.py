@@ -383,7 +383,7 @@ def test_fewer_held_out_views_than_a_batch(store: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "loss", ["log-sum", "log-sum-corr", "mse", "l1", "smooth-l1", "cosine", "relational"]
+    "loss", ["log-sum", "log-sum-corr", "mse", "l1", "smooth-l1", "cosine", "relational", "infonce"]
 )
 @pytest.mark.parametrize("norm", ["batch", "store", "none"])
 def test_every_loss_goes_down(store: Path, loss: str, norm: str) -> None:

@@ -274,11 +274,13 @@ def test_a_store_without_tokens(store: Path, options: DistillOptions, tmp_path: 
 def test_two_processes_balance_over_the_batches_of_both(
     token_store: Path, options: DistillOptions, tmp_path: Path
 ) -> None:
-    """Sinkhorn, KoLeo and batch normalisation see one batch: the losses of one process with twice as much, to rounding.
+    """Sinkhorn, KoLeo, InfoNCE and normalisation see one batch: the losses of one process with twice as much.
 
     KoLeo takes the log of distances near 0.005 between features of norm 1, which magnifies rounding: hence its weight.
     """
-    chosen = replace(options, loss="dino,ibot,token-cosine,koleo:1e-6", assign="sinkhorn", steps=5, threads=1)
+    chosen = replace(
+        options, loss="dino,ibot,token-cosine,infonce,koleo:1e-6", assign="sinkhorn", steps=5, threads=1
+    )
     train.distill(token_store, tmp_path / "one", replace(chosen, batch_size=16), False, Silent())
     processes = several(token_store, tmp_path / "two", chosen, 2)
     for process in processes:
@@ -290,6 +292,6 @@ def test_two_processes_balance_over_the_batches_of_both(
     )
     assert len(one) == 5
     for wanted, got in zip(one, two, strict=True):
-        for name in ("loss", "loss_dino", "loss_ibot", "loss_token-cosine"):
+        for name in ("loss", "loss_dino", "loss_ibot", "loss_token-cosine", "loss_infonce"):
             assert got[name] == pytest.approx(wanted[name], rel=2e-4), name
     assert two[0]["loss_koleo"] == pytest.approx(one[0]["loss_koleo"], rel=1e-3)

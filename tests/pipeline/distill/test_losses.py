@@ -7,12 +7,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from torch.nn import functional
 
 from pipeline.distill import loss_spec
 from pipeline.distill.losses import (
     EPS,
     assignment,
     feature_loss,
+    infonce,
     koleo,
     log_sum,
     log_sum_corr,
@@ -85,6 +87,16 @@ def correlation(s: npt.NDArray[np.float64], t: npt.NDArray[np.float64]) -> npt.N
     return (s * t).sum(axis=0) / len(s)
 
 
+def infonce_of(s: npt.NDArray[np.float64], t: npt.NDArray[np.float64], temperature: float) -> float:
+    """Element by element: how unlikely the right target is among all, and the right view among all."""
+    s, t, total = unit(s), unit(t), 0.0
+    for i in range(len(s)):
+        to_targets = [math.exp(s[i] @ t[j] / temperature) for j in range(len(t))]
+        to_views = [math.exp(s[j] @ t[i] / temperature) for j in range(len(s))]
+        total -= math.log(to_targets[i] / sum(to_targets)) + math.log(to_views[i] / sum(to_views))
+    return total / (2 * len(s))
+
+
 D = S - T
 REFERENCES = {
     "mse": (D**2).mean(),
@@ -92,6 +104,7 @@ REFERENCES = {
     "smooth-l1": np.where(np.abs(D) < 1, D**2 / 2, np.abs(D) - 0.5).mean(),
     "cosine": 1 - (unit(S) * unit(T)).sum(axis=1).mean(),
     "relational": ((unit(S) @ unit(S).T - unit(T) @ unit(T).T) ** 2).mean(),
+    "infonce": infonce_of(S, T, 0.1),
     "log-sum": math.log((D**4).sum() + EPS),
     "log-sum-corr": math.log((np.abs(correlation(S, T) - 1) ** 4).sum() + EPS),
 }
@@ -101,6 +114,27 @@ REFERENCES = {
 def test_every_loss_equals_its_formula(name: str) -> None:
     loss = feature_loss(name, 4.0)(torch.tensor(S), torch.tensor(T))
     assert float(loss) == pytest.approx(float(REFERENCES[name]), rel=1e-9)
+
+
+def test_infonce_has_a_temperature_and_starts_near_the_log_of_the_batch() -> None:
+    found = feature_loss("infonce", 4.0, 0.7)(torch.tensor(S), torch.tensor(T))
+    assert float(found) == pytest.approx(infonce_of(S, T, 0.7), rel=1e-9)
+    s, t = torch.randn(2, 256, 1536, generator=torch.Generator().manual_seed(0))
+    assert float(infonce(s, t)) == pytest.approx(math.log(256), abs=0.1)
+    assert float(infonce(t, t)) < 0.02
+
+
+def test_infonce_draws_a_view_to_its_own_target_alone() -> None:
+    s = torch.tensor(S, requires_grad=True)
+    infonce(s, torch.tensor(T)).backward()
+    assert s.grad is not None
+    with torch.no_grad():
+        nearer = (
+            functional.normalize(s - 0.1 * s.grad, dim=1) @ functional.normalize(torch.tensor(T), dim=1).T
+        )
+        change = nearer - functional.normalize(s, dim=1) @ functional.normalize(torch.tensor(T), dim=1).T
+    assert (change.diagonal() > 0).all()
+    assert (change.diagonal() > change.mean(dim=1)).all()
 
 
 def test_log_sum_corr_sees_neither_scale_nor_mean_of_a_dimension() -> None:
