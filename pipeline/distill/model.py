@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.data.loader import Batch
 from pipeline.distill import loss_spec
+from pipeline.distill.grids import averaged
 from pipeline.distill.heads import Assigner, DinoHead, Projector, TargetNorm, standardise
 from pipeline.distill.layers import frozen_parts
 from pipeline.distill.losses import assignment, cosine, feature_loss, koleo
@@ -83,7 +84,7 @@ class Embedded:
     features: Tensor
     """(B, d_s)"""
     tokens: Tensor | None = None
-    """(B, t, width), at the positions of the targets; None when the loss uses no tokens."""
+    """(B, t, width), of the places that the loss compares; None when the loss uses no tokens."""
 
     def rows(self, index: Tensor) -> "Embedded":
         """Those of some of the views."""
@@ -130,9 +131,9 @@ class Distiller(nn.Module):
         self.projector = Projector(student.dim, teaching.dim) if self.feature_losses else None
         self.target_norm = TargetNorm(options.teacher_norm, teaching.mean, teaching.variance)
         self.heads, self.assigners = nn.ModuleDict(), nn.ModuleDict()
-        width = 0
-        if teaching.tokens is not None:
-            width = _token_width(student, teaching.tokens, options.student)
+        self.about, self.grid, width = teaching.tokens, 0, 0
+        if self.about is not None:
+            self.grid, width = token_grid(student)
         for term, of, side in (("dino", "features", student.dim), ("ibot", "tokens", width)):
             if term in loss:
                 space = teaching.space(of)
@@ -207,7 +208,25 @@ class Distiller(nn.Module):
             if not self.uses_tokens:
                 return Embedded(self.student(views).float())
             features, tokens = self.student.with_tokens(views)
-            return Embedded(features.float(), take_tokens(tokens, positions).float())
+        return Embedded(features.float(), self._compared_tokens(tokens, positions))
+
+    def _compared_tokens(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """The student's tokens that have a target: all, or those on the places of the tokens that the store keeps."""
+        about = self._about_tokens()
+        if about.grid != self.grid:
+            tokens = tokens.float()
+            if about.whole:
+                return tokens
+            tokens = averaged(tokens, about.grid)
+        return take_tokens(tokens, positions).float()
+
+    def _target_tokens(self, targets: Targets) -> Tensor:
+        """The teacher's tokens of the same places."""
+        return averaged(targets.tokens, self.grid) if self._about_tokens().whole else targets.tokens
+
+    def _about_tokens(self) -> Tokens:
+        assert self.about is not None
+        return self.about
 
     def terms(
         self, student: Embedded, targets: Targets, pair: tuple[Tensor, Tensor] | None
@@ -230,7 +249,7 @@ class Distiller(nn.Module):
                 found[name] = self._assignment(name, student.features, targets.features)
             else:
                 assert student.tokens is not None
-                rows, target = student.tokens.flatten(0, 1), targets.tokens.flatten(0, 1)
+                rows, target = student.tokens.flatten(0, 1), self._target_tokens(targets).flatten(0, 1)
                 if name == "ibot":
                     found[name] = self._assignment(name, rows, target)
                 else:
@@ -256,16 +275,6 @@ class Distiller(nn.Module):
         return target if self.target_norm.kind == "none" else standardise(target)
 
 
-def _token_width(student: Encoder, about: Tokens, name: str) -> int:
-    grid, width = token_grid(student)
-    if grid != about.grid:
-        raise OptionError(
-            f"--student {name}: has {grid}x{grid} patch tokens, the store {about.grid}x{about.grid}; choose a student "
-            f"with this grid, such as timm:NAME?img_size={student.image_px}&patch_size={student.image_px // about.grid}"
-        )
-    return width
-
-
 def build(
     student: Encoder,
     teaching: Teaching,
@@ -273,13 +282,7 @@ def build(
     dtype: torch.dtype = torch.float32,
     gather: Callable[[Tensor], Tensor] | None = None,
 ) -> Distiller:
-    """A distiller with heads seeded by ``options.seed``; leaves the global random state alone.
-
-    Raises
-    ------
-    OptionError
-        When the student's grid of patch tokens is not the store's.
-    """
+    """A distiller with heads seeded by ``options.seed``; leaves the global random state alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         return Distiller(student, loss_spec.parse(options.loss), teaching, options, dtype, gather)

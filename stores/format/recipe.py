@@ -117,6 +117,11 @@ class Tokens:
                 f"a grid has a side of 1 to {MAX_GRID}, and no view more tokens than its grid"
             )
 
+    @property
+    def whole(self) -> bool:
+        """Whether all tokens of a view are kept; then they stand in the order of the grid."""
+        return self.count == self.grid**2
+
 
 @dataclass(frozen=True, slots=True)
 class Declared:
