@@ -9,6 +9,7 @@ import json
 import struct
 import zipfile
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -79,13 +80,13 @@ def some_json(raw: bytes, random: Random) -> bytes:
     for _ in range(random.choice((1, 1, 2, 3))):
         places = _places(value)
         if not places or random.random() < 0.02:
-            value = random.choice(_ODD)
+            value = deepcopy(random.choice(_ODD))
             continue
         container, key = random.choice(places)
         if random.random() < 0.2:
             del container[key]
         else:
-            container[key] = random.choice(_ODD)
+            container[key] = deepcopy(random.choice(_ODD))
     return json.dumps(value).encode()
 
 
