@@ -63,6 +63,15 @@ def model_card(
         for name in _FIGURES
         if summary.get(name) is not None
     )
+    shrinks, by_hand = "", ""
+    if student.shrink > 1:
+        side, by = student.image_px // student.shrink, student.shrink
+        shrinks = f"; the network sees {side} px: means of squares of {by} px, integers rounded half up"
+        by_hand = (
+            f"total = uint8.int().unflatten(3, ({side}, {by})).unflatten(2, ({side}, {by})).sum((3, 5))\n"
+            f'x = (total + {by * by // 2}).div({by * by}, rounding_mode="floor") / 255  # of (B, 3, '
+            f"{student.image_px}, {student.image_px}); then Normalize\n"
+        )
     folder, what = (
         ("student-ema", "The moving average of a student") if averaged else ("student", "A student")
     )
@@ -84,16 +93,16 @@ the model. Unknown means that this card does not know, not that anything is perm
 
 ## Use
 
-RGB images of {student.image_px} px at {stored.patch.mpp:g} micrometres per pixel, scaled to [0, 1], normalised
+RGB images of {student.image_px} px at {stored.patch.mpp:g} micrometres per pixel{shrinks}, scaled to [0, 1], normalised
 with mean {list(student.mean)} and std {list(student.std)}; embedding: {markdown(student.pooling)}.
 
 ```python
 import timm
 model = timm.create_model("local-dir:{folder}", pretrained=True)
-```
+{by_hand}```
 
 or `pipeline.encoders.load_encoder("{folder}")` of g2l, which takes uint8 views and applies Normalize and pooling
-itself. Projector and heads of the training are not part of the model.
+itself{", and the means" if shrinks else ""}. Projector and heads of the training are not part of the model.
 
 ## Training
 

@@ -168,6 +168,13 @@ class DistillOptions(
         metavar="ENCODER",
         heading=ENCODER,
     )
+    student_px: int | None = option(
+        None,
+        "Side of what the student sees: means of squares of the view, such as 112 of 224 px, a quarter of the cost.",
+        metavar="PX",
+        heading=ENCODER,
+        shown="that of the view",
+    )
     slides: tuple[Path, ...] = option(
         (),
         "Slide file or folder. Not needed when the store has pixels. May be repeated.",
@@ -222,7 +229,9 @@ class DistillOptions(
         for name in ("batch_size", "val_views"):
             value = getattr(self, name)
             require(value >= 2, name, value, "2 or more (batch normalisation needs two views)")
-        require_one_or_more(self, "val_every", "checkpoint_every", "views_per_read", "seeds", "window")
+        require_one_or_more(
+            self, "val_every", "checkpoint_every", "views_per_read", "seeds", "window", "student_px"
+        )
         LossOptions.validate(self)
         OptimiserOptions.validate(self)
         ReadingOptions.validate(self)

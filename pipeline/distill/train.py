@@ -35,7 +35,7 @@ from pipeline.distill.options import DistillOptions
 from pipeline.distill.ranks import Ranks
 from pipeline.distill.schedule import cosine_annealing
 from pipeline.distill.start import with_defaults
-from pipeline.distill.trainer import Trainer, make_trainer, require_view_size
+from pipeline.distill.trainer import Trainer, make_trainer, require_view_size, seen_px
 from pipeline.distill.validate import limits, validate
 from pipeline.encoders.encoder import Encoder
 from pipeline.encoders.export import export_encoder
@@ -119,7 +119,7 @@ def distill(
         data = open_data(store, options, threads, report)
         digest = data.train.recipe.digest()
         _require_same_store(run, digest)
-        _require_view_size(options.student, data)
+        _require_view_size(options, data)
         steps = _planned_steps(options, data, ranks)
         _require_validations(options, data, steps)
         student = load_student(options)  # after all checks of the store: this may download gigabytes
@@ -202,10 +202,12 @@ def _require_same_store(run: Path, digest: str) -> None:
             )
 
 
-def _require_view_size(student: str, data: Data) -> None:
+def _require_view_size(options: DistillOptions, data: Data) -> None:
     """Raise OptionError when a preset takes views of another size; other students are asked once they are built."""
+    student = options.student
+    seen_px(options, data.train.policy.crop_px)
     if student in PRESETS and not PRESETS[student].kwargs.get("dynamic_img_size"):
-        require_view_size(student, PRESETS[student].image_px, data)
+        require_view_size(options, PRESETS[student].image_px, data)
 
 
 def _begin_run(run: Path, options: DistillOptions, digest: str) -> None:

@@ -98,20 +98,42 @@ def _step_seed(seed: int, position: int, rank: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8, person=b"g2l-step").digest(), "big") >> 1
 
 
-def require_view_size(student: str, image_px: int, data: Data, otherwise: str = "") -> None:
-    """Raise OptionError unless a student takes views of the size that the store's policy makes."""
+def require_view_size(options: DistillOptions, image_px: int, data: Data, otherwise: str = "") -> None:
+    """Raise OptionError unless a student takes what it will see of the views of the store."""
     crop_px = data.train.policy.crop_px
-    if image_px != crop_px:
-        raise OptionError(f"--student {student}: takes {image_px} px, the store has {crop_px} px{otherwise}")
+    side = seen_px(options, crop_px)
+    if image_px != side:
+        has = f"the store has {crop_px} px" if side == crop_px else f"--student-px is {side}"
+        raise OptionError(f"--student {options.student}: takes {image_px} px, {has}{otherwise}")
+
+
+def seen_px(options: DistillOptions, crop_px: int) -> int:
+    """Side of what the student sees of views of `crop_px`; OptionError unless squares of pixels fill the view."""
+    side = options.student_px or crop_px
+    if crop_px % side:
+        smaller = [crop_px // by for by in range(1, 9) if crop_px % by == 0]
+        raise OptionError(
+            f"--student-px {side}: squares of whole pixels are averaged: allowed are divisors of {crop_px}, the side "
+            f"of the views, such as {', '.join(map(str, smaller))}"
+        )
+    return side
 
 
 def make_trainer(student: Encoder, data: Data, options: DistillOptions, ranks: Ranks) -> Trainer:
     """The student on its device with a projector and an optimiser."""
     dtype, _ = devices.choose_dtype(options.dtype, ranks.device)
     crop_px = data.train.policy.crop_px
-    if student.takes(crop_px):
-        student = student.for_views(crop_px)
-    require_view_size(options.student, student.image_px, data, other_size(student.resizable, crop_px))
+    side = seen_px(options, crop_px)
+    if student.shrink == 1 or side == crop_px:
+        if student.takes(side):
+            student = student.for_views(side)
+        require_view_size(options, student.image_px, data, other_size(student.resizable, side))
+        student = student.shrinking(crop_px // side)
+    elif (student.image_px, student.shrink) != (crop_px, crop_px // side):
+        raise OptionError(
+            f"--student {options.student}: averages squares of {student.shrink} px of views of {student.image_px} px "
+            "already; leave --student-px out"
+        )
     if options.drop_path:
         set_drop_path(student, options.drop_path)
     if options.freeze_layers:

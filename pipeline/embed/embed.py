@@ -148,8 +148,10 @@ def _about(
     resampling: str,
 ) -> dict[str, Any]:
     """All that decides the embeddings; goes into the files that have room for it."""
-    described = json.loads(json.dumps(dataclasses.asdict(encoder.identity)))
-    about: dict[str, Any] = {"schema": 1, "encoder": {**described, "licence": expression(encoder.terms)}}
+    about: dict[str, Any] = {
+        "schema": 1,
+        "encoder": {**encoder.identity.to_json(), "licence": expression(encoder.terms)},
+    }
     reader = dataclasses.asdict(reader_identity())
     if table is not None:
         return {**about, "tiles": {"sha256": table.digest, "fit": options.fit, "resampling": resampling}}

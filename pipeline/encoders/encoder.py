@@ -16,8 +16,8 @@ from stores.errors import EncoderError
 class Encoder(nn.Module):
     """A backbone with the Normalize and the pooling that belong to it.
 
-    ``mean``, ``std``, ``image_px``, ``mpp``, ``pooling``, ``dim``, ``licence`` and ``terms`` are those of `preset`. The
-    constants of Normalize stay float32 when the encoder is cast, and are in no state dict.
+    ``mean``, ``std``, ``image_px``, ``shrink``, ``mpp``, ``pooling``, ``dim``, ``licence`` and ``terms`` are those of
+    `preset`. The constants of Normalize stay float32 when the encoder is cast, and are in no state dict.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class Encoder(nn.Module):
         self.preset = preset
         self.name = preset.name
         self.mean, self.std = preset.mean, preset.std
-        self.image_px, self.mpp = preset.image_px, preset.mpp
+        self.image_px, self.shrink, self.mpp = preset.image_px, preset.shrink, preset.mpp
         self.pooling, self.dim = preset.pooling, preset.dim
         self.licence, self.terms = preset.licence, preset.terms
         self.backbone = backbone
@@ -79,7 +79,7 @@ class Encoder(nn.Module):
 
     def takes(self, view_px: int) -> bool:
         """Whether views of this side fit: its own, or any multiple of its patch where it takes any size."""
-        free = _takes_any_size(self.backbone) and view_px % _patch_px(self.backbone) == 0
+        free = _takes_any_size(self.backbone) and view_px % (self.shrink * _patch_px(self.backbone)) == 0
         return view_px == self.image_px or (free and view_px > 0)
 
     def for_views(self, view_px: int) -> "Encoder":
@@ -102,6 +102,25 @@ class Encoder(nn.Module):
         if not getattr(self.backbone, "dynamic_img_size", False):
             self._require_long_enough(view_px)
         other = Encoder(replace(self.preset, image_px=view_px), self.backbone).train(self.training)
+        other._layout = self._layout
+        return other
+
+    def shrinking(self, by: int) -> "Encoder":
+        """The same encoder for views whose side is `by` times as long: each pixel that it sees is the mean of a square.
+
+        Means are integers, rounded half up: `shrunk`.
+
+        Raises
+        ------
+        EncoderError
+            It does so already.
+        """
+        if by == 1:
+            return self
+        if self.shrink != 1:
+            raise EncoderError(f"{self.name} averages squares of {self.shrink} px already")
+        preset = replace(self.preset, image_px=self.image_px * by, shrink=by)
+        other = Encoder(preset, self.backbone).train(self.training)
         other._layout = self._layout
         return other
 
@@ -130,7 +149,7 @@ class Encoder(nn.Module):
         patch = getattr(getattr(self.backbone, "patch_embed", None), "patch_size", None)
         built = getattr(getattr(self.backbone, "patch_embed", None), "img_size", None) is not None
         plain = self.name.removeprefix("timm:").partition("?")[0] == self.preset.arch
-        return (self.name, int(patch[0])) if patch and built and plain else None
+        return (self.name, int(patch[0])) if patch and built and plain and self.shrink == 1 else None
 
     def with_tokens(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """Features of views and their patch tokens, from one pass.
@@ -175,6 +194,7 @@ class Encoder(nn.Module):
 
     def _normalized(self, views: Tensor) -> Tensor:
         mean, std = self._normalize.view(2, 1, 3, 1, 1)
+        views = shrunk(views, self.shrink)
         # torchvision's ToTensor and Normalize, as on the model cards, to the last bit
         images = views.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._layout)
         images = images.div_(255).sub_(mean).div_(std)
@@ -187,7 +207,7 @@ class Encoder(nn.Module):
             raise EncoderError(f"views are {dtype} {by_sides(views.shape)}; uint8 (B, H, W, 3) expected")
         height, width = views.shape[1:3]
         if _takes_any_size(self.backbone):
-            patch = _patch_px(self.backbone)
+            patch = self.shrink * _patch_px(self.backbone)
             if height % patch or width % patch:
                 raise EncoderError(
                     f"views are {width}x{height} px, {self.name} takes multiples of {patch} px; choose another crop"
@@ -203,6 +223,19 @@ class Encoder(nn.Module):
         # .to(bfloat16) would round the mean to three digits
         self._normalize = _constants(self.preset).to(self._normalize.device)
         return self
+
+
+def shrunk(views: Tensor, by: int) -> Tensor:
+    """Views (B, H, W, 3), uint8, to (B, H / by, W / by, 3): means of squares in integers, rounded half up.
+
+    ``(sum + by * by // 2) // (by * by)``: the same on every device, and that of
+    `pipeline.slides.resample.resample_area` where `by` is a power of two.
+    """
+    if by == 1:
+        return views
+    squares = views.unflatten(2, (-1, by)).unflatten(1, (-1, by))
+    total = squares.sum(dim=(2, 4), dtype=torch.int32)
+    return total.add_(by * by // 2).div_(by * by, rounding_mode="floor").to(torch.uint8)
 
 
 def _constants(preset: Preset) -> Tensor:
@@ -254,6 +287,8 @@ def token_grid(encoder: "Encoder") -> tuple[int, int]:
     backbone: Any = encoder.backbone
     known = all(hasattr(backbone, name) for name in ("forward_features", "forward_head", "num_prefix_tokens"))
     sides = tuple(getattr(getattr(backbone, "patch_embed", None), "grid_size", None) or ())
+    if getattr(backbone, "dynamic_img_size", False):  # built for one size, used for another
+        sides = (encoder.image_px // encoder.shrink // _patch_px(backbone),) * len(sides)
     if not known or len(sides) != 2 or sides[0] != sides[1]:
         raise EncoderError(
             f"{encoder.name} has no square grid of patch tokens; tokens need a vision transformer (ViT) of timm"

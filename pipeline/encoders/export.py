@@ -68,6 +68,7 @@ def _config(encoder: Encoder, extra: Mapping[str, object], terms: Sequence[Terms
         "mean": preset.mean,
         "std": preset.std,
         "image_px": preset.image_px,
+        **({} if preset.shrink == 1 else {"shrink": preset.shrink}),
         "mpp": preset.mpp,
         "dim": preset.dim,
         "licence": licence,
@@ -87,7 +88,7 @@ def _config(encoder: Encoder, extra: Mapping[str, object], terms: Sequence[Terms
         "pretrained_cfg": {
             **kept,
             "tag": "g2l",
-            "input_size": [3, preset.image_px, preset.image_px],
+            "input_size": [3, preset.image_px // preset.shrink, preset.image_px // preset.shrink],
             "fixed_input_size": known.get("fixed_input_size", False),
             "crop_pct": 1.0,
             "mean": preset.mean,

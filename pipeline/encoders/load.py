@@ -31,6 +31,7 @@ from pipeline.encoders.timm_models import (
     is_timm,
     rgb,
     side,
+    sizes_of_config,
     terms_of_config,
     timm_preset,
     unknown,
@@ -140,7 +141,7 @@ def _build(preset: Preset, weights: Path | None, random_weights: int | None) -> 
         return Encoder(preset, _seeded(lambda: create(preset), random_weights)).eval()
     if weights is not None:
         known = union(preset.terms, _terms_beside(weights))
-        preset = replace(preset, terms=known or (Terms(preset.name),))
+        preset = _sized_beside(replace(preset, terms=known or (Terms(preset.name),)), weights)
     with torch.device("meta"):  # shapes are compared before memory is taken
         backbone = create(preset)
     if weights is None:
@@ -162,14 +163,34 @@ def _terms_beside(weights: Path) -> tuple[Terms, ...]:
 
     So the terms of a student's teachers stay with its weights under whatever name these are loaded.
     """
-    folder = weights if weights.is_dir() else weights.parent
-    config = folder / "config.json"
-    if not config.is_file() or (weights.is_file() and weights.name not in WEIGHT_FILES):
-        return ()
+    name = _folder_of(weights).resolve().name
     try:
-        return terms_of_config(files.read_json(config), folder.resolve().name)
+        config = _config_beside(weights)
+        return () if config is None else terms_of_config(config, name)
     except StoreError:
-        return (Terms(folder.resolve().name),)  # it says something that cannot be read: unknown
+        return (Terms(name),)  # it says something that cannot be read: unknown
+
+
+def _sized_beside(preset: Preset, weights: Path) -> Preset:
+    """`preset` with the averaging of views that the weights were trained with, under whatever name they are loaded."""
+    try:
+        config = _config_beside(weights)
+    except StoreError:
+        return preset
+    image_px, shrink = sizes_of_config(config, str(_folder_of(weights)), preset.image_px)
+    return preset if shrink == 1 else replace(preset, image_px=image_px, shrink=shrink)
+
+
+def _folder_of(weights: Path) -> Path:
+    return weights if weights.is_dir() else weights.parent
+
+
+def _config_beside(weights: Path) -> Any:
+    """What the ``config.json`` beside a file of weights says; None where there is none that belongs to it."""
+    config = _folder_of(weights) / "config.json"
+    if not config.is_file() or (weights.is_file() and weights.name not in WEIGHT_FILES):
+        return None
+    return files.read_json(config)
 
 
 def _seeded(make: Callable[[], Any], seed: int) -> Any:
@@ -197,7 +218,7 @@ def _from_function(spec: str, weights: Path | None, random_weights: int | None) 
         state = fit(read_checkpoint(weights), encoder.backbone, str(weights), spec)
         encoder.backbone.load_state_dict(state)
         terms = union(encoder.terms, _terms_beside(weights))
-        encoder = Encoder(replace(encoder.preset, terms=terms), encoder.backbone)
+        encoder = Encoder(_sized_beside(replace(encoder.preset, terms=terms), weights), encoder.backbone)
     return encoder.to("cpu", torch.float32).eval()
 
 

@@ -70,6 +70,8 @@ class Preset:
     std: tuple[float, float, float]
     image_px: int = 224
     """Side of the square view that it takes."""
+    shrink: int = 1
+    """Side of the squares of the view whose mean is one pixel of what the backbone sees; 1 for the view itself."""
     mpp: float | None = None
     """Resolution it was trained at, in micrometres per pixel; None where that is unknown."""
     pooling: Pooling = "forward"

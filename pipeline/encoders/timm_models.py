@@ -234,16 +234,36 @@ def _read_config(config: Mapping[str, Any], arch: str, origin: str, name: str) -
         raise EncoderError(
             f"config.json of {origin}: pooling {one_line(repr(pooling))}; allowed: {', '.join(POOLINGS)}"
         )
+    image_px, shrink = sizes_of_config(config, origin, preset.image_px)
     return replace(
         preset,
         pooling=pooling,
         dim=_within(ours.get("dim", preset.dim), MAX_DIM, "dim", origin),
         mean=rgb(ours.get("mean", known.get("mean", preset.mean)), origin),
         std=rgb(ours.get("std", known.get("std", preset.std)), origin),
-        image_px=_within(ours.get("image_px", preset.image_px), MAX_IMAGE_PX, "image_px", origin),
+        image_px=image_px,
+        shrink=shrink,
         mpp=None if ours.get("mpp") is None else _mpp(ours["mpp"], origin),
         terms=terms_of_config(config, preset.name),
     )
+
+
+def sizes_of_config(config: Any, origin: str, image_px: int) -> tuple[int, int]:
+    """Side of the view, and of the squares that are averaged, of a ``config.json``; (`image_px`, 1) where it is silent.
+
+    Raises
+    ------
+    EncoderError
+        They are no whole numbers, or squares do not fill the view.
+    """
+    ours = _block(config, "g2l")
+    view_px = _within(ours.get("image_px", image_px), MAX_IMAGE_PX, "image_px", origin)
+    shrink = _within(ours.get("shrink", 1), view_px, "shrink", origin)
+    if view_px % shrink:
+        raise EncoderError(
+            f"config.json of {origin}: shrink is {shrink}; allowed are divisors of image_px, {view_px}"
+        )
+    return view_px, shrink
 
 
 def terms_of_config(config: Any, name: str) -> tuple[Terms, ...]:

@@ -179,6 +179,7 @@ def load_on_device(spec: EncoderSpec) -> OnDevice:
         image_px=encoder.image_px,
         dim=encoder.dim,
         dtype=devices.dtype_name(arithmetic),
+        shrink=encoder.shrink,
     )
     if spec.channels_last:
         encoder.use_channels_last()

@@ -62,6 +62,15 @@ class Teacher:
     """Length of a feature."""
     dtype: str
     """Arithmetic of the forward pass: ``float32``, ``bfloat16`` or ``float16``."""
+    shrink: int = 1
+    """Side of the squares of a view that are averaged to one pixel before the encoder sees it; 1 for none."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; without ``shrink`` where there is none, as in recipes of earlier versions."""
+        value = json.loads(json.dumps(asdict(self)))
+        if self.shrink == 1:
+            del value["shrink"]
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +170,7 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types. Fields that are newer than the first version are left out when they are None."""
         value = json.loads(json.dumps(asdict(self)))
+        value["teacher"] = None if self.teacher is None else self.teacher.to_json()
         for name in ("compact", "tokens", "declared"):
             if value[name] is None:
                 del value[name]
@@ -227,6 +237,8 @@ def _part(kind: type, value: Any, source: str, optional: bool) -> Any:
     if value is None and optional:
         return None
     names = [field.name for field in fields(kind)]
+    if kind is Teacher and isinstance(value, dict):
+        value = {"shrink": 1} | value
     if not isinstance(value, dict) or set(value) != set(names):
         raise StoreError(f"{source}: expected the fields {', '.join(names)}; found {value!r:.200}")
     return kind(**{f.name: _field(f.type, value[f.name], f"{source}.{f.name}") for f in fields(kind)})
@@ -329,6 +341,8 @@ def problems(stored: Recipe) -> Iterator[str]:
         return
     if not 1 <= teacher.dim < 1 << 16:
         yield f"teacher.dim {teacher.dim}; allowed is 1 to {(1 << 16) - 1}"
+    if not 1 <= teacher.shrink <= max(teacher.image_px, 1) or teacher.image_px % teacher.shrink:
+        yield f"teacher.shrink {teacher.shrink}; allowed are divisors of teacher.image_px {teacher.image_px}"
     if not all(map(math.isfinite, teacher.mean)) or not all(math.isfinite(x) and x > 0 for x in teacher.std):
         yield f"teacher.mean {teacher.mean}, std {teacher.std}; allowed are numbers, those of std above 0"
     yield from _declared_problems(stored)
