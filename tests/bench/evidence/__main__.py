@@ -35,10 +35,7 @@ VIEWS = {
     "a fresh view at every step": Arm("cnn", BEST, SHORT, views=None),
 }
 ALPHA = {f"alpha {alpha:g}": Arm("cnn", "log-sum", SHORT, alpha=alpha) for alpha in (1.0, 2.0, 4.0)}
-CONTROL = [
-    Arm("cnn", BEST, SHORT, untaught=True),
-    Arm("vit", BEST, SHORT, untaught=True),
-]
+CONTROL = [Arm(student, BEST, steps, untaught=True) for steps in (SHORT, LONG) for student in ("cnn", "vit")]
 TISSUE = {f"{100 * parts // 4} %": Arm("cnn", BEST, SHORT, parts=parts) for parts in (1, 2, 4)}
 
 
@@ -82,11 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             print(f"{number}/{len(todo)} {arm.name}, fold {fold}: {said}", flush=True)
     results = {arm: [of_arm[fold] for fold in range(FOLDS)] for arm, of_arm in found.items()}
-    shown = [*UNTRAINED, *MAIN]
+    shown = [*UNTRAINED, *CONTROL, *MAIN]
     longest = [arm for arm in MAIN if arm.steps == LONG]
     parts_of_page = {
         "Agreement and accuracy": pages.gap_table(results, teacher, LOSSES, (SHORT, LONG)),
         "Share of the teacher's lead": pages.closed_table(results, teacher, [*MAIN, *CONTROL]),
+        "What the teacher's knowledge is worth": pages.control_table(results, CONTROL),
         "Stored views": pages.curve_table(results, BASE, VIEWS),
         "Alpha": pages.curve_table(results, ALPHA["alpha 4"], ALPHA),
         "Tissue": pages.curve_table(results, BASE, TISSUE),

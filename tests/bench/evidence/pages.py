@@ -1,5 +1,6 @@
 """The tables and pictures of the evidence, from the results of runs."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -62,6 +63,25 @@ def closed_table(results: Results, teacher: Runs, arms: Sequence[Arm]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def control_table(results: Results, controls: Sequence[Arm]) -> str:
+    """A student of the pretrained teacher less the same student of one with random weights: what knowledge is worth."""
+    heads = [f"{name} {label}" for name in NAMES for label in ("5-NN", "linear")]
+    lines = [_row(["run", *heads]), _rule(1 + len(heads))]
+    for control in controls:
+        taught = dataclasses.replace(control, untaught=False)
+        lines.append(
+            _row(
+                [taught.name]
+                + [
+                    text(difference(results[taught], results[control], name, what), signed=True)
+                    for name in NAMES
+                    for what in ("knn", "linear")
+                ]
+            )
+        )
+    return "\n".join(lines) + "\n"
+
+
 def curve_table(results: Results, base: Arm, arms: Mapping[str, Arm]) -> str:
     """One thing varied: agreement, and the paired difference in accuracy to the arm `base`."""
     heads = ["CKA, unbiased", "cosine", *(f"{name} 5-NN, difference" for name in NAMES)]
@@ -112,7 +132,7 @@ def gap_picture(path: Path, results: Results, teacher: Runs, arms: Sequence[Arm]
         axes.axvline(goal.value, color="C2", label="teacher")
         for row, arm in enumerate(reversed(arms)):
             found = compare(results[arm], results[arm], teacher, name, "knn").accuracy
-            colour = "C0" if arm.loss else "0.5"
+            colour = "C1" if arm.untaught else "C0" if arm.loss else "0.5"
             axes.plot([found.low, found.high], [row, row], color=colour, lw=2)
             axes.plot([found.value], [row], "o", color=colour, ms=5)
         axes.set(title=f"{name}: 5-NN accuracy on held-out images", yticks=range(len(arms)))

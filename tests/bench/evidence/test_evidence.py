@@ -11,7 +11,7 @@ import pytest
 from pipeline.metrics.bootstrap import bootstrap
 from tests.bench.evidence import tissue
 from tests.bench.evidence.figures import compare, difference
-from tests.bench.evidence.pages import closed_table
+from tests.bench.evidence.pages import closed_table, control_table
 from tests.bench.evidence.runs import Arm
 from tests.bench.evidence.tissue import FOLDS, PATCH_PX, LabelledSet
 
@@ -103,3 +103,11 @@ def test_a_table_says_which_share_of_the_lead_is_closed() -> None:
     table = closed_table(results, _runs([[1.0] * 4]), [arm])
     assert "+0.50" in table
     assert "0.67" in table
+
+
+def test_a_control_is_compared_with_its_own_run() -> None:
+    control = Arm("vit", "mse", 10, untaught=True)
+    results = {Arm("vit", "mse", 10): _runs([[1.0, 1.0, 1.0, 0.0]]), control: _runs([[1.0, 0.0, 0.0, 0.0]])}
+    (row,) = control_table(results, [control]).splitlines()[2:]
+    assert row.startswith("| vit mse, 10 steps | +0.50 (")
+    assert row.count("+0.50") == 4
