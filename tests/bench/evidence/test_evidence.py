@@ -110,4 +110,4 @@ def test_a_control_is_compared_with_its_own_run() -> None:
     results = {Arm("vit", "mse", 10): _runs([[1.0, 1.0, 1.0, 0.0]]), control: _runs([[1.0, 0.0, 0.0, 0.0]])}
     (row,) = control_table(results, [control]).splitlines()[2:]
     assert row.startswith("| vit mse, 10 steps | +0.50 (")
-    assert row.count("+0.50") == 4
+    assert row.count("| +0.50 (") == 4
