@@ -51,3 +51,23 @@ def parse(text: str) -> dict[str, float]:
             f"--loss {text}: koleo does not use the teacher; add a term that does, such as log-sum,koleo:0.1"
         )
     return found
+
+
+def prefixes(text: str | None) -> tuple[int, ...]:
+    """The lengths of ``--nested``, ascending; none for None.
+
+    >>> prefixes("256,64"), prefixes(None)
+    ((64, 256), ())
+
+    Raises
+    ------
+    OptionError
+        When one is not a whole number above 1, or given twice.
+    """
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    lengths = [int(part) if part.isascii() and part.isdigit() and len(part) < 6 else 0 for part in parts]
+    if min(lengths) < 2 or len(set(lengths)) < len(lengths):
+        raise OptionError(f"--nested {text}: allowed are different numbers of 2 or more, such as 64,128,256")
+    return tuple(sorted(lengths))

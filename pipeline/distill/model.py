@@ -1,6 +1,6 @@
 """The model that is trained: the student, and the heads between it and the loss."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -144,6 +144,15 @@ class Distiller(nn.Module):
         if "token-cosine" in loss:
             self.heads["token-cosine"] = Projector(width, teaching.require_tokens().dim)
 
+        self.nested = nn.ModuleDict()
+        for length in loss_spec.prefixes(options.nested):
+            if length >= student.dim:
+                raise OptionError(
+                    f"--nested {options.nested}: the embedding of {options.student} has {student.dim} numbers; allowed "
+                    f"is 2 to {student.dim - 1}"
+                )
+            self.nested[str(length)] = Projector(length, teaching.dim)
+
     def train(self, mode: bool = True) -> "Distiller":
         """As of any module; what is frozen stays in evaluation, where batch normalisation learns no statistics."""
         super().train(mode)
@@ -176,10 +185,11 @@ class Distiller(nn.Module):
 
         Batches are normalised by their own statistics, in training and outside of it.
         """
-        pair = None
+        pairs = []
         if self.projector is not None:
-            pair = self.projected(student.features), self.target_norm(targets.features)
-        found = self.terms(student, targets, pair)
+            target = self.target_norm(targets.features)
+            pairs = [(projected, target) for projected in self.every_projected(student.features).values()]
+        found = self.terms(student, targets, pairs)
         total = torch.stack([self.loss[name] * value for name, value in found.items()]).sum()
         return total, {name: value.detach() for name, value in found.items()}
 
@@ -187,6 +197,14 @@ class Distiller(nn.Module):
         """The student's features in the teacher's dimensions, normalised over these rows."""
         assert self.projector is not None
         return self._over_rows(self.projector, features)
+
+    def every_projected(self, features: Tensor) -> dict[int, Tensor]:
+        """As `projected`, by how many numbers of the features were projected: all of them first, then each prefix."""
+        found = {features.shape[1]: self.projected(features)}
+        for length, projector in self.nested.items():
+            assert isinstance(projector, Projector)
+            found[int(length)] = self._over_rows(projector, features[:, : int(length)])
+        return found
 
     def loss_constant(self, targets: Targets) -> Tensor | None:
         """The loss of predicting the mean of the targets for every view; None unless all terms compare features."""
@@ -229,20 +247,22 @@ class Distiller(nn.Module):
         return self.about
 
     def terms(
-        self, student: Embedded, targets: Targets, pair: tuple[Tensor, Tensor] | None
+        self, student: Embedded, targets: Targets, pairs: Sequence[tuple[Tensor, Tensor]]
     ) -> dict[str, Tensor]:
         """The terms of the loss, not weighted, in the order of ``--loss``.
 
         Parameters
         ----------
-        pair
-            For the terms of features: projected student and normalised teacher, (B, dim) each.
+        pairs
+            For the terms of features: projected student and normalised teacher, (B, dim) each. Several are the whole
+            embedding and its prefixes, and a term is their mean: Kusupati et al., arXiv 2205.13147, equation 1, with
+            equal weights that sum to 1, so that a term weighs the same beside others with and without ``--nested``.
         """
         found: dict[str, Tensor] = {}
         for name in self.loss:
             if name in self.feature_losses:
-                assert pair is not None
-                found[name] = self.feature_losses[name](*pair)
+                of_each = [self.feature_losses[name](*pair) for pair in pairs]
+                found[name] = of_each[0] if len(of_each) == 1 else torch.stack(of_each).mean()
             elif name == "koleo":
                 found[name] = koleo(student.features)
             elif name == "dino":

@@ -104,7 +104,7 @@ model = timm.create_model("local-dir:{folder}", pretrained=True)
 or `pipeline.encoders.load_encoder("{folder}")` of g2l, which takes uint8 views and applies Normalize and pooling
 itself{", and the means" if shrinks else ""}. Projector and heads of the training are not part of the model.
 
-## Training
+{_prefixes(summary)}## Training
 
 | figure | value |
 |---|---|
@@ -112,4 +112,35 @@ itself{", and the means" if shrinks else ""}. Projector and heads of the trainin
 
 Beside loss_first and loss_last, figures are against the teacher on held-out patients, seed 0; explained is the share of
 the variance of its features that a linear map from the student's explains. Not for clinical use.
+"""
+
+
+def _prefixes(summary: dict[str, Any]) -> str:
+    """The section on prefixes of the embedding; empty where none were trained."""
+    nested: dict[str, dict[str, float]] = summary.get("nested", {})
+    if not nested:
+        return ""
+    names = [
+        name for name in ("explained", "cka", "cka_unbiased", "cosine") if name in next(iter(nested.values()))
+    ]
+    table = [f"| numbers | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"] if names else []
+    table += [
+        f"| {length} | {' | '.join(f'{of[name]:.4f}' if name in of else '' for name in names)} |"
+        for length, of in nested.items()
+        if names
+    ]
+    figures = "\n".join(table) or "No held-out figures: the store has no split val."
+    lengths = [*nested][:-1]
+    return f"""## Shorter embeddings
+
+The first {", ".join(lengths)} numbers were trained as embeddings of their own (Matryoshka). Other lengths were not.
+
+```python
+short = features[:, :{lengths[0]}]
+```
+
+Normalise to unit length after cutting, not before. Held out, against the teacher:
+
+{figures}
+
 """

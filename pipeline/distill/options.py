@@ -33,6 +33,12 @@ class LossOptions:
     )
     alpha: float = option(4.0, "Exponent of log-sum and log-sum-corr.", heading=_LOSS)
     infonce_temp: float = option(0.1, "Temperature of infonce.", heading=_LOSS)
+    nested: str | None = option(
+        None,
+        "Also train the first K numbers of the embedding as embeddings of their own, such as 64,128,256 (Matryoshka).",
+        metavar="K,K,..",
+        heading=_LOSS,
+    )
     prototypes: Path | None = option(
         None, "Folder that `g2l prototypes` wrote. dino and ibot need it.", metavar="DIR", heading=_LOSS
     )
@@ -60,6 +66,12 @@ class LossOptions:
         for name in ("alpha", "infonce_temp", "student_temp", "teacher_temp"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         require_one_or_more(self, "head_hidden", "head_bottleneck")
+        if loss_spec.prefixes(self.nested) and not set(loss_spec.parse(self.loss)) & {
+            *loss_spec.FEATURE_TERMS
+        }:
+            raise OptionError(
+                f"--nested {self.nested}: --loss {self.loss} has no term of projected features, such as log-sum or mse"
+            )
         wants = [term for term in loss_spec.parse(self.loss) if term in loss_spec.PROTOTYPE_TERMS]
         if wants and self.prototypes is None:
             raise OptionError(

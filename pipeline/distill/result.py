@@ -58,7 +58,7 @@ class Distilled:
             if "cka_ema_after" in found:
                 held_out.append(f"CKA of the moving average {found['cka_ema_after']:.3f}")
             lines.append(f"held out: {', '.join(held_out)}")
-            lines += self._explained() + self._loss()
+            lines += self._explained() + self._nested() + self._loss()
             if came_no_nearer(found):
                 lines.append(f"training did not bring the student nearer to the teacher: see {HELP_PAGE}")
         if "best_step" in found:
@@ -79,6 +79,14 @@ class Distilled:
         return [
             f"held out: of the variance of the teacher's features the student explains {change}{after:.1%}"
         ]
+
+    def _nested(self) -> list[str]:
+        of = [
+            f"{length} numbers {figures['cka']:.3f}"
+            for length, figures in self.figures.get("nested", {}).items()
+            if "cka" in figures
+        ]
+        return [f"held out: CKA of the first {', '.join(of)}"] if of else []
 
     def _loss(self) -> list[str]:
         loss, constant = (self.figures.get(f"val_loss_{name}") for name in ("after", "constant"))

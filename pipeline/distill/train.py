@@ -6,7 +6,7 @@
 ``checkpoints/``      the last two
 ``student/``          the result: safetensors and config that timm opens, and a model card
 ``student-ema/``      its moving average, with --ema
-``projector.safetensors``, ``heads.safetensors``, ``summary.json``, ``curves.png``
+``projector.safetensors``, ``heads.safetensors``, ``nested.safetensors``, ``summary.json``, ``curves.png``
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from pipeline.distill.curves import draw_curves
 from pipeline.distill.early_stop import EarlyStop, make_early_stop
 from pipeline.distill.inputs import Data, open_data
 from pipeline.distill.metrics_log import MetricsLog, read_metrics
-from pipeline.distill.model import Targets
+from pipeline.distill.model import Distiller, Targets
 from pipeline.distill.model_card import model_card
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.ranks import Ranks
@@ -273,8 +273,8 @@ class Course:
         t, data = self.trainer, self.data
         if data.held_out is None or not t.ranks.leads:
             return
-        found = asdict(validate(t.model, data.held_out, self.loss_views, t.device, t.averaged, data.fit))
-        result = {name: value for name, value in found.items() if value is not None}
+        found = validate(t.model, data.held_out, self.loss_views, t.device, t.averaged, data.fit)
+        result = found.figures()
         self.facts.setdefault("before", result)
         self.facts["after"] = result
         self.write("val", step, result)
@@ -443,6 +443,16 @@ def _next_batch(stream: Iterator[Batch], ranks: Ranks, stop: Stop) -> tuple[Batc
     return batch, waits / ranks.world, bool(stopping)
 
 
+def _of_prefixes(model: Distiller, after: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The last held-out figures of each prefix that was trained, and of the whole embedding, by length."""
+    names = ("explained", "cka", "cka_unbiased", "cosine")
+    found = {
+        length: {name: after[f"{name}_{length}"] for name in names if f"{name}_{length}" in after}
+        for length in model.nested
+    }
+    return found | {str(model.student.dim): {name: after[name] for name in names if name in after}}
+
+
 def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> dict[str, Any]:
     """Export the student, then write the summary: its presence means that the run is complete."""
     before, after = facts.get("before", {}), facts.get("after", {})
@@ -468,11 +478,14 @@ def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> d
         **devices.peak_memory(trainer.device),
     }
     model, recipe = trainer.model, data.train.recipe
+    if model.nested:
+        summary["nested"] = _of_prefixes(model, after)
     extra = {
         "distilled_from": recipe.teacher.name,
         "teacher_weights_sha256": recipe.teacher.weights_sha256,
         "store_recipe": recipe.digest(),
         "patch_mpp": recipe.patch.mpp,
+        **({"nested": summary["nested"]} if model.nested else {}),
     }
     for folder, student in (("student", model.student), ("student-ema", trainer.averaged)):
         if student is None:
@@ -480,7 +493,11 @@ def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> d
         export_encoder(student.cpu(), run / folder, extra, data.teacher_terms)
         text = model_card(student, recipe, data.teacher_terms, summary, folder != "student")
         files.write_text(run / folder / "README.md", text)
-    for name, module in (("projector", model.projector), ("heads", model.heads)):
+    for name, module in (
+        ("projector", model.projector),
+        ("heads", model.heads),
+        ("nested", model.nested),
+    ):
         tensors = {} if module is None else module.state_dict()
         if tensors:
             with files.replacing(run / f"{name}.safetensors") as partial:

@@ -1,6 +1,6 @@
 """Validation on held-out views: the loss, and figures that can be compared between steps, losses and runs."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -34,6 +34,15 @@ class Validation:
     """Its unbiased form."""
     cka_ema: float | None = None
     """Linear CKA of the moving average of the student, if there is one."""
+    nested: dict[int, dict[str, float]] | None = None
+    """With ``--nested``: ``explained``, ``cka``, ``cka_unbiased`` and ``cosine`` of each prefix of the embedding."""
+
+    def figures(self) -> dict[str, float]:
+        """Those that are defined, by name; those of a prefix of 64 numbers end in ``_64``."""
+        found = {name: value for name, value in asdict(self).items() if value is not None}
+        for length, of_prefix in found.pop("nested", {}).items():
+            found |= {f"{name}_{length}": value for name, value in of_prefix.items()}
+        return found
 
 
 def limits(n_views: int, batch_size: int, *dims: int) -> list[str]:
@@ -113,9 +122,22 @@ def validate(
         return embed(encoder, batch.views, _VIEWS_AT_ONCE, device, model.dtype).numpy()
 
     x, y = student.features.numpy(), targets.features.numpy()
-    explained = None
+    explained, fitted = None, None
     if fit is not None:
-        explained = explained_variance(features_of(model.student, fit), fit.targets.astype(np.float32), x, y)
+        fitted = features_of(model.student, fit)
+        explained = explained_variance(fitted, fit.targets.astype(np.float32), x, y)
+    nested = {}
+    if model.nested:
+        projected = model.every_projected(student.features.to(device))
+        target = model.target_norm(targets.features.to(device))
+        for length in map(int, model.nested):
+            of = cka(x[:, :length], y)
+            found = {"cka": of.linear, "cka_unbiased": of.unbiased}
+            if fit is not None and fitted is not None:
+                fit_y = fit.targets.astype(np.float32)
+                found["explained"] = explained_variance(fitted[:, :length], fit_y, x[:, :length], y)
+            found["cosine"] = float(torch.cosine_similarity(projected[length], target, dim=1).mean())
+            nested[length] = {name: value for name, value in found.items() if value is not None}
     model.train(training)
     alike = cka(x, y)
     return Validation(
@@ -126,4 +148,5 @@ def validate(
         alike.linear,
         alike.unbiased,
         None if ema is None else linear_cka(features_of(ema, held_out), y),
+        nested or None,
     )

@@ -147,7 +147,7 @@ def test_a_student_of_another_grid_meets_the_mean_of_whole_tokens(
     student = model.embed(views, places)
     assert student.tokens is not None
     assert student.tokens.shape == (6, 16, 24)
-    found = model.terms(student, targets, None)["token-cosine"]
+    found = model.terms(student, targets, [])["token-cosine"]
     fourths = tokens.reshape(6, 4, 2, 4, 2, 24).mean(dim=(2, 4)).reshape(96, 24)
     projected: Any = model.heads["token-cosine"]
     expected = cosine(standardise(projected.linear(student.tokens.flatten(0, 1))), standardise(fourths))
