@@ -20,7 +20,7 @@ from tests.bench import experiments
 from tests.bench.experiments import Setting
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "experiments"
-BASES = ("small", "real")
+BASES = ("small", "real", "real-vit-s")
 QUESTIONS = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem not in (*BASES, "small-policy"))
 
 
