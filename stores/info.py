@@ -82,6 +82,8 @@ def info_lines(info: Mapping[str, Any]) -> list[str]:
     if (kept := recipe_json.get("tokens")) is not None:
         grid = f"{kept['grid']}x{kept['grid']}"
         lines.append(f"tokens    {kept['count']} of {grid} patch tokens a view, {kept['dim']}-d")
+    if (kept := recipe_json.get("attention")) is not None:
+        lines.append(f"attention of the class token to {kept['grid']}x{kept['grid']} patches of a view")
     lines += [
         f"slides    {info['slides']} ({_join(info['slides_by_status'])}), {counted(info['patients'], 'patient')}",
         f"patches   {info['patches']} ({_join(info['patches_by_split'])})",

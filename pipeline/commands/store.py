@@ -138,6 +138,7 @@ def merge(stores: tuple[str, ...], out: Path, allow_duplicates: bool, as_json: b
 )
 @click.option("--no-pixels", is_flag=True, help="Leave out the pixels of the patches.")
 @click.option("--no-tokens", is_flag=True, help="Leave out the teacher's patch tokens.")
+@click.option("--no-attention", is_flag=True, help="Leave out the teacher's attention.")
 @JSON
 def subset(
     path: str,
@@ -145,6 +146,7 @@ def subset(
     slides: tuple[str, ...],
     no_pixels: bool,
     no_tokens: bool,
+    no_attention: bool,
     as_json: bool,
     **values: Any,
 ) -> None:
@@ -153,7 +155,11 @@ def subset(
     from stores.combine import subset as subsets
 
     chosen = subsets.Selection(
-        slides=subsets.read_ids(slides), pixels=not no_pixels, tokens=not no_tokens, **values
+        slides=subsets.read_ids(slides),
+        pixels=not no_pixels,
+        tokens=not no_tokens,
+        attention=not no_attention,
+        **values,
     )
     with reporter_for(sys.stderr) as report:
         found = opened(path)
@@ -180,6 +186,7 @@ def subset(
 )
 @click.option("--no-pixels", is_flag=True, help="Leave out the pixels of the patches.")
 @click.option("--no-tokens", is_flag=True, help="Leave out the teacher's patch tokens.")
+@click.option("--no-attention", is_flag=True, help="Leave out the teacher's attention.")
 @click.option(
     "--mapping",
     type=PATH,
@@ -201,6 +208,7 @@ def export(
         keep_columns=values["keep_column"],
         pixels=not values["no_pixels"],
         tokens=not values["no_tokens"],
+        attention=not values["no_attention"],
         mapping=mapping,
     )
     with reporter_for(sys.stderr) as report:

@@ -15,6 +15,7 @@ from pipeline.views.stored import impossible
 from stores import sampler
 from stores.errors import CorruptStore
 from stores.format import manifest, recipe
+from stores.format.attention import open_attention, take_rows
 from stores.format.feature_rows import RowReader
 from stores.format.tokens import open_tokens, read_rows
 from stores.io.location import StoreLike
@@ -83,12 +84,20 @@ class BlockCache:
         The tokens of the store; None reads no tokens.
     policy
         What drew the views; None leaves their parameters unchecked.
+    attention
+        The attention of the store; None reads none.
     """
 
     def __init__(
-        self, store: StoreLike, about: recipe.Tokens | None = None, policy: Policy | None = None
+        self,
+        store: StoreLike,
+        about: recipe.Tokens | None = None,
+        policy: Policy | None = None,
+        attention: recipe.Attention | None = None,
     ) -> None:
-        self._about = about
+        self._about, self._attention_of = about, attention
+        self._open_attention = functools.lru_cache(256)(functools.partial(open_attention, store))
+        self._attention = functools.lru_cache(_CACHED_BLOCKS)(self._read_attention)
         self.commit = functools.lru_cache(_CACHED_BLOCKS)(functools.partial(read_commit, policy=policy))
         self._features = RowReader(store, _CACHED_BLOCKS)
         self._open_tokens = functools.lru_cache(256)(functools.partial(open_tokens, store))
@@ -100,6 +109,9 @@ class BlockCache:
 
     def _read_positions(self, slide_id: str, seed: int, block: int) -> npt.NDArray[np.int32]:
         return self._open_tokens(slide_id, self._about).read_positions(seed, block)
+
+    def _read_attention(self, slide_id: str, seed: int, block: int) -> npt.NDArray[np.float16]:
+        return self._open_attention(slide_id, self._attention_of).read_block(seed, block)
 
     def targets(
         self, commit: manifest.Commit, rows: npt.NDArray[np.int32], seed: int
@@ -119,10 +131,27 @@ class BlockCache:
         positions = self._positions(slide_id, seed, block)
         return read_rows(opened, read, positions, rows, seed, block)
 
+    def attention(
+        self, commit: manifest.Commit, rows: npt.NDArray[np.int32], seed: int
+    ) -> npt.NDArray[np.float16]:
+        """Attention float16 (rows, grid * grid) of rows that `targets` took; no columns where none is read."""
+        if self._attention_of is None:
+            return np.empty((len(rows), 0), np.float16)
+        slide_id, block = commit.slide_id, commit.block
+        first = self._open_attention(slide_id, self._attention_of).first_row(block)
+        values = self._attention(slide_id, seed, block)
+        return take_rows(values, rows, first, f"{slide_id} seed {seed} block {block}")
+
+    def stored(
+        self, commit: manifest.Commit, rows: npt.NDArray[np.int32], seed: int
+    ) -> list[npt.NDArray[Any]]:
+        """Targets, tokens, positions and attention of some rows of a block under a seed."""
+        of = commit, rows, seed
+        return [self.targets(*of), *self.tokens(*of), self.attention(*of)]
+
     def parts(self, plan: sampler.Window) -> Iterator[tuple[npt.NDArray[np.int64], list[npt.NDArray[Any]]]]:
-        """Places in a window, and the targets, tokens and positions of the views at these places."""
+        """Places in a window, and what is `stored` of the views at these places."""
         for share in plan.shares:
             for seed in np.unique(share.seeds).tolist():
                 chosen = share.seeds == seed
-                of = share.segment.commit, share.rows[chosen], seed
-                yield share.places[chosen], [self.targets(*of), *self.tokens(*of)]
+                yield share.places[chosen], self.stored(share.segment.commit, share.rows[chosen], seed)

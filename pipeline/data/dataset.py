@@ -42,6 +42,8 @@ class ViewBatch(NamedTuple):
     """The epoch of the first view, from 0"""
     consumed: int
     """Position in the stream after this batch: the views that all ranks together have taken by then"""
+    attention: Tensor | None = None
+    """float16 (B, grid * grid), the teacher's attention as stored; None unless it was asked for"""
 
 
 class ViewDataset(IterableDataset[ViewBatch]):
@@ -84,13 +86,15 @@ class ViewDataset(IterableDataset[ViewBatch]):
         What reads and renders. Processes need ``num_workers=0``.
     tokens : bool
         Whether the patch tokens of the store are read too.
+    attention : bool
+        Whether the teacher's attention is read too.
     rank, world : int, optional
         Which share of the stream, of how many; those of ``torch.distributed`` by default.
 
     Raises
     ------
     StoreError
-        When `store` is no store, has no teacher features, no views in `split`, no such seeds, or no tokens.
+        When `store` is no store, has no teacher features, no views in `split`, no such seeds, tokens or attention.
     OptionError
         When a value is not allowed, or the pixels of a slide are missing.
     ViewMismatch
@@ -113,6 +117,7 @@ class ViewDataset(IterableDataset[ViewBatch]):
         threads: int | None = None,
         readers: str = "threads",
         tokens: bool = False,
+        attention: bool = False,
         rank: int | None = None,
         world: int | None = None,
     ) -> None:
@@ -131,10 +136,15 @@ class ViewDataset(IterableDataset[ViewBatch]):
             raise StoreError(
                 f"tokens=True: {files} has no patch tokens; run extract-teacher --tokens N into another store"
             )
+        if attention and recipe.attention is None:
+            raise StoreError(
+                f"attention=True: {files} has no attention; run extract-teacher --attention into another store"
+            )
         # only the files go into workers; what keeps the cache of a remote store alive stays here
         self._opened = None if isinstance(files, Path) else opened
         self._split = open_split(files, recipe, split, seeds, [Path(path) for path in slides])
         self._tokens = recipe.tokens if tokens else None
+        self._attention = recipe.attention if attention else None
         self._threads = threads
         self._options = LoaderOptions(
             batch_size,
@@ -173,7 +183,7 @@ class ViewDataset(IterableDataset[ViewBatch]):
         threads = threads_of(self._threads, _local_world() * workers)
         options = dataclasses.replace(self._options, threads=threads, worker=worker, workers=workers)
         start, step = self._start, options.batch_size * options.world
-        with self._split.loader(options, start, self._tokens) as loader:
+        with self._split.loader(options, start, self._tokens, self._attention) as loader:
             for number, batch in enumerate(loader):
                 consumed = start + (number * workers + worker + 1) * step
                 self._consumed = consumed
@@ -185,6 +195,7 @@ class ViewDataset(IterableDataset[ViewBatch]):
                     torch.from_numpy(batch.positions) if asked else None,
                     batch.epoch,
                     consumed,
+                    None if self._attention is None else torch.from_numpy(batch.attention),
                 )
 
     def state_dict(self, last: ViewBatch | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -46,6 +46,8 @@ class Batch:
     """(B, t, width), patch tokens as stored; t is 0 unless tokens are requested."""
     positions: npt.NDArray[np.int32]
     """(B, t), positions of the tokens in the grid of patches of the view."""
+    attention: npt.NDArray[np.float16] = field(default_factory=lambda: np.empty((0, 0), np.float16))
+    """(B, grid * grid), the teacher's attention as stored; no columns unless it is requested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +91,12 @@ class ViewLoader:
         start: int = 0,
         tokens: recipe.Tokens | None = None,
         groups: Sequence[Sequence[sampler.Segment]] = (),
+        attention: recipe.Attention | None = None,
     ) -> None:
         self._stream = sampler.Stream(units, options.seed, options.window, options.views_per_read, groups)
         self._sources, self._policy, self._options = sources, policy, options
         self._start = start
-        self._cache = BlockCache(store, tokens, policy)
+        self._cache = BlockCache(store, tokens, policy, attention)
         self._pool = PatchPool(options.threads, options.processes)
         self._memory = WindowMemory()
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="window")
@@ -135,7 +138,7 @@ class ViewLoader:
         running = started(self._jobs(begun, places), 2 * self._options.threads)
         while True:
             plan, rendered = begun.popleft()
-            stored: list[npt.NDArray[Any]] = []  # targets, tokens, positions
+            stored: list[npt.NDArray[Any]] = []  # targets, tokens, positions, attention
             for at, values in self._cache.parts(plan):
                 stored = stored or [np.empty((plan.n_views, *v.shape[1:]), v.dtype) for v in values]
                 for array, part in zip(stored, values, strict=True):
@@ -218,7 +221,7 @@ def _dealt(plan: sampler.Window, seen: int, options: LoaderOptions) -> sampler.W
     return sampler.Window(plan.epoch, int(mine.sum()), shares)
 
 
-_ARRAYS = ("views", "targets", "tokens", "positions")
+_ARRAYS = ("views", "targets", "tokens", "positions", "attention")
 
 
 def _part(batch: Batch, which: slice, copied: Callable[[Any], Any] = lambda array: array) -> Batch:
@@ -239,20 +242,21 @@ def load_views(
     n_views: int,
     threads: int,
     tokens: recipe.Tokens | None = None,
+    attention: recipe.Attention | None = None,
 ) -> Batch:
     """At most `n_views` views of one seed, evenly spread over `units`; every view is compared with its checksum."""
     picked = [(unit, row) for unit in units if seed in unit.seeds for row in unit.rows.tolist()]
     keep = spread(len(picked), n_views)
-    cache = BlockCache(store, tokens, policy)
+    cache = BlockCache(store, tokens, policy, attention)
     out = np.empty((len(keep), policy.crop_px, policy.crop_px, 3), np.uint8)
-    stored: list[tuple[npt.NDArray[Any], ...]] = []
+    stored: list[list[npt.NDArray[Any]]] = []
     work = functools.partial(rebuild_row, policy)
     with PatchPool(threads) as pool:
         jobs = []
         for number in keep:
             unit, row = picked[number]
             at = np.array([row], np.int32)
-            stored.append((cache.targets(unit.commit, at, seed), *cache.tokens(unit.commit, at, seed)))
+            stored.append(cache.stored(unit.commit, at, seed))
             slide_id = unit.commit.slide_id
             place = cache.commit(unit.commit).request(row, {seed: True})
             jobs.append(pool.submit(sources[slide_id], work, slide_id, row, *place))

@@ -21,7 +21,7 @@ from stores import sampler
 from stores.errors import OptionError, StoreError, ViewMismatch
 from stores.format.features import require_slide
 from stores.format.manifest import read_patches
-from stores.format.recipe import CompleteRecipe, Tokens, load_complete, require_possible
+from stores.format.recipe import Attention, CompleteRecipe, Tokens, load_complete, require_possible
 from stores.io.location import StoreLike
 from stores.io.progress import SILENT, Reporter
 from stores.store import Store
@@ -65,18 +65,35 @@ class Split:
             )
         return readers == "processes" or (readers == "auto" and beside_gpu and not remote)
 
-    def loader(self, options: LoaderOptions, start: int = 0, tokens: Tokens | None = None) -> ViewLoader:
+    def loader(
+        self,
+        options: LoaderOptions,
+        start: int = 0,
+        tokens: Tokens | None = None,
+        attention: Attention | None = None,
+    ) -> ViewLoader:
         """The endless stream of batches, from position `start` on; a context manager."""
         groups = self.groups(options.balance)
-        return ViewLoader(self.store, self.units, self.sources, self.policy, options, start, tokens, groups)
+        return ViewLoader(
+            self.store, self.units, self.sources, self.policy, options, start, tokens, groups, attention
+        )
 
     def groups(self, balance: str) -> list[list[sampler.Segment]]:
         """The units by slide or patient, see `pipeline.data.balance`; empty for ``none``."""
         return group_units(self.store, self.units, balance)
 
-    def sample(self, seed: int, n_views: int, threads: int, tokens: Tokens | None = None) -> Batch:
+    def sample(
+        self,
+        seed: int,
+        n_views: int,
+        threads: int,
+        tokens: Tokens | None = None,
+        attention: Attention | None = None,
+    ) -> Batch:
         """At most `n_views` views under one seed, evenly spread; each is compared with its checksum."""
-        return load_views(self.store, self.units, self.sources, self.policy, seed, n_views, threads, tokens)
+        return load_views(
+            self.store, self.units, self.sources, self.policy, seed, n_views, threads, tokens, attention
+        )
 
     def check(self, threads: int) -> None:
         """Rebuild a few views under every seed; ViewMismatch when one is not the view that the teacher saw."""

@@ -11,7 +11,7 @@ from pipeline.distill.prototypes import files as prototype_files
 from pipeline.distill.prototypes.files import Space
 from pipeline.runtime.progress import Reporter
 from stores.errors import StoreError
-from stores.format.recipe import CompleteRecipe, Tokens
+from stores.format.recipe import Attention, CompleteRecipe, Tokens
 from stores.format.splits import REMEDY
 from stores.format.terms import Terms, of_store
 from stores.io.location import StoreLike
@@ -47,18 +47,31 @@ def open_data(store: Store | StoreLike, options: DistillOptions, threads: int, r
     """
     files, recipe = files_and_recipe(store)
     tokens, spaces = _wanted(files, recipe, options)
+    attention = _wanted_attention(files, recipe, options)
     seeds = {"train": options.seeds, "val": 1}
     train, val = open_splits(files, recipe, seeds, options.slides, ("val",), report)
     mean, variance = train.statistics()
     terms = of_store(files, recipe.teacher.name)
     if options.check_views != "none":
         train.check(threads)
-    held_out = val.sample(0, options.val_views, threads, tokens) if val.n_views > 1 else None
+    held_out = val.sample(0, options.val_views, threads, tokens, attention) if val.n_views > 1 else None
     fit = None if held_out is None else train.sample(0, options.val_views, threads)
     if held_out is None:
         report.note(f"no validation: the split val has fewer than two views; {REMEDY}")
-    teaching = Teaching(recipe.teacher.dim, mean, variance, tokens, spaces)
+    teaching = Teaching(recipe.teacher.dim, mean, variance, tokens, spaces, attention)
     return Data(train, held_out, fit, teaching, terms)
+
+
+def _wanted_attention(store: StoreLike, recipe: CompleteRecipe, options: DistillOptions) -> Attention | None:
+    """The attention that the loss uses."""
+    if "attention" not in loss_spec.parse(options.loss):
+        return None
+    if recipe.attention is None:
+        raise StoreError(
+            f"--loss {options.loss}: attention needs the teacher's attention, and {store} has none; run "
+            "extract-teacher --attention into another store"
+        )
+    return recipe.attention
 
 
 def _wanted(

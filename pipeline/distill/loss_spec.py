@@ -5,6 +5,7 @@
 ``dino``           the student's assignments to prototypes against the teacher's, of the features
 ``ibot``           the same of the patch tokens
 ``token-cosine``   projected patch tokens against the teacher's
+``attention``      the student's attention to the patches against the teacher's
 ``koleo``          spreads the student's features of a batch
 """
 
@@ -15,7 +16,7 @@ from stores.errors import OptionError
 FEATURE_TERMS = ("log-sum", "log-sum-corr", "mse", "l1", "smooth-l1", "cosine", "relational", "infonce")
 TOKEN_TERMS = ("ibot", "token-cosine")
 PROTOTYPE_TERMS = ("dino", "ibot")
-TERMS = (*FEATURE_TERMS, "dino", *TOKEN_TERMS, "koleo")
+TERMS = (*FEATURE_TERMS, "dino", *TOKEN_TERMS, "attention", "koleo")
 
 
 def parse(text: str) -> dict[str, float]:

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 EPS = 1e-5
 _KOLEO_EPS = 1e-8
+_LEAST = 1e-12
 
 
 def log_sum(s_BD: Tensor, t_BD: Tensor, alpha: float = 4.0, eps: float = EPS) -> Tensor:
@@ -123,6 +124,18 @@ def sinkhorn(similarity_NK: Tensor, temperature: float, iterations: int = 3) -> 
         log_q = log_q - torch.logsumexp(log_q, dim=0, keepdim=True)
         log_q = log_q - torch.logsumexp(log_q, dim=1, keepdim=True)
     return log_q.exp()
+
+
+def attention_kl(s_BP: Tensor, t_BP: Tensor) -> Tensor:
+    """``mean over the views of sum over patches of t log(t / s)``, both scaled to sum to 1 over the patches first.
+
+    Wang et al., arXiv 2002.10957 (MiniLM), equation 4, for the row of the class token and the mean over heads, so that
+    student and teacher may have different numbers of heads and registers: what goes to class token and registers is
+    left out on both sides.
+    """
+    t = t_BP / t_BP.sum(dim=1, keepdim=True)
+    log_s = torch.log(s_BP.clamp(min=_LEAST)) - torch.log(s_BP.sum(dim=1, keepdim=True).clamp(min=_LEAST))
+    return functional.kl_div(log_s, t, reduction="batchmean")
 
 
 def koleo(e_BS: Tensor) -> Tensor:

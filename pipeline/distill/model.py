@@ -10,15 +10,16 @@ from torch import Tensor, nn
 
 from pipeline.data.loader import Batch
 from pipeline.distill import loss_spec
-from pipeline.distill.grids import averaged
+from pipeline.distill.grids import averaged, divided
 from pipeline.distill.heads import Assigner, DinoHead, Projector, TargetNorm, standardise
 from pipeline.distill.layers import frozen_parts
-from pipeline.distill.losses import assignment, cosine, feature_loss, koleo
+from pipeline.distill.losses import assignment, attention_kl, cosine, feature_loss, koleo
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.prototypes.files import Space
+from pipeline.encoders.attention import last_attention, with_attention
 from pipeline.encoders.encoder import Encoder, take_tokens, token_grid
 from stores.errors import OptionError, StoreError
-from stores.format.recipe import Tokens
+from stores.format.recipe import Attention, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class Teaching:
     """The tokens that the loss uses, if any."""
     spaces: Mapping[str, Space] = field(default_factory=dict)
     """Prototypes, where the loss needs them."""
+    attention: Attention | None = None
+    """The attention that the loss uses, if any."""
 
     def space(self, name: str) -> Space:
         """The prototypes of a space; OptionError when there are none."""
@@ -61,16 +64,20 @@ class Targets:
     """float32 (B, t, width)"""
     positions: Tensor
     """int64 (B, t)"""
+    attention: Tensor | None = None
+    """float32 (B, grid * grid) of the teacher; None when the loss uses none."""
 
     @classmethod
     def of(cls, batch: Batch) -> "Targets":
         """The targets of a batch from the store, on the CPU."""
         features, tokens = torch.from_numpy(batch.targets).float(), torch.from_numpy(batch.tokens).float()
-        return cls(features, tokens, torch.from_numpy(batch.positions).long())
+        attention = torch.from_numpy(batch.attention).float() if batch.attention.shape[1] else None
+        return cls(features, tokens, torch.from_numpy(batch.positions).long(), attention)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> "Targets":
         """Apply `fn` to each tensor."""
-        return Targets(fn(self.features), fn(self.tokens), fn(self.positions))
+        attention = None if self.attention is None else fn(self.attention)
+        return Targets(fn(self.features), fn(self.tokens), fn(self.positions), attention)
 
     def rows(self, index: Tensor) -> "Targets":
         """Those of some of the views."""
@@ -85,14 +92,21 @@ class Embedded:
     """(B, d_s)"""
     tokens: Tensor | None = None
     """(B, t, width), of the places that the loss compares; None when the loss uses no tokens."""
+    attention: Tensor | None = None
+    """(B, G * G) of its own grid; None when the loss uses none."""
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> "Embedded":
+        """Apply `fn` to each tensor."""
+        tokens, attention = (None if part is None else fn(part) for part in (self.tokens, self.attention))
+        return Embedded(fn(self.features), tokens, attention)
 
     def rows(self, index: Tensor) -> "Embedded":
         """Those of some of the views."""
-        return Embedded(self.features[index], None if self.tokens is None else self.tokens[index])
+        return self.map(lambda tensor: tensor[index])
 
     def to(self, device: torch.device) -> "Embedded":
         """The same on a device."""
-        return Embedded(self.features.to(device), None if self.tokens is None else self.tokens.to(device))
+        return self.map(lambda tensor: tensor.to(device))
 
 
 class Distiller(nn.Module):
@@ -144,6 +158,9 @@ class Distiller(nn.Module):
         if "token-cosine" in loss:
             self.heads["token-cosine"] = Projector(width, teaching.require_tokens().dim)
 
+        if "attention" in loss:
+            last_attention(student)
+            self.grid = token_grid(student)[0]
         self.nested = nn.ModuleDict()
         for length in loss_spec.prefixes(options.nested):
             if length >= student.dim:
@@ -174,8 +191,7 @@ class Distiller(nn.Module):
         """
         student = self.embed(views, targets.positions)
         if self.gather is not None:
-            tokens = None if student.tokens is None else self.gather(student.tokens)
-            student = Embedded(self.gather(student.features), tokens)
+            student = student.map(self.gather)
             with torch.no_grad():
                 targets = targets.map(self.gather)
         return self.compare(student, targets)
@@ -221,12 +237,17 @@ class Distiller(nn.Module):
         ).sum()
 
     def embed(self, views: Tensor, positions: Tensor) -> Embedded:
-        """The student's features, and its tokens at `positions` where the loss uses some."""
+        """The student's features, its tokens at `positions` and its attention where the loss uses them."""
         with torch.autocast(views.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            if not self.uses_tokens:
+            attention = None
+            if "attention" in self.loss:
+                features, tokens, attention = with_attention(self.student, views)
+            elif self.uses_tokens:
+                features, tokens = self.student.with_tokens(views)
+            else:
                 return Embedded(self.student(views).float())
-            features, tokens = self.student.with_tokens(views)
-        return Embedded(features.float(), self._compared_tokens(tokens, positions))
+        compared = self._compared_tokens(tokens, positions) if self.uses_tokens else None
+        return Embedded(features.float(), compared, attention)
 
     def _compared_tokens(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """The student's tokens that have a target: all, or those on the places of the tokens that the store keeps."""
@@ -263,6 +284,10 @@ class Distiller(nn.Module):
             if name in self.feature_losses:
                 of_each = [self.feature_losses[name](*pair) for pair in pairs]
                 found[name] = of_each[0] if len(of_each) == 1 else torch.stack(of_each).mean()
+            elif name == "attention":
+                assert student.attention is not None
+                assert targets.attention is not None
+                found[name] = attention_kl(student.attention, divided(targets.attention, self.grid))
             elif name == "koleo":
                 found[name] = koleo(student.features)
             elif name == "dino":

@@ -411,7 +411,9 @@ def _train(
         data.train.readers_are_processes(options.readers, ranks.device.type != "cpu"),
         balance=options.balance,
     )
-    loader = data.train.loader(loader_options, facts["views_seen"], data.teaching.tokens)
+    loader = data.train.loader(
+        loader_options, facts["views_seen"], data.teaching.tokens, data.teaching.attention
+    )
     report.start("distill", facts["steps_planned"], facts["steps"])
     with contextlib.ExitStack() as stack:
         if log is not None:

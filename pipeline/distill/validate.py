@@ -14,6 +14,7 @@ from pipeline.metrics.cka import cka, flattered, linear_cka
 from pipeline.metrics.explained import explained_variance
 
 _VIEWS_AT_ONCE = 32
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +69,16 @@ def limits(n_views: int, batch_size: int, *dims: int) -> list[str]:
 @torch.inference_mode()
 def _embed_all(model: Distiller, held_out: Batch, device: torch.device) -> Embedded:
     """The student's features and tokens of all held-out views, on the CPU."""
-    features, tokens = [], []
+    found = []
     for start in range(0, len(held_out.views), _VIEWS_AT_ONCE):
         rows = slice(start, start + _VIEWS_AT_ONCE)
         positions = torch.from_numpy(held_out.positions[rows]).long().to(device)
-        found = model.embed(torch.from_numpy(held_out.views[rows]).to(device), positions)
-        features.append(found.features.cpu())
-        if found.tokens is not None:
-            tokens.append(found.tokens.cpu())
-    return Embedded(torch.cat(features), torch.cat(tokens) if tokens else None)
+        found.append(model.embed(torch.from_numpy(held_out.views[rows]).to(device), positions).to(_CPU))
+    features, *others = (
+        [getattr(part, name) for part in found] for name in ("features", "tokens", "attention")
+    )
+    joined = (None if other[0] is None else torch.cat(other) for other in others)
+    return Embedded(torch.cat(features), *joined)
 
 
 def _batches(n_views: int, size: int) -> list[Tensor]:

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.extract.teacher import encode
+from pipeline.extract.teacher import encode, encode_with_attention
 from pipeline.inference.engine import EncodedBlock, Kept
-from pipeline.inference.facts import reader_identity, token_recipe
+from pipeline.inference.facts import attention_recipe, reader_identity, token_recipe
 from pipeline.inference.loaded import OnDevice
 from pipeline.inference.task import Task
 from pipeline.views.policy import Policy
-from stores.format import features, manifest, pixels, recipe
+from stores.format import attention, features, manifest, pixels, recipe
 from stores.format.tokens import write_chunk, write_positions
 from stores.io.files import require_free
 
@@ -26,6 +26,7 @@ class StoreStage:
     stored: recipe.CompleteRecipe
     pixels: bool
     tokens: int | None
+    attention: bool = False
 
     def kept(self, encoder: OnDevice) -> Kept:
         """Float16 features, pixels and tokens as asked.
@@ -37,7 +38,9 @@ class StoreStage:
         """
         stored = self.stored
         tokens = token_recipe(encoder, self.tokens)
-        here = recipe.Recipe(stored.patch, encoder.identity, stored.policy, reader_identity(), tokens=tokens)
+        looks = attention_recipe(encoder, self.attention)
+        parts = stored.patch, encoder.identity, stored.policy, reader_identity()
+        here = recipe.Recipe(*parts, tokens=tokens, attention=looks)
         recipe.require_same(stored, here, str(self.store))
         return kept_of_teacher(stored, self.pixels)
 
@@ -52,7 +55,9 @@ class StoreStage:
 
 def kept_of_teacher(stored: recipe.CompleteRecipe, with_pixels: bool) -> Kept:
     """What a store with this recipe keeps of its teacher's work."""
-    return Kept(Policy.from_json(stored.policy), encode, np.float16, with_pixels, stored.tokens)
+    work = encode if stored.attention is None else encode_with_attention
+    policy = Policy.from_json(stored.policy)
+    return Kept(policy, work, np.float16, with_pixels, stored.tokens, stored.attention)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +76,16 @@ class StoreSink:
         """Write chunks, flush them, then publish the commit record: in this order a kill loses nothing."""
         store, task = self.store, self.task
         slide_id = task.source.slide_id
-        size = block.features.nbytes + (0 if block.pixels is None else block.pixels.nbytes)
+        kept = (block.features, block.pixels, block.attention)
+        size = sum(array.nbytes for array in kept if array is not None)
         require_free(store, size, f"{task}")
         features.write_seeds(store, slide_id, task.seeds, task.block, block.features)
         if block.positions is not None:
             for seed, positions in zip(task.seeds, block.positions, strict=True):
                 write_positions(store, slide_id, seed, task.block, positions)
+        if block.attention is not None:
+            for seed, values in zip(task.seeds, block.attention, strict=True):
+                attention.write_block(store, slide_id, seed, task.block, values)
         if block.pixels is not None:
             start = features.block_range(task.n_patches, task.block).start
             pixels.write_rows(store, slide_id, start, block.pixels)

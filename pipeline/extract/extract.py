@@ -125,7 +125,7 @@ def extract(
         # loaded before hours of tiling, since its name or weights may be wrong
         spec, reason = _spec(store, options, policy)
         encoder = WorkerEncoder(job, spec)
-        teacher = workers.call(encoder.describe, options.tokens)
+        teacher = workers.call(encoder.describe, options.tokens, options.attention)
         policy = sized(policy, tile_options.patch, teacher.identity.image_px)
         if teacher.identity.image_px > tile_options.patch:
             raise OptionError(
@@ -160,7 +160,7 @@ def extract(
             dtype = teacher.identity.dtype if measured is None else measured.chosen
             # by name, so that workers on other devices compute in it too
             encoder = WorkerEncoder(job, dataclasses.replace(spec, dtype=dtype, compile=options.compile))
-            teacher = workers.call(encoder.describe, options.tokens)
+            teacher = workers.call(encoder.describe, options.tokens, options.attention)
         if reason:
             teacher = dataclasses.replace(teacher, dtype_reason=reason)
         stored = _settle_recipe(store, tiled, teacher, policy, options, measured)
@@ -170,7 +170,7 @@ def extract(
         n_views = summary.views_before + sum(task.n_views for task in tasks)
         report.start("extract-teacher", n_views, summary.views_before)
         began = time.monotonic()
-        stage = StoreStage(store.absolute(), stored, options.pixels, options.tokens)
+        stage = StoreStage(store.absolute(), stored, options.pixels, options.tokens, options.attention)
         worker = BlockWorker(encoder, stage, options.threads, options.readers, workers.processes)
         for done in workers.run(worker.do, prepared(store, stored, tasks, options), report):
             summary.add(done.item, done.result, done.error)
@@ -256,6 +256,8 @@ def _require_room(
     size = n_views * (2 * teacher.identity.dim + MANIFEST_BYTES_PER_VIEW)
     if teacher.tokens is not None:
         size += n_views * teacher.tokens.count * (2 * teacher.tokens.dim + 4)
+    if teacher.attention is not None:
+        size += n_views * 2 * teacher.attention.grid**2
     if options.pixels:
         size += sum(len(task.rows) for task in tasks if task.seeds.start == 0) * 3 * patch_px**2
     free = files.free_bytes(store)
@@ -276,7 +278,7 @@ def _settle_recipe(
 ) -> recipe.CompleteRecipe:
     """Complete the store's recipe, or compare it when it is complete already; returns it."""
     parts = stored.patch, teacher.identity, policy.to_json(), reader_identity()
-    wanted = recipe.CompleteRecipe(*parts, tokens=teacher.tokens)
+    wanted = recipe.CompleteRecipe(*parts, tokens=teacher.tokens, attention=teacher.attention)
     if stored.complete:
         recipe.require_same(stored, wanted, str(store))
         begun = read_options(store, "extract-teacher").get("pixels", options.pixels)

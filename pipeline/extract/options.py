@@ -39,6 +39,12 @@ class ExtractOptions(CompileOptions, ReadingOptions, ForwardOptions, WeightsOpti
         heading=VIEWS,
         shown="none",
     )
+    attention: bool = option(
+        False,
+        "Keep the attention of the class token to the patches, mean over the heads of the last block: 512 bytes a view "
+        "of 16x16.",
+        heading=VIEWS,
+    )
     limit: int | None = option(
         None, "Stop after N patches in total, for trials.", heading=VIEWS, shown="no limit"
     )
@@ -50,6 +56,10 @@ class ExtractOptions(CompileOptions, ReadingOptions, ForwardOptions, WeightsOpti
         )
         require(1 <= self.seeds <= 1000, "seeds", self.seeds, "1 to 1000")
         require_one_or_more(self, "limit", "tokens")
+        if self.attention and self.compile:
+            raise OptionError(
+                "--attention and --compile: give one of them; attention is read from within the model"
+            )
         ForwardOptions.validate(self)
         ReadingOptions.validate(self)
         WeightsOptions.validate(self)

@@ -13,7 +13,7 @@ from pipeline.inference.task import Tally, Task
 from pipeline.tiles.places import Place
 from pipeline.tiles.source import GroupSource
 from stores.errors import SlideError
-from stores.format import features, manifest, pixels, recipe, tokens
+from stores.format import attention, features, manifest, pixels, recipe, tokens
 from stores.io.ranges import ranges_of, spread
 
 
@@ -91,6 +91,8 @@ def create_arrays(
     coords = patches.coords
     if stored.tokens is not None:
         tokens.create_slide(store, slide_id, len(patches), n_seeds, stored.tokens)
+    if stored.attention is not None:
+        attention.create_slide(store, slide_id, len(patches), n_seeds, stored.attention)
     if with_pixels:
         pixels.create_slide(store, slide_id, len(patches), stored.patch.size_px)
     features.create_slide(store, slide_id, coords, n_seeds, stored.teacher.dim)

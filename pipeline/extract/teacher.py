@@ -21,6 +21,16 @@ def encode(
     return Encoded(collect(features, teacher.dtype), collect(tokens, teacher.dtype))
 
 
+def encode_with_attention(
+    teacher: OnDevice, views: npt.NDArray[np.uint8], positions: npt.NDArray[np.int32] | None
+) -> Encoded:
+    """As `encode`, with the attention of the class token."""
+    places = np.empty((len(views), 0), np.int32) if positions is None else positions
+    features, tokens, attention = teacher.launch_attention(views, places)
+    kept = None if positions is None else collect(tokens, teacher.dtype)
+    return Encoded(collect(features, teacher.dtype), kept, collect(attention, teacher.dtype))
+
+
 def collect(features: torch.Tensor, dtype: torch.dtype) -> npt.NDArray[np.float16]:
     """Features or tokens as they are stored, float16, in their shape.
 

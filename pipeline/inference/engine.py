@@ -42,6 +42,8 @@ class Encoded:
     """(B, dim)"""
     tokens: npt.NDArray[Any] | None = None
     """(B, t, width)"""
+    attention: npt.NDArray[Any] | None = None
+    """(B, grid * grid)"""
 
 
 Encode = Callable[[OnDevice, npt.NDArray[np.uint8], npt.NDArray[np.int32] | None], Encoded]
@@ -61,6 +63,8 @@ class Kept:
     """Whether the patches' pixels are kept too."""
     tokens: recipe.Tokens | None = None
     """Which patch tokens are kept too; None for none."""
+    attention: recipe.Attention | None = None
+    """Which attention is kept too; None for none."""
 
 
 @dataclass(slots=True)
@@ -75,6 +79,8 @@ class EncodedBlock:
     """Why rows could not be read."""
     positions: npt.NDArray[np.int32] | None = None
     """(seeds, rows of the whole block, t) of the tokens, which are written already; -1 where there are none."""
+    attention: npt.NDArray[np.float16] | None = None
+    """(seeds, rows of the whole block, grid * grid); NaN where there is none."""
 
 
 class Sink(Protocol):
@@ -213,6 +219,9 @@ class Engine:
             side = self._kept.policy.patch_px
             pixels = np.zeros((len(whole), side, side, 3), np.uint8)
         positions, buffer = self._room_for_tokens(task, sink)
+        attention = None
+        if self._kept.attention is not None:
+            attention = np.full((*shape[:2], self._kept.attention.grid**2), np.nan, np.float16)
         records: list[tuple[Any, ...]] = []
         reasons: dict[int, str] = {}
         batch: list[tuple[int, int, npt.NDArray[np.uint8]]] = []
@@ -228,6 +237,8 @@ class Engine:
                 raise FeatureError(f"{where}: {error}") from None
             for i, (seed, offset) in enumerate(places):
                 result[seed, offset] = got.features[i]
+                if attention is not None and got.attention is not None:
+                    attention[seed, offset] = got.attention[i]
                 if buffer is not None and got.tokens is not None:
                     buffer.put(seed, whole.start + offset, got.tokens[i])
             advance(len(places))
@@ -271,7 +282,8 @@ class Engine:
         if buffer is not None:
             buffer.flush()
         outcome.views = len(records)
-        return EncodedBlock(result, views_table(task, patches, records), pixels, reasons, positions)
+        views = views_table(task, patches, records)
+        return EncodedBlock(result, views, pixels, reasons, positions, attention)
 
     def _room_for_tokens(
         self, task: Task, sink: Sink

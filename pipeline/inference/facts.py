@@ -6,6 +6,7 @@ from typing import Self
 import cv2
 import openslide
 
+from pipeline.encoders.attention import ATTENTION_RULE, last_attention
 from pipeline.encoders.encoder import token_grid
 from pipeline.inference.loaded import OnDevice
 from pipeline.slides.resample import RESAMPLING
@@ -21,6 +22,7 @@ class EncoderFacts:
 
     identity: recipe.Teacher
     tokens: recipe.Tokens | None
+    attention: recipe.Attention | None
     dtype_reason: str
     device: str
     terms: tuple[Terms, ...]
@@ -32,11 +34,17 @@ class EncoderFacts:
     """See `pipeline.encoders.encoder.Encoder.resizable`."""
 
     @classmethod
-    def of(cls, loaded: OnDevice, tokens: recipe.Tokens | None = None) -> Self:
+    def of(
+        cls,
+        loaded: OnDevice,
+        tokens: recipe.Tokens | None = None,
+        attention: recipe.Attention | None = None,
+    ) -> Self:
         """The facts of an encoder that is loaded."""
         return cls(
             loaded.identity,
             tokens,
+            attention,
             loaded.dtype_reason,
             str(loaded.device),
             loaded.encoder.terms,
@@ -71,6 +79,20 @@ def token_recipe(loaded: OnDevice, count: int | None) -> recipe.Tokens | None:
             f"--tokens {count}: a view of {loaded.identity.name} has {grid}x{grid}; allowed is 1 to {grid**2}"
         )
     return recipe.Tokens(count, grid, dim, TOKEN_RULE)
+
+
+def attention_recipe(loaded: OnDevice, asked: bool) -> recipe.Attention | None:
+    """What the recipe says of the attention that ``--attention`` asks for; None for none.
+
+    Raises
+    ------
+    EncoderError
+        When the encoder has no class token whose attention can be read.
+    """
+    if not asked:
+        return None
+    last_attention(loaded.encoder)
+    return recipe.Attention(token_grid(loaded.encoder)[0], ATTENTION_RULE)
 
 
 def reader_identity() -> recipe.Reader:

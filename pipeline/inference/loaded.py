@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.encoders.attention import with_attention
 from pipeline.encoders.encoder import Encoder, take_tokens
 from pipeline.encoders.export import weights_sha256
 from pipeline.encoders.load import load_encoder
@@ -106,6 +107,22 @@ class OnDevice:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             features, tokens = self.encoder.with_tokens(batch)
         return features.float()[: len(views)], take_tokens(tokens[: len(views)], chosen).float()
+
+    @torch.inference_mode()
+    def launch_attention(
+        self, views: npt.NDArray[np.uint8], positions: npt.NDArray[np.int32]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `launch_tokens`, with the attention of the class token, (B, grid * grid) float32 on the device.
+
+        Parameters
+        ----------
+        positions : int32 (B, t)
+            t may be 0.
+        """
+        batch, chosen = self._sent(views), self._sent(positions).long()
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            features, tokens, found = with_attention(self.encoder, batch)
+        return features.float(), take_tokens(tokens, chosen).float(), found
 
     def _whole(self, views: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """As many views as a compiled encoder was compiled for; the last one fills up a short batch."""

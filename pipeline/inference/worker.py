@@ -13,7 +13,7 @@ import torch
 
 from pipeline.inference.arithmetic import Arithmetic, ViewToRead, compare, read_views
 from pipeline.inference.engine import Engine, Kept, Outcome, Sink
-from pipeline.inference.facts import EncoderFacts, token_recipe
+from pipeline.inference.facts import EncoderFacts, attention_recipe, token_recipe
 from pipeline.inference.loaded import EncoderSpec, OnDevice, compiled, load_on_device
 from pipeline.inference.task import Task
 from pipeline.runtime import devices, work
@@ -53,10 +53,13 @@ class WorkerEncoder:
             return None
         return compare(loaded, read_views(policy, wanted, work.threads_of(threads, None)), candidates)
 
-    def describe(self, tokens: int | None = None) -> EncoderFacts:
-        """Load the encoder where the work will be, and say what it is; `tokens` as in `token_recipe`."""
+    def describe(self, tokens: int | None = None, attention: bool = False) -> EncoderFacts:
+        """Load the encoder where the work will be, and say what it is.
+
+        `tokens` and `attention` are those of `token_recipe` and `attention_recipe`.
+        """
         loaded = self.loaded()
-        return EncoderFacts.of(loaded, token_recipe(loaded, tokens))
+        return EncoderFacts.of(loaded, token_recipe(loaded, tokens), attention_recipe(loaded, attention))
 
 
 class Stage(Protocol):

@@ -26,7 +26,7 @@ from pipeline.tiles.places import Place, find_places
 from pipeline.verify.options import VerifyOptions
 from pipeline.verify.slide_views import require_teacher_of, spec_of
 from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError, ViewMismatch
-from stores.format import arrays, features, layout, manifest, pixels, recipe, tiles, tokens
+from stores.format import arrays, attention, features, layout, manifest, pixels, recipe, tiles, tokens
 from stores.io.ranges import ranges_of
 from stores.verify.findings import Finding
 
@@ -235,6 +235,8 @@ class _Repair:
             features.write_block(self.store, self.slide_id, seed, task.block, made.features[at])
             if made.positions is not None:
                 tokens.write_positions(self.store, self.slide_id, seed, task.block, made.positions[at])
+            if made.attention is not None:
+                attention.write_block(self.store, self.slide_id, seed, task.block, made.attention[at])
             self.done.append(f"{where}: features of seed {seed} computed again")
         if task.block in self.what.pixels and made.pixels is not None:
             start = features.block_range(task.n_patches, task.block).start
@@ -249,6 +251,8 @@ class _Repair:
         forms = features.forms(len(patches), n_seeds, self.stored.teacher.dim)
         if self.stored.tokens is not None:
             forms |= tokens.forms(len(patches), n_seeds, self.stored.tokens)
+        if self.stored.attention is not None:
+            forms[attention.LEAF] = attention.form(len(patches), n_seeds, self.stored.attention)
         of_array = {layout.feature_array(slide_id, leaf): form for leaf, form in forms.items()}
         of_array[layout.pixel_array(slide_id)] = pixels.form(len(patches), self.stored.patch.size_px)
         for name in sorted(self.what.metadata, key=lambda name: (not name.endswith(layout.METADATA), name)):

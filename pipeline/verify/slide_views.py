@@ -163,7 +163,17 @@ class SlideLooker:
             own = self.stored.teacher.dtype if teacher is None else teacher.identity.dtype
             bounds = self.options.min_cosine, self.options.max_relative_error or allowed(self.stored, own)
             tokens = self.stored.tokens
-            check = _SlideViews(self.store, slide, source, policy, self.options, result, tokens, bounds)
+            check = _SlideViews(
+                self.store,
+                slide,
+                source,
+                policy,
+                self.options,
+                result,
+                tokens,
+                bounds,
+                self.stored.attention,
+            )
             check.run(self._pool(), teacher)
         advance(1)
         return result
@@ -226,6 +236,7 @@ class _SlideViews:
     tokens: recipe.Tokens | None
     bounds: tuple[float, float]
     """Least cosine and largest relative error of a feature, see `pipeline.verify.tolerance`."""
+    attention: recipe.Attention | None = None
 
     @property
     def slide_id(self) -> str:
@@ -260,7 +271,7 @@ class _SlideViews:
         teacher: "OnDevice | None",
     ) -> None:
         wrong: dict[tuple[int, str], list[int]] = {}
-        cache = BlockCache(self.store, self.tokens)
+        cache = BlockCache(self.store, self.tokens, attention=self.attention)
         made: list[tuple[int, int, npt.NDArray[np.uint8]]] = []
         jobs: list[tuple[int, Future[_Rendered]]] = [
             (row, pool.submit(self.source, render_stored, block, commit.seeds, row, self.policy))
@@ -312,30 +323,36 @@ class _SlideViews:
         far: dict[tuple[str, int], list[tuple[float, float, int]]] = {}
         least, most = self.bounds
         for batch in _batches(made, teacher.batch_size):
-            stored: list[tuple[npt.NDArray[np.float16], npt.NDArray[np.float16], npt.NDArray[np.int32]]] = []
+            stored: list[tuple[npt.NDArray[Any], ...]] = []  # features, tokens, positions, attention
             kept: list[tuple[int, int, npt.NDArray[np.uint8]]] = []
             for seed, row, view in batch:
                 with contextlib.suppress(StoreError):  # what cannot be read, structure has named
                     at = np.array([row], np.int32)
-                    stored.append((cache.targets(commit, at, seed), *cache.tokens(commit, at, seed)))
+                    stored.append(tuple(cache.stored(commit, at, seed)))
                     kept.append((seed, row, view))
             if not kept:
                 continue
             stacked = np.stack([view for _, _, view in kept])
-            positions = np.concatenate([positions for *_, positions in stored])
-            if positions.shape[1]:
+            positions = np.concatenate([positions for _, _, positions, _ in stored])
+            fresh_tokens = fresh_attention = None
+            if self.attention is not None:
+                every = teacher.launch_attention(stacked, positions)
+                fresh, fresh_tokens, fresh_attention = (values.cpu().numpy() for values in every)
+            elif positions.shape[1]:
                 both = teacher.launch_tokens(stacked, positions)
                 fresh, fresh_tokens = (values.cpu().numpy() for values in both)
             else:
-                fresh, fresh_tokens = teacher.launch(stacked).cpu().numpy(), None
+                fresh = teacher.launch(stacked).cpu().numpy()
             for i, (seed, row, _) in enumerate(kept):
                 self.result.features_checked += 1
                 self._compare("features", stored[i][0], fresh[i : i + 1], seed, row, far)
-                if fresh_tokens is not None:
+                if fresh_attention is not None:
+                    self._compare("attention", stored[i][3], fresh_attention[i : i + 1], seed, row, far)
+                if fresh_tokens is not None and positions.shape[1]:
                     self._compare("tokens", stored[i][1][0], fresh_tokens[i], seed, row, far)
         for (leaf, seed), pairs in sorted(far.items()):
             error, cosine, row = max(pairs)
-            what = "features" if leaf == "features" else "views have tokens that"
+            what = leaf if leaf == "features" else f"views have {leaf} that"
             problem = (
                 f"{len(pairs)} {what} are not the teacher's: the worst is row {row}, relative error {error:.3g} "
                 f"(allowed {most:.3g}), cosine {cosine:.6f} (allowed from {least:.6g})"

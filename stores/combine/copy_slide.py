@@ -18,18 +18,18 @@ from typing import Any
 import pyarrow.compute as pc
 
 from stores.errors import CorruptStore
-from stores.format import arrays, features, layout, manifest, recipe, tokens
+from stores.format import arrays, attention, features, layout, manifest, recipe, tokens
 from stores.io import files
 from stores.io.location import StoreLike, read_file
 from stores.io.ranges import ranges_of
 from stores.io.staging import copy_file
 from stores.io.text import counted, first_of, human_bytes
 
-SEED_AXIS = ("features", "stats", "scales", *tokens.LEAVES)
+SEED_AXIS = ("features", "stats", "scales", *tokens.LEAVES, attention.LEAF)
 """Arrays whose first axis is the seed; the second is cut into the blocks of the slide."""
 _PLAIN = ("coords", "standard")
 _NDIM = {"features": 3, "stats": 4, "scales": 2, "coords": 2, "standard": 2, "pixels": 4}
-_NDIM |= {"positions": 3, "tokens": 4}
+_NDIM |= {"positions": 3, "tokens": 4, "attention": 3}
 _THREADS = 8  # copies wait for fsync, or for the network
 
 Key = tuple[int, int]
@@ -168,6 +168,8 @@ class Choice:
     """The source of the pixels of a block; empty to copy none."""
     tokens: bool = True
     """Whether patch tokens are copied, where there are any."""
+    attention: bool = True
+    """Whether the teacher's attention is copied, where there is any."""
 
 
 def from_one(
@@ -176,6 +178,7 @@ def from_one(
     n_seeds: int | None = None,
     with_pixels: bool = True,
     with_tokens: bool = True,
+    with_attention: bool = True,
 ) -> Choice:
     """A slide as one store has it, up to `n_seeds` seeds."""
     row = source.rows[slide_id]
@@ -184,7 +187,7 @@ def from_one(
     keys = [key for key in source.commits(slide_id) if n_seeds is None or key[1] < n_seeds]
     kept = with_pixels and source.has(layout.pixel_array(slide_id))
     of_block = {block: source for block, _ in keys if kept}
-    return Choice(row, source, dict.fromkeys(keys, source), of_block, with_tokens)
+    return Choice(row, source, dict.fromkeys(keys, source), of_block, with_tokens, with_attention)
 
 
 def copy_slide(slide_id: str, choice: Choice, n_seeds: int | None, stage: Path, result: Shared) -> None:
@@ -218,6 +221,7 @@ def _chunks_by_source(
             names[first] += [n for n in first.files[slide_id] if n.startswith(f"{array}/")]
         leaves = [s for s in SEED_AXIS if s == "features" or first.has(layout.feature_array(slide_id, s))]
         leaves = [s for s in leaves if choice.tokens or s not in tokens.LEAVES]
+        leaves = [s for s in leaves if choice.attention or s != attention.LEAF]
         for leaf in leaves:
             array = layout.feature_array(slide_id, leaf)
             widest = max(names, key=functools.partial(_seeds_of, array))

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from stores.combine.copy_slide import SEED_AXIS, Choice, Key, Source, from_one
 from stores.errors import StoreError
-from stores.format import features, layout, manifest, pixels, recipe, tokens
+from stores.format import attention, features, layout, manifest, pixels, recipe, tokens
 from stores.io.location import read_file
 
 _RANK = {manifest.OK: 0, "no_tissue": 1, "failed": 2}
@@ -169,6 +169,8 @@ def _require_same_views(
     _require_same_features(slide_id, key, a, b, rows)
     if a.recipe.tokens is not None and len(rows):
         _require_same_tokens(slide_id, key, (a, b), rows.astype(np.int32), a.recipe.tokens)
+    if a.recipe.attention is not None and len(rows):
+        _require_same_attention(slide_id, key, (a, b), rows, a.recipe.attention)
 
 
 def _require_same_features(
@@ -221,6 +223,26 @@ def _require_same_tokens(
                 at: tuple[int, ...] = tuple(differ[0].tolist())
                 where = f"{what} {at[1:]} of row {inside[at[0]]} seed {seed}"
                 _conflict(slide_id, where, both[0], x[at].item(), both[1], y[at].item())
+
+
+def _require_same_attention(
+    slide_id: str,
+    key: Key,
+    both: tuple[Source, Source],
+    rows: npt.NDArray[np.int64],
+    about: recipe.Attention,
+) -> None:
+    block, seed = key
+    name = layout.chunk_file(layout.feature_array(slide_id, attention.LEAF), (seed, block, 0))
+    if _same_bytes(*both, name):
+        return
+    opened = [attention.open_attention(source.store, slide_id, about) for source in both]
+    x, y = (o.read_block(seed, block)[rows - o.first_row(block)] for o in opened)
+    differ = np.argwhere(x.view(np.uint16) != y.view(np.uint16))
+    if len(differ):
+        i, j = differ[0]
+        what = f"attention to patch {j} of row {rows[i]} seed {seed}"
+        _conflict(slide_id, what, both[0], float(x[i, j]), both[1], float(y[i, j]))
 
 
 def _same_bytes(a: Source, b: Source, name: str) -> bool:

@@ -36,6 +36,7 @@ class Selection:
     """Conditions ``COLUMN=VALUE`` on the slides table; see `select`."""
     pixels: bool = True
     tokens: bool = True
+    attention: bool = True
 
     def choose(self, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """Ids of the slides that are kept, sorted.
@@ -99,8 +100,9 @@ def _table_of(path: Path, what: str) -> Table:
 
 def _options_of(selection: Selection) -> dict[str, Any]:
     """The options with which extract-teacher would make the subset: it compares them when it continues a store."""
-    without = {"pixels": False} if not selection.pixels else {}
-    return without | ({"tokens": None} if not selection.tokens else {})
+    without: dict[str, Any] = {"pixels": False} if not selection.pixels else {}
+    without |= {"tokens": None} if not selection.tokens else {}
+    return without | ({"attention": False} if not selection.attention else {})
 
 
 def subset(store: StoreLike, out: Path, selection: Selection, report: Reporter = SILENT) -> Shared:
@@ -117,12 +119,16 @@ def subset(store: StoreLike, out: Path, selection: Selection, report: Reporter =
     if n_seeds is not None and n_seeds < 1:
         raise OptionError(f"--seeds {n_seeds}: allowed is 1 or more")
     chosen = asdict(selection) | {"slides": keep, "where": list(selection.where) or None}
+    if selection.attention:  # earlier versions did not say it
+        del chosen["attention"]
     request = {"command": "subset", "store": [str(source), source.identity()], **chosen}
     result = begin(out, [source])
     report.start("subset", len(keep))
     with staged(out, files.parse_json(files.json_text(request))) as stage:
         for slide_id in keep:
-            choice = from_one(source, slide_id, n_seeds, selection.pixels, selection.tokens)
+            choice = from_one(
+                source, slide_id, n_seeds, selection.pixels, selection.tokens, selection.attention
+            )
             copy_slide(slide_id, choice, n_seeds, stage, result)
             report.advance(1, slide_id)
         source.copy(
@@ -133,6 +139,9 @@ def subset(store: StoreLike, out: Path, selection: Selection, report: Reporter =
         stored = source.recipe if selection.tokens else replace(source.recipe, tokens=None)
         if stored.tokens != source.recipe.tokens:
             result.notes.append(f"without tokens it is another store: recipe {stored.digest()[:12]}")
+        if stored.attention is not None and not selection.attention:
+            stored = replace(stored, attention=None)
+            result.notes.append(f"without attention it is another store: recipe {stored.digest()[:12]}")
         if _EXTRACTED in source.listed and _options_of(selection):
             extracted = read_options(stage, "extract-teacher")
             files.write_json(stage / _EXTRACTED, extracted | _options_of(selection))

@@ -147,6 +147,7 @@ _OPTIONS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
         "dtype": lambda value: value in ("auto", *recipe.DTYPES),
         "pixels": _truth,
         "tokens": _number_or_none,
+        "attention": _truth,
         "teacher_licence": _text,
     },
     "export": {

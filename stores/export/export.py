@@ -40,6 +40,7 @@ from stores.io.staging import REQUEST, copy_file, staged
 from stores.io.text import counted, first_of, human_bytes
 
 _RECODED = re.compile(r"features\.zarr/[^/]+/(?:(?:features|tokens)/.*|zarr\.json)")
+_ATTENTION = re.compile(r"features\.zarr/[^/]+/attention/.*")
 _TOKENS = re.compile(r"features\.zarr/[^/]+/(?:tokens|positions)/.*")
 
 
@@ -54,6 +55,7 @@ class ExportOptions:
     """Columns of the user's own to keep under pseudonyms."""
     pixels: bool = True
     tokens: bool = True
+    attention: bool = True
     mapping: Path | None = None
     """CSV of originals and pseudonyms to write for the lab itself."""
 
@@ -158,6 +160,8 @@ def _plan(store: StoreLike, out: Path, options: ExportOptions) -> _Plan:
             check_mapping(options.mapping, names.mapping(), store, out)
     if not options.tokens:
         stored = replace(stored, tokens=None)
+    if not options.attention:
+        stored = replace(stored, attention=None)
     return _Plan(store, out, options, stored, rows, layout.list_files(store), names, originals)
 
 
@@ -229,6 +233,7 @@ def _request(export: _Plan) -> dict[str, Any]:
         "compact": export.options.compact,
         "pixels": export.options.pixels,
         "tokens": export.options.tokens,
+        **({} if export.options.attention else {"attention": False}),
         "keep_columns": sorted(export.options.keep_columns),
     }
 
@@ -253,6 +258,8 @@ def _write_slide(export: _Plan, slide_id: str, names: Sequence[str], stage: Path
         if known is None or known.kind not in kinds or (recoding and _RECODED.fullmatch(name)):
             continue
         if not export.options.tokens and _TOKENS.fullmatch(name):
+            continue
+        if not export.options.attention and _ATTENTION.fullmatch(name):
             continue
         if export.names is None:
             copy_file(export.store, name, export.listing[name], stage)
@@ -305,6 +312,8 @@ def _write_rest(export: _Plan, written: recipe.Recipe, stage: Path) -> None:
             options["pixels"] = options["pixels"] is True and export.options.pixels
         if "tokens" in options and not export.options.tokens:
             options["tokens"] = None
+        if "attention" in options:
+            options["attention"] = options["attention"] is True and export.options.attention
         shown = options if export.names is None else public_options(command, options)
         if shown is not None:
             files.write_json(stage / name, shown)

@@ -27,9 +27,10 @@ SCALES = ArrayKind("scales", "float32", PLAIN, "NaN")
 STANDARD = ArrayKind("standard", "float32", PLAIN, "NaN")
 TOKENS = ArrayKind("tokens", "float16", FLOAT16, "NaN")
 POSITIONS = ArrayKind("positions", "int32", PLAIN, NO_POSITION)
+ATTENTION = ArrayKind("attention", "float16", FLOAT16, "NaN")
 PIXELS = ArrayKind("pixels", "uint8", ONE_BYTE, 0)
 KINDS = {
     (kind.leaf, kind.dtype): kind
-    for kind in (FEATURES, COMPACT, COORDS, STATS, SCALES, STANDARD, TOKENS, POSITIONS, PIXELS)
+    for kind in (FEATURES, COMPACT, COORDS, STATS, SCALES, STANDARD, TOKENS, POSITIONS, ATTENTION, PIXELS)
 }
 """By leaf and data type."""

@@ -151,7 +151,7 @@ _OF_SLIDE = (
     (
         "features",
         re.compile(
-            r"features\.zarr/([^/]+)/(?:zarr\.json|(?:features|coords|stats|scales|standard|tokens|positions)"
+            r"features\.zarr/([^/]+)/(?:zarr\.json|(?:features|coords|stats|scales|standard|tokens|positions|attention)"
             rf"/(?:zarr\.json|{_CHUNK}))"
         ),
     ),

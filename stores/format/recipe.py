@@ -133,6 +133,20 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
+class Attention:
+    """The teacher's attention that is stored beside its features."""
+
+    grid: int
+    """Side of the view's grid of patches: a view has grid * grid numbers."""
+    rule: str
+    """Name and version of what is kept (`pipeline.encoders.attention`)."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.grid <= MAX_GRID:
+            raise StoreError(f"recipe.attention: a grid of side {self.grid}; allowed is 1 to {MAX_GRID}")
+
+
+@dataclass(frozen=True, slots=True)
 class Declared:
     """Features that were computed elsewhere and imported: teacher and views are what was declared, not proven."""
 
@@ -160,6 +174,8 @@ class Recipe:
     """None when features alone are stored."""
     declared: Declared | None = None
     """None when the features were computed by g2l."""
+    attention: Attention | None = None
+    """None when the teacher's attention is not stored."""
     schema: int = SCHEMA_VERSION
 
     @property
@@ -171,7 +187,7 @@ class Recipe:
         """Plain JSON types. Fields that are newer than the first version are left out when they are None."""
         value = json.loads(json.dumps(asdict(self)))
         value["teacher"] = None if self.teacher is None else self.teacher.to_json()
-        for name in ("compact", "tokens", "declared"):
+        for name in ("compact", "tokens", "declared", "attention"):
             if value[name] is None:
                 del value[name]
         return value
@@ -217,6 +233,7 @@ def from_json(value: Any, source: str) -> Recipe:
         if parts[name] is not None and not isinstance(parts[name], dict):
             raise StoreError(f"{source}: {name}: expected an object, found {parts[name]!r:.200}")
     kinds = {"patch": Patch, "teacher": Teacher, "reader": Reader, "tokens": Tokens, "declared": Declared}
+    kinds["attention"] = Attention
     for name, kind in kinds.items():
         parts[name] = _part(kind, value.get(name), f"{source}: {name}", optional=name != "patch")
     digest = value.get("digest")
@@ -287,6 +304,7 @@ def require_complete(recipe: Recipe, store: StoreLike) -> CompleteRecipe:
         recipe.compact,
         recipe.tokens,
         recipe.declared,
+        recipe.attention,
         recipe.schema,
     )
 
@@ -369,6 +387,8 @@ def _declared_problems(stored: Recipe) -> Iterator[str]:
         yield f"declared.cut_px {about.cut_px}; allowed is 1 to {(1 << 15) - 1}"
     if stored.tokens is not None:
         yield "tokens, which no declared teacher has"
+    if stored.attention is not None:
+        yield "attention, which no declared teacher has"
 
 
 def require_possible(stored: Recipe, store: StoreLike) -> None:

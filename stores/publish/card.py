@@ -252,6 +252,11 @@ class _Card:
                 if (kept := self.stored.tokens) is not None
                 else []
             ),
+            *(
+                [("attention", f"of the class token to {looks.grid}x{looks.grid} patches of a view")]
+                if (looks := self.stored.attention) is not None
+                else []
+            ),
             (
                 "arithmetic",
                 f"{markdown(teacher.dtype)}, stored in {'int8' if self.stored.compact else 'float16'}"

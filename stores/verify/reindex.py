@@ -271,7 +271,9 @@ class _Slide:
                 elif leaf == "tokens":
                     listed = per_token_block == 0 or (at[0], at[1] // per_token_block) in committed
                 else:
-                    listed = leaf not in ("features", "stats", "positions") or at[:2] in committed
+                    listed = (
+                        leaf not in ("features", "stats", "positions", "attention") or at[:2] in committed
+                    )
                 if not listed:
                     self.run.result.leftovers.append(name)
 

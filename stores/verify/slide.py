@@ -6,6 +6,7 @@ import pyarrow as pa
 from stores.errors import StoreError
 from stores.format import layout, manifest
 from stores.io.location import StoreLike
+from stores.verify.attention_checks import check_attention
 from stores.verify.checks import SlideCheck, SlideFiles, SlideFindings, StoreCheck
 from stores.verify.token_checks import check_tokens
 
@@ -64,4 +65,5 @@ def _check_usable(check: SlideCheck) -> None:
         check.check_coords(patches)
         check.check_features(listed)
         check_tokens(check, listed)
+        check_attention(check, listed)
         check.check_pixels(listed)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stores.format import features, manifest, pixels, recipe, tokens
+from stores.format import attention, features, manifest, pixels, recipe, tokens
 
 DIM, PATCH_PX = 8, 32
 RECIPE = recipe.Recipe(
@@ -149,6 +149,15 @@ def content(store: Path) -> dict[str, str]:
             for leaf in ("tokens", "positions"):
                 held = np.asarray(getattr(found_tokens, leaf)[:])
                 found[f"{slide_id} {leaf}"] = hashlib.sha256(held.tobytes()).hexdigest()
+        looks = recipe.load(store).attention
+        if looks is not None:
+            of = attention.open_attention(store, slide_id, looks)
+            maps = [
+                of.read_block(s, b)
+                for s in range(opened.n_seeds)
+                for b in range(features.n_blocks(opened.n_rows))
+            ]
+            found[f"{slide_id} attention"] = hashlib.sha256(np.concatenate(maps).tobytes()).hexdigest()
         if pixels.has_pixels(store, slide_id):
             array = pixels.open_pixels(store, slide_id).array
             found[f"{slide_id} pixels"] = hashlib.sha256(np.asarray(array[:]).tobytes()).hexdigest()

@@ -186,7 +186,7 @@ class _Fit:
 
     def _read(self, plan: sampler.Window) -> tuple[int, Vectors]:
         held: dict[str, npt.NDArray[np.float16]] = {}
-        for places, (targets, tokens, _) in self.cache.parts(plan):
+        for places, (targets, tokens, *_) in self.cache.parts(plan):
             parts = {"features": targets}
             if self.stored.tokens is not None:
                 parts["tokens"] = self._taken(tokens, self.options.tokens_per_view)

@@ -1,0 +1,274 @@
+"""The teacher's attention in the store: its values, what it leaves alone, verified, repaired, shared, learned from."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from pipeline.data.committed import BlockCache
+from pipeline.data.dataset import ViewDataset
+from pipeline.distill import train
+from pipeline.distill.inputs import open_data
+from pipeline.distill.losses import attention_kl
+from pipeline.distill.model import Targets
+from pipeline.distill.options import DistillOptions
+from pipeline.distill.ranks import Ranks
+from pipeline.distill.trainer import make_trainer
+from pipeline.encoders.attention import with_attention
+from pipeline.encoders.load import load_encoder
+from pipeline.extract import extract as stage
+from pipeline.extract.options import ExtractOptions
+from pipeline.runtime.progress import Silent
+from pipeline.tile.options import TileOptions
+from stores import info
+from stores.errors import CorruptStore, EncoderError, OptionError, RecipeMismatch, StoreError
+from stores.export import export
+from stores.export.pseudonyms import Pseudonyms
+from stores.format import attention, layout, manifest, recipe
+from stores.publish import card
+from stores.verify import reindex
+from tests.tools.settings import TEACHER, VIT
+from tests.tools.share import contents, joined, part, wrong
+from tests.tools.stores import content, files_of
+from tests.tools.verify import SAME_TEACHER, look, named, structure
+
+WITH_ATTENTION = replace(TEACHER, teacher=VIT, tokens=5, attention=True)
+ABOUT = recipe.Attention(8, "attention-1")
+SAME = replace(SAME_TEACHER, teacher=VIT)
+STUDENT = "timm:vit_tiny_patch16_224?patch_size=28&depth=1&embed_dim=24&num_heads=3&reg_tokens=2"
+OPTIONS = DistillOptions(
+    student=STUDENT,
+    random_weights=1,
+    loss="attention",
+    steps=2,
+    batch_size=8,
+    val_views=16,
+    lr=3e-3,
+    threads=1,
+    window=64,
+    check_views="none",
+)
+
+
+@pytest.fixture(scope="module")
+def made(slides: Path, tile_options: TileOptions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("attention") / "store"
+    stage.extract([slides], path, WITH_ATTENTION, tile_options, Silent())
+    return path
+
+
+def held_out(store: Path) -> Any:
+    found = open_data(store, OPTIONS, 1, Silent()).held_out
+    assert found is not None
+    return found
+
+
+@torch.inference_mode()
+def test_kept_attention_is_the_teachers(made: Path) -> None:
+    batch = held_out(made)
+    encoder = load_encoder(VIT, random_weights=0)
+    expected = with_attention(encoder, torch.from_numpy(batch.views))[2]
+    assert batch.attention.shape == (16, 64)
+    np.testing.assert_allclose(batch.attention, expected.half().numpy(), rtol=2e-3)
+    opened = attention.open_attention(made, "a", ABOUT)
+    assert opened.spec.shape[::2] == (3, 64)
+    assert (opened.read_block(2, 0).astype(np.float32).sum(axis=1) < 1).all()
+
+
+def test_all_else_is_as_without_it(made: Path, token_store: Path, tmp_path: Path) -> None:
+    plain = contents(token_store)
+    found = {name: sha for name, sha in contents(made).items() if "/attention/" not in name}
+    differ = {name for name in plain | found if plain.get(name) != found.get(name)}
+    assert differ == {"recipe.json"}
+    stored = recipe.load(made)
+    assert stored.attention == ABOUT
+    assert replace(stored, attention=None).digest() == recipe.load(token_store).digest()
+    assert "attention" not in recipe.load(token_store).to_json()
+    assert recipe.from_json(stored.to_json(), "here") == stored
+    assert any("8x8 patches" in line for line in info.info_lines(info.store_info(made)))
+    other = Path(shutil.copytree(made, tmp_path / "s"))
+    card.write_card(other, card.CardOptions("s", "2026-11-28"))
+    assert "attention | of the class token to 8x8 patches of a view" in (other / "README.md").read_text()
+
+
+def test_a_store_has_it_from_the_start(made: Path, slides: Path, tile_options: TileOptions) -> None:
+    with pytest.raises(RecipeMismatch, match=r"recipe\.attention"):
+        stage.extract([slides], made, replace(WITH_ATTENTION, attention=False), tile_options, Silent())
+    with pytest.raises(OptionError, match="--attention and --compile: give one of them"):
+        ExtractOptions(teacher="x", attention=True, compile=True).validate()
+
+
+@pytest.mark.parametrize(("value", "said"), [(np.nan, "no finite"), (-0.25, "no prob"), (1.5, "no prob")])
+def test_hostile_attention_is_refused(made: Path, tmp_path: Path, value: float, said: str) -> None:
+    path = Path(shutil.copytree(made, tmp_path / "s"))
+    zarr.open_array(path / "features.zarr/a/attention", mode="r+")[0, 2, 3] = value
+    cache = BlockCache(path, attention=ABOUT)
+    with pytest.raises(CorruptStore, match=said):
+        cache.attention(next(manifest.commits(path, "a")), np.arange(4, dtype=np.int32), 0)
+    assert [finding for finding in structure(path) if "attention" in finding.file]
+    with pytest.raises(CorruptStore, match="expected"):
+        attention.open_attention(made, "a", replace(ABOUT, grid=7))
+
+
+@pytest.mark.slow
+def test_damage_is_found_and_repaired(made: Path, slides: Path, tmp_path: Path) -> None:
+    assert structure(made) == []
+    path = Path(shutil.copytree(made, tmp_path / "s"))
+    flipped = path / "features.zarr/a/attention/c/1/0/0"
+    raw = bytearray(flipped.read_bytes())
+    raw[100] ^= 4
+    flipped.write_bytes(raw)
+    for name in ("b/attention/zarr.json", "c/attention/c/2/0/0"):
+        (path / "features.zarr" / name).unlink()
+    found = structure(path)
+    for name in ("a/attention/c/1/0/0", "b/attention/zarr.json", "c/attention/c/2/0/0"):
+        assert named(found, f"features.zarr/{name}"), name
+    result = look(path, replace(SAME, slides=(slides,), repair=True))
+    assert result.findings == []
+    assert files_of(path) == files_of(made)
+
+
+@pytest.mark.slow
+def test_attention_of_another_view_is_not_the_teachers(made: Path, tmp_path: Path) -> None:
+    assert look(made, SAME).findings == []
+    path = Path(shutil.copytree(made, tmp_path / "s"))
+    array = zarr.open_array(path / "features.zarr/a/attention", mode="r+")
+    array[1] = np.asarray(array[1])[:, ::-1]
+    assert structure(path) == []
+    (found,) = look(path, SAME).findings
+    assert "views have attention that are not the teacher's" in found.problem
+    assert found.file == "features.zarr/a/attention"
+
+
+def test_leftovers_are_seen(made: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(made, tmp_path / "s"))
+    next(manifest.commits(path, "a")).path.unlink()
+    assert any("attention/c/0/0/0" in str(f) and "not listed" in str(f) for f in structure(path))
+    result = reindex.reindex(path, False, True)
+    assert "attention" in {name.split("/")[2] for name in result.leftovers}
+
+
+@pytest.mark.slow
+def test_parts_make_the_whole_and_can_leave_it_out(made: Path, token_store: Path, tmp_path: Path) -> None:
+    part(made, tmp_path / "x", slides=("a", "b"))
+    part(made, tmp_path / "y", slides=("b", "c"))
+    joined([tmp_path / "y", tmp_path / "x"], tmp_path / "z")
+    assert content(tmp_path / "z") == content(made)
+    assert wrong(tmp_path / "z") == []
+    part(made, tmp_path / "one", seeds=1)
+    assert attention.open_attention(tmp_path / "one", "a", ABOUT).spec.shape[0] == 1
+    assert wrong(tmp_path / "one") == []
+    bare = part(made, tmp_path / "bare", attention=False)
+    assert recipe.load(bare).attention is None
+    assert content(bare) == content(token_store)
+    with pytest.raises(RecipeMismatch, match=r"recipe\.attention"):
+        joined([made, bare], tmp_path / "no")
+    array = zarr.open_array(tmp_path / "x/features.zarr/b/attention", mode="r+")
+    array[2, 0, 2] = 0.125
+    with pytest.raises(StoreError, match="slide b: attention to patch 2 of row 0 seed 2 is"):
+        joined([tmp_path / "y", tmp_path / "x"], tmp_path / "no")
+    (tmp_path / "y/features.zarr/b/attention/c/1/0/0").unlink()
+    with pytest.raises(CorruptStore, match="committed attention are lost"):
+        part(tmp_path / "y", tmp_path / "no")
+
+
+@pytest.mark.slow
+def test_exports(made: Path, tmp_path: Path) -> None:
+    def exported(out: str, **options: Any) -> Path:
+        export.export(made, tmp_path / out, export.ExportOptions(**options))
+        assert wrong(tmp_path / out) == []
+        return tmp_path / out
+
+    assert content(exported("lossless", compact="lossless")) == content(made)
+    small = exported("int8", compact="int8", tokens=False)
+    whole = [attention.open_attention(path, "a", ABOUT).read_block(1, 0) for path in (made, small)]
+    np.testing.assert_array_equal(*whole)
+    hidden = exported("hidden", pseudonyms=Pseudonyms(b"k" * 32))
+    assert recipe.load(hidden).attention == ABOUT
+    bare = exported("bare", pseudonyms=Pseudonyms(b"k" * 32), attention=False)
+    assert not [file for file in files_of(bare) if "attention" in file]
+    assert recipe.load(bare).attention is None
+
+
+# What a student learns from it
+
+
+def test_the_dataset_gives_it(made: Path, store: Path) -> None:
+    batch = next(iter(ViewDataset(made, attention=True, batch_size=4, threads=1, check_views="none")))
+    assert batch.attention is not None
+    assert batch.attention.shape == (4, 64)
+    assert batch.tokens is None
+    with pytest.raises(
+        StoreError, match=r"attention=True: .* has no attention; run extract-teacher --attention"
+    ):
+        ViewDataset(store, attention=True)
+
+
+def test_the_loss_is_the_divergence_of_two_maps() -> None:
+    random = np.random.default_rng(0)
+    s, t = random.uniform(0.1, 1, (2, 5, 9))
+    total = 0.0
+    for i in range(5):
+        p, q = t[i] / t[i].sum(), s[i] / s[i].sum()
+        total += sum(p[j] * np.log(p[j] / q[j]) for j in range(9)) / 5
+    found = attention_kl(torch.tensor(s), torch.tensor(t))
+    assert float(found) == pytest.approx(total, rel=1e-9)
+    assert float(attention_kl(torch.tensor(3 * t), torch.tensor(t))) == pytest.approx(0, abs=1e-9)
+    zero = torch.zeros(1, 9, requires_grad=True)
+    attention_kl(zero, torch.tensor(t[:1])).backward()
+    assert zero.grad is not None
+    assert torch.isfinite(zero.grad).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patch", [28, 16])
+def test_a_student_of_any_grid_learns_where_to_look(made: Path, patch: int) -> None:
+    options = replace(OPTIONS, student=STUDENT.replace("patch_size=28", f"patch_size={patch}"))
+    data = open_data(made, options, 1, Silent())
+    alone = Ranks(0, 1, 1, torch.device("cpu"))
+    trainer = make_trainer(train.load_student(options), data, options, alone)
+    assert data.held_out is not None
+    views, targets = torch.from_numpy(data.held_out.views), Targets.of(data.held_out)
+    with torch.no_grad():
+        assert trainer.model.embed(views, targets.positions).attention.shape == (16, (224 // patch) ** 2)  # type: ignore[union-attr]
+    losses = [trainer.step(views, targets, 3e-3, 0.0)["loss"] for _ in range(10)]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.slow
+def test_a_run_with_it(made: Path, tmp_path: Path) -> None:
+    options = replace(OPTIONS, loss="mse,attention:0.1,token-cosine")
+    summary = train.distill(made, tmp_path / "run", options, False, Silent())
+    assert summary["steps"] == 2
+    assert summary["val_loss_after"] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"student": "tests.tools.tiny:student"}, EncoderError, "has no square grid of patch tokens"),
+        (
+            {"student": STUDENT + "&class_token=false&global_pool=avg"},
+            EncoderError,
+            "has no attention of a class token that can be read",
+        ),
+    ],
+)
+def test_students_without_it(
+    made: Path, tmp_path: Path, change: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        train.distill(made, tmp_path / "run", replace(OPTIONS, **change), False, Silent())
+
+
+def test_a_store_without_it(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        StoreError, match=r"attention needs the teacher's attention, and .* has none; run extr"
+    ):
+        train.distill(store, tmp_path / "run", OPTIONS, False, Silent())
+    assert layout.classify("features.zarr/a/attention/c/0/0/0") is not None
