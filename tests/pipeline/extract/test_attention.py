@@ -187,7 +187,7 @@ def test_exports(made: Path, tmp_path: Path) -> None:
     assert content(exported("lossless", compact="lossless")) == content(made)
     small = exported("int8", compact="int8", tokens=False)
     whole = [attention.open_attention(path, "a", ABOUT).read_block(1, 0) for path in (made, small)]
-    np.testing.assert_array_equal(*whole)
+    np.testing.assert_array_equal(whole[0], whole[1])
     hidden = exported("hidden", pseudonyms=Pseudonyms(b"k" * 32))
     assert recipe.load(hidden).attention == ABOUT
     bare = exported("bare", pseudonyms=Pseudonyms(b"k" * 32), attention=False)
