@@ -7,7 +7,8 @@ was interrupted can be repeated: it continues. Errors are those of `stores.error
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -152,7 +153,7 @@ def extract(
 
 
 def distill(
-    store: AnyStore,
+    store: "AnyStore | Sequence[AnyStore | tuple[AnyStore, float]]",
     out: AnyPath,
     *,
     resume: bool = False,
@@ -161,12 +162,13 @@ def distill(
     report: Reporter = SILENT,
     **options: Any,
 ) -> "Distilled":
-    """Train a student on a store: ``g2l distill``. Under ``torchrun`` every process calls it.
+    """Train a student on a store, or on several: ``g2l distill``. Under ``torchrun`` every process calls it.
 
     Parameters
     ----------
     store
-        Folder or URL of a store with teacher features, or an open `stores.Store`.
+        Folder or URL of a store with teacher features, or an open `stores.Store`. A list of them, or of pairs (store,
+        weight), for several teachers of the same views.
     out
         Folder of the run. A run that is there is continued.
     resume
@@ -192,12 +194,21 @@ def distill(
     from pipeline.distill.options import DistillOptions
     from pipeline.distill.result import Distilled
     from pipeline.distill.train import distill as run
+    from pipeline.distill.weighted import named
     from stores.io.files import write_text
 
     asked = _made(DistillOptions, _checked("distill", options, DistillOptions))
     folder = Path(out)
-    with _opened(store, cache, cache_gb) as files:
-        result = Distilled(folder, run(files, folder, asked, resume, report))
+    several = list(store) if isinstance(store, Sequence) and not isinstance(store, str) else [store]
+    pairs = [one if isinstance(one, tuple) else (one, 1.0) for one in several]
+    given = named([(str(one) if isinstance(one, Path) else one, float(weight)) for one, weight in pairs])
+    with contextlib.ExitStack() as stack:
+        opened = []
+        for number, one in enumerate(given, 1):
+            place = cache if cache is None or len(given) == 1 else Path(cache) / str(number)
+            files = stack.enter_context(_opened(one.store, place, cache_gb / len(given)))
+            opened.append(replace(one, store=files))
+        result = Distilled(folder, run(opened, folder, asked, resume, report))
     if result.figures:  # the first of several processes
         write_text(folder / "summary.txt", "\n".join(result.lines()) + "\n")
     return result

@@ -43,7 +43,7 @@ class Segment:
 
 
 def find_units(
-    store: StoreLike, split: str, n_seeds: int | None, patch: Patch | None = None
+    store: StoreLike, split: str, n_seeds: int | None, patch: Patch | None = None, uneven: bool = False
 ) -> list[Segment]:
     """All committed views of a split under seeds 0 to `n_seeds` - 1; a unit is the segment of a whole commit record.
 
@@ -56,11 +56,13 @@ def find_units(
         None means every seed that any block has.
     patch : Patch, optional
         Of the recipe, to check the patches against; None leaves that out.
+    uneven : bool
+        Whether a block may lack some of the seeds.
 
     Raises
     ------
     StoreError
-        When a block of the split lacks one of the seeds.
+        When a block of the split lacks one of the seeds, unless `uneven`.
     CorruptStore
         When slides table, patches or commit records break a promise (`stores.format.committed`).
     """
@@ -81,7 +83,8 @@ def find_units(
         key=lambda u: (content[u.commit.slide_id], u.commit.slide_id, u.commit.block, u.commit.seeds.start)
     )
     wanted = range(n_seeds if n_seeds is not None else max((u.commit.seeds.stop for u in units), default=0))
-    _require_seeds(units, wanted)
+    if not uneven:
+        _require_seeds(units, wanted)
     chosen = [Segment(u.commit, tuple(s for s in u.seeds if s in wanted), u.rows) for u in units]
     return [unit for unit in chosen if unit.seeds]
 

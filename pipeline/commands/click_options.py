@@ -109,6 +109,8 @@ def read_config(command: click.Command, path: Path) -> dict[str, Any]:
         if getattr(known[name], "command_line_only", False):
             flag = f"--{name.replace('_', '-')}"
             raise click.BadParameter(f"{path}: {name} is set on the command line alone, with {flag}")
+        if getattr(known[name], "one_or_several", False) and isinstance(value, str):
+            value = [value]
         several = known[name].nargs != 1 or getattr(known[name], "multiple", False)
         if isinstance(value, list) != several and value is not None:
             expected = "a list, such as [1, 2]" if several else "one value"
@@ -172,12 +174,18 @@ _METAVARS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 
 
 class Option(click.Option):
-    """An option that knows the heading under which the help page shows it, and whether a file may set it."""
+    """An option that knows the heading under which the help page shows it, and what a file may set it to."""
 
     def __init__(
-        self, *args: Any, heading: str = "", command_line_only: bool = False, **settings: Any
+        self,
+        *args: Any,
+        heading: str = "",
+        command_line_only: bool = False,
+        one_or_several: bool = False,
+        **settings: Any,
     ) -> None:
         super().__init__(*args, **settings)
+        self.one_or_several = one_or_several
         self.heading = heading
         self.command_line_only = command_line_only
 

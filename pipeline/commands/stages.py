@@ -7,9 +7,19 @@ from typing import Any
 import click
 
 from pipeline import api
-from pipeline.commands.click_options import PATH, STORE, Command, given, options_of, remote_options, show
+from pipeline.commands.click_options import (
+    PATH,
+    STORE,
+    Command,
+    Option,
+    given,
+    options_of,
+    remote_options,
+    show,
+)
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.prototypes.options import PrototypeOptions
+from pipeline.distill.weighted import parse_weight
 from pipeline.embed.options import EmbedOptions
 from pipeline.extract.options import ExtractOptions, PlanOptions
 from pipeline.runtime.options import ClusterOptions
@@ -62,20 +72,31 @@ def extract_command(slides: tuple[Path, ...], store: Path, as_json: bool, **valu
 
 
 @click.command("distill", cls=Command, short_help="Train a student on a store")
-@click.option("--store", required=True, type=STORE, metavar="DIR|URL", help="The store: a folder or a URL.")
+@click.option(
+    "--store",
+    "listed",
+    required=True,
+    multiple=True,
+    type=STORE,
+    cls=Option,
+    one_or_several=True,
+    metavar="DIR|URL[:WEIGHT]",
+    help="The store: a folder or a URL. Several stores of the same views are several teachers, each with a weight.",
+)
 @click.option("--out", "run", required=True, type=PATH, metavar="DIR", help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Fail unless a checkpoint exists.")
 @remote_options
 @options_of(DistillOptions)
-def distill_command(store: str, run: Path, as_json: bool, **values: Any) -> None:
-    """Train a student on the teacher features of a store. The teacher itself is not loaded.
+def distill_command(listed: tuple[str, ...], run: Path, as_json: bool, **values: Any) -> None:
+    """Train a student on the teacher features of a store, or of several. The teachers themselves are not loaded.
 
     The same command continues a run that was stopped.
     """
     from pipeline.runtime.progress import reporter_for
 
     with reporter_for(sys.stderr) as report:
-        result = api.distill(store, run, report=report, **given(values))
+        stores = [parse_weight(text) for text in listed]
+        result = api.distill(stores, run, report=report, **given(values))
     if result.figures:  # the first of several processes prints
         show(as_json, result)
 

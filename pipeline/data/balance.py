@@ -11,8 +11,8 @@ BALANCES = ("none", "slide", "patient")
 _PATIENT = "patient_id"
 
 
-def group_units(store: StoreLike, units: Sequence[Segment], balance: str) -> list[list[Segment]]:
-    """The units by slide or patient, in the order of the first unit of each; empty for ``none``.
+def group_units(store: StoreLike, units: Sequence[Segment], balance: str) -> dict[str, list[Segment]]:
+    """The units by slide or patient, under its id, in the order of the first unit of each; empty for ``none``.
 
     Tiles that were put together for their split alone are of the patients that stand beside them; those without one are
     of one patient together.
@@ -41,7 +41,7 @@ def group_units(store: StoreLike, units: Sequence[Segment], balance: str) -> lis
             for patient_id in dict.fromkeys(patients):
                 chosen = unit.rows[[other == patient_id for other in patients]]
                 groups.setdefault(patient_id, []).append(Segment(unit.commit, unit.seeds, chosen))
-    return list(groups.values())
+    return groups
 
 
 def _patients_of_tiles(store: StoreLike, row: Mapping[str, Any]) -> list[str]:

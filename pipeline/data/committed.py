@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +75,43 @@ def read_commit(commit: manifest.Commit, policy: Policy | None = None) -> Commit
     return CommittedBlock(columns, drawn, {key: i for i, key in enumerate(keys)})
 
 
+class Place(Protocol):
+    """A block of a slide, such as a commit record is of."""
+
+    @property
+    def slide_id(self) -> str:
+        """The slide."""
+
+    @property
+    def block(self) -> int:
+        """Number of the block."""
+
+
+class Cache(Protocol):
+    """Reads committed views and what is stored of them: of one store, or of several."""
+
+    def commit(self, commit: manifest.Commit) -> CommittedBlock:
+        """What is needed to rebuild the views of a block."""
+
+    def stored(
+        self, commit: manifest.Commit, rows: npt.NDArray[np.int32], seed: int
+    ) -> list[npt.NDArray[Any]]:
+        """What is stored of some rows of a block under a seed, in the order of `pipeline.data.loader.batch_of`."""
+
+    def parts(self, plan: sampler.Window) -> Iterator[tuple[npt.NDArray[np.int64], list[npt.NDArray[Any]]]]:
+        """Places in a window, and what is stored of the views at these places."""
+
+
+def parts_of(
+    cache: Cache, plan: sampler.Window
+) -> Iterator[tuple[npt.NDArray[np.int64], list[npt.NDArray[Any]]]]:
+    """Places in a window, and what `cache` has of the views at these places."""
+    for share in plan.shares:
+        for seed in np.unique(share.seeds).tolist():
+            chosen = share.seeds == seed
+            yield share.places[chosen], cache.stored(share.segment.commit, share.rows[chosen], seed)
+
+
 class BlockCache:
     """Keeps the last few commit records and chunks, since segments of one block come back under other seeds.
 
@@ -113,14 +150,12 @@ class BlockCache:
     def _read_attention(self, slide_id: str, seed: int, block: int) -> npt.NDArray[np.float16]:
         return self._open_attention(slide_id, self._attention_of).read_block(seed, block)
 
-    def targets(
-        self, commit: manifest.Commit, rows: npt.NDArray[np.int32], seed: int
-    ) -> npt.NDArray[np.float16]:
+    def targets(self, commit: Place, rows: npt.NDArray[np.int32], seed: int) -> npt.NDArray[np.float16]:
         """Targets of some rows of a block under a seed, float16 (rows, dim); CorruptStore when one is not finite."""
         return self._features.read(commit.slide_id, seed, commit.block, rows)
 
     def tokens(
-        self, commit: manifest.Commit, rows: npt.NDArray[np.int32], seed: int
+        self, commit: Place, rows: npt.NDArray[np.int32], seed: int
     ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.int32]]:
         """Tokens float16 (rows, t, width) and positions int32 (rows, t) of rows that `targets` took; t may be 0."""
         if self._about is None:
@@ -131,9 +166,7 @@ class BlockCache:
         positions = self._positions(slide_id, seed, block)
         return read_rows(opened, read, positions, rows, seed, block)
 
-    def attention(
-        self, commit: manifest.Commit, rows: npt.NDArray[np.int32], seed: int
-    ) -> npt.NDArray[np.float16]:
+    def attention(self, commit: Place, rows: npt.NDArray[np.int32], seed: int) -> npt.NDArray[np.float16]:
         """Attention float16 (rows, grid * grid) of rows that `targets` took; no columns where none is read."""
         if self._attention_of is None:
             return np.empty((len(rows), 0), np.float16)
@@ -142,16 +175,11 @@ class BlockCache:
         values = self._attention(slide_id, seed, block)
         return take_rows(values, rows, first, f"{slide_id} seed {seed} block {block}")
 
-    def stored(
-        self, commit: manifest.Commit, rows: npt.NDArray[np.int32], seed: int
-    ) -> list[npt.NDArray[Any]]:
+    def stored(self, commit: Place, rows: npt.NDArray[np.int32], seed: int) -> list[npt.NDArray[Any]]:
         """Targets, tokens, positions and attention of some rows of a block under a seed."""
         of = commit, rows, seed
         return [self.targets(*of), *self.tokens(*of), self.attention(*of)]
 
     def parts(self, plan: sampler.Window) -> Iterator[tuple[npt.NDArray[np.int64], list[npt.NDArray[Any]]]]:
         """Places in a window, and what is `stored` of the views at these places."""
-        for share in plan.shares:
-            for seed in np.unique(share.seeds).tolist():
-                chosen = share.seeds == seed
-                yield share.places[chosen], self.stored(share.segment.commit, share.rows[chosen], seed)
+        return parts_of(self, plan)

@@ -11,13 +11,14 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.committed import BlockCache
+from pipeline.data.committed import BlockCache, Cache
+from pipeline.data.joined import Joined, JoinedCache
 from pipeline.data.memory import WindowMemory
 from pipeline.slides.pool import PatchPool, rows_at_once, started
 from pipeline.slides.sources import Source
@@ -25,11 +26,25 @@ from pipeline.views.patch_views import rebuild_row
 from pipeline.views.policy import Policy
 from stores import sampler
 from stores.errors import CorruptStore, ReadError
-from stores.format import recipe
+from stores.format import manifest, recipe
 from stores.io.location import StoreLike
 from stores.io.ranges import spread
 
 CHECK_EVERY = 16  # --check-views sample checks one view of 16
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What one store keeps of the views of a batch; 0 where it has nothing."""
+
+    targets: npt.NDArray[np.float16]
+    """(B, dim), as in `Batch`, and so are the others."""
+    tokens: npt.NDArray[np.float16]
+    positions: npt.NDArray[np.int32]
+    attention: npt.NDArray[np.float16]
+
+
+_ARRAYS = tuple(field.name for field in fields(Stored))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +63,37 @@ class Batch:
     """(B, t), positions of the tokens in the grid of patches of the view."""
     attention: npt.NDArray[np.float16] = field(default_factory=lambda: np.empty((0, 0), np.float16))
     """(B, grid * grid), the teacher's attention as stored; no columns unless it is requested."""
+    others: tuple[Stored, ...] = ()
+    """Where several stores are joined, those beside the first, whose targets stand above."""
+    present: npt.NDArray[np.bool_] | None = None
+    """(B, K), which of the K stores has the target of which view; None where there is one store."""
+
+    @property
+    def stored(self) -> tuple[Stored, ...]:
+        """What each store keeps of the views."""
+        return Stored(self.targets, self.tokens, self.positions, self.attention), *self.others
+
+    def rows(self, which: Any, copied: Callable[[Any], Any] = lambda array: array) -> "Batch":
+        """Some of the views."""
+        return batch_of(self.epoch, *(copied(array[which]) for array in self.arrays()))
+
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        """All arrays, in the order of `batch_of`."""
+        found: list[npt.NDArray[Any]] = [self.views]
+        for of_store in self.stored:
+            found += [getattr(of_store, name) for name in _ARRAYS]
+        return found if self.present is None else [*found, self.present]
+
+
+def batch_of(epoch: int, views: npt.NDArray[np.uint8], *stored: npt.NDArray[Any]) -> Batch:
+    """A batch of views and of what a cache gave of them: arrays of each store; last, of several, which has which."""
+    size = len(_ARRAYS)
+    parts = [stored[at : at + size] for at in range(0, len(stored), size)]
+    targets, tokens, positions, attention = parts[0]
+    if len(parts) == 1:
+        return Batch(epoch, views, targets, tokens, positions, attention)
+    others = tuple(Stored(*part) for part in parts[1:-1])
+    return Batch(epoch, views, targets, tokens, positions, attention, others, stored[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +138,11 @@ class ViewLoader:
         tokens: recipe.Tokens | None = None,
         groups: Sequence[Sequence[sampler.Segment]] = (),
         attention: recipe.Attention | None = None,
+        joined: Joined | None = None,
     ) -> None:
         self._stream = sampler.Stream(units, options.seed, options.window, options.views_per_read, groups)
-        self._sources, self._policy, self._options = sources, policy, options
-        self._start = start
-        self._cache = BlockCache(store, tokens, policy, attention)
+        self._policy, self._options, self._start = policy, options, start
+        self._cache, self._source = _cache_and_source(store, sources, policy, tokens, attention, joined)
         self._pool = PatchPool(options.threads, options.processes)
         self._memory = WindowMemory()
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="window")
@@ -121,8 +167,8 @@ class ViewLoader:
                 yield held
             end = at + (len(window.views) - at) // size * size
             for first in range(at, end, size):
-                yield _part(window, slice(first, first + size))
-            held = _part(window, slice(end, None), np.copy)
+                yield window.rows(slice(first, first + size))
+            held = window.rows(slice(end, None), np.copy)
 
     def _windows(self) -> Iterator[Batch]:
         filled = self._filled()
@@ -138,7 +184,7 @@ class ViewLoader:
         running = started(self._jobs(begun, places), 2 * self._options.threads)
         while True:
             plan, rendered = begun.popleft()
-            stored: list[npt.NDArray[Any]] = []  # targets, tokens, positions, attention
+            stored: list[npt.NDArray[Any]] = []  # as `batch_of` takes them
             for at, values in self._cache.parts(plan):
                 stored = stored or [np.empty((plan.n_views, *v.shape[1:]), v.dtype) for v in values]
                 for array, part in zip(stored, values, strict=True):
@@ -160,7 +206,7 @@ class ViewLoader:
                         of_row, row, strict=False
                     ):  # threads have written their views already
                         rendered[place] = view
-            yield Batch(plan.epoch, rendered, *stored)
+            yield batch_of(plan.epoch, rendered, *stored)
 
     def _jobs(
         self,
@@ -187,7 +233,7 @@ class ViewLoader:
                         out = None if self._options.processes else [rendered[at] for at in slots.values()]
                         calls.append((slide_id, row, *block.request(row, checked), out))
                         places.append(list(slots.values()))
-                    yield self._pool.submit_all(self._sources[slide_id], work, calls)
+                    yield self._pool.submit_all(self._source(share.segment.commit), work, calls)
 
     def _plans(self) -> Iterator[sampler.Window]:
         """The part of each window that this process renders: with several workers, the views of its own batches."""
@@ -221,16 +267,23 @@ def _dealt(plan: sampler.Window, seen: int, options: LoaderOptions) -> sampler.W
     return sampler.Window(plan.epoch, int(mine.sum()), shares)
 
 
-_ARRAYS = ("views", "targets", "tokens", "positions", "attention")
-
-
-def _part(batch: Batch, which: slice, copied: Callable[[Any], Any] = lambda array: array) -> Batch:
-    return Batch(batch.epoch, *(copied(getattr(batch, name)[which]) for name in _ARRAYS))
-
-
 def _joined(held: Batch, window: Batch, take: int) -> Batch:
-    both = ((getattr(held, name), getattr(window, name)[:take]) for name in _ARRAYS)
-    return Batch(held.epoch if len(held.views) else window.epoch, *map(np.concatenate, both))
+    both = zip(held.arrays(), window.rows(slice(None, take)).arrays(), strict=True)
+    return batch_of(held.epoch if len(held.views) else window.epoch, *map(np.concatenate, both))
+
+
+def _cache_and_source(
+    store: StoreLike,
+    sources: Mapping[str, Source],
+    policy: Policy,
+    tokens: recipe.Tokens | None,
+    attention: recipe.Attention | None,
+    joined: Joined | None,
+) -> tuple[Cache, Callable[[manifest.Commit], Source]]:
+    """What reads the stored values, and what says where the pixels of a record come from."""
+    if joined is not None:
+        return JoinedCache(joined, policy), joined.source
+    return BlockCache(store, tokens, policy, attention), lambda commit: sources[commit.slide_id]
 
 
 def load_views(
@@ -243,11 +296,12 @@ def load_views(
     threads: int,
     tokens: recipe.Tokens | None = None,
     attention: recipe.Attention | None = None,
+    joined: Joined | None = None,
 ) -> Batch:
     """At most `n_views` views of one seed, evenly spread over `units`; every view is compared with its checksum."""
     picked = [(unit, row) for unit in units if seed in unit.seeds for row in unit.rows.tolist()]
     keep = spread(len(picked), n_views)
-    cache = BlockCache(store, tokens, policy, attention)
+    cache, source = _cache_and_source(store, sources, policy, tokens, attention, joined)
     out = np.empty((len(keep), policy.crop_px, policy.crop_px, 3), np.uint8)
     stored: list[list[npt.NDArray[Any]]] = []
     work = functools.partial(rebuild_row, policy)
@@ -259,10 +313,10 @@ def load_views(
             stored.append(cache.stored(unit.commit, at, seed))
             slide_id = unit.commit.slide_id
             place = cache.commit(unit.commit).request(row, {seed: True})
-            jobs.append(pool.submit(sources[slide_id], work, slide_id, row, *place))
+            jobs.append(pool.submit(source(unit.commit), work, slide_id, row, *place))
         for slot, job in enumerate(jobs):
             out[slot] = job.result()[0]
     if not stored:
         none = np.empty((0, 0), np.float16)
         return Batch(0, out, none, none[:, :, None], np.empty((0, 0), np.int32))
-    return Batch(0, out, *(np.concatenate(part) for part in zip(*stored, strict=True)))
+    return batch_of(0, out, *(np.concatenate(part) for part in zip(*stored, strict=True)))

@@ -80,7 +80,7 @@ class Split:
 
     def groups(self, balance: str) -> list[list[sampler.Segment]]:
         """The units by slide or patient, see `pipeline.data.balance`; empty for ``none``."""
-        return group_units(self.store, self.units, balance)
+        return list(group_units(self.store, self.units, balance).values())
 
     def sample(
         self,
@@ -97,7 +97,9 @@ class Split:
 
     def check(self, threads: int) -> None:
         """Rebuild a few views under every seed; ViewMismatch when one is not the view that the teacher saw."""
-        seeds = self.units[0].seeds if self.units else ()
+        self._check(self.units[0].seeds if self.units else (), threads)
+
+    def _check(self, seeds: Sequence[int], threads: int) -> None:
         for seed in seeds:
             self.sample(seed, max(1, CHECKED_BEFORE // len(seeds)), threads)
 
@@ -113,8 +115,22 @@ def files_and_recipe(store: Store | StoreLike) -> tuple[StoreLike, CompleteRecip
     return store, load_complete(store)
 
 
+def require_rendering(store: StoreLike, recipe: CompleteRecipe) -> None:
+    """Raise ViewMismatch when another version rendered the views of a store."""
+    if recipe.reader.rendering != RENDERING:
+        raise ViewMismatch(
+            f"{store}: views were rendered by {recipe.reader.rendering}, this version renders {RENDERING}; "
+            "use the version that made the store, or extract again"
+        )
+
+
 def find_views(
-    store: StoreLike, recipe: CompleteRecipe, split: str, n_seeds: int | None, may_be_empty: bool = False
+    store: StoreLike,
+    recipe: CompleteRecipe,
+    split: str,
+    n_seeds: int | None,
+    may_be_empty: bool = False,
+    uneven: bool = False,
 ) -> list[sampler.Segment]:
     """The committed views of a split, as `stores.sampler.find_units`, with arrays that belong to them.
 
@@ -126,7 +142,7 @@ def find_views(
         When the tables of the store contradict each other, or the arrays of a slide.
     """
     require_possible(recipe, store)
-    units = sampler.find_units(store, split, n_seeds, recipe.patch)
+    units = sampler.find_units(store, split, n_seeds, recipe.patch, uneven)
     if not units and not may_be_empty:
         raise StoreError(f"{store}: no committed views in the split {split!r}; see `g2l store info {store}`")
     n_seeds_of: dict[str, int] = {}
@@ -193,11 +209,7 @@ def open_splits(
     may_be_empty
         Splits that are allowed to have no committed views.
     """
-    if recipe.reader.rendering != RENDERING:
-        raise ViewMismatch(
-            f"{store}: views were rendered by {recipe.reader.rendering}, this version renders {RENDERING}; "
-            "use the version that made the store, or extract again"
-        )
+    require_rendering(store, recipe)
     policy = Policy.from_json(recipe.policy)
     units = {
         split: find_views(store, recipe, split, seeds, split in may_be_empty)

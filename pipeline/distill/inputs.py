@@ -1,7 +1,10 @@
 """What a run trains on: the views of the store, held-out views, the statistics of the targets."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from pipeline.data.join import JoinedSplit, Member, open_joined
 from pipeline.data.loader import Batch
 from pipeline.data.split import Split, files_and_recipe, open_splits
 from pipeline.distill import loss_spec
@@ -9,62 +12,124 @@ from pipeline.distill.model import Teaching
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.prototypes import files as prototype_files
 from pipeline.distill.prototypes.files import Space
+from pipeline.distill.weighted import WeightedStore, losses_of
 from pipeline.runtime.progress import Reporter
 from stores.errors import StoreError
 from stores.format.recipe import Attention, CompleteRecipe, Tokens
 from stores.format.splits import REMEDY
-from stores.format.terms import Terms, of_store
+from stores.format.terms import Terms, of_store, union
 from stores.io.location import StoreLike
 from stores.store import Store
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Everything of the store that a run needs."""
+    """Everything of the stores that a run needs."""
 
     train: Split
     held_out: Batch | None
-    """None when the store has fewer than two held-out views."""
+    """None when the stores have fewer than two held-out views."""
     fit: Batch | None
     """Views of the training split, from which a validation fits a linear map; None without `held_out`."""
-    teaching: Teaching
+    teachings: tuple[Teaching, ...]
+    """One for each store."""
     teacher_terms: tuple[Terms, ...]
+    """Those of all teachers."""
+    recipes: tuple[CompleteRecipe, ...] = ()
+    """One for each store."""
+
+    @property
+    def teaching(self) -> Teaching:
+        """That of the first store."""
+        return self.teachings[0]
+
+    @property
+    def stores(self) -> list[dict[str, Any]]:
+        """What a run records of its stores, where it has several: a resumed run has the same."""
+        if not isinstance(self.train, JoinedSplit):
+            return []
+        return [
+            {"name": t.name, "recipe": recipe.digest(), "weight": t.weight}
+            for t, recipe in zip(self.teachings, self.recipes, strict=True)
+        ]
 
 
-def open_data(store: Store | StoreLike, options: DistillOptions, threads: int, report: Reporter) -> Data:
-    """Find the views of a store and prove on a sample that they can be rebuilt. Needs no encoder.
+def open_data(
+    store: Store | StoreLike | Sequence[WeightedStore],
+    options: DistillOptions,
+    threads: int,
+    report: Reporter,
+) -> Data:
+    """Find the views of a store, or of several, and prove on a sample that they can be rebuilt. Needs no encoder.
 
     The cheap checks come first, so that an unsuitable store is refused before any pixel is read.
 
     Raises
     ------
     StoreError
-        When the store is incomplete for this run: no features, no training views, a needed seed missing.
+        When a store is incomplete for this run: no features, no training views, a needed seed missing.
     OptionError
-        When the pixels of a slide are missing, or the prototypes are not of this store.
+        When the pixels of a slide are missing, the prototypes are not of this store, or options do not fit the stores.
     ViewMismatch
-        When a rebuilt view is not the one that the teacher saw.
+        When a rebuilt view is not the one that the teacher saw, or stores differ in a view.
     """
-    files, recipe = files_and_recipe(store)
-    tokens, spaces = _wanted(files, recipe, options)
-    attention = _wanted_attention(files, recipe, options)
+    given = store if isinstance(store, Sequence) else [WeightedStore(store)]
+    losses = losses_of(given, options)
+    opened = [files_and_recipe(one.store) for one in given]
+    wanted = [
+        (*_wanted(files, recipe, options, loss), _wanted_attention(files, recipe, options, loss))
+        for (files, recipe), loss in zip(opened, losses, strict=True)
+    ]
     seeds = {"train": options.seeds, "val": 1}
-    train, val = open_splits(files, recipe, seeds, options.slides, ("val",), report)
-    mean, variance = train.statistics()
-    terms = of_store(files, recipe.teacher.name)
+    train: Split
+    val: Split
+    if len(given) == 1:
+        ((files, recipe),) = opened
+        train, val = open_splits(files, recipe, seeds, options.slides, ("val",), report)
+        members: Sequence[Split] = [train]
+    else:
+        listed = [
+            Member(*pair, tokens, looked) for pair, (tokens, _, looked) in zip(opened, wanted, strict=True)
+        ]
+        train, val = open_joined(listed, seeds, options.join, options.slides, ("val",), report)
+        members = train.members
+        for number, one in enumerate(given):
+            report.note(
+                f"store {one.name}: a target for {train.views_of(number):,} of {train.n_views:,} views"
+            )
+    statistics = [member.statistics() for member in members]
+    terms = union(*(of_store(files, recipe.teacher.name) for files, recipe in opened))
     if options.check_views != "none":
         train.check(threads)
+    tokens, _, attention = wanted[0]
     held_out = val.sample(0, options.val_views, threads, tokens, attention) if val.n_views > 1 else None
+    if held_out is not None and held_out.present is not None and held_out.present.sum(axis=0).max() < 2:
+        held_out = None
     fit = None if held_out is None else train.sample(0, options.val_views, threads)
     if held_out is None:
         report.note(f"no validation: the split val has fewer than two views; {REMEDY}")
-    teaching = Teaching(recipe.teacher.dim, mean, variance, tokens, spaces, attention)
-    return Data(train, held_out, fit, teaching, terms)
+    teachings = tuple(
+        Teaching(
+            recipe.teacher.dim,
+            mean,
+            variance,
+            *of_loss,
+            one.name,
+            one.weight,
+            loss if len(given) > 1 else None,
+        )
+        for one, (_, recipe), (mean, variance), of_loss, loss in zip(
+            given, opened, statistics, wanted, losses, strict=True
+        )
+    )
+    return Data(train, held_out, fit, teachings, terms, tuple(recipe for _, recipe in opened))
 
 
-def _wanted_attention(store: StoreLike, recipe: CompleteRecipe, options: DistillOptions) -> Attention | None:
+def _wanted_attention(
+    store: StoreLike, recipe: CompleteRecipe, options: DistillOptions, loss: Mapping[str, float]
+) -> Attention | None:
     """The attention that the loss uses."""
-    if "attention" not in loss_spec.parse(options.loss):
+    if "attention" not in loss:
         return None
     if recipe.attention is None:
         raise StoreError(
@@ -75,10 +140,9 @@ def _wanted_attention(store: StoreLike, recipe: CompleteRecipe, options: Distill
 
 
 def _wanted(
-    store: StoreLike, recipe: CompleteRecipe, options: DistillOptions
+    store: StoreLike, recipe: CompleteRecipe, options: DistillOptions, loss: Mapping[str, float]
 ) -> tuple[Tokens | None, dict[str, Space]]:
     """The tokens and prototypes that the loss uses."""
-    loss = loss_spec.parse(options.loss)
     of_tokens = next((term for term in loss if term in loss_spec.TOKEN_TERMS), None)
     if of_tokens is not None and recipe.tokens is None:
         raise StoreError(

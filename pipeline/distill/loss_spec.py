@@ -72,3 +72,33 @@ def prefixes(text: str | None) -> tuple[int, ...]:
     if min(lengths) < 2 or len(set(lengths)) < len(lengths):
         raise OptionError(f"--nested {text}: allowed are different numbers of 2 or more, such as 64,128,256")
     return tuple(sorted(lengths))
+
+
+def parse_several(text: str) -> dict[str, dict[str, float]]:
+    """Terms and their weights by the name of a store; under the empty name where they are those of every store.
+
+    A part with ``=`` begins the terms of a store, and the parts after it belong to the same store.
+
+    >>> parse_several("uni2=log-sum,koleo:0.1,virchow2=cosine")
+    {'uni2': {'log-sum': 1.0, 'koleo': 0.1}, 'virchow2': {'cosine': 1.0}}
+    >>> parse_several("log-sum")
+    {'': {'log-sum': 1.0}}
+
+    Raises
+    ------
+    OptionError
+        As `parse`; also when a store is named twice, or the first part names none and a later one does.
+    """
+    if "=" not in text:
+        return {"": parse(text)}
+    parts: dict[str, list[str]] = {}
+    name = ""
+    for part in text.split(","):
+        if "=" in part:
+            name, _, part = (word.strip() for word in part.partition("="))
+            if name in parts:
+                raise OptionError(f"--loss {text}: {name} is given twice; give all its terms at one place")
+        if not name:
+            raise OptionError(f"--loss {text}: the first terms name no store; write NAME=TERMS,NAME=TERMS")
+        parts.setdefault(name, []).append(part)
+    return {name: parse(",".join(terms)) for name, terms in parts.items()}

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ class MetricsLog:
         self._file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
         if self._events is not None:
             for name, value in figures.items():
-                self._events.add_scalar(f"{kind}/{name}", value, step)
+                for inner, number in _numbers(name, value):
+                    self._events.add_scalar(f"{kind}/{inner}", number, step)
 
     def flush(self) -> None:
         """Flush what was written to the disk: a checkpoint relies on the records up to its step."""
@@ -52,6 +54,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if isinstance(record, dict) and type(record.get("step")) is int:
             records.append(record)
     return records
+
+
+def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    """A figure under its name; those of each teacher under the names of both."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _numbers(f"{name}/{key}", inner)
+    else:
+        yield name, value
 
 
 def _events(run: Path, done: int) -> Any:

@@ -1,7 +1,7 @@
 """The model that is trained: the student, and the heads between it and the loss."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,12 @@ class Teaching:
     """Prototypes, where the loss needs them."""
     attention: Attention | None = None
     """The attention that the loss uses, if any."""
+    name: str = ""
+    """Of the store, where there are several."""
+    weight: float = 1.0
+    """Of its loss, where there are several."""
+    loss: Mapping[str, float] | None = None
+    """Terms and weights of this teacher; None takes those of ``--loss``."""
 
     def space(self, name: str) -> Space:
         """The prototypes of a space; OptionError when there are none."""
@@ -66,22 +72,46 @@ class Targets:
     """int64 (B, t)"""
     attention: Tensor | None = None
     """float32 (B, grid * grid) of the teacher; None when the loss uses none."""
+    others: tuple["Targets", ...] = ()
+    """Those of further teachers."""
+    present: Tensor | None = None
+    """uint8 (B, K), which of K teachers has a target for which view; None where there is one teacher."""
+    let_go: Tensor | None = None
+    """uint8 (B, K), which targets ``--teacher-drop`` drew."""
 
     @classmethod
     def of(cls, batch: Batch) -> "Targets":
-        """The targets of a batch from the store, on the CPU."""
-        features, tokens = torch.from_numpy(batch.targets).float(), torch.from_numpy(batch.tokens).float()
-        attention = torch.from_numpy(batch.attention).float() if batch.attention.shape[1] else None
-        return cls(features, tokens, torch.from_numpy(batch.positions).long(), attention)
+        """The targets of a batch from the stores, on the CPU."""
+        first, *others = (
+            cls(
+                torch.from_numpy(part.targets).float(),
+                torch.from_numpy(part.tokens).float(),
+                torch.from_numpy(part.positions).long(),
+                torch.from_numpy(part.attention).float() if part.attention.shape[1] else None,
+            )
+            for part in batch.stored
+        )
+        present = None if batch.present is None else torch.from_numpy(batch.present).to(torch.uint8)
+        return replace(first, others=tuple(others), present=present)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> "Targets":
         """Apply `fn` to each tensor."""
-        attention = None if self.attention is None else fn(self.attention)
-        return Targets(fn(self.features), fn(self.tokens), fn(self.positions), attention)
+        attention, present, let_go = (
+            None if tensor is None else fn(tensor) for tensor in (self.attention, self.present, self.let_go)
+        )
+        others = tuple(other.map(fn) for other in self.others)
+        return Targets(
+            fn(self.features), fn(self.tokens), fn(self.positions), attention, others, present, let_go
+        )
 
     def rows(self, index: Tensor) -> "Targets":
         """Those of some of the views."""
         return self.map(lambda tensor: tensor[index])
+
+    def alone(self, index: Tensor) -> "Targets":
+        """Those of some of the views, of this teacher alone."""
+        attention = None if self.attention is None else self.attention[index]
+        return Targets(self.features[index], self.tokens[index], self.positions[index], attention)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,33 +139,29 @@ class Embedded:
         return self.map(lambda tensor: tensor.to(device))
 
 
-class Distiller(nn.Module):
-    """Student and heads, trained together; only the student is kept in the end.
+class Lesson(nn.Module):
+    """What stands between a student and the loss of one teacher.
 
     Parameters
     ----------
+    student
+        Whose features and tokens it takes; it is no part of this module.
     loss
         Terms and their weights, see `pipeline.distill.loss_spec.parse`.
-    dtype
-        Arithmetic of the student's forward pass; heads compute in float32.
-    gather
-        Puts the rows of all processes together before the heads; see `pipeline.distill.ranks.Gather`.
     """
 
     projector: Projector | None
 
     def __init__(
-        self,
-        student: Encoder,
-        loss: Mapping[str, float],
-        teaching: Teaching,
-        options: DistillOptions,
-        dtype: torch.dtype = torch.float32,
-        gather: Callable[[Tensor], Tensor] | None = None,
+        self, student: Encoder, loss: Mapping[str, float], teaching: Teaching, options: DistillOptions
     ) -> None:
         super().__init__()
-        self.student = student
-        self.loss, self.dtype, self.gather = loss, dtype, gather
+        self._set_up(student, loss, teaching, options)
+
+    def _set_up(
+        self, student: Encoder, loss: Mapping[str, float], teaching: Teaching, options: DistillOptions
+    ) -> None:
+        self.loss = loss
         self.temperature = options.student_temp
         self.feature_losses = {
             n: feature_loss(n, options.alpha, options.infonce_temp)
@@ -170,31 +196,10 @@ class Distiller(nn.Module):
                 )
             self.nested[str(length)] = Projector(length, teaching.dim)
 
-    def train(self, mode: bool = True) -> "Distiller":
-        """As of any module; what is frozen stays in evaluation, where batch normalisation learns no statistics."""
-        super().train(mode)
-        for part in frozen_parts(self.student):
-            part.eval()
-        return self
-
     @property
     def uses_tokens(self) -> bool:
         """Whether a term of the loss looks at patch tokens."""
         return any(term in self.loss for term in loss_spec.TOKEN_TERMS)
-
-    def forward(self, views: Tensor, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, and each of its terms, detached.
-
-        Parameters
-        ----------
-        views : uint8 (B, H, W, 3)
-        """
-        student = self.embed(views, targets.positions)
-        if self.gather is not None:
-            student = student.map(self.gather)
-            with torch.no_grad():
-                targets = targets.map(self.gather)
-        return self.compare(student, targets)
 
     def compare(self, student: Embedded, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of what the student made of a batch, and each of its terms, detached.
@@ -205,6 +210,12 @@ class Distiller(nn.Module):
         if self.projector is not None:
             target = self.target_norm(targets.features)
             pairs = [(projected, target) for projected in self.every_projected(student.features).values()]
+        return self.weighted(student, targets, pairs)
+
+    def weighted(
+        self, student: Embedded, targets: Targets, pairs: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of `terms`, and each of them, detached."""
         found = self.terms(student, targets, pairs)
         total = torch.stack([self.loss[name] * value for name, value in found.items()]).sum()
         return total, {name: value.detach() for name, value in found.items()}
@@ -236,20 +247,7 @@ class Distiller(nn.Module):
             [self.loss[name] * fn(s_BD, t_BD) for name, fn in self.feature_losses.items()]
         ).sum()
 
-    def embed(self, views: Tensor, positions: Tensor) -> Embedded:
-        """The student's features, its tokens at `positions` and its attention where the loss uses them."""
-        with torch.autocast(views.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            attention = None
-            if "attention" in self.loss:
-                features, tokens, attention = with_attention(self.student, views)
-            elif self.uses_tokens:
-                features, tokens = self.student.with_tokens(views)
-            else:
-                return Embedded(self.student(views).float())
-        compared = self._compared_tokens(tokens, positions) if self.uses_tokens else None
-        return Embedded(features.float(), compared, attention)
-
-    def _compared_tokens(self, tokens: Tensor, positions: Tensor) -> Tensor:
+    def compared_tokens(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """The student's tokens that have a target: all, or those on the places of the tokens that the store keeps."""
         about = self._about_tokens()
         if about.grid != self.grid:
@@ -320,14 +318,82 @@ class Distiller(nn.Module):
         return target if self.target_norm.kind == "none" else standardise(target)
 
 
-def build(
-    student: Encoder,
-    teaching: Teaching,
-    options: DistillOptions,
-    dtype: torch.dtype = torch.float32,
-    gather: Callable[[Tensor], Tensor] | None = None,
-) -> Distiller:
-    """A distiller with heads seeded by ``options.seed``; leaves the global random state alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        return Distiller(student, loss_spec.parse(options.loss), teaching, options, dtype, gather)
+class Distiller(Lesson):
+    """Student and heads, trained together; only the student is kept in the end.
+
+    Parameters
+    ----------
+    loss
+        Terms and their weights, see `pipeline.distill.loss_spec.parse`.
+    dtype
+        Arithmetic of the student's forward pass; heads compute in float32.
+    gather
+        Puts the rows of all processes together before the heads; see `pipeline.distill.ranks.Gather`.
+    """
+
+    def __init__(
+        self,
+        student: Encoder,
+        loss: Mapping[str, float],
+        teaching: Teaching,
+        options: DistillOptions,
+        dtype: torch.dtype = torch.float32,
+        gather: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.student = student  # before the heads: checkpoints know parameters by their order
+        self.names, self.weights = [teaching.name], [teaching.weight]
+        self.dtype, self.gather = dtype, gather
+        self._set_up(student, loss, teaching, options)
+
+    @property
+    def lessons(self) -> list[Lesson]:
+        """What stands between the student and each teacher."""
+        return [self]
+
+    def train(self, mode: bool = True) -> "Distiller":
+        """As of any module; what is frozen stays in evaluation, where batch normalisation learns no statistics."""
+        super().train(mode)
+        for part in frozen_parts(self.student):
+            part.eval()
+        return self
+
+    def forward(self, views: Tensor, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and each of its terms, detached.
+
+        Parameters
+        ----------
+        views : uint8 (B, H, W, 3)
+        """
+        student = self.embed(views, targets.positions)
+        if self.gather is not None:
+            student = student.map(self.gather)
+            with torch.no_grad():
+                targets = targets.map(self.gather)
+        return self.compare(student, targets)
+
+    def embed(self, views: Tensor, positions: Tensor) -> Embedded:
+        """The student's features, its tokens at `positions` and its attention where the loss uses them."""
+        (found,) = self.embed_for(views, [positions])
+        return found
+
+    def embed_for(self, views: Tensor, positions: Sequence[Tensor]) -> list[Embedded]:
+        """As `embed`, as the loss of each teacher takes it; the student computes once."""
+        lessons = self.lessons
+        with torch.autocast(views.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            attention = None
+            if any("attention" in lesson.loss for lesson in lessons):
+                features, tokens, attention = with_attention(self.student, views)
+            elif any(lesson.uses_tokens for lesson in lessons):
+                features, tokens = self.student.with_tokens(views)
+            else:
+                return [Embedded(self.student(views).float())] * len(lessons)
+        features = features.float()
+        return [
+            Embedded(
+                features,
+                lesson.compared_tokens(tokens, at) if lesson.uses_tokens else None,
+                attention if "attention" in lesson.loss else None,
+            )
+            for lesson, at in zip(lessons, positions, strict=True)
+        ]

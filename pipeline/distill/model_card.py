@@ -1,6 +1,6 @@
 """The model card of an exported student: what it is, from whom, under which licence, how to load it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -32,7 +32,7 @@ _FIGURES = (
 
 def model_card(
     student: Encoder,
-    stored: CompleteRecipe,
+    recipes: Sequence[CompleteRecipe],
     teacher_terms: Sequence[Terms],
     summary: dict[str, Any],
     averaged: bool,
@@ -48,8 +48,15 @@ def model_card(
     averaged : bool
         Whether this is the moving average of a student.
     """
-    teacher, name = markdown(stored.teacher.name), markdown(student.name)
-    weights = markdown(stored.teacher.weights_sha256, 16)
+    stored, name = recipes[0], markdown(student.name)
+    teacher = _and([markdown(recipe.teacher.name) for recipe in recipes])
+    sources = _and(
+        [
+            f"{markdown(recipe.teacher.name)} (weights `{markdown(recipe.teacher.weights_sha256, 16)}`), store recipe "
+            f"`{recipe.digest()[:16]}`"
+            for recipe in recipes
+        ]
+    )
     terms = union(student.terms, teacher_terms)
     front = front_matter(expression(terms)) | {
         "library_name": "timm",
@@ -80,7 +87,7 @@ def model_card(
 # {name}, distilled from {teacher}
 
 {what}, an encoder of {student.dim}-d features, trained by g2l {summary["g2l_version"]} against stored features of
-{teacher} (weights `{weights}`), store recipe `{stored.digest()[:16]}`.
+{sources}.
 
 ## Licence
 
@@ -109,13 +116,13 @@ itself{", and the means" if shrinks else ""}. Projector and heads of the trainin
 | figure | value |
 |---|---|
 {figures}
-
+{_by_teacher(summary)}
 Beside loss_first and loss_last, figures are against the teacher on held-out patients, seed 0; explained is the share of
 the variance of its features that a linear map from the student's explains. Not for clinical use.
 """
 
 
-def _prefixes(summary: dict[str, Any]) -> str:
+def _prefixes(summary: Mapping[str, Any]) -> str:
     """The section on prefixes of the embedding; empty where none were trained."""
     nested: dict[str, dict[str, float]] = summary.get("nested", {})
     if not nested:
@@ -144,3 +151,33 @@ Normalise to unit length after cutting, not before. Held out, against the teache
 {figures}
 
 """
+
+
+def _and(names: Sequence[str]) -> str:
+    """A list in words.
+
+    >>> _and(["a"]), _and(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
+    return " and ".join([part for part in (", ".join(names[:-1]), names[-1]) if part])
+
+
+_OF_TEACHER = ("explained", "cka", "cka_unbiased", "cosine")
+
+
+def _by_teacher(summary: Mapping[str, Any]) -> str:
+    """A table with a line for each of several teachers; the figures above are means over them."""
+    if "teachers" not in summary:
+        return ""
+    head = ("teacher", "store", "weight", "views", *(f"{name}, before, after" for name in _OF_TEACHER))
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for store, about in summary["teachers"].items():
+        cells = [markdown(about["teacher"]), markdown(store), f"{about['weight']:g}", f"{about['views']:,}"]
+        for name in _OF_TEACHER:
+            values = [about.get(f"{name}_{when}") for when in ("before", "after")]
+            cells.append(", ".join("-" if value is None else f"{value:.4f}" for value in values))
+        lines.append(f"| {' | '.join(cells)} |")
+    said = (
+        "Figures above are means over the teachers; against each of them, on the held-out views that it has:"
+    )
+    return "\n".join(["", said, "", *lines, ""])

@@ -27,7 +27,8 @@ class LossOptions:
     loss: str = option(
         "log-sum",
         f"Terms and weights, such as log-sum:1,ibot:0.5. Terms: {', '.join(loss_spec.TERMS)}. "
-        "dino+ibot is the loss of H0-mini.",
+        "dino+ibot is the loss of H0-mini. With several stores these are the terms of each, or NAME=TERMS,NAME=TERMS "
+        "gives each its own; the name is the last part of its path.",
         metavar="TERMS",
         heading=_LOSS,
     )
@@ -66,13 +67,14 @@ class LossOptions:
         for name in ("alpha", "infonce_temp", "student_temp", "teacher_temp"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         require_one_or_more(self, "head_hidden", "head_bottleneck")
-        if loss_spec.prefixes(self.nested) and not set(loss_spec.parse(self.loss)) & {
-            *loss_spec.FEATURE_TERMS
-        }:
+        every = loss_spec.parse_several(self.loss).values()
+        if loss_spec.prefixes(self.nested) and not all(
+            set(terms) & {*loss_spec.FEATURE_TERMS} for terms in every
+        ):
             raise OptionError(
                 f"--nested {self.nested}: --loss {self.loss} has no term of projected features, such as log-sum or mse"
             )
-        wants = [term for term in loss_spec.parse(self.loss) if term in loss_spec.PROTOTYPE_TERMS]
+        wants = [term for terms in every for term in terms if term in loss_spec.PROTOTYPE_TERMS]
         if wants and self.prototypes is None:
             raise OptionError(
                 f"--loss {self.loss}: {wants[0]} needs --prototypes; `g2l prototypes` makes them"
@@ -216,6 +218,19 @@ class DistillOptions(
         heading=_DATA,
     )
     views_per_read: int = option(1, "Seeds rendered from one decoding of a patch.", heading=_DATA)
+    join: str = option(
+        "common",
+        "With several stores: the views that all have, or that any has. A missing target has no part in the loss.",
+        choices=("common", "any"),
+        heading=_DATA,
+    )
+    teacher_drop: float = option(
+        0.0,
+        "With several stores: let each view go of a teacher with this probability, but not of the one whose loss is "
+        "highest.",
+        metavar="P",
+        heading=_LOSS,
+    )
     balance: str = option(
         "none",
         "What an epoch shows equally often: each view once (none), or as many views of each slide or patient.",
@@ -241,6 +256,7 @@ class DistillOptions(
         for name in ("batch_size", "val_views"):
             value = getattr(self, name)
             require(value >= 2, name, value, "2 or more (batch normalisation needs two views)")
+        require(0 <= self.teacher_drop < 1, "teacher_drop", self.teacher_drop, "0 or more, below 1")
         require_one_or_more(
             self, "val_every", "checkpoint_every", "views_per_read", "seeds", "window", "student_px"
         )

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.data.balance import described
+from pipeline.data.join import JoinedSplit
 from pipeline.data.loader import Batch, LoaderOptions, default_window
 from pipeline.distill import checkpoint
 from pipeline.distill import ranks as ranks_of
@@ -37,6 +38,7 @@ from pipeline.distill.schedule import cosine_annealing
 from pipeline.distill.start import with_defaults
 from pipeline.distill.trainer import Trainer, make_trainer, require_view_size, seen_px
 from pipeline.distill.validate import limits, validate
+from pipeline.distill.weighted import WeightedStore
 from pipeline.encoders.encoder import Encoder
 from pipeline.encoders.export import export_encoder
 from pipeline.encoders.load import load_encoder
@@ -56,7 +58,7 @@ from stores.io import files
 from stores.io.files import require_free
 from stores.io.location import StoreLike
 from stores.io.lock import only_writer
-from stores.io.text import counted
+from stores.io.text import counted, one_line
 from stores.store import Store
 
 # these do not change the student; all other options must stay the same when a run continues
@@ -83,9 +85,13 @@ _GONE = {"head": "prototypes", "assign": "none", "early_stop": "cumulative"}
 
 
 def distill(
-    store: Store | StoreLike, run: Path, options: DistillOptions, resume: bool, report: Reporter
+    store: Store | StoreLike | Sequence[WeightedStore],
+    run: Path,
+    options: DistillOptions,
+    resume: bool,
+    report: Reporter,
 ) -> dict[str, Any]:
-    """Train a student against a store; returns the contents of ``summary.json``.
+    """Train a student against a store, or several; returns the contents of ``summary.json``.
 
     Under ``torchrun`` every process calls this. Only the first one reports, writes, and returns a summary; the others
     return an empty one.
@@ -117,15 +123,14 @@ def distill(
             options, window=options.window or default_window(options.batch_size, ranks.world)
         )
         data = open_data(store, options, threads, report)
-        digest = data.train.recipe.digest()
-        _require_same_store(run, digest)
+        _require_same_store(run, data)
         _require_view_size(options, data)
         steps = _planned_steps(options, data, ranks)
         _require_validations(options, data, steps)
         student = load_student(options)  # after all checks of the store: this may download gigabytes
         options = with_defaults(options, student, steps, report if fresh else Silent())
         if ranks.leads:
-            _begin_run(run, options, digest)
+            _begin_run(run, options, data)
         trainer = make_trainer(student, data, options, ranks)
         if ranks.leads:
             _require_room(run, trainer, options.early_stop == "held-out")
@@ -192,14 +197,41 @@ def _require_validations(options: DistillOptions, data: Data, steps: int) -> Non
         )
 
 
-def _require_same_store(run: Path, digest: str) -> None:
-    """Raise OptionError when the run was begun on a store with another recipe."""
-    if (run / BEGUN).exists():
-        old = str(read_begun(run).get("store_recipe"))
-        if old != digest:
-            raise OptionError(
-                f"--out {run}: trained on a store with recipe {old[:12]}, this one has {digest[:12]}"
-            )
+def _require_same_store(run: Path, data: Data) -> None:
+    """Raise OptionError when the run was begun on a store with another recipe, or on other views of several."""
+    if not (run / BEGUN).exists():
+        return
+    begun = read_begun(run)
+    old, digest = str(begun.get("store_recipe")), data.train.recipe.digest()
+    if old != digest:
+        raise OptionError(
+            f"--out {run}: trained on a store with recipe {old[:12]}, this one has {digest[:12]}"
+        )
+    now = _of_stores(data)
+    if begun.get("stores", []) != now.get("stores", []):
+        raise OptionError(
+            f"--out {run}: begun with {_said(begun.get('stores'))}, this is {_said(now.get('stores'))}; give the same "
+            "stores with the same weights in the same order, or another --out"
+        )
+    if begun.get("views") != now.get("views"):
+        raise OptionError(
+            f"--out {run}: begun on other views: a store has more or fewer of them now; use another --out"
+        )
+
+
+def _of_stores(data: Data) -> dict[str, Any]:
+    """What ``options.json`` keeps of several stores, and of the views that they have; nothing of one."""
+    return {"stores": data.stores, "views": data.train.digest} if isinstance(data.train, JoinedSplit) else {}
+
+
+def _said(listed: Any) -> str:
+    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed) or not listed:
+        return "one store"
+    parts = (
+        f"{one.get('name')} (recipe {str(one.get('recipe'))[:12]}, weight {one.get('weight')})"
+        for one in listed
+    )
+    return one_line(", ".join(parts), 1000)
 
 
 def _require_view_size(options: DistillOptions, data: Data) -> None:
@@ -210,14 +242,15 @@ def _require_view_size(options: DistillOptions, data: Data) -> None:
         require_view_size(options, PRESETS[student].image_px, data)
 
 
-def _begin_run(run: Path, options: DistillOptions, digest: str) -> None:
+def _begin_run(run: Path, options: DistillOptions, data: Data) -> None:
     path = run / BEGUN
     if path.exists():
         return
     if not files.is_unused(run):
         raise OptionError(f"--out {run}: the folder is not empty and not a run; choose another")
+    digest = data.train.recipe.digest()
     begun = {"options": to_json(options), "store_recipe": digest, "stream": sampler.STREAMS[options.balance]}
-    files.write_json(path, begun)
+    files.write_json(path, begun | _of_stores(data))
 
 
 def _require_room(run: Path, trainer: Trainer, keeps_best: bool) -> None:
@@ -394,7 +427,7 @@ def _train(
     log = MetricsLog(run, facts["steps"], options.tensorboard) if ranks.leads else None
     course = Course(run, data, trainer, options, stop_early, facts, log, best)
     if data.held_out is not None:
-        dims = trainer.model.student.dim, data.teaching.dim
+        dims = trainer.model.student.dim, *(teaching.dim for teaching in data.teachings)
         for line in limits(len(data.held_out.views), course.loss_views, *dims):
             report.note(line)
     if facts["steps"] == 0:
@@ -478,29 +511,35 @@ def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> d
         "data_wait": facts["wait_seconds"] / facts["seconds"],
         "seconds": facts["seconds"],
         **devices.peak_memory(trainer.device),
+        **_of_teachers(data, before, after),
     }
     model, recipe = trainer.model, data.train.recipe
     if model.nested:
         summary["nested"] = _of_prefixes(model, after)
     extra = {
-        "distilled_from": recipe.teacher.name,
+        "distilled_from": " + ".join(recipe.teacher.name for recipe in data.recipes),
         "teacher_weights_sha256": recipe.teacher.weights_sha256,
         "store_recipe": recipe.digest(),
         "patch_mpp": recipe.patch.mpp,
         **({"nested": summary["nested"]} if model.nested else {}),
     }
+    if "teachers" in summary:
+        extra["teachers"] = [
+            {key: about[key] for key in ("teacher", "teacher_weights_sha256", "store_recipe", "weight")}
+            for about in summary["teachers"].values()
+        ]
     for folder, student in (("student", model.student), ("student-ema", trainer.averaged)):
         if student is None:
             continue
         export_encoder(student.cpu(), run / folder, extra, data.teacher_terms)
-        text = model_card(student, recipe, data.teacher_terms, summary, folder != "student")
+        text = model_card(student, data.recipes, data.teacher_terms, summary, folder != "student")
         files.write_text(run / folder / "README.md", text)
-    for name, module in (
-        ("projector", model.projector),
-        ("heads", model.heads),
-        ("nested", model.nested),
-    ):
-        tensors = {} if module is None else module.state_dict()
+    for name in ("projector", "heads", "nested"):
+        tensors: dict[str, torch.Tensor] = {}
+        for store, lesson in zip(model.names, model.lessons, strict=True):
+            module = getattr(lesson, name)
+            prefix = f"{store}." if len(model.lessons) > 1 else ""
+            tensors |= {} if module is None else module.state_dict(prefix=prefix)
         if tensors:
             with files.replacing(run / f"{name}.safetensors") as partial:
                 save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, partial)
@@ -509,3 +548,24 @@ def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> d
     draw_curves(run / "curves.png", steps, [record for record in records if record["kind"] == "val"])
     files.write_json(run / "summary.json", summary)
     return summary
+
+
+def _of_teachers(data: Data, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """What the summary says of each teacher, by the name of its store, where there are several."""
+    if not isinstance(data.train, JoinedSplit):
+        return {}
+    found = {}
+    for number, (teaching, recipe) in enumerate(zip(data.teachings, data.recipes, strict=True)):
+        figures: dict[str, Any] = {}
+        for when, of in (("before", before), ("after", after)):
+            of_it = of.get("teachers", {}).get(teaching.name, {})
+            figures |= {f"{name}_{when}": value for name, value in of_it.items()}
+        found[teaching.name] = {
+            "teacher": recipe.teacher.name,
+            "teacher_weights_sha256": recipe.teacher.weights_sha256,
+            "store_recipe": recipe.digest(),
+            "weight": teaching.weight,
+            "views": data.train.views_of(number),
+            **figures,
+        }
+    return {"teachers": found}

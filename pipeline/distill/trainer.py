@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -11,9 +11,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.distill.inputs import Data
 from pipeline.distill.layers import freeze, parameter_groups, set_drop_path
-from pipeline.distill.model import Distiller, Targets, build
+from pipeline.distill.model import Distiller, Targets
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.ranks import Gather, Ranks
+from pipeline.distill.several import build, drawn
 from pipeline.encoders.encoder import Encoder, other_size
 from pipeline.runtime import devices
 from stores.errors import DistillError, OptionError
@@ -33,6 +34,7 @@ class Trainer:
     ema: AveragedModel | None = None
     """The moving average of the student."""
     clip_grad: float | None = None
+    teacher_drop: float = 0.0
 
     @property
     def averaged(self) -> Encoder | None:
@@ -72,6 +74,8 @@ class Trainer:
             group["lr"] = 0.0 if rests else lr * group.get("lr_scale", 1.0)
             group["weight_decay"] = weight_decay if group["decays"] else 0.0
         torch.manual_seed(_step_seed(self.seed, position, self.ranks.rank))
+        if self.teacher_drop and targets.present is not None:
+            targets = replace(targets, let_go=self._let_go(position, *targets.present.shape))
         loss, found = self.parallel(self._sent(views), targets.map(self._sent))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -86,6 +90,12 @@ class Trainer:
         if self.ema is not None:
             self.ema.update_parameters(self.model.student)
         return dict(zip(("loss", *found), means, strict=True))
+
+    def _let_go(self, position: int, n_views: int, n_teachers: int) -> Tensor:
+        """What ``--teacher-drop`` draws for the views of this process, which has every `world`-th of the stream."""
+        world = self.ranks.world
+        of_all = drawn(self.seed, position, n_views * world, n_teachers, self.teacher_drop)
+        return of_all[self.ranks.rank :: world].contiguous()
 
     def _sent(self, tensor: Tensor) -> Tensor:
         if self.device.type == "cuda" and tensor.device.type == "cpu":
@@ -139,7 +149,7 @@ def make_trainer(student: Encoder, data: Data, options: DistillOptions, ranks: R
     if options.freeze_layers:
         freeze(student, options.freeze_layers)
     sync = options.batch_stats == "sync" and ranks.world > 1
-    model = build(student, data.teaching, options, dtype, Gather.apply if sync else None)
+    model = build(student, data.teachings, options, dtype, Gather.apply if sync else None)
     model = model.to(ranks.device).train()
     groups = parameter_groups(model, options.weight_decay, options.layer_decay, options.freeze_steps > 0)
     # a GPU updates all parameters in one kernel; on a CPU the plain loop gives the same bytes as earlier versions
@@ -147,4 +157,14 @@ def make_trainer(student: Encoder, data: Data, options: DistillOptions, ranks: R
     ema = None
     if options.ema is not None:
         ema = AveragedModel(model.student, multi_avg_fn=get_ema_multi_avg_fn(options.ema))
-    return Trainer(model, ranks.wrap(model), optimizer, ranks, dtype, options.seed, ema, options.clip_grad)
+    return Trainer(
+        model,
+        ranks.wrap(model),
+        optimizer,
+        ranks,
+        dtype,
+        options.seed,
+        ema,
+        options.clip_grad,
+        options.teacher_drop,
+    )

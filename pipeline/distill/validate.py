@@ -1,13 +1,15 @@
 """Validation on held-out views: the loss, and figures that can be compared between steps, losses and runs."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.data.loader import Batch
-from pipeline.distill.model import Distiller, Embedded, Targets
+from pipeline.distill.model import Distiller, Embedded, Lesson, Targets
 from pipeline.encoders.apply import embed
 from pipeline.encoders.encoder import Encoder
 from pipeline.metrics.cka import cka, flattered, linear_cka
@@ -37,8 +39,11 @@ class Validation:
     """Linear CKA of the moving average of the student, if there is one."""
     nested: dict[int, dict[str, float]] | None = None
     """With ``--nested``: ``explained``, ``cka``, ``cka_unbiased`` and ``cosine`` of each prefix of the embedding."""
+    teachers: dict[str, dict[str, Any]] | None = None
+    """With several stores: the figures against each teacher, by the name of its store, on the views that it has a
+    target for. Those above are then their means, and the losses their weighted sums."""
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> dict[str, Any]:
         """Those that are defined, by name; those of a prefix of 64 numbers end in ``_64``."""
         found = {name: value for name, value in asdict(self).items() if value is not None}
         for length, of_prefix in found.pop("nested", {}).items():
@@ -67,13 +72,18 @@ def limits(n_views: int, batch_size: int, *dims: int) -> list[str]:
 
 
 @torch.inference_mode()
-def _embed_all(model: Distiller, held_out: Batch, device: torch.device) -> Embedded:
-    """The student's features and tokens of all held-out views, on the CPU."""
-    found = []
+def _embed_all(model: Distiller, held_out: Batch, device: torch.device) -> list[Embedded]:
+    """The student's features and tokens of all held-out views, on the CPU, as the loss of each teacher takes them."""
+    parts: list[list[Embedded]] = []
     for start in range(0, len(held_out.views), _VIEWS_AT_ONCE):
         rows = slice(start, start + _VIEWS_AT_ONCE)
-        positions = torch.from_numpy(held_out.positions[rows]).long().to(device)
-        found.append(model.embed(torch.from_numpy(held_out.views[rows]).to(device), positions).to(_CPU))
+        positions = [torch.from_numpy(part.positions[rows]).long().to(device) for part in held_out.stored]
+        found = model.embed_for(torch.from_numpy(held_out.views[rows]).to(device), positions)
+        parts.append([embedded.to(torch.device("cpu")) for embedded in found])
+    return [_joined(of_teacher) for of_teacher in zip(*parts, strict=True)]
+
+
+def _joined(found: Sequence[Embedded]) -> Embedded:
     features, *others = (
         [getattr(part, name) for part in found] for name in ("features", "tokens", "attention")
     )
@@ -108,47 +118,126 @@ def validate(
     """
     training = model.training
     model.eval()
-    student, targets = _embed_all(model, held_out, device), Targets.of(held_out)
-    losses, constants = [], []
-    for rows in _batches(len(held_out.views), batch_size):
-        target = targets.rows(rows).map(lambda tensor: tensor.to(device))
-        losses.append(float(model.compare(student.rows(rows).to(device), target)[0]))
-        constant = model.loss_constant(target)
-        constants += [] if constant is None else [float(constant)]
-    cosine = None
-    if model.projector is not None:
-        pair = model.projected(student.features.to(device)), model.target_norm(targets.features.to(device))
-        cosine = float(torch.nn.functional.cosine_similarity(*pair, dim=1).mean())
+    students, targets = _embed_all(model, held_out, device), Targets.of(held_out)
 
     def features_of(encoder: Encoder, batch: Batch) -> np.ndarray:
         return embed(encoder, batch.views, _VIEWS_AT_ONCE, device, model.dtype).numpy()
 
+    fitted = None if fit is None else features_of(model.student, fit)
+    averaged = None if ema is None else features_of(ema, held_out)
+    found: list[Validation | None] = []
+    for number, (lesson, student) in enumerate(zip(model.lessons, students, strict=True)):
+        rows, known = _rows_of(held_out, number), None
+        if len(rows) < _LEAST:
+            found.append(None)
+            continue
+        if fit is not None and fitted is not None:
+            at = _rows_of(fit, number)
+            stored = fit.stored[number].targets[at].astype(np.float32)
+            known = (fitted[at], stored) if len(at) >= _LEAST else None
+        target = [targets, *targets.others][number].alone(rows)
+        of_average = None if averaged is None else averaged[rows.numpy()]
+        found.append(_of_teacher(lesson, student.rows(rows), target, batch_size, device, known, of_average))
+    model.train(training)
+    if len(found) == 1:
+        assert found[0] is not None  # `open_data` asks for two views
+        return found[0]
+    return _together(model, found)
+
+
+_LEAST = 2
+
+
+def _rows_of(batch: Batch, number: int) -> Tensor:
+    """The views that a teacher has a target for."""
+    if batch.present is None:
+        return torch.arange(len(batch.views))
+    return torch.from_numpy(batch.present[:, number]).nonzero().flatten()
+
+
+def _of_teacher(
+    lesson: Lesson,
+    student: Embedded,
+    targets: Targets,
+    batch_size: int,
+    device: torch.device,
+    known: tuple[np.ndarray, np.ndarray] | None,
+    averaged: np.ndarray | None,
+) -> Validation:
+    """The figures against one teacher.
+
+    Parameters
+    ----------
+    known
+        Features of student and teacher on training views.
+    averaged
+        Features of the moving average of the student.
+    """
+    losses, constants = [], []
+    for rows in _batches(len(targets.features), batch_size):
+        target = targets.rows(rows).map(lambda tensor: tensor.to(device))
+        losses.append(float(lesson.compare(student.rows(rows).to(device), target)[0]))
+        constant = lesson.loss_constant(target)
+        constants += [] if constant is None else [float(constant)]
+    cosine = None
+    if lesson.projector is not None:
+        pair = lesson.projected(student.features.to(device)), lesson.target_norm(targets.features.to(device))
+        cosine = float(torch.nn.functional.cosine_similarity(*pair, dim=1).mean())
     x, y = student.features.numpy(), targets.features.numpy()
-    explained, fitted = None, None
-    if fit is not None:
-        fitted = features_of(model.student, fit)
-        explained = explained_variance(fitted, fit.targets.astype(np.float32), x, y)
     nested = {}
-    if model.nested:
-        projected = model.every_projected(student.features.to(device))
-        target = model.target_norm(targets.features.to(device))
-        for length in map(int, model.nested):
+    if lesson.nested:
+        projected = lesson.every_projected(student.features.to(device))
+        normed = lesson.target_norm(targets.features.to(device))
+        for length in map(int, lesson.nested):
             of = cka(x[:, :length], y)
             found = {"cka": of.linear, "cka_unbiased": of.unbiased}
-            if fit is not None and fitted is not None:
-                fit_y = fit.targets.astype(np.float32)
-                found["explained"] = explained_variance(fitted[:, :length], fit_y, x[:, :length], y)
-            found["cosine"] = float(torch.cosine_similarity(projected[length], target, dim=1).mean())
+            if known is not None:
+                found["explained"] = explained_variance(known[0][:, :length], known[1], x[:, :length], y)
+            found["cosine"] = float(torch.cosine_similarity(projected[length], normed, dim=1).mean())
             nested[length] = {name: value for name, value in found.items() if value is not None}
-    model.train(training)
     alike = cka(x, y)
     return Validation(
         float(np.mean(losses)) if losses else None,
         float(np.mean(constants)) if constants else None,
-        explained,
+        None if known is None else explained_variance(*known, x, y),
         cosine,
         alike.linear,
         alike.unbiased,
-        None if ema is None else linear_cka(features_of(ema, held_out), y),
+        None if averaged is None else linear_cka(averaged, y),
         nested or None,
+    )
+
+
+def _together(model: Distiller, found: Sequence[Validation | None]) -> Validation:
+    """The figures of several teachers: means, and weighted sums of the losses where every teacher has one."""
+    there = [one for one in found if one is not None]
+
+    def mean(name: str) -> float | None:
+        values = [getattr(one, name) for one in there]
+        return float(np.mean(values)) if values and None not in values else None
+
+    def total(name: str) -> float | None:
+        values = [getattr(one, name) for one in there]
+        if len(there) < len(found) or None in values:
+            return None
+        return float(np.dot(model.weights, values))
+
+    of_each = {name: one.figures() for name, one in zip(model.names, found, strict=True) if one is not None}
+    nested: dict[int, dict[str, float]] = {}
+    for length, figures in (there[0].nested or {}).items():
+        every = [(one.nested or {}).get(length, {}) for one in there]
+        shared = [name for name in figures if all(name in of for of in every)]
+        nested[length] = {name: float(np.mean([of[name] for of in every])) for name in shared}
+    alike = mean("cka")
+    assert alike is not None  # `open_data` asks for two views
+    return Validation(
+        total("loss"),
+        total("loss_constant"),
+        mean("explained"),
+        mean("cosine"),
+        alike,
+        mean("cka_unbiased"),
+        mean("cka_ema"),
+        nested or None,
+        of_each,
     )

@@ -335,6 +335,11 @@ class Commit:
     path: Path
 
     @property
+    def root(self) -> Path:
+        """The folder of the store, or of the local copies of its tables where it is remote."""
+        return self.path.parents[3]
+
+    @property
     def file(self) -> str:
         """The name of the record below the store."""
         return f"{layout.views_folder(self.slide_id)}/{self.path.name}"
@@ -342,7 +347,7 @@ class Commit:
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of the record, ordered by seed, then row."""
         most = len(self.seeds) * MAX_BLOCK_ROWS
-        return _read(self.path, self.path.parents[3], VIEWS_SCHEMA, columns or VIEWS_SCHEMA.names, most)
+        return _read(self.path, self.root, VIEWS_SCHEMA, columns or VIEWS_SCHEMA.names, most)
 
 
 def commit_path(store: StoreLike, slide_id: str, block: int, seeds: range) -> Path:

@@ -59,7 +59,7 @@ def batches(split: Split, count: int, start: int = 0, **options: Any) -> list[by
 
 
 def test_units_are_grouped_by_slide_and_by_patient(uneven: Path, split: Split) -> None:
-    by_slide = group_units(uneven, split.units, "slide")
+    by_slide = list(group_units(uneven, split.units, "slide").values())
     assert sorted(sum(u.n_views for u in group) for group in by_slide) == [2, 8, 18]
     by_patient = split.groups("patient")
     assert sorted({u.commit.slide_id for u in group} for group in by_patient) in (
@@ -85,7 +85,7 @@ def test_patients_of_tiles_stand_beside_them(tmp_path: Path) -> None:
     extract([tmp_path / "tiles.csv"], store, teacher, TileOptions(patch=64), Silent())
     units = sampler.find_units(store, "train", None)
     assert len(group_units(store, units, "slide")) == 1
-    groups = group_units(store, units, "patient")
+    groups = list(group_units(store, units, "patient").values())
     assert sorted(sum(u.n_views for u in group) for group in groups) == [1, 2, 3]
     rows = [row for group in groups for unit in group for row in unit.rows.tolist()]
     assert sorted(rows) == list(range(6))

@@ -137,7 +137,7 @@ def test_a_student_of_another_grid_meets_the_mean_of_whole_tokens(
     about = replace(TOKENS, count=64, grid=8, dim=24)
     teaching = replace(data.teaching, tokens=about)
     chosen = replace(options, student=STUDENT.replace("patch_size=28", "patch_size=56"), loss="token-cosine")
-    data = replace(data, teaching=teaching)
+    data = replace(data, teachings=(teaching,))
     model = make_trainer(train.load_student(chosen), data, chosen, ALONE).model
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(6, 64, 24, generator=generator)

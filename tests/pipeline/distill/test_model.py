@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from pipeline.distill.heads import BN_EPS, Projector, TargetNorm, standardise
-from pipeline.distill.model import Teaching, build
+from pipeline.distill.model import Teaching
 from pipeline.distill.options import DistillOptions
+from pipeline.distill.several import build
 from pipeline.encoders.load import load_encoder
 from stores.errors import G2LError
 
@@ -28,7 +29,7 @@ def test_building_the_projector_leaves_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
     teaching = Teaching(9, np.zeros(9), np.ones(9))
     first, second, third = (
-        build(student, teaching, DistillOptions(seed=seed)).projector for seed in (0, 0, 1)
+        build(student, [teaching], DistillOptions(seed=seed)).projector for seed in (0, 0, 1)
     )
     assert torch.equal(torch.get_rng_state(), before)
     assert first is not None
@@ -54,4 +55,4 @@ def test_target_norms() -> None:
 def test_a_loss_without_what_it_needs_is_one_line(loss: str) -> None:
     student = load_encoder("tests.tools.tiny:student", random_weights=0)
     with pytest.raises(G2LError, match="which the loss needs"):
-        build(student, Teaching(9, np.zeros(9), np.ones(9)), DistillOptions(loss=loss))
+        build(student, [Teaching(9, np.zeros(9), np.ones(9))], DistillOptions(loss=loss))

@@ -23,7 +23,7 @@ def test_names_of_a_foreign_store_stay_text() -> None:
     assert RECIPE.teacher is not None
     teacher = dataclasses.replace(RECIPE.teacher, name=EVIL, weights_sha256=EVIL)
     stored = recipe.require_complete(dataclasses.replace(RECIPE, teacher=teacher), Path("store"))
-    text = model_card(student, stored, (Terms("teacher", evil),), SUMMARY, False)
+    text = model_card(student, [stored], (Terms("teacher", evil),), SUMMARY, False)
     text.encode()
     assert all(line.isprintable() for line in text.split("\n"))
     assert text.count("\n---\n") == 1
