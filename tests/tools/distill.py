@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from pipeline.distill.metrics_log import read_metrics
 from pipeline.distill.options import DistillOptions
 
 VIT = "timm:vit_tiny_patch16_224?embed_dim=24&depth=1&num_heads=2&patch_size=32"
@@ -30,3 +31,8 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def same(first: Path, second: Path) -> bool:
     a, b = weights(first), weights(second)
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    """Step and loss of every training step."""
+    return [(r["step"], r["loss"]) for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "train"]

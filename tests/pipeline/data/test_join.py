@@ -1,0 +1,182 @@
+"""Views of several stores: what is common, what any has, and what is refused; property tests on made-up stores."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.data import join
+from pipeline.data.join import Member, open_joined
+from pipeline.data.joined import JoinedCache
+from pipeline.runtime.progress import Silent
+from pipeline.views.draw import RENDERING
+from pipeline.views.policy import Policy
+from stores.errors import RecipeMismatch, StoreError, ViewMismatch
+from stores.format import features, manifest, recipe
+from tests.tools.made_stores import RECIPE, MadeSlide, make_store
+
+POLICY = Policy.from_json
+DRAWN: Any = settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def made(folder: Path, slides: list[MadeSlide], shift: int = 0, **policy: Any) -> Member:
+    """A store whose rows are in another order with a `shift`; features say slide, place and seed."""
+    reader, teacher = RECIPE.reader, RECIPE.teacher
+    assert reader is not None
+    assert teacher is not None
+    about = replace(
+        RECIPE,
+        reader=replace(reader, rendering=RENDERING),
+        policy={"name": "none", **policy},
+        teacher=replace(teacher, name=f"teacher of {folder.name}"),
+    )
+    make_store(folder, slides, about)
+    for slide in slides:
+        _turn(folder, slide, shift)
+    return Member(folder, recipe.load_complete(folder))
+
+
+def _turn(folder: Path, slide: MadeSlide, shift: int) -> None:
+    """Let row r be the patch r + shift of n, and write what each feature is of into it."""
+    n = slide.n_rows
+    old = manifest.read_patches(folder, slide.slide_id)
+    of = (np.arange(n) + shift) % n
+    manifest.write_patches(folder, slide.slide_id, old.x_px0[of], old.y_px0[of], old.tissue[of])
+    shutil.rmtree(folder / "features.zarr" / slide.slide_id)
+    coords = manifest.read_patches(folder, slide.slide_id).coords
+    features.create_slide(folder, slide.slide_id, coords, slide.n_seeds, 8)
+    number = np.frombuffer(slide.slide_id.encode(), np.uint8).sum() % 32
+    for commit in list(manifest.commits(folder, slide.slide_id)):
+        table = commit.read()
+        rows, seeds = table["row"].to_numpy(), table["seed"].to_numpy()
+        place = of[rows]
+        bad = np.isin(place, list(slide.bad))
+        columns = {
+            "x_px0": old.x_px0[place],
+            "y_px0": old.y_px0[place],
+            "tissue": old.tissue[place],
+            "status": np.where(bad, manifest.BAD_READ, manifest.OK),
+        }
+        for name, values in columns.items():
+            at = table.column_names.index(name)
+            table = table.set_column(at, name, [values])
+        crc = [None if b else int(p) * 7 + int(s) for p, s, b in zip(place, seeds, bad, strict=True)]
+        table = table.set_column(table.column_names.index("view_crc32"), "view_crc32", [crc])
+        manifest.write_commit(folder, slide.slide_id, commit.block, commit.seeds, table)
+        for seed in commit.seeds:
+            values = np.zeros((n, 8), np.float16)
+            values[:, 0], values[:, 1], values[:, 2] = number, of, seed
+            values[np.isin(of, list(slide.bad))] = np.nan
+            features.write_block(folder, slide.slide_id, seed, commit.block, values)
+
+
+Store = dict[str, tuple[int, tuple[int, ...], int]]
+"""By slide: seeds, rows that could not be read, shift of its rows."""
+
+
+@st.composite
+def stores(draw: Any) -> list[Store]:
+    """Three stores that each lack some slides, seeds and rows."""
+    found = []
+    for _ in range(3):
+        slides = draw(st.lists(st.sampled_from("abc"), min_size=1, unique=True))
+        found.append(
+            {
+                slide: (
+                    draw(st.integers(1, 3)),
+                    tuple(draw(st.sets(st.integers(0, 5), max_size=3))),
+                    draw(st.integers(0, 5)),
+                )
+                for slide in slides
+            }
+        )
+    return found
+
+
+def views_of(store: Store) -> set[tuple[str, int, int]]:
+    return {
+        (slide, place, seed)
+        for slide, (seeds, bad, _) in store.items()
+        for place in range(6)
+        for seed in range(seeds)
+        if place not in bad
+    }
+
+
+@DRAWN
+@given(drawn=stores())
+def test_every_view_comes_once_with_the_target_of_each_store_that_has_it(
+    drawn: list[Store], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(join, "find_sources", lambda *_: {})
+    monkeypatch.setattr(Policy, "from_json", staticmethod(lambda _: None))
+    folder = tmp_path_factory.mktemp("s")
+    members = []
+    for name, store in zip("xyz", drawn, strict=True):
+        slides = [MadeSlide(s, 6, bad, seeds) for s, (seeds, bad, _) in store.items()]
+        members.append(made(folder / name, slides))
+        for slide in slides:
+            _turn(folder / name, slide, store[slide.slide_id][2])
+    has = [views_of(store) for store in drawn]
+    for kind, expected in (("common", set.intersection(*has)), ("any", set.union(*has))):
+        (split,) = open_joined(members, {"train": None}, kind, [], ["train"], Silent())
+        cache = JoinedCache(split.joined)
+        seen = []
+        for unit in split.units:
+            for seed in unit.seeds:
+                *stored, present = cache.stored(unit.commit, unit.rows, seed)
+                for row in range(len(unit.rows)):
+                    found = {
+                        (int(stored[3 * k][row, 0]), int(stored[3 * k][row, 1]), int(stored[3 * k][row, 2]))
+                        for k in range(3)
+                        if present[row, k]
+                    }
+                    ((_, place, of_seed),) = found  # all stores say the same of the view
+                    assert of_seed == seed
+                    view = unit.commit.slide_id, place, seed
+                    assert [view in of for of in has] == present[row].tolist()
+                    seen.append(view)
+        assert sorted(seen) == sorted(expected)
+    shutil.rmtree(folder)
+
+
+SLIDES = [MadeSlide("a", 6), MadeSlide("b", 6)]
+
+
+@pytest.fixture(autouse=True)
+def without_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(join, "find_sources", lambda *_: {})
+    monkeypatch.setattr(Policy, "from_json", staticmethod(lambda _: None))
+
+
+def test_a_checksum_that_differs_is_named(tmp_path: Path) -> None:
+    members = [made(tmp_path / name, SLIDES, shift) for name, shift in (("x", 0), ("y", 2))]
+    (commit,) = manifest.commits(tmp_path / "y", "b")
+    table = commit.read()
+    at = table.column_names.index("view_crc32")
+    wrong = pc.if_else(pc.and_(pc.equal(table["seed"], 1), pc.equal(table["row"], 0)), 99, table[at])
+    manifest.write_commit(tmp_path / "y", "b", 0, commit.seeds, table.set_column(at, "view_crc32", wrong))
+    said = r"slide b patch 2 \(x_px0 512, y_px0 1024\) seed 1: the view's checksum is .* did not see the same pixels"
+    with pytest.raises(ViewMismatch, match=said):
+        open_joined(members, {"train": None}, "common", [], [], Silent())
+
+
+def test_policies_splits_and_nothing_in_common_are_refused(tmp_path: Path) -> None:
+    x = made(tmp_path / "x", SLIDES)
+    other = made(tmp_path / "other", SLIDES, flips=True)
+    with pytest.raises(RecipeMismatch, match=r"recipe\.policy\.flips: .*x has None, .*other has True"):
+        open_joined([x, other], {"train": None}, "common", [], [], Silent())
+    val = made(tmp_path / "val", [MadeSlide("a", 6, columns={"split": "val"})])
+    with pytest.raises(StoreError, match=r"slide a is in the split train in .*x, and in val in .*val"):
+        open_joined([x, val], {"train": None}, "any", [], [], Silent())
+    apart = made(tmp_path / "apart", [MadeSlide("c", 6)])
+    with pytest.raises(StoreError, match="no view of the split 'train' is in all of"):
+        open_joined([x, apart], {"train": None}, "common", [], [], Silent())

@@ -1,0 +1,149 @@
+"""A student of several teachers: which targets have a part in the loss, names and weights, resumed runs."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.distill import train
+from pipeline.distill.model import Targets, Teaching
+from pipeline.distill.options import DistillOptions
+from pipeline.distill.several import SeveralDistiller, build, drawn
+from pipeline.distill.weighted import WeightedStore, losses_of, named, parse_weight
+from pipeline.encoders.load import load_encoder
+from pipeline.runtime.progress import Silent
+from stores.errors import OptionError
+from tests.tools.distill import OPTIONS, losses, same
+
+
+def test_draws_follow_from_the_place_of_a_view() -> None:
+    whole = drawn(3, 0, 64, 5, 0.3)
+    for at, n in ((0, 7), (7, 40), (47, 17)):
+        assert torch.equal(drawn(3, at, n, 5, 0.3), whole[at : at + n])
+    assert 0.25 < float(drawn(0, 0, 20_000, 3, 0.3).float().mean()) < 0.35
+    assert not torch.equal(drawn(4, 0, 64, 5, 0.3), whole)
+
+
+def test_names_and_weights() -> None:
+    pairs = [parse_weight("lab/uni2:0.5"), parse_weight("s3://c/virchow2")]
+    assert [(s.name, s.weight) for s in named(pairs)] == [("uni2", 0.5), ("virchow2", 1.0)]
+    assert [s.name for s in named([("x/store", 1.0), ("y/store", 1.0)])] == ["1", "2"]
+    for text in ("a:0", "a:-1", "a:inf", "a:nan"):
+        with pytest.raises(OptionError, match="allowed is a number above 0"):
+            parse_weight(text)
+    with pytest.raises(OptionError, match="given twice"):
+        named([("a", 1.0), ("a/", 2.0)])
+    with pytest.raises(OptionError, match="one store has no weight"):
+        named([("a", 0.5)])
+
+
+def test_each_store_has_its_terms() -> None:
+    two = named([("a", 1.0), ("b", 1.0)])
+    own = losses_of(two, DistillOptions(loss="a=log-sum,koleo:0.1,b=cosine"))
+    assert own == [{"log-sum": 1.0, "koleo": 0.1}, {"cosine": 1.0}]
+    assert losses_of(two, DistillOptions(loss="mse")) == [{"mse": 1.0}] * 2
+    for loss, said in (("a=mse", "no terms for the store b"), ("a=mse,c=mse", "c is no store of this run")):
+        with pytest.raises(OptionError, match=said):
+            losses_of(two, DistillOptions(loss=loss))
+    with pytest.raises(OptionError, match="there is one store"):
+        losses_of(two[:1], DistillOptions(loss="a=mse"))
+    with pytest.raises(OptionError, match="is for several stores"):
+        losses_of(two[:1], DistillOptions(teacher_drop=0.5))
+
+
+@pytest.fixture
+def model() -> SeveralDistiller:
+    student = load_encoder("tests.tools.tiny:student", random_weights=0)
+    loss = {"mse": 1.0}
+    teachings = [
+        Teaching(5, np.zeros(5), np.ones(5), name="a", loss=loss),
+        Teaching(3, np.zeros(3), np.ones(3), name="b", weight=0.5, loss=loss),
+    ]
+    built = build(student, teachings, DistillOptions(teacher_norm="store"))
+    assert isinstance(built, SeveralDistiller)
+    built.train()
+    return built
+
+
+def targets_of(present: torch.Tensor, let_go: torch.Tensor | None = None) -> Targets:
+    n, generator = len(present), torch.Generator().manual_seed(0)
+    none = torch.zeros(n, 0, 0), torch.zeros(n, 0, dtype=torch.long)
+    first, second = (Targets(torch.randn(n, dim, generator=generator), *none) for dim in (5, 3))
+    return replace(first, others=(second,), present=present.to(torch.uint8), let_go=let_go)
+
+
+def test_a_missing_target_has_no_part(model: SeveralDistiller) -> None:
+    views = torch.randint(
+        0, 256, (6, 224, 224, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
+    present = torch.ones(6, 2, dtype=torch.bool)
+    total, found = model(views, targets_of(present))
+    assert float(total) == pytest.approx(float(found["a"]) + 0.5 * float(found["b"]))
+    present[2:, 1] = False
+    targets = targets_of(present)
+    less, _ = model(views, targets)
+    targets.others[0].features[2:] = 1e4  # what is not there cannot matter
+    assert torch.equal(model(views, targets)[0], less)
+    present[1, 1] = False  # one view: no part in the step, but in the graph
+    total, found = model(views, targets_of(present))
+    assert float(found["b"]) == 0
+    total.backward()
+    assert all(float(p.grad.abs().sum()) == 0 for p in model.others.parameters() if p.grad is not None)
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_dropping_keeps_the_teacher_with_the_highest_loss(model: SeveralDistiller) -> None:
+    error = torch.tensor([[1.0, 2.0], [4.0, 3.0], [1.0, 9.0]])
+    pairs = [[(error[:, k : k + 1].sqrt(), torch.zeros(3, 1))] for k in range(2)]
+    present, every = torch.ones(3, 2, dtype=torch.bool), torch.ones(3, 2, dtype=torch.bool)
+    assert model._kept(present, every, pairs).tolist() == [[False, True], [True, False], [False, True]]
+    assert model._kept(present, ~every, pairs).all()
+
+
+@pytest.mark.slow
+def test_a_run_on_two_stores_goes_on_as_it_was(store: Path, token_store: Path, tmp_path: Path) -> None:
+    two = [WeightedStore(store, 1.0, "a"), WeightedStore(token_store, 0.5, "b")]
+    options = replace(OPTIONS, steps=12, checkpoint_every=6, teacher_drop=0.5)
+    whole = tmp_path / "whole"
+    summary = train.distill(two, whole, options, False, Silent())
+    assert set(summary["teachers"]) == {"a", "b"}
+    assert summary["cka_after"] == pytest.approx(
+        np.mean([of["cka_after"] for of in summary["teachers"].values()])
+    )
+    cut = Path(shutil.copytree(whole, tmp_path / "cut"))
+    (cut / "summary.json").unlink()
+    (cut / "checkpoints/step-00000012.pt").unlink()
+    for other in ([replace(two[0], weight=2.0), two[1]], two[:1]):
+        with pytest.raises(
+            OptionError, match=r"begun with a \(recipe .* give the same stores|is for several stores"
+        ):
+            train.distill(other, cut, options, True, Silent())
+    train.distill(two, cut, options, True, Silent())
+    assert same(whole, cut)
+    assert losses(whole) == losses(cut)
+    begun = json.loads((whole / "options.json").read_text())
+    assert [one["weight"] for one in begun["stores"]] == [1.0, 0.5]
+    card = (whole / "student/README.md").read_text()
+    assert "| tests.tools.tiny:teacher | a | 1 |" in card
+
+
+@pytest.mark.slow
+def test_one_store_records_what_it_always_did(store: Path, tmp_path: Path) -> None:
+    train.distill([WeightedStore(store)], tmp_path / "r", replace(OPTIONS, steps=2), False, Silent())
+    begun = json.loads((tmp_path / "r/options.json").read_text())
+    assert set(begun) == {"options", "store_recipe", "stream"}
+    state = torch.load(tmp_path / "r/checkpoints/step-00000002.pt", weights_only=True)["model"]
+    heads = {name for name in state if not name.startswith("student.")}
+    names = {
+        "linear.weight",
+        "linear.bias",
+        "norm.running_mean",
+        "norm.running_var",
+        "norm.num_batches_tracked",
+    }
+    assert heads == {f"projector.{name}" for name in names}
+    assert "teachers" not in json.loads((tmp_path / "r/summary.json").read_text())
