@@ -135,7 +135,7 @@ def test_every_view_comes_once_with_the_target_of_each_store_that_has_it(
                 *stored, present = cache.stored(unit.commit, unit.rows, seed)
                 for row in range(len(unit.rows)):
                     found = {
-                        (int(stored[3 * k][row, 0]), int(stored[3 * k][row, 1]), int(stored[3 * k][row, 2]))
+                        (int(stored[4 * k][row, 0]), int(stored[4 * k][row, 1]), int(stored[4 * k][row, 2]))
                         for k in range(3)
                         if present[row, k]
                     }
