@@ -135,10 +135,10 @@ def gap_picture(path: Path, results: Results, teacher: Runs, arms: Sequence[Arm]
             colour = "C1" if arm.untaught else "C0" if arm.loss else "0.5"
             axes.plot([found.low, found.high], [row, row], color=colour, lw=2)
             axes.plot([found.value], [row], "o", color=colour, ms=5)
-        axes.set(title=f"{name}: 5-NN accuracy on held-out images", yticks=range(len(arms)))
+        axes.set(title=f"{name}: 5-NN accuracy", yticks=range(len(arms)))
         axes.set_yticklabels([arm.name for arm in reversed(arms)])
         axes.grid(axis="x", lw=0.4)
-        axes.legend(frameon=False, loc="lower right", fontsize=8)
+        axes.legend(frameon=False, loc="upper right", fontsize=8)
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
 
