@@ -13,7 +13,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.api import distill, embed, extract, import_features, plan, prototypes, tile, verify
+    from pipeline.api import distill, embed, extract, family, import_features, plan, prototypes, tile, verify
     from pipeline.data.dataset import ViewDataset
     from pipeline.encoders.load import load_encoder
 
@@ -22,6 +22,7 @@ __all__ = [
     "distill",
     "embed",
     "extract",
+    "family",
     "import_features",
     "load_encoder",
     "plan",
@@ -60,6 +61,7 @@ class _Package(types.ModuleType):
     tile = _Public("pipeline.api")
     plan = _Public("pipeline.api")
     extract = _Public("pipeline.api")
+    family = _Public("pipeline.api")
     distill = _Public("pipeline.api")
     prototypes = _Public("pipeline.api")
     embed = _Public("pipeline.api")

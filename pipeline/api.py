@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline.runtime.log import RunLog
     from pipeline.tile.summary import TileSummary
     from pipeline.verify.slide_views import Verified
+    from stores.family import Family
     from stores.store import Store
 
 
@@ -109,7 +110,12 @@ def plan(inputs: "AnyStore | Iterable[AnyPath]", *, report: Reporter = SILENT, *
 
 
 def extract(
-    slides: AnyPath | Iterable[AnyPath], store: AnyPath, *, report: Reporter = SILENT, **options: Any
+    slides: AnyPath | Iterable[AnyPath],
+    store: AnyPath,
+    *,
+    like: "AnyStore | None" = None,
+    report: Reporter = SILENT,
+    **options: Any,
 ) -> "Extracted":
     """Run the teacher once over every view of every patch: ``g2l extract-teacher``.
 
@@ -121,6 +127,9 @@ def extract(
         Slide files, or folders of slides.
     store
         Folder of the store, new or begun.
+    like
+        Folder or URL of a store, or an open `stores.Store`, whose slides table, patches, policy and seeds are taken
+        over. Each view's checksum is compared with that of the other store.
     **options
         ``teacher=...`` is required. Fields of `pipeline.extract.options.ExtractOptions` (``seeds=4``, ``pixels=False``,
         ``device="auto"``, ...), of `pipeline.tile.options.TileOptions` and of
@@ -129,14 +138,17 @@ def extract(
     Returns
     -------
     Extracted
-        ``views`` (new), ``views_before``, ``bad_reads``, ``failed_slides``; ``lines()`` and ``to_json()``.
+        ``views`` (new), ``views_before``, ``bad_reads``, ``failed_slides``, with `like` also ``compared``; ``lines()``
+        and ``to_json()``.
 
     Raises
     ------
     RecipeMismatch
         When the store was made with other options, weights or software.
     OptionError
-        For an unknown option, or a value that is not allowed.
+        For an unknown option, a value that is not allowed, or one that contradicts `like`.
+    ViewMismatch
+        When a view is not that of `like`.
     DiskFull
         When there is no room for what is to be written.
     """
@@ -145,9 +157,19 @@ def extract(
 
     folder = _folder(store)
     given = _checked("extract", options, ExtractOptions, TileOptions, ClusterOptions)
-    asked, tiling = _made(ExtractOptions, given), _as_tiled(folder, given)
-    with _logged(report, folder / LOGS / "extract-teacher") as log:
-        result = run(_paths(slides), folder, asked, tiling, log, _made(ClusterOptions, given))
+    where = _made(ClusterOptions, given)
+    if like is None:
+        asked, tiling = _made(ExtractOptions, given), _as_tiled(folder, given)
+        with _logged(report, folder / LOGS / "extract-teacher") as log:
+            result = run(_paths(slides), folder, asked, tiling, log, where)
+    else:
+        from pipeline.extract.like import Like
+
+        with _opened(like) as files:
+            other = Like.of(files)
+            asked, tiling = other.options(_made(ExtractOptions, given), given)
+            with _logged(report, folder / LOGS / "extract-teacher") as log:
+                result = run(_paths(slides), folder, asked, tiling, log, where, other)
     _write_summary(folder / LOGS / "extract-teacher", result)
     return result
 
@@ -338,6 +360,33 @@ def verify(
     given = _checked("verify", options, VerifyOptions, ClusterOptions)
     with _opened(store, cache, cache_gb) as files:
         return run(files, _made(VerifyOptions, given), report, _made(ClusterOptions, given))
+
+
+def family(stores: Iterable[AnyStore]) -> "Family":
+    """Compare stores of several teachers: ``g2l store info --family``.
+
+    Parameters
+    ----------
+    stores
+        Folders or URLs, or open `stores.Store` objects; two or more.
+
+    Returns
+    -------
+    Family
+        ``is_family``, ``differences``, ``stores`` (what each has and lacks), ``licence``;
+        ``lines()`` and ``to_json()``.
+
+    Raises
+    ------
+    StoreError
+        When one is no store with teacher features.
+    OptionError
+        For fewer than two stores.
+    """
+    from stores.family import family as run
+
+    with contextlib.ExitStack() as stack:
+        return run([stack.enter_context(_opened(store)) for store in _listed(stores)])
 
 
 def import_features(

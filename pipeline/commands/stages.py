@@ -22,7 +22,7 @@ from pipeline.distill.prototypes.options import PrototypeOptions
 from pipeline.distill.weighted import parse_weight
 from pipeline.embed.options import EmbedOptions
 from pipeline.extract.options import ExtractOptions, PlanOptions
-from pipeline.runtime.options import ClusterOptions
+from pipeline.runtime.options import VIEWS, ClusterOptions
 from pipeline.tile.options import TileOptions
 from stores.errors import SOME_SLIDES_FAILED
 
@@ -60,13 +60,26 @@ def plan_command(inputs: tuple[str, ...], as_json: bool, **values: Any) -> None:
 @click.command("extract-teacher", cls=Command, short_help="Run the teacher over all views, once")
 @click.argument("slides", nargs=-1, required=True, type=PATH)
 @click.option("--store", required=True, type=PATH, metavar="DIR", help="Folder of the store.")
+@click.option(
+    "--like",
+    type=STORE,
+    metavar="DIR|URL",
+    cls=Option,
+    heading=VIEWS,
+    help="Make the views of this store again for another teacher: its patches, splits, policy and seeds.",
+)
 @options_of(ExtractOptions, TileOptions, ClusterOptions)
-def extract_command(slides: tuple[Path, ...], store: Path, as_json: bool, **values: Any) -> None:
-    """Run the teacher once over every view of every patch. Slides that are not tiled yet are tiled first."""
+def extract_command(
+    slides: tuple[Path, ...], store: Path, like: str | None, as_json: bool, **values: Any
+) -> None:
+    """Run the teacher once over every view of every patch. Slides that are not tiled yet are tiled first.
+
+    With --like, each view's checksum is compared with that of the other store.
+    """
     from pipeline.runtime.progress import reporter_for
 
     with reporter_for(sys.stderr) as report:
-        result = api.extract(slides, store, report=report, **given(values))
+        result = api.extract(slides, store, like=like, report=report, **given(values))
     show(as_json, result)
     _exit_if(result.some_failed)
 

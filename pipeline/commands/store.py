@@ -13,6 +13,7 @@ from pipeline.commands.click_options import (
     PATH,
     STORE,
     Group,
+    Option,
     given,
     opened,
     options_of,
@@ -21,9 +22,9 @@ from pipeline.commands.click_options import (
     show,
 )
 from pipeline.importing.options import ImportOptions
-from pipeline.runtime.options import ClusterOptions
+from pipeline.runtime.options import VIEWS, ClusterOptions
 from pipeline.verify.options import VerifyOptions
-from stores.errors import SOME_SLIDES_FAILED
+from stores.errors import SOME_SLIDES_FAILED, OptionError
 
 
 @click.group(cls=Group, short_help="Inspect, check, share, combine stores")
@@ -32,13 +33,30 @@ def store() -> None:
 
 
 @store.command(short_help="Show what a store holds")
-@click.argument("path", type=STORE)
+@click.argument("paths", nargs=-1, required=True, type=STORE, metavar="PATH...")
+@click.option(
+    "--family",
+    "as_family",
+    is_flag=True,
+    cls=Option,
+    heading=VIEWS,
+    help="Compare stores of several teachers: what they share, what each lacks, whether their views are the same.",
+)
 @JSON
-def info(path: str, as_json: bool) -> None:
-    """Show what a store holds: recipe, slides, patches, views per seed and split, bytes, completeness."""
+def info(paths: tuple[str, ...], as_family: bool, as_json: bool) -> None:
+    """Show what a store holds: recipe, slides, patches, views per seed and split, bytes, completeness.
+
+    With --family, exit code 1 means that the stores do not show the same views.
+    """
     from stores.info import info_lines, store_info
 
-    result = store_info(opened(path))
+    if as_family:
+        found = api.family(paths)
+        show(as_json, found)
+        sys.exit(not found.is_family)
+    if len(paths) > 1:
+        raise OptionError(f"{len(paths)} stores; give one, or --family to compare them")
+    result = store_info(opened(paths[0]))
     print_result(as_json, result, lambda: info_lines(result))
 
 

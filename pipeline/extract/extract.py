@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.encoders.encoder import other_size
 from pipeline.extract.block import StoreStage
+from pipeline.extract.like import Like, not_among
 from pipeline.extract.options import ExtractOptions
 from pipeline.extract.plan import MANIFEST_BYTES_PER_VIEW
 from pipeline.extract.tasks import plan_tasks, prepared, views_to_compare
@@ -55,6 +56,10 @@ class Extracted(Tally):
     store: Path
     refused: list[str] = field(default_factory=list)
     """A line for each tile of the list that could not be used; empty for slides."""
+    like: str = ""
+    """The store whose views were made again; empty without one."""
+    compared: int = 0
+    """Views whose checksum is that of the other store."""
 
     @property
     def some_failed(self) -> bool:
@@ -74,7 +79,9 @@ class Extracted(Tally):
             "bytes": info["bytes"],
             "bytes_per_view": info["bytes_per_view"],
             **self.figures_json(),
-        } | ({"refused_tiles": self.refused} if self.refused else {})
+            **({"refused_tiles": self.refused} if self.refused else {}),
+            **({"like": self.like, "compared": self.compared} if self.like else {}),
+        }
 
     def lines(self) -> list[str]:
         """The same as text."""
@@ -86,6 +93,12 @@ class Extracted(Tally):
         if self.views:
             size, memory = human_bytes(found["bytes_per_view"]), human_bytes(found["peak_rss_bytes"])
             lines.append(f"{self.speed()}; {size} a view, peak memory {memory}")
+        if self.like:
+            others = found["views"] - self.compared
+            lines.append(
+                f"{counted(self.compared, 'view has', 'views have')} the checksum of that in {self.like}; "
+                f"{counted(others, 'view is', 'views are')} not there"
+            )
         return [*lines, *self.failed_lines(), *first_of("tile not used", self.refused)]
 
 
@@ -96,26 +109,36 @@ def extract(
     tile_options: TileOptions,
     report: Reporter,
     where: ClusterOptions = IN_PROCESS,
+    like: Like | None = None,
 ) -> Extracted:
     """Run stage one over `inputs`; tiles slides that the store does not know yet, or that failed before.
+
+    Parameters
+    ----------
+    like : Like, optional
+        A store whose slides, patches, policy and seeds are taken over; no slide is tiled then.
 
     Raises
     ------
     RecipeMismatch
         When the store was made with other options, weights or software.
+    ViewMismatch
+        When a view is not that of `like`.
     DiskFull
         When there is no room for what is to be written.
     ClusterError
         When the workers cannot be reached, or everything fails.
     """
     options.validate()
-    policy = sized(load_policy(options.policy), tile_options.patch, VIEW_PX)
+    asked = f"--policy {options.policy}" if like is None else f"--like {like}"
+    if like is None:
+        policy = sized(load_policy(options.policy), tile_options.patch, VIEW_PX)
+    else:
+        policy = like.policy
     if policy.patch_px != tile_options.patch:
-        raise OptionError(
-            f"--policy {options.policy}: for patches of {policy.patch_px} px, not {tile_options.patch}"
-        )
-    of_tiles = are_tiles(inputs, tile_options.tiles) or _holds_tiles(store)
-    if not of_tiles:  # mistakes in inputs and table are told before a teacher is loaded
+        raise OptionError(f"{asked}: for patches of {policy.patch_px} px, not {tile_options.patch}")
+    of_tiles = like is None and (are_tiles(inputs, tile_options.tiles) or _holds_tiles(store))
+    if not of_tiles and like is None:  # mistakes in inputs and table are told before a teacher is loaded
         given_of(tile_options, find_slides(inputs, manifest.read_slides(store)), for_training=False)
     layout.require_unsealed(store)
     require_extendable(store)
@@ -126,7 +149,8 @@ def extract(
         spec, reason = _spec(store, options, policy)
         encoder = WorkerEncoder(job, spec)
         teacher = workers.call(encoder.describe, options.tokens, options.attention)
-        policy = sized(policy, tile_options.patch, teacher.identity.image_px)
+        if like is None:
+            policy = sized(policy, tile_options.patch, teacher.identity.image_px)
         if teacher.identity.image_px > tile_options.patch:
             raise OptionError(
                 f"--patch {tile_options.patch}: patches of {tile_options.patch} px, but {teacher.identity.name} takes "
@@ -135,13 +159,20 @@ def extract(
             )
         if teacher.identity.image_px != policy.crop_px:
             raise OptionError(
-                f"--policy {options.policy}: views of {policy.crop_px} px, "
+                f"{asked}: views of {policy.crop_px} px, "
                 f"but {teacher.identity.name} takes {teacher.identity.image_px} px"
                 f"{other_size(teacher.resizable, policy.crop_px)}"
             )
         summary = Extracted(store=store)
         places: Mapping[str, Place]
-        if of_tiles:
+        if like is not None:
+            summary.like, summary.compared = str(like), like.begin(store)
+            patch = like.stored.patch
+            places = find_places(
+                store.absolute(), patch, like.rows.values(), inputs, tile_options.root, report
+            )
+            summary.failed_slides |= not_among(list(places), like.rows, report)
+        elif of_tiles:
             summary.refused += _tile_new_tiles(workers, inputs, store, tile_options, report)
             patch, rows = recipe.load(store).patch, manifest.read_slides(store)
             places = find_places(store.absolute(), patch, rows, inputs, tile_options.root, report)
@@ -163,7 +194,7 @@ def extract(
             teacher = workers.call(encoder.describe, options.tokens, options.attention)
         if reason:
             teacher = dataclasses.replace(teacher, dtype_reason=reason)
-        stored = _settle_recipe(store, tiled, teacher, policy, options, measured)
+        stored = _settle_recipe(store, tiled, teacher, policy, options, measured, like)
         report.note(f"teacher {teacher.described()}")
         if writer.swept:
             report.note(f"removed {counted(writer.swept, 'unfinished file')} of an interrupted run")
@@ -172,8 +203,11 @@ def extract(
         began = time.monotonic()
         stage = StoreStage(store.absolute(), stored, options.pixels, options.tokens, options.attention)
         worker = BlockWorker(encoder, stage, options.threads, options.readers, workers.processes)
-        for done in workers.run(worker.do, prepared(store, stored, tasks, options), report):
+        todo = prepared(store, stored, tasks, options)
+        for done in workers.run(worker.do, todo if like is None else like.expected(todo), report):
             summary.add(done.item, done.result, done.error)
+            if done.result is not None and done.item.expected is not None:
+                summary.compared += done.item.expected.n_views
         summary.seconds = time.monotonic() - began
         if workers.outlives_workers:
             files.sweep_partials(store)
@@ -275,6 +309,7 @@ def _settle_recipe(
     policy: Policy,
     options: ExtractOptions,
     measured: Arithmetic | None,
+    like: Like | None,
 ) -> recipe.CompleteRecipe:
     """Complete the store's recipe, or compare it when it is complete already; returns it."""
     parts = stored.patch, teacher.identity, policy.to_json(), reader_identity()
@@ -289,6 +324,7 @@ def _settle_recipe(
         return recipe.require_complete(stored, store)
     path = store / layout.options_file("extract-teacher")
     found = {} if measured is None else arithmetic.recorded(measured.chosen, measured.views, measured.errors)
-    files.write_json(path, to_json(options) | terms.recorded(teacher.terms) | found)
+    about = {} if like is None else like.about()
+    files.write_json(path, to_json(options) | terms.recorded(teacher.terms) | found | about)
     recipe.save(store, wanted)
     return wanted

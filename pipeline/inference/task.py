@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.slides.sources import Source
+from stores.format.view_checksums import Expected
 from stores.io.text import counted, one_line, unusable_lines
 
 _SHOWN = 20
@@ -22,6 +23,8 @@ class Task:
     seeds: range
     rows: range
     """The wanted rows of the block; fewer than the block has only under ``--limit``."""
+    expected: Expected | None = field(default=None, compare=False, repr=False)
+    """What the checksums of the views have to be; None compares none."""
 
     @property
     def n_views(self) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline import api
 from pipeline.distill import train
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.prototypes import fit
@@ -33,6 +34,11 @@ for name in ("timm.optim", "matplotlib.figure", "pandas"):  # pyarrow looks for 
 def extract_job(slides: Path, store: Path, options: ExtractOptions, tiling: TileOptions) -> None:
     """Stage one, tiling included."""
     extract([slides], store, options, tiling, Silent())
+
+
+def like_job(slides: Path, store: Path, like: Path, options: dict[str, Any]) -> None:
+    """Stage one after another store."""
+    api.extract([slides], store, like=like, **options)
 
 
 def embed_job(inputs: Sequence[Path], out: Path, options: EmbedOptions, tiling: TileOptions) -> None:
