@@ -80,7 +80,13 @@ def changed(store: Path, target: Path, slide_id: str, at: int) -> Path:
     return target
 
 
-@pytest.mark.parametrize("workers", [(), ("--workers", 2)], ids=["in process", "workers"])
+@pytest.mark.parametrize(
+    "workers",
+    [
+        pytest.param((), id="in process"),
+        pytest.param(("--workers", 2), id="workers", marks=[pytest.mark.slow, pytest.mark.cluster]),
+    ],
+)
 def test_another_view_ends_the_run_in_one_line(
     slides: Path, store: Path, tmp_path: Path, workers: tuple[object, ...]
 ) -> None:
@@ -105,7 +111,7 @@ def test_other_pixels_are_found_as_they_are_rendered(
 ) -> None:
     true_read = OpenSlidePatches.read
     monkeypatch.setattr(OpenSlidePatches, "read", lambda *args: true_read(*args) ^ 1)
-    with pytest.raises(ViewMismatch, match="slide a row 0"):
+    with pytest.raises(ViewMismatch, match="slide [abc] row 0 "):
         g2l_api.extract([slides], tmp_path / "b", like=store, **OTHER)
     assert not list(manifest.commits(tmp_path / "b"))
 
