@@ -111,7 +111,7 @@ def test_other_pixels_are_found_as_they_are_rendered(
 ) -> None:
     true_read = OpenSlidePatches.read
     monkeypatch.setattr(OpenSlidePatches, "read", lambda *args: true_read(*args) ^ 1)
-    with pytest.raises(ViewMismatch, match="slide [abc] row 0 "):
+    with pytest.raises(ViewMismatch, match=r"slide [abc] row 0 "):
         g2l_api.extract([slides], tmp_path / "b", like=store, **OTHER)
     assert not list(manifest.commits(tmp_path / "b"))
 
