@@ -55,7 +55,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.sets(st.sampled_from(sorted(SLIDES)), min_size=1, max_size=len(SLIDES) - 1), st.booleans())
 def test_merging_the_parts_of_any_split_gives_the_whole(whole: Path, some: set[str], overlap: bool) -> None:
     rest = set(SLIDES) - some | (set(sorted(some)[:1]) if overlap else set())

@@ -52,7 +52,7 @@ def made_slides(draw: st.DrawFn) -> list[MadeSlide]:
 
 
 @pytest.mark.slow
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(made_slides(), st.data())
 def test_merging_the_parts_of_any_split_gives_the_store(slides: list[MadeSlide], data: st.DataObject) -> None:
     ids = [slide.slide_id for slide in slides]
