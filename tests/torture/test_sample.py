@@ -10,7 +10,7 @@ from tests.torture import campaign, compare
 from tests.torture.commands import COMMANDS, Kit
 
 pytestmark = pytest.mark.kill
-LIGHT = ("seal", "export pseudonyms")
+LIGHT = ("seal", "reindex", "card", "export pseudonyms")
 
 
 class MadeKit(Kit):

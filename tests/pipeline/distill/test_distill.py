@@ -134,10 +134,10 @@ def test_a_run_with_a_choice_that_is_gone_is_not_continued(
 def test_killed_at_any_moment_and_started_again_is_bit_identical(
     run: Path, store: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL at 18 moments of three runs; the student and the losses are those of an undisturbed run."""
+    """SIGKILL at 24 moments of four runs; the student and the losses are those of an undisturbed run."""
     quick: dict[str, Any] = {"checkpoint_every": 1, "check_views": "none", "val_views": 2, "val_every": 1000}
     options, killed, steps = replace(OPTIONS, **quick), 0, set()
-    for number in range(3):
+    for number in range(4):
         path = tmp_path / f"r{number}"
 
         def whole_so_far(path: Path = path) -> None:
@@ -153,8 +153,8 @@ def test_killed_at_any_moment_and_started_again_is_bit_identical(
         assert same(run, path)
         assert losses(path) == losses(run)
         assert not list(path.rglob("*.partial"))
-    assert killed >= 15
-    assert len(steps) > 15  # they went on from each other's checkpoints
+    assert killed >= 20
+    assert len(steps) > 20  # they went on from each other's checkpoints
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
