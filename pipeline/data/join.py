@@ -7,7 +7,7 @@ for patches of tiles the fingerprint is the tile's. Every view that two stores h
 import functools
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from pipeline.data.loader import Batch, LoaderOptions, ViewLoader, load_views
 from pipeline.data.sources import find_sources
 from pipeline.data.split import Split, find_views, require_rendering
 from pipeline.runtime.progress import Reporter
-from pipeline.slides.sources import Source, StoreSource
+from pipeline.slides.sources import Source
 from pipeline.views.policy import Policy
 from stores import sampler
-from stores.errors import OptionError, RecipeMismatch, StoreError, ViewMismatch
+from stores.errors import RecipeMismatch, StoreError, ViewMismatch
 from stores.format import manifest, tiles
 from stores.format.recipe import Attention, CompleteRecipe, Tokens, value_differences
 from stores.io.location import StoreLike
@@ -59,21 +59,8 @@ class JoinedSplit(Split):
     digest: str
     """Of the checksums of all views, in their order, and of which store has which."""
 
-    def readers_are_processes(self, readers: str, beside_gpu: bool) -> bool:
-        """As of one store."""
-        every = [source for of_store in self.joined.sources for source in of_store.values()]
-        remote = any(isinstance(s, StoreSource) and not isinstance(s.store, Path) for s in every)
-        return (
-            Split.readers_are_processes(self, readers, beside_gpu) if not remote else self._threads(readers)
-        )
-
-    def _threads(self, readers: str) -> bool:
-        if readers == "processes":
-            raise OptionError(
-                "readers processes: some pixels come over a network connection, which processes cannot share; use "
-                "threads, or copy the store"
-            )
-        return False
+    def _sources(self) -> Iterable[Source]:
+        return [source for of_store in self.joined.sources for source in of_store.values()]
 
     def loader(
         self,

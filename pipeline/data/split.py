@@ -3,7 +3,7 @@
 Training, `pipeline.data.dataset.ViewDataset` and whatever else reads views as the teacher saw them begin here.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,16 +54,20 @@ class Split:
         OptionError
             When processes are asked for and the pixels come over a network connection, which they cannot share.
         """
-        remote = any(
-            isinstance(source, StoreSource) and not isinstance(source.store, Path)
-            for source in self.sources.values()
-        )
+        remote = {
+            str(source.store)
+            for source in self._sources()
+            if isinstance(source, StoreSource) and not isinstance(source.store, Path)
+        }
         if readers == "processes" and remote:
             raise OptionError(
-                f"readers processes: the pixels of {self.store} come over a network connection, which processes cannot "
-                "share; use threads, or copy the store"
+                f"readers processes: the pixels of {min(remote)} come over a network connection, which processes "
+                "cannot share; use threads, or copy the store"
             )
         return readers == "processes" or (readers == "auto" and beside_gpu and not remote)
+
+    def _sources(self) -> Iterable[Source]:
+        return self.sources.values()
 
     def loader(
         self,

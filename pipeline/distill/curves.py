@@ -41,11 +41,12 @@ def draw_curves(
     draw(loss, "held out, mean of the targets", "loss_constant", validations, ls=":", color="0.2")
     for name, (label, colour) in _AGREEMENT.items():
         draw(agreement, label, name, validations, marker="o", ms=3, color=colour)
+    whose = "teachers (mean)" if any("teachers" in record for record in validations) else "teacher"
     schedule.plot(x, [record["lr"] for record in steps], color="C2")
     for axes, title in (
         (loss, "loss"),
         (schedule, "learning rate"),
-        (agreement, "agreement with the teacher, held out"),
+        (agreement, f"agreement with the {whose}, held out"),
     ):
         axes.set(title=title, xlabel="step")
         if axes.get_legend_handles_labels()[0]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stores.io.text import human_bytes
+from stores.io.text import human_bytes, one_line
 
 HELP_PAGE = "docs/how-to/my-student-is-not-good.md"
 """Where it says what a student that is no better than before may come from."""
@@ -18,6 +18,31 @@ def came_no_nearer(summary: Mapping[str, Any]) -> bool:
         if before is not None and after is not None:
             return bool(after <= before)
     return False
+
+
+def to_teacher(summary: Mapping[str, Any]) -> str:
+    """What the figures of a run are compared with: the teacher, or the mean over several."""
+    several = summary.get("teachers") or ()
+    return f"to the {len(several)} teachers (mean)" if several else "to the teacher"
+
+
+def of_features(summary: Mapping[str, Any]) -> str:
+    """Whose features a student explains a part of."""
+    return "teachers' features (mean)" if summary.get("teachers") else "teacher's features"
+
+
+def by_teacher(summary: Mapping[str, Any], arrow: str) -> list[tuple[str, dict[str, str]]]:
+    """The agreement with each of several teachers, before and after, by the name of its store; empty for one."""
+    forms = {"cka": "{:.3f}", "cka_unbiased": "{:.3f}", "cosine": "{:.3f}", "explained": "{:.1%}"}
+    found = []
+    for store, about in (summary.get("teachers") or {}).items():
+        changes = {}
+        for name, form in forms.items():
+            before, after = about.get(f"{name}_before"), about.get(f"{name}_after")
+            if before is not None and after is not None:
+                changes[name] = f"{form.format(before)} {arrow} {form.format(after)}"
+        found.append((f"{about['teacher']} ({store})", changes))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +74,7 @@ class Distilled:
             f"loss {found['loss_first']:.3f} -> {found['loss_last']:.3f}"
         ]
         if found["cka_after"] is not None:
-            names = {"cka": "CKA to the teacher", "cka_unbiased": "unbiased", "cosine": "cosine"}
+            names = {"cka": f"CKA {to_teacher(found)}", "cka_unbiased": "unbiased", "cosine": "cosine"}
             held_out = [
                 f"{words} {found[f'{name}_before']:.3f} -> {found[f'{name}_after']:.3f}"
                 for name, words in names.items()
@@ -58,9 +83,11 @@ class Distilled:
             if "cka_ema_after" in found:
                 held_out.append(f"CKA of the moving average {found['cka_ema_after']:.3f}")
             lines.append(f"held out: {', '.join(held_out)}")
-            lines += self._explained() + self._nested() + self._loss()
+            lines += self._explained() + self._by_teacher() + self._nested() + self._loss()
             if came_no_nearer(found):
-                lines.append(f"training did not bring the student nearer to the teacher: see {HELP_PAGE}")
+                lines.append(
+                    f"training did not bring the student nearer {to_teacher(found)}: see {HELP_PAGE}"
+                )
         if "best_step" in found:
             lines.append(
                 f"the student is that of step {found['best_step']}, whose held-out CKA was the highest"
@@ -76,8 +103,14 @@ class Distilled:
         if after is None:
             return []
         change = "" if before is None else f"{before:.1%} -> "
+        whose = of_features(self.figures)
+        return [f"held out: of the variance of the {whose} the student explains {change}{after:.1%}"]
+
+    def _by_teacher(self) -> list[str]:
+        names = {"cka": "CKA", "cka_unbiased": "unbiased", "cosine": "cosine", "explained": "explained"}
         return [
-            f"held out: of the variance of the teacher's features the student explains {change}{after:.1%}"
+            f"  {one_line(teacher, 100)}: {', '.join(f'{names[name]} {change}' for name, change in changes.items())}"
+            for teacher, changes in by_teacher(self.figures, "->")
         ]
 
     def _nested(self) -> list[str]:

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.distill import loss_spec
@@ -69,8 +70,9 @@ def named(stores: Sequence[tuple[Any, float]]) -> list[WeightedStore]:
         )
     if len(stores) > MOST:
         raise OptionError(f"--store: {len(stores)} stores; allowed are at most {MOST}")
+    places = [text if "://" in text else str(Path(text).resolve()) for text in texts]
     for number, text in enumerate(texts):
-        if text in texts[:number]:
+        if places[number] in places[:number]:
             raise OptionError(f"--store {text}: given twice; give each store once, with one weight")
     names = [re.split(r"[/\\]", text)[-1] for text in texts]
     if len(set(names)) < len(names) or not all(_NAME.fullmatch(name) for name in names):

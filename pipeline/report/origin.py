@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,14 @@ def last_date(log: Path) -> str | None:
     return None
 
 
-def distill_command(options: Mapping[str, Any], store: str, run: str) -> str:
+def distill_command(options: Mapping[str, Any], stores: Sequence[str], run: str) -> str:
     """The command that gives the recorded options: those that differ from the defaults.
 
-    >>> distill_command({"student": "vit_small_patch16_224", "lr": 0.001, "slides": ["my slides"]}, "store", "run")
-    "g2l distill --store store --out run --student vit_small_patch16_224 --lr 0.001 --slides 'my slides'"
+    >>> distill_command({"student": "vit_small_patch16_224", "lr": 0.001, "slides": ["my slides"]}, ["a", "b:2"], "run")
+    "g2l distill --store a --store b:2 --out run --student vit_small_patch16_224 --lr 0.001 --slides 'my slides'"
     """
     defaults = to_json(DistillOptions())
-    words = ["g2l", "distill", "--store", store, "--out", run]
+    words = ["g2l", "distill", *(word for store in stores for word in ("--store", store)), "--out", run]
     for name, value in options.items():
         if value == defaults.get(name):
             continue

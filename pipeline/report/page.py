@@ -81,8 +81,19 @@ def tiles(pairs: Pairs) -> str:
     return f'<div class="tiles">{shown}</div>'
 
 
-def curves(records: Sequence[Mapping[str, Any]]) -> str:
-    """Loss, schedule, agreement with the teacher and data wait over the steps of a run."""
+def table(label: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text under their heads; `label` is read out by screen readers."""
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html_text(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    region = f"class='scroll' tabindex='0' role='region' aria-label='{label}'"
+    return f"<div {region}><table><thead>{line(head, 'th')}</thead><tbody>{body}</tbody></table></div>"
+
+
+def curves(records: Sequence[Mapping[str, Any]], several: bool = False) -> str:
+    """Loss, schedule, agreement with the teacher (the mean over several) and data wait over the steps of a run."""
     train = [record for record in records if record.get("kind") == "train"]
     val = [record for record in records if record.get("kind") == "val"]
 
@@ -102,7 +113,7 @@ def curves(records: Sequence[Mapping[str, Any]]) -> str:
             ],
         ),
         line_chart(
-            "Agreement with the teacher, held out",
+            f"Agreement with the {'teachers (mean)' if several else 'teacher'}, held out",
             "step",
             [
                 line("variance explained", val, "explained", "c", True),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.distill.result import HELP_PAGE, came_no_nearer
+from pipeline.distill.result import HELP_PAGE, by_teacher, came_no_nearer, of_features, to_teacher
 from pipeline.encoders.load import load_encoder
 from pipeline.report import origin, page
 from pipeline.report.gather import Gathered, gather
@@ -134,31 +134,63 @@ def _of_store(path: Path, options: ReportOptions, report: Reporter) -> Content:
 def _of_run(path: Path, options: ReportOptions, report: Reporter) -> Content:
     run = read_run(path)
     found: Gathered | None = None
-    command = origin.distill_command(run.options, str(options.store or "STORE"), str(path))
+    stored = None if options.store is None else recipe.load_complete(options.store)
+    command = origin.distill_command(run.options, _stores_of(run, options.store, stored), str(path))
     about = _run_facts(path, run) + page.command(command)
     if options.student is not None and options.store is None:
         raise OptionError(f"--student {options.student}: needs --store, whose patches the student embeds")
     teacher, data = run.teacher, ""
-    if options.store is not None:
-        stored = recipe.load_complete(options.store)
-        if stored.digest() != run.store_recipe:
+    if options.store is not None and stored is not None:
+        recipes = [digest for _, digest, _ in run.stores] or [run.store_recipe]
+        if stored.digest() not in recipes:
+            known = " or ".join(digest[:12] for digest in recipes)
             raise OptionError(
-                f"--store {options.store}: another store than the run trained on (recipe {run.store_recipe[:12]})"
+                f"--store {options.store}: another store than the run trained on (recipe {known})"
             )
         teacher, data = stored.teacher.name, f" on {_short(options.store)}"
+        if run.stores:
+            teacher, data = f"{len(run.stores)} teachers", f"; patches and features of {teacher}{data}"
         trained, before, left_out = students_of(path, run.options, options)
         found = gather(options.store, trained, options, report, before)
         found.notes += left_out
         facts = _store_facts(options.store, store_info(options.store))
-        about += "<h3>Its store</h3>" + facts + _notes(found)
+        about += f"<h3>{'One of its stores' if run.stores else 'Its store'}</h3>" + facts + _notes(found)
     sections = [
-        ("about", "What it is", _figures(run.summary, found) + about),
-        ("training", "Training", page.curves(run.records)),
+        ("about", "What it is", _figures(run.summary, found) + _by_teacher(run) + about),
+        ("training", "Training", page.curves(run.records, bool(run.stores))),
         *(_shown(found) if found else []),
     ]
     name = run.options["student"]
     title = f"{name}, distilled from {teacher}{data}" if teacher else f"{name}, distilled{data}"
     return title, [_finding(run.summary, run.records)], sections, found
+
+
+def _stores_of(run: RunFiles, given: Path | None, stored: recipe.CompleteRecipe | None) -> list[str]:
+    """What ``--store`` says in the command of a run: a path for the store that is given here, names for others."""
+    if not run.stores:
+        return [str(given or "STORE")]
+    here = None if stored is None else stored.digest()
+    return [
+        f"{given if digest == here else name}{'' if weight == 1 else f':{weight:g}'}"
+        for name, digest, weight in run.stores
+    ]
+
+
+def _by_teacher(run: RunFiles) -> str:
+    """The agreement with each of several teachers; the large figures above are means over them."""
+    changes = by_teacher(run.summary, "→")
+    if not changes:
+        return ""
+    names = {
+        "cka": "linear CKA",
+        "cka_unbiased": "unbiased CKA",
+        "cosine": "cosine",
+        "explained": "explained",
+    }
+    rows = [[teacher, *(of.get(name, "") for name in names)] for teacher, of in changes]
+    return "<h3>Each teacher, held out, before and after</h3>" + page.table(
+        "teachers", ["teacher (store)", *names.values()], rows
+    )
 
 
 def _short(path: Path) -> str:
@@ -175,17 +207,15 @@ def _finding(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -
     if after is None:
         return (
             f"The loss went from {summary['loss_first']:.3f} to {summary['loss_last']:.3f} in {summary['steps']:,} "
-            "steps; agreement with the teacher was not measured on held-out views."
+            "steps; agreement was not measured on held-out views."
         )
     change = "" if before is None else f" ({before:.3f} before training)"
-    said = f"a linear CKA of {after:.3f} to the teacher on held-out views{change}"
+    said = f"a linear CKA of {after:.3f} {to_teacher(summary)} on held-out views{change}"
     explained = _change(summary, "explained", "{:.1%}")
     if explained is not None:
-        said += f", and explains {explained} of the variance of the teacher's features there"
+        said += f", and explains {explained} of the variance of the {of_features(summary)} there"
     if came_no_nearer(summary):
-        return (
-            f"Training did not bring the student nearer to the teacher: it reaches {said}. See {HELP_PAGE}."
-        )
+        return f"Training did not bring the student nearer {to_teacher(summary)}: it reaches {said}. See {HELP_PAGE}."
     return f"The student reaches {said}."
 
 
@@ -208,12 +238,12 @@ def _notes(found: Gathered) -> str:
 
 def _figures(summary: Mapping[str, Any], found: Gathered | None) -> str:
     """The large figures of a run."""
-    held_out = "to the teacher, held out, before and after"
+    held_out = f"{to_teacher(summary)}, held out, before and after"
     pairs = [
         (f"linear CKA {held_out}", _change(summary, "cka", "{:.3f}")),
         (f"unbiased CKA {held_out}", _change(summary, "cka_unbiased", "{:.3f}")),
         (
-            "of the variance of the teacher's features explained, held out, before and after",
+            f"of the variance of the {of_features(summary)} explained, held out, before and after",
             _change(summary, "explained", "{:.1%}"),
         ),
         (f"cosine {held_out}", _change(summary, "cosine", "{:.3f}")),
@@ -254,7 +284,10 @@ def _run_facts(path: Path, run: RunFiles) -> str:
     pairs += [
         ("date", origin.last_date(path / files.RUN_LOG)),
         ("version of g2l", summary.get("g2l_version")),
-        ("recipe of its store", run.store_recipe[:16]),
+        (
+            "recipes of its stores" if run.stores else "recipe of its store",
+            ", ".join(digest[:16] for _, digest, _ in run.stores) or run.store_recipe[:16],
+        ),
     ]
     return page.facts(pairs)
 

@@ -12,6 +12,7 @@ from pipeline.distill.metrics_log import read_metrics
 from pipeline.runtime.resume import BEGUN
 from stores.errors import OptionError
 from stores.io import files
+from stores.io.text import one_line
 
 _GREATEST = 1e30
 _WORDS = ("g2l_version", "stopped_early")
@@ -30,6 +31,8 @@ class RunFiles:
     """Empty while the run is not finished."""
     teacher: str | None
     """The teacher's name in the exported student; None before the export."""
+    stores: Sequence[tuple[str, str, float]]
+    """Name, recipe and weight of each of several stores; empty for one."""
 
 
 def read_run(run: Path) -> RunFiles:
@@ -55,7 +58,36 @@ def read_run(run: Path) -> RunFiles:
     for name in ("steps", "loss_first", "loss_last") if summary else ():
         if not _is_figure(known.get(name)):
             raise OptionError(f"{run / 'summary.json'}: {name} is no number")
-    return RunFiles(options, recipe, _records(run / "metrics.jsonl"), known, _teacher_of(run))
+    stores = _stores(begun, run / BEGUN)
+    if stores and summary:
+        known["teachers"] = _teachers(summary, [name for name, _, _ in stores])
+    return RunFiles(options, recipe, _records(run / "metrics.jsonl"), known, _teacher_of(run), stores)
+
+
+def _stores(begun: Mapping[str, Any], path: Path) -> list[tuple[str, str, float]]:
+    """The stores of a run of several."""
+    found = []
+    for store in begun.get("stores") or ():
+        known = isinstance(store, dict)
+        name, recipe, weight = (
+            (store.get(key) for key in ("name", "recipe", "weight")) if known else (None,) * 3
+        )
+        if not (isinstance(name, str) and isinstance(recipe, str) and isinstance(weight, int | float)):
+            raise OptionError(f"{path}: a store of the run has no name, recipe and weight")
+        found.append((one_line(name, 100), recipe, float(weight)))
+    return found
+
+
+def _teachers(summary: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The figures of each teacher, by the name of its store."""
+    given = summary.get("teachers")
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        about = given.get(name) if isinstance(given, dict) else None
+        about = about if isinstance(about, dict) else {}
+        figures = {key: value for key, value in about.items() if _is_figure(value)}
+        found[name] = {**figures, "teacher": one_line(str(about.get("teacher", "unknown")), 100)}
+    return found
 
 
 def _object(path: Path, run: Path) -> dict[str, Any]:

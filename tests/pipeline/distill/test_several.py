@@ -1,5 +1,6 @@
 """A student of several teachers: which targets have a part in the loss, names and weights, resumed runs."""
 
+import html
 import json
 import shutil
 from dataclasses import replace
@@ -12,12 +13,16 @@ import torch
 from pipeline.distill import train
 from pipeline.distill.model import Targets, Teaching
 from pipeline.distill.options import DistillOptions
+from pipeline.distill.result import Distilled
 from pipeline.distill.several import SeveralDistiller, build, drawn
 from pipeline.distill.weighted import WeightedStore, losses_of, named, parse_weight
 from pipeline.encoders.load import load_encoder
+from pipeline.report.options import ReportOptions
+from pipeline.report.report import write_report
 from pipeline.runtime.progress import Silent
 from stores.errors import OptionError
 from tests.tools.distill import OPTIONS, losses, same
+from tests.tools.made_stores import MadeSlide, make_store
 
 
 def test_draws_follow_from_the_place_of_a_view() -> None:
@@ -35,8 +40,9 @@ def test_names_and_weights() -> None:
     for text in ("a:0", "a:-1", "a:inf", "a:nan"):
         with pytest.raises(OptionError, match="allowed is a number above 0"):
             parse_weight(text)
-    with pytest.raises(OptionError, match="given twice"):
-        named([("a", 1.0), ("a/", 2.0)])
+    for again in ("a/", "./a", "b/../a"):
+        with pytest.raises(OptionError, match="given twice"):
+            named([("a", 1.0), (again, 2.0)])
     with pytest.raises(OptionError, match="one store has no weight"):
         named([("a", 0.5)])
 
@@ -129,6 +135,23 @@ def test_a_run_on_two_stores_goes_on_as_it_was(store: Path, token_store: Path, t
     assert [one["weight"] for one in begun["stores"]] == [1.0, 0.5]
     card = (whole / "student/README.md").read_text()
     assert "| tests.tools.tiny:teacher | a | 1 |" in card
+    said = "\n".join(Distilled(whole, summary).lines())
+    assert f"CKA to the 2 teachers (mean) {summary['cka_before']:.3f}" in said
+    for name, of in summary["teachers"].items():
+        changed = f"{of['cka_before']:.3f} {{}} {of['cka_after']:.3f}"
+        assert f"  {of['teacher']} ({name}): CKA {changed.format('->')}, " in said
+    for given in (store, token_store):
+        write_report(whole, tmp_path / "page.html", ReportOptions(store=given), Silent())
+        page = (tmp_path / "page.html").read_text()
+        assert "distilled from 2 teachers" in page
+        for name, of in summary["teachers"].items():
+            changed = f"{of['cka_before']:.3f} → {of['cka_after']:.3f}"
+            assert f"<td>{html.escape(of['teacher'])} ({name})</td><td>{changed}</td>" in page
+        first, second = ((given, "b"), ("a", given))[given == token_store]
+        assert f"--store {first} --store {second}:0.5 --out" in page
+    stranger = make_store(tmp_path / "other", [MadeSlide("a")])
+    with pytest.raises(OptionError, match="another store than the run trained on"):
+        write_report(whole, tmp_path / "page.html", ReportOptions(store=stranger), Silent())
 
 
 @pytest.mark.slow

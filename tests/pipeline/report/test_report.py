@@ -225,7 +225,7 @@ def test_the_command_on_the_page_gives_the_recorded_options(run: Path, store: Pa
     odd = recorded | {"slides": ["a b", "it's"], "tensorboard": True, "ema": 0.996, "weights": "w.pt"}
     for command, expected in (
         (html.unescape(found[1]), recorded),
-        (distill_command(odd, "a store", "run"), odd),
+        (distill_command(odd, ["a store"], "run"), odd),
     ):
         words = shlex.split(command)
         assert words[:2] == ["g2l", "distill"]
