@@ -59,7 +59,7 @@ class Extracted(Tally):
     like: str = ""
     """The store whose views were made again; empty without one."""
     compared: int = 0
-    """Views whose checksum is that of the other store."""
+    """Views of the store whose checksum is that of the other one."""
 
     @property
     def some_failed(self) -> bool:
@@ -166,7 +166,7 @@ def extract(
         summary = Extracted(store=store)
         places: Mapping[str, Place]
         if like is not None:
-            summary.like, summary.compared = str(like), like.begin(store)
+            like.begin(store)
             patch = like.stored.patch
             places = find_places(
                 store.absolute(), patch, like.rows.values(), inputs, tile_options.root, report
@@ -206,11 +206,11 @@ def extract(
         todo = prepared(store, stored, tasks, options)
         for done in workers.run(worker.do, todo if like is None else like.expected(todo), report):
             summary.add(done.item, done.result, done.error)
-            if done.result is not None and done.item.expected is not None:
-                summary.compared += done.item.expected.n_views
         summary.seconds = time.monotonic() - began
         if workers.outlives_workers:
             files.sweep_partials(store)
+        if like is not None:
+            summary.like, summary.compared = str(like), like.compared(store)
     return summary
 
 

@@ -23,7 +23,7 @@ from stores.errors import CorruptStore, OptionError, StoreError
 from stores.export import pseudonyms
 from stores.format import layout, manifest, recipe
 from stores.format.committed import patches_problems, usable_slides
-from stores.format.view_checksums import Expected, read_checksums, require_equal, view_name
+from stores.format.view_checksums import NONE, Expected, read_checksums, require_equal, view_name
 from stores.io import files
 from stores.io.location import StoreLike
 from stores.io.text import one_line
@@ -132,8 +132,8 @@ class Like:
             f"--{flag} {value}: tiling, policy and seeds are those of --like {self}, which has {theirs}; leave it out"
         )
 
-    def begin(self, store: Path) -> int:
-        """Take over tiling and slides table, or compare them with those of `store`; returns the views that are equal.
+    def begin(self, store: Path) -> None:
+        """Take over tiling and slides table, or compare them and the views with those of `store`.
 
         A slide that the store does not have, or could not use, is added. A kill leaves a folder that is no store yet,
         or the slides table of before: the same command continues.
@@ -160,10 +160,9 @@ class Like:
                 )
             if mine["status"] == manifest.OK:
                 self._require_same_row(store, mine)
-        equal = 0
+        self.compared(store)
         for slide_id, row in self.rows.items():
             if old.get(slide_id, {}).get("status") == manifest.OK:
-                equal += self._compared(store, row)
                 continue
             if row["status"] == manifest.OK:
                 self._require_sound(self.files, row)
@@ -177,7 +176,6 @@ class Like:
             kept = {n: v for n, v in to_json(self.tile_options()).items() if n in said}
             files.write_json(store / layout.options_file("tile"), kept)
             recipe.save(store, recipe.Recipe(self.stored.patch))
-        return equal
 
     def _require_same_row(self, store: Path, row: Mapping[str, Any]) -> None:
         theirs = self.rows[row["slide_id"]]
@@ -203,12 +201,19 @@ class Like:
         for problem in patches_problems(patches, row, self.stored.patch):
             raise CorruptStore(f"{store}/{layout.patches_file(row['slide_id'])}: {problem}")
 
+    def compared(self, store: Path) -> int:
+        """How many committed views of `store` are equal to those here; ViewMismatch for the first that differs."""
+        return sum(
+            self._compared(store, row)
+            for slide_id, row in self.rows.items()
+            if next(manifest.commits(store, slide_id), None) is not None
+        )
+
     def _compared(self, store: Path, row: Mapping[str, Any]) -> int:
-        """How many committed views of a slide are equal; ViewMismatch for the first that differs."""
         mine, theirs = (
             read_checksums(place, row, self.seeds, self.stored.patch) for place in (store, self.files)
         )
-        both = (mine >= 0) & (theirs >= 0)
+        both = (mine != NONE) & (theirs != NONE)
         for seed, at in np.argwhere(both & (mine != theirs))[:1]:
             patches = manifest.read_patches(store, row["slide_id"])
             view = view_name(row["slide_id"], patches, int(at), int(seed))

@@ -45,11 +45,6 @@ class Expected:
     crc32: npt.NDArray[np.int64]
     """(seeds, rows) of the task; `NONE` where that store has no such view."""
 
-    @property
-    def n_views(self) -> int:
-        """How many views can be compared."""
-        return int((self.crc32 != NONE).sum())
-
 
 def require_equal(expected: int, found: int, view: str, store: str) -> None:
     """Raise ViewMismatch when both stores have a view and its checksums differ.

@@ -10,7 +10,7 @@ import pytest
 import pipeline as g2l_api
 from pipeline.slides.openslide_reader import OpenSlidePatches
 from pipeline.tile.options import TileOptions
-from stores.errors import OptionError, StoreError, ViewMismatch
+from stores.errors import OptionError, ReadError, StoreError, ViewMismatch
 from stores.format import manifest, recipe
 from stores.format.layout import read_options
 from tests.tools.commands import g2l, one_error
@@ -137,6 +137,25 @@ def test_options_that_contradict(
 def test_options_that_agree(slides: Path, store: Path, tmp_path: Path) -> None:
     agreeing: dict[str, Any] = {"seeds": 3, "policy": "g2l", "mpp": 0.5, "patch": 256, "limit": 1}
     assert g2l_api.extract([slides], tmp_path / "b", like=store, **OTHER, **agreeing).compared == 3
+
+
+def test_what_is_compared_is_counted_once(
+    slides: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block that was begun with --limit is done again, and a patch may be unreadable here that was not there."""
+    assert g2l_api.extract([slides], tmp_path / "b", like=store, limit=1, **OTHER).compared == 3
+    true_read, bad = OpenSlidePatches.read, manifest.read_patches(store, "a").coords[1].tolist()
+
+    def read(reader: OpenSlidePatches, x_px0: int, y_px0: int) -> Any:
+        if reader._path.name == "a.tiff" and [x_px0, y_px0] == bad:
+            raise ReadError("damaged")
+        return true_read(reader, x_px0, y_px0)
+
+    monkeypatch.setattr(OpenSlidePatches, "read", read)
+    done = g2l_api.extract([slides], tmp_path / "b", like=store, **OTHER)
+    assert len(done.bad_reads) == 1
+    assert done.compared == done.to_json()["views"] == sum(len(of) for of in of_views(store)) - 3
+    assert "; 0 views are not there" in "\n".join(done.lines())
 
 
 def test_slides_that_are_missing_or_too_many_are_named(slides: Path, store: Path, tmp_path: Path) -> None:
