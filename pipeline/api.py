@@ -381,7 +381,7 @@ def family(stores: Iterable[AnyStore]) -> "Family":
     StoreError
         When one is no store with teacher features.
     OptionError
-        For fewer than two stores.
+        For fewer than two stores, or when one is given twice.
     """
     from stores.family import family as run
 

@@ -12,7 +12,7 @@ from stores.errors import CorruptStore, OptionError
 from stores.format import layout, manifest, recipe, terms
 from stores.format.committed import patches_problems, usable_slides
 from stores.format.view_checksums import NONE, read_checksums, view_name
-from stores.io.location import StoreLike
+from stores.io.location import StoreLike, is_same
 from stores.io.text import counted, one_line
 
 
@@ -141,7 +141,7 @@ def family(stores: Sequence[StoreLike]) -> Family:
     Raises
     ------
     OptionError
-        For fewer than two stores.
+        For fewer than two stores, or when one is given twice.
     StoreError
         When one is no store with teacher features.
     CorruptStore
@@ -149,6 +149,9 @@ def family(stores: Sequence[StoreLike]) -> Family:
     """
     if len(stores) < 2:
         raise OptionError("a family has two stores or more; give the paths of all of them")
+    for a, b in itertools.combinations(stores, 2):
+        if is_same(a, b):
+            raise OptionError(f"{b}: given twice, also as {a}; give each store once")
     opened = [_Opened.of(store) for store in stores]
     of_each = [terms.of_store(each.files, each.stored.teacher.name) for each in opened]
     together = terms.union(*of_each)

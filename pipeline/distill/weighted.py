@@ -4,12 +4,12 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.distill import loss_spec
 from pipeline.distill.options import DistillOptions
 from stores.errors import OptionError
+from stores.io.location import is_same
 
 _WEIGHT = re.compile(r"(.+):([^:/\\]+)", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -70,9 +70,8 @@ def named(stores: Sequence[tuple[Any, float]]) -> list[WeightedStore]:
         )
     if len(stores) > MOST:
         raise OptionError(f"--store: {len(stores)} stores; allowed are at most {MOST}")
-    places = [text if "://" in text else str(Path(text).resolve()) for text in texts]
     for number, text in enumerate(texts):
-        if places[number] in places[:number]:
+        if any(is_same(text, other) for other in texts[:number]):
             raise OptionError(f"--store {text}: given twice; give each store once, with one weight")
     names = [re.split(r"[/\\]", text)[-1] for text in texts]
     if len(set(names)) < len(names) or not all(_NAME.fullmatch(name) for name in names):

@@ -25,7 +25,7 @@ from stores.format import layout, manifest, recipe
 from stores.format.committed import patches_problems, usable_slides
 from stores.format.view_checksums import NONE, Expected, read_checksums, require_equal, view_name
 from stores.io import files
-from stores.io.location import StoreLike
+from stores.io.location import StoreLike, is_same
 from stores.io.text import one_line
 
 _OF_THIS_MACHINE = ("slides_csv", "masks", "root")
@@ -145,7 +145,7 @@ class Like:
         ViewMismatch
             When a view of both differs.
         """
-        if isinstance(self.files, Path) and self.files.absolute() == store.absolute():
+        if is_same(self.files, store):
             raise OptionError(f"--like {self}: is the store itself; give another --store")
         source = Source(self.files)
         begun = (store / layout.RECIPE).exists()

@@ -31,6 +31,15 @@ class RemoteFiles(Protocol):
 StoreLike = Path | RemoteFiles
 
 
+def is_same(a: StoreLike | str, b: StoreLike | str) -> bool:
+    """Whether two paths or URLs lead to one store.
+
+    >>> is_same(Path("a"), Path("b/../a")), is_same(Path("a"), Path("b"))
+    (True, False)
+    """
+    return os.path.realpath(str(a)) == os.path.realpath(str(b))
+
+
 def read_file(store: StoreLike, name: str, limit_bytes: int) -> bytes | None:
     """A file of the store, None when it is absent; CorruptStore when it is not a regular file, or too large."""
     if not isinstance(store, Path):

@@ -92,6 +92,10 @@ def test_nothing_in_common(first: Path, tmp_path: Path) -> None:
 def test_what_is_refused(first: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="two stores or more"):
         family([first])
+    (tmp_path / "link").symlink_to(first)
+    for twice in (first, first / ".." / first.name, tmp_path / "link"):
+        with pytest.raises(OptionError, match="given twice"):
+            family([first, twice])
     with pytest.raises(StoreError):
         family([first, tmp_path])
     one_error(g2l("store", "info", first, first), "2 stores; give one, or --family to compare them")

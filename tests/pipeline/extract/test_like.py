@@ -184,8 +184,10 @@ def test_another_store_is_refused(slides: Path, store: Path, family: Path, tmp_p
     g2l_api.tile([slides], tiled)
     with pytest.raises(StoreError, match="has no teacher features yet"):
         g2l_api.extract([slides], tmp_path / "c", like=tiled, **OTHER)
-    with pytest.raises(OptionError, match="is the store itself"):
-        g2l_api.extract([slides], family, like=family, **OTHER)
+    (tmp_path / "link").symlink_to(family)
+    for itself in (family, family / ".." / family.name, tmp_path / "link"):
+        with pytest.raises(OptionError, match="is the store itself"):
+            g2l_api.extract([slides], family, like=itself, **OTHER)
 
 
 @pytest.mark.slow
