@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.encoders.encoder import other_size
 from pipeline.extract.block import StoreStage
-from pipeline.extract.like import Like, not_among
+from pipeline.extract.like import Like, not_among, note_left_out
 from pipeline.extract.options import ExtractOptions
 from pipeline.extract.plan import MANIFEST_BYTES_PER_VIEW
 from pipeline.extract.tasks import plan_tasks, prepared, views_to_compare
@@ -145,6 +145,8 @@ def extract(
     options = _absolute(options)
     job = f"extract-teacher {store.absolute()}"
     with only_writer(store) as writer, open_cluster(where, job, report) as workers:
+        if like is None:
+            note_left_out(store, report)
         # loaded before hours of tiling, since its name or weights may be wrong
         spec, reason = _spec(store, options, policy)
         encoder = WorkerEncoder(job, spec)

@@ -239,6 +239,16 @@ def _made_root(given: Mapping[str, Any]) -> Path | None:
     return None if given.get("root") is None else Path(given["root"])
 
 
+def note_left_out(store: Path, report: Reporter) -> None:
+    """Say so when a store was begun with --like, and is continued without."""
+    said = layout.read_options(store, "extract-teacher").get("like")
+    if isinstance(said, Mapping):
+        name = one_line(said.get("name"))
+        report.note(
+            f"warning: begun with --like {name}, continued without: no view is compared with those of {name}"
+        )
+
+
 def not_among(
     inputs: Sequence[str], rows: Mapping[str, Mapping[str, Any]], report: Reporter
 ) -> dict[str, str]:

@@ -158,6 +158,14 @@ def test_what_is_compared_is_counted_once(
     assert "; 0 views are not there" in "\n".join(done.lines())
 
 
+def test_continued_without_it_says_so(slides: Path, family: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(family, tmp_path / "b"))
+    teacher = ["--teacher", OTHER["teacher"], "--random-weights", 1, "--threads", 1, "--seeds", 3]
+    result = g2l("extract-teacher", slides, "--store", path, *teacher)
+    assert result.exit_code == 0, result.output
+    assert "begun with --like store, continued without: no view is compared" in result.stderr
+
+
 def test_slides_that_are_missing_or_too_many_are_named(slides: Path, store: Path, tmp_path: Path) -> None:
     folder = tmp_path / "slides"
     folder.mkdir()
