@@ -1,17 +1,17 @@
 """Stores that show the same views to several teachers: what they share, what each lacks, and whether it is proven."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from stores.errors import CorruptStore, OptionError
-from stores.format import layout, manifest, recipe, terms
-from stores.format.committed import patches_problems, usable_slides
-from stores.format.view_checksums import NONE, read_checksums, view_name
+from stores.errors import OptionError
+from stores.format import manifest, recipe, terms, tiles
+from stores.format.committed import usable_slides
+from stores.format.same_views import NONE, read_checksums, two_checksums, view_differences, view_name
 from stores.io.location import StoreLike, is_same
 from stores.io.text import counted, one_line
 
@@ -25,7 +25,7 @@ class Member:
     dim: int
     recipe_digest: str
     licence: str
-    seeds: int
+    seeds: int = 0
     slides: int = 0
     patches: int = 0
     views: int = 0
@@ -42,26 +42,35 @@ class _Opened:
 
     files: StoreLike
     stored: recipe.CompleteRecipe
-    rows: Mapping[str, Mapping[str, Any]]
-    """Usable slides, by fingerprint: another store may name them otherwise."""
-    seeds: int
+    rows: Sequence[Mapping[str, Any]]
+    """Of its usable slides."""
 
     @classmethod
     def of(cls, store: StoreLike) -> "_Opened":
         stored = recipe.load_complete(store)
-        for problem in recipe.problems(stored):
-            raise CorruptStore(f"{store}/{layout.RECIPE}: {problem}")
-        rows = {row["fingerprint"]: row for row in usable_slides(store, stored.patch).values()}
-        return cls(
-            store, stored, rows, max((commit.seeds.stop for commit in manifest.commits(store)), default=0)
-        )
+        recipe.require_possible(stored, store)
+        return cls(store, stored, list(usable_slides(store, stored.patch).values()))
 
-    def patches(self, fingerprint: str) -> manifest.Patches:
-        row = self.rows[fingerprint]
-        found = manifest.read_patches(self.files, row["slide_id"], row["n_patches"])
-        for problem in patches_problems(found, row, self.stored.patch):
-            raise CorruptStore(f"{self.files}/{layout.patches_file(row['slide_id'])}: {problem}")
-        return found
+    def patches(self, row: Mapping[str, Any]) -> manifest.Patches:
+        return manifest.read_patches(self.files, row["slide_id"], row["n_patches"])
+
+    def pictures(self, row: Mapping[str, Any]) -> Iterable[str]:
+        """What another store may have under other ids: the slide, or each tile of a group."""
+        if self.stored.patch.grid == tiles.GRID:
+            tile = self.patches(row).tile
+            return [] if tile is None else dict.fromkeys(tile.tolist())
+        return [row["fingerprint"]] if row["fingerprint"] else []
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A slide of one of the stores."""
+
+    store: int
+    row: Mapping[str, Any]
+    patches: manifest.Patches
+    at: npt.NDArray[np.int64]
+    """(n,) number of each patch among those of all stores."""
 
 
 @dataclass(slots=True)
@@ -136,7 +145,8 @@ class Family:
 def family(stores: Sequence[StoreLike]) -> Family:
     """Compare stores of several teachers, slide by slide.
 
-    Slides are the same when their fingerprints are, patches when their positions (and tiles) are.
+    Slides are the same when their fingerprints are; so are tiles, in whatever group. Patches are the same when their
+    positions are, too.
 
     Raises
     ------
@@ -163,18 +173,17 @@ def family(stores: Sequence[StoreLike]) -> Family:
                 dim=each.stored.teacher.dim,
                 recipe_digest=each.stored.digest(),
                 licence=terms.expression(own),
-                seeds=each.seeds,
             )
             for each, own in zip(opened, of_each, strict=True)
         ],
         terms.expression(together),
         terms.to_json(together),
-        seeds=min(each.seeds for each in opened),
     )
     found.differences += _recipe_differences(opened)
     n_both = np.zeros((len(opened), len(opened)), np.int64)
-    for fingerprint in dict.fromkeys(itertools.chain.from_iterable(each.rows for each in opened)):
-        n_both += _add_slide(found, opened, fingerprint)
+    for group in _groups(opened):
+        n_both += _add(found, opened, group)
+    found.seeds = min(member.seeds for member in found.stores)
     for i, j in itertools.combinations(range(len(opened)), 2):
         if not n_both[i, j]:
             found.differences.append(f"{opened[i].files} and {opened[j].files} have no view in common")
@@ -187,77 +196,90 @@ def _recipe_differences(opened: Sequence[_Opened]) -> Iterator[str]:
         if each.stored.declared is not None:
             yield f"{each.files}: its features were imported, and no view was rendered"
     for other in others:
-        for name, a, b in recipe.value_differences(_decides(first.stored), _decides(other.stored)):
+        for name, a, b in view_differences(first.stored, other.stored):
             yield f"{name} is {b!r:.80} in {other.files} and {a!r:.80} in {first.files}"
 
 
-def _decides(stored: recipe.CompleteRecipe) -> dict[str, Any]:
-    """What has to be equal for views to be the same; a policy's name is not part of it."""
-    policy = {name: value for name, value in stored.policy.items() if name != "name"}
-    return {"patch": {"mpp": stored.patch.mpp, "size_px": stored.patch.size_px}, "policy": policy}
+def _groups(opened: Sequence[_Opened]) -> list[list[tuple[int, Mapping[str, Any]]]]:
+    """(number of a store, row) of the slides that show one picture; groups of tiles are together that share a tile."""
+    slides = [(number, row) for number, each in enumerate(opened) for row in each.rows]
+    parent = list(range(len(slides)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    first: dict[str, int] = {}
+    for i, (number, row) in enumerate(slides):
+        for picture in opened[number].pictures(row):
+            parent[root(i)] = root(first.setdefault(picture, i))
+    found: dict[int, list[tuple[int, Mapping[str, Any]]]] = {}
+    for i, slide in enumerate(slides):
+        found.setdefault(root(i), []).append(slide)
+    return list(found.values())
 
 
-def _add_slide(found: Family, opened: Sequence[_Opened], fingerprint: str) -> npt.NDArray[np.int64]:
-    """Add a slide to the figures; returns how many of its views each pair of stores has, (stores, stores)."""
-    having = [i for i, each in enumerate(opened) if fingerprint in each.rows]
-    slide_id = opened[having[0]].rows[fingerprint]["slide_id"]
-    places: dict[tuple[Any, ...], int] = {}
-    at: dict[int, npt.NDArray[np.int64]] = {}
-    for i in having:
-        patches = opened[i].patches(fingerprint)
-        keys = zip(
-            (patches.key(row, fingerprint) for row in range(len(patches))),
-            patches.x_px0.tolist(),
-            patches.y_px0.tolist(),
-            strict=True,
-        )
-        at[i] = np.array([places.setdefault(key, len(places)) for key in keys], np.int64)
-    crc32 = np.full((len(opened), max(each.seeds for each in opened), len(places)), NONE, np.int64)
+def _add(
+    found: Family, opened: Sequence[_Opened], group: Sequence[tuple[int, Mapping[str, Any]]]
+) -> npt.NDArray[np.int64]:
+    """Add slides of one picture to the figures; returns how many views each pair of stores has, (stores, stores)."""
+    places: dict[tuple[str, int, int], int] = {}
+    parts = []
+    for number, row in group:
+        patches = opened[number].patches(row)
+        keys = [patches.key(i, row["fingerprint"] or "") for i in range(len(patches))]
+        at = [
+            places.setdefault(place, len(places))
+            for place in zip(keys, patches.x_px0.tolist(), patches.y_px0.tolist(), strict=True)
+        ]
+        parts.append(_Part(number, row, patches, np.array(at, np.int64)))
+    read = [
+        read_checksums(opened[part.store].files, part.row, opened[part.store].stored.patch) for part in parts
+    ]
+    crc32 = np.full((len(opened), max(map(len, read)), len(places)), NONE, np.int64)
     has_patch = np.zeros((len(opened), len(places)), bool)
-    for i in having:
-        each = opened[i]
-        crc32[i, : each.seeds, at[i]] = read_checksums(
-            each.files, each.rows[fingerprint], each.seeds, each.stored.patch
-        ).T
-        has_patch[i, at[i]] = True
+    # of a slide that a store has twice, the first counts
+    for part, values in reversed([*zip(parts, read, strict=True)]):
+        crc32[part.store, : len(values), part.at] = values.T
+        has_patch[part.store, part.at] = True
     has = crc32 != NONE
+    n_slides = np.bincount([number for number, _ in group], minlength=len(opened))
+    names = [row["slide_id"] for number, row in group if number == group[0][0]]
     for i, member in enumerate(found.stores):
-        member.slides += i in having
+        member.slides += int(n_slides[i])
         member.patches += int(has_patch[i].sum())
         member.views += int(has[i].sum())
-        member.lacks_slides += [] if i in having else [slide_id]
+        member.seeds = max(member.seeds, int(has[i].any(1).nonzero()[0].max(initial=-1)) + 1)
+        member.lacks_slides += [] if n_slides[i] else names
         member.lacks_patches += int((~has_patch[i]).sum())
         member.lacks_views += int((has.any(0) & ~has[i]).sum())
-    found.slides += len(having) == len(opened)
+    found.slides += int(n_slides.min())
     found.patches += int(has_patch.all(0).sum())
     found.views += int(has.all(0).sum())
     found.compared += int((has.sum(0) > 1).sum())
-    if len({opened[i].rows[fingerprint]["split"] for i in having}) > 1:
-        found.other_splits.append(slide_id)
-    found.differences += _first_difference(opened, fingerprint, crc32, at)
+    if len({row["split"] for _, row in group}) > 1:
+        found.other_splits.append(names[0])
+    found.differences += _first_difference(opened, parts, crc32)
     flat = has.reshape(len(opened), -1).astype(np.int64)
     both: npt.NDArray[np.int64] = flat @ flat.T
     return both
 
 
 def _first_difference(
-    opened: Sequence[_Opened],
-    fingerprint: str,
-    crc32: npt.NDArray[np.int64],
-    at: Mapping[int, npt.NDArray[np.int64]],
+    opened: Sequence[_Opened], parts: Sequence[_Part], crc32: npt.NDArray[np.int64]
 ) -> list[str]:
-    """A line for the first view of a slide that two stores have otherwise, or none."""
-    for i, j in itertools.combinations(at, 2):
+    """A line for the first view that two stores have otherwise, or none."""
+    for i, j in itertools.combinations(range(len(opened)), 2):
         differ = (crc32[i] != crc32[j]) & (crc32[i] != NONE) & (crc32[j] != NONE)
-        for seed, place in np.argwhere(differ)[:1]:
-            row = int(np.flatnonzero(at[i] == place)[0])
-            name = opened[i].rows[fingerprint]["slide_id"]
-            view = view_name(name, opened[i].patches(fingerprint), row, int(seed))
-            return [
-                f"{view}: {opened[i].files} has crc32 {crc32[i, seed, place]:08x}, "
-                f"{opened[j].files} has {crc32[j, seed, place]:08x} "
-                f"({int(differ.sum())} of this slide differ)"
-            ]
+        for seed, place in np.argwhere(differ)[:1].tolist():
+            part = next(part for part in parts if part.store == i and place in part.at)
+            row = int(np.flatnonzero(part.at == place)[0])
+            x_px0, y_px0 = part.patches.coords[row].tolist()
+            view = view_name(part.row["slide_id"], row, x_px0, y_px0, seed)
+            of_i, of_j = int(crc32[i, seed, place]), int(crc32[j, seed, place])
+            said = two_checksums(view, opened[i].files, of_i, opened[j].files, of_j)
+            return [f"{said} ({int(differ.sum())} of this slide differ)"]
     return []
 
 

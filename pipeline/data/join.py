@@ -26,7 +26,8 @@ from pipeline.views.policy import Policy
 from stores import sampler
 from stores.errors import RecipeMismatch, StoreError, ViewMismatch
 from stores.format import manifest, tiles
-from stores.format.recipe import Attention, CompleteRecipe, Tokens, value_differences
+from stores.format.recipe import Attention, CompleteRecipe, Tokens
+from stores.format.same_views import two_checksums, view_differences, view_name
 from stores.io.location import StoreLike
 from stores.io.text import counted
 
@@ -197,17 +198,11 @@ def _require_family(members: Sequence[Member]) -> None:
     first = members[0]
     for member in members:
         require_rendering(member.files, member.recipe)
-        pairs = (
-            ("policy", first.recipe.policy, member.recipe.policy),
-            ("patch.mpp", first.recipe.patch.mpp, member.recipe.patch.mpp),
-            ("patch.size_px", first.recipe.patch.size_px, member.recipe.patch.size_px),
-        )
-        for name, a, b in pairs:
-            for field, old, new in value_differences(a, b, name):
-                raise RecipeMismatch(
-                    f"recipe.{field}: {first.files} has {old!r}, {member.files} has {new!r}; only stores of the same "
-                    "views can teach together: extract one again with the other's options"
-                )
+        for field, old, new in view_differences(first.recipe, member.recipe):
+            raise RecipeMismatch(
+                f"recipe.{field}: {first.files} has {old!r}, {member.files} has {new!r}; only stores of the same "
+                "views can teach together: extract one again with the other's options"
+            )
 
 
 def _require_one_split(members: Sequence[Member], tables: Sequence[Sequence[Mapping[str, Any]]]) -> None:
@@ -357,10 +352,11 @@ class _Join:
                 seed, at = np.argwhere(differs)[0].tolist()
                 row = int(mine[at])
                 x, y = divmod(int(side.places[slide_id][row]), 1 << 32)
+                view = view_name(slide_id, row, x, y, seed)
+                ours, others = int(views.crc[seed, row]), int(found.crc[seed, rows[row]])
                 raise ViewMismatch(
-                    f"slide {slide_id} patch {row} (x_px0 {x}, y_px0 {y}) seed {seed}: the view's checksum is "
-                    f"{views.crc[seed, row]:08x} in {side.store} and {found.crc[seed, rows[row]]:08x} in "
-                    f"{other.store}: their teachers did not see the same pixels; extract one of them again"
+                    f"{two_checksums(view, side.store, ours, other.store, others)}: their teachers did not see the "
+                    "same pixels; extract one of them again"
                 )
         slides = tuple((name, len(other.places[name])) for name in names)
         return Match(slides, slide, rows, has)

@@ -23,7 +23,7 @@ from stores.errors import CorruptStore, OptionError, StoreError
 from stores.export import pseudonyms
 from stores.format import layout, manifest, recipe
 from stores.format.committed import patches_problems, usable_slides
-from stores.format.view_checksums import NONE, Expected, read_checksums, require_equal, view_name
+from stores.format.same_views import NONE, Expected, read_checksums, require_equal, view_name
 from stores.io import files
 from stores.io.location import StoreLike, is_same
 from stores.io.text import one_line
@@ -59,8 +59,7 @@ class Like:
             When it is an export under pseudonyms: draws are keyed by fingerprints, which it does not have.
         """
         stored = recipe.load_complete(store)
-        for problem in recipe.problems(stored):
-            raise CorruptStore(f"{store}/{layout.RECIPE}: {problem}")
+        recipe.require_possible(stored, store)
         if stored.declared is not None:
             raise StoreError(
                 f"--like {store}: its features were imported from {one_line(stored.declared.by)}, and no view was "
@@ -88,7 +87,10 @@ class Like:
         said = layout.read_options(self.files, "tile")
         known = types_of(TileOptions).keys() - set(_OF_THIS_MACHINE)
         patch = self.stored.patch
-        options: TileOptions = from_json(TileOptions, {n: v for n, v in said.items() if n in known})
+        try:
+            options: TileOptions = from_json(TileOptions, {n: v for n, v in said.items() if n in known})
+        except OptionError as error:
+            raise CorruptStore(f"{self}/{layout.options_file('tile')}: {error}") from None
         return replace(
             options, mpp=patch.mpp, patch=patch.size_px, min_tissue=patch.min_tissue or TileOptions.min_tissue
         )
@@ -211,20 +213,19 @@ class Like:
 
     def _compared(self, store: Path, row: Mapping[str, Any]) -> int:
         mine, theirs = (
-            read_checksums(place, row, self.seeds, self.stored.patch) for place in (store, self.files)
+            read_checksums(place, row, self.stored.patch, self.seeds) for place in (store, self.files)
         )
         both = (mine != NONE) & (theirs != NONE)
         for seed, at in np.argwhere(both & (mine != theirs))[:1]:
-            patches = manifest.read_patches(store, row["slide_id"])
-            view = view_name(row["slide_id"], patches, int(at), int(seed))
+            x_px0, y_px0 = manifest.read_patches(store, row["slide_id"]).coords[at].tolist()
+            view = view_name(row["slide_id"], int(at), x_px0, y_px0, int(seed))
             require_equal(int(theirs[seed, at]), int(mine[seed, at]), view, str(self))
         return int(both.sum())
 
     def expected(self, tasks: Iterator[Task]) -> Iterator[Task]:
         """The tasks, each with the checksums that its views have here; slide by slide, so that few are in memory."""
         for slide_id, of_slide in itertools.groupby(tasks, key=lambda task: task.source.slide_id):
-            n_seeds = self.seeds
-            found = read_checksums(self.files, self.rows[slide_id], n_seeds, self.stored.patch)
+            found = read_checksums(self.files, self.rows[slide_id], self.stored.patch, self.seeds)
             for task in of_slide:
                 part = found[task.seeds.start : task.seeds.stop, task.rows.start : task.rows.stop]
                 yield replace(task, expected=Expected(str(self), part.copy()))

@@ -29,7 +29,7 @@ from pipeline.views.patch_views import RowViews, draw_row
 from pipeline.views.policy import Policy
 from stores.errors import ClusterError, FeatureError
 from stores.format import features, manifest, recipe, tokens
-from stores.format.view_checksums import require_equal, view_name
+from stores.format.same_views import require_equal, view_name
 from stores.io.ranges import aligned
 
 _ENDED = "the run has ended; this block was left"
@@ -272,7 +272,8 @@ class Engine:
             for i, (seed, param) in enumerate(zip(task.seeds, got.params, strict=True)):
                 crc = None if got.error else got.crcs[i]
                 if task.expected is not None and crc is not None:
-                    view = view_name(task.source.slide_id, patches, row, seed)
+                    place = int(patches.x_px0[row]), int(patches.y_px0[row])
+                    view = view_name(task.source.slide_id, row, *place, seed)
                     wanted = int(task.expected.crc32[i, row - task.rows.start])
                     require_equal(wanted, crc, view, task.expected.store)
                 records.append((row, seed, crc, param))

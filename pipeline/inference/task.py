@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.slides.sources import Source
-from stores.format.view_checksums import Expected
+from stores.format.same_views import Expected
 from stores.io.text import counted, one_line, unusable_lines
 
 _SHOWN = 20

@@ -16,6 +16,7 @@ from pipeline.views.policy import Policy
 from pipeline.views.render import render, view_crc32
 from stores.errors import ReadError, ViewMismatch
 from stores.format.recipe import Tokens
+from stores.format.same_views import view_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +108,10 @@ def rebuild_row(
             np.copyto(out[i], view)
         found = None if stored.crc32 is None else view_crc32(view)
         if found != stored.crc32:
+            named = view_name(slide_id, row, x_px0, y_px0, stored.seed)
             raise ViewMismatch(
-                f"slide {slide_id} row {row} ({x_px0},{y_px0}) seed {stored.seed}: the rebuilt view has crc32 "
-                f"{found:08x}, the teacher saw {stored.crc32:08x}: another slide file, decoder version or code; "
-                "use the store's own pixels, the same versions (see recipe.json), or extract again"
+                f"{named}: the rebuilt view has crc32 {found:08x}, the teacher saw {stored.crc32:08x}: another slide "
+                "file, decoder version or code; use the store's own pixels, the same versions (see recipe.json), or "
+                "extract again"
             )
     return made

@@ -74,13 +74,72 @@ def test_another_view_is_named(first: Path, tmp_path: Path) -> None:
     assert (as_json.exit_code, found["family"], len(found["differences"])) == (1, False, 1)
 
 
-def test_another_policy_is_named(first: Path, tmp_path: Path) -> None:
+def test_another_policy_or_resolution_is_named(first: Path, tmp_path: Path) -> None:
     other = copied(first, tmp_path / "b")
     stored = recipe.load_complete(other)
     (other / "recipe.json").unlink()
-    recipe.save(other, replace(stored, policy={**stored.policy, "name": "mine", "stain": {"sigma": 0.5}}))
-    (why,) = family([first, other]).differences
-    assert why.startswith("policy.stain")
+    policy = {**stored.policy, "name": "mine", "stain": {"sigma": 0.5}}
+    recipe.save(other, replace(stored, policy=policy, patch=replace(stored.patch, mpp=0.51)))
+    assert [why.split()[0] for why in family([first, other]).differences] == ["patch.mpp", "policy.stain"]
+
+
+def test_slides_without_a_fingerprint_are_nobody_elses(first: Path, tmp_path: Path) -> None:
+    """An importer may not know the file; two such slides are not one."""
+    other = copied(first, tmp_path / "b")
+    change_checksum(other, "b", 1, 2)
+    mine = copied(first, tmp_path / "a")
+    for store in (mine, other):
+        rows = manifest.read_slides(store)
+        manifest.write_slides(store, [r | {"fingerprint": None} if r["slide_id"] == "b" else r for r in rows])
+    found = family([mine, other])
+    assert found.is_family
+    assert (found.slides, [member.lacks_slides for member in found.stores]) == (1, [["b"], ["b"]])
+
+
+def test_a_slide_that_is_there_twice_counts_once(first: Path, tmp_path: Path) -> None:
+    other = copied(first, tmp_path / "b")
+    make_store(tmp_path / "c", {"c": 5})
+    for top in ("manifest/patches/c.parquet", "manifest/views/c", "features.zarr/c"):
+        made, to = tmp_path / "c" / top, other / top
+        shutil.copytree(made, to) if made.is_dir() else shutil.copy(made, to)
+    (mine,) = (row for row in manifest.read_slides(other) if row["slide_id"] == "a")
+    (twin,) = manifest.read_slides(tmp_path / "c")
+    rows = [*manifest.read_slides(other), twin | {"fingerprint": mine["fingerprint"]}]
+    manifest.write_slides(other, rows)
+    found = family([first, other])  # the views of c are others, and those of a count
+    assert found.is_family
+    assert (found.slides, found.patches, found.stores[1].slides) == (2, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("manifest/views/a/00000-s0000-0002.parquet", "its checksum differs"),
+        ("manifest/patches/a.parquet", "its checksum differs"),
+        ("manifest/slides.parquet", "its checksum differs"),
+        ("recipe.json", "recipe.json: "),
+    ],
+)
+def test_damage_is_named(first: Path, tmp_path: Path, file: str, said: str) -> None:
+    other = copied(first, tmp_path / "b")
+    raw = bytearray((other / file).read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (other / file).write_bytes(raw)
+    one_error(g2l("store", "info", first, other, "--family"), said)
+
+
+def test_foreign_text_is_shown_as_text(first: Path, tmp_path: Path) -> None:
+    other = copied(first, tmp_path / "b")
+    stored = recipe.load_complete(other)
+    (other / "recipe.json").unlink()
+    odd = "t\x1b[31m\n\u202e"
+    policy = {**stored.policy, odd: odd}
+    recipe.save(other, replace(stored, teacher=replace(stored.teacher, name=odd), policy=policy))
+    done = g2l("store", "info", first, other, "--family")
+    assert done.exit_code == 1
+    assert "\x1b" not in done.output
+    assert "\u202e" not in done.output
+    assert len(done.stdout.splitlines()) == len(family([first, other]).lines())
 
 
 def test_nothing_in_common(first: Path, tmp_path: Path) -> None:

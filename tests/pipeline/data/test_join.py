@@ -164,7 +164,7 @@ def test_a_checksum_that_differs_is_named(tmp_path: Path) -> None:
     at = table.column_names.index("view_crc32")
     wrong = pc.if_else(pc.and_(pc.equal(table["seed"], 1), pc.equal(table["row"], 0)), 99, table[at])
     manifest.write_commit(tmp_path / "y", "b", 0, commit.seeds, table.set_column(at, "view_crc32", wrong))
-    said = r"slide b patch 2 \(x_px0 512, y_px0 1024\) seed 1: the view's checksum is .* did not see the same pixels"
+    said = r"slide b row 2 \(512,1024\) seed 1: .*x has crc32 \w{8}, .*y has 00000063: .* did not see the same pixels"
     with pytest.raises(ViewMismatch, match=said):
         open_joined(members, {"train": None}, "common", [], [], Silent())
 
@@ -174,6 +174,8 @@ def test_policies_splits_and_nothing_in_common_are_refused(tmp_path: Path) -> No
     other = made(tmp_path / "other", SLIDES, flips=True)
     with pytest.raises(RecipeMismatch, match=r"recipe\.policy\.flips: .*x has None, .*other has True"):
         open_joined([x, other], {"train": None}, "common", [], [], Silent())
+    named = made(tmp_path / "named", SLIDES, name="mine")
+    open_joined([x, named], {"train": None}, "common", [], [], Silent())  # a name decides no view
     val = made(tmp_path / "val", [MadeSlide("a", 6, columns={"split": "val"})])
     with pytest.raises(StoreError, match=r"slide a is in the split train in .*x, and in val in .*val"):
         open_joined([x, val], {"train": None}, "any", [], [], Silent())

@@ -1,5 +1,6 @@
 """Stage one after another store: what is taken over, what is refused, and the proof that the views are the same."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import pytest
 import pipeline as g2l_api
 from pipeline.slides.openslide_reader import OpenSlidePatches
 from pipeline.tile.options import TileOptions
-from stores.errors import OptionError, ReadError, StoreError, ViewMismatch
+from stores.errors import CorruptStore, OptionError, ReadError, StoreError, ViewMismatch
 from stores.format import manifest, recipe
 from stores.format.layout import read_options
 from tests.tools.commands import g2l, one_error
 from tests.tools.extract import contents
 from tests.tools.kill import kill_at_random, like_job
+from tests.tools.settings import VIT
+from tests.tools.tiles import write_tiles
 from tests.tools.verify import structure
 
 OTHER: dict[str, Any] = {"teacher": "tests.tools.tiny:student", "random_weights": 1, "threads": 2}
@@ -61,10 +64,14 @@ def test_again_compares_what_is_there(slides: Path, store: Path, family: Path, t
     again = g2l_api.extract([slides], family, like=store, **OTHER)
     assert (again.views, again.compared) == (0, again.views_before)
     other = changed(store, tmp_path / "a", "b", 1)
+    begun = Path(shutil.copytree(family, tmp_path / "begun"))
+    for commit in list(manifest.commits(begun, "c")):
+        commit.path.unlink()
     with pytest.raises(
         ViewMismatch, match=r"slide b row 1 \(\d+,\d+\) seed 2: .* crc32 [0-9a-f]{8}, .* has [0-9a-f]{8}"
     ):
-        g2l_api.extract([slides], family, like=other, **OTHER)
+        g2l_api.extract([slides], begun, like=other, **OTHER)
+    assert not list(manifest.commits(begun, "c"))  # it is found before anything is computed
 
 
 def changed(store: Path, target: Path, slide_id: str, at: int) -> Path:
@@ -196,6 +203,132 @@ def test_another_store_is_refused(slides: Path, store: Path, family: Path, tmp_p
     for itself in (family, family / ".." / family.name, tmp_path / "link"):
         with pytest.raises(OptionError, match="is the store itself"):
             g2l_api.extract([slides], family, like=itself, **OTHER)
+
+
+def test_tiles_in_whatever_group(tmp_path: Path) -> None:
+    """A store of tiles is made again, and is a family with one that has some of the tiles in groups of its own."""
+    tree, some = tmp_path / "tiles", tmp_path / "some"
+    write_tiles(tree, range(12))
+    write_tiles(some, range(4, 12), labels=1)
+    of_tiles: dict[str, Any] = {"patch": 64, "tiles": True, "seeds": 2, "val": 0.0}
+    first: dict[str, Any] = {
+        "teacher": "tests.tools.tiny:teacher_of_64_px",
+        "random_weights": 0,
+        "threads": 1,
+    }
+    other: dict[str, Any] = {
+        "teacher": "tests.tools.tiny:student_of_64_px",
+        "random_weights": 1,
+        "threads": 1,
+    }
+    a, b, c = (tmp_path / name for name in "abc")
+    g2l_api.extract([tree], a, **of_tiles, **first)
+    assert g2l_api.extract([tree], b, like=a, **other).compared == 24
+    assert of_views(b) == of_views(a)
+    g2l_api.extract([some], c, **of_tiles, **other)
+    found = g2l_api.family([a, b, c])
+    assert found.is_family
+    assert (found.patches, found.views, found.compared) == (8, 16, 24)
+    assert [(m.patches, m.lacks_slides, m.lacks_patches) for m in found.stores] == [(12, [], 0)] * 2 + [
+        (8, [], 4)
+    ]
+
+
+def test_with_tokens_and_attention_of_its_own(slides: Path, store: Path, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {
+        "teacher": VIT,
+        "random_weights": 0,
+        "threads": 2,
+        "tokens": 3,
+        "attention": True,
+    }
+    done = g2l_api.extract([slides], tmp_path / "b", like=store, limit=1, **asked)
+    assert done.compared == 3
+    assert g2l_api.extract([slides], tmp_path / "b", like=store, **asked).compared == 267
+    assert of_views(tmp_path / "b") == of_views(store)
+    assert structure(tmp_path / "b") == []
+
+
+def flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        (
+            "manifest/views/b/00000-s0000-0002.parquet",
+            "views/b/00000-s0000-0002.parquet: its checksum differs",
+        ),
+        ("manifest/patches/b.parquet", "patches/b.parquet: its checksum differs"),
+        ("manifest/slides.parquet", "slides.parquet: its checksum differs"),
+    ],
+)
+def test_damage_of_the_other_is_named(
+    slides: Path, store: Path, tmp_path: Path, file: str, said: str
+) -> None:
+    other = Path(shutil.copytree(store, tmp_path / "a"))
+    flip(other / file)
+    teacher = ["--teacher", OTHER["teacher"], "--random-weights", 1, "--threads", 1]
+    one_error(g2l("extract-teacher", slides, "--store", tmp_path / "b", "--like", other, *teacher), said)
+    assert not list(manifest.commits(tmp_path / "b", "b"))
+
+
+@pytest.mark.parametrize("change", ["moved", "more"])
+def test_patches_that_contradict_the_other_tables(
+    slides: Path, store: Path, tmp_path: Path, change: str
+) -> None:
+    other = Path(shutil.copytree(store, tmp_path / "a"))
+    patches = manifest.read_patches(other, "b")
+    x_px0, y_px0 = patches.x_px0.copy(), patches.y_px0.copy()
+    x_px0[0] += 1 << 20 if change == "moved" else 256
+    manifest.write_patches(other, "b", x_px0, y_px0, patches.tissue)
+    with pytest.raises(CorruptStore, match=r"patches/b\.parquet: |views/b/.*: x_px0 differs"):
+        g2l_api.extract([slides], tmp_path / "b", like=other, **OTHER)
+    assert not list(manifest.commits(tmp_path / "b", "b"))
+    assert change == "more" or not manifest.patches_path(tmp_path / "b", "b").exists()
+
+
+def test_an_export_under_pseudonyms_is_refused(slides: Path, store: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(store, tmp_path / "a"))
+    keyed = [
+        row | {"fingerprint": f"keyed-{letter * 24}"}
+        for row, letter in zip(manifest.read_slides(other), "bcd", strict=True)
+    ]
+    manifest.write_slides(other, keyed)
+    with pytest.raises(OptionError, match="an export under pseudonyms, to which no slide can be matched"):
+        g2l_api.extract([slides], tmp_path / "b", like=other, **OTHER)
+
+
+def test_what_another_run_left_is_not_taken_for_a_copy(slides: Path, store: Path, tmp_path: Path) -> None:
+    """A killed run leaves patches without a recipe, perhaps those of another store; they may have the same size."""
+    patches = manifest.read_patches(store, "a")
+    tissue = patches.tissue.copy()
+    tissue[[0, 1]] = tissue[[1, 0]]
+    assert tissue[0] != tissue[1]
+    manifest.write_patches(tmp_path / "b", "a", patches.x_px0, patches.y_px0, tissue)
+    left, right = (manifest.patches_path(at, "a").stat().st_size for at in (tmp_path / "b", store))
+    assert left == right
+    with pytest.raises(StoreError, match=r"slide a: its patches in .* are not those in --like"):
+        g2l_api.extract([slides], tmp_path / "b", like=store, **OTHER)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("mask_frame", "x\x1b[31m"), ("max_patches", "\x1b"), ("val", [1]), ("slide_mpp", 5)]
+)
+def test_options_of_the_other_that_are_none(
+    slides: Path, store: Path, tmp_path: Path, name: str, value: object
+) -> None:
+    other = Path(shutil.copytree(store, tmp_path / "a"))
+    path = other / "options" / "tile.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    teacher = ["--teacher", OTHER["teacher"], "--random-weights", 1, "--threads", 1]
+    result = g2l("extract-teacher", slides, "--store", tmp_path / "b", "--like", other, *teacher)
+    one_error(result, f"{other}/options/tile.json: ")
+    assert "\x1b" not in result.output
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.slow

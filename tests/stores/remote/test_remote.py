@@ -12,12 +12,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 from click.testing import CliRunner
 
 import cli
+import pipeline
 from pipeline.distill import train
 from pipeline.distill.metrics_log import read_metrics
 from pipeline.distill.options import DistillOptions
@@ -123,6 +125,22 @@ def test_distill_streams_the_same_run(s3: str, uploaded: str, local_run: Path, t
     student = "student/model.safetensors"
     assert (tmp_path / "run" / student).read_bytes() == (local_run / student).read_bytes()
     assert list((tmp_path / "cache").iterdir()) == []  # removed at the end
+
+
+def test_the_views_of_a_store_behind_a_url_are_made_again(
+    s3: str, uploaded: str, store: Path, slides: Path, tmp_path: Path
+) -> None:
+    other: dict[str, Any] = {"teacher": "tests.tools.tiny:student", "random_weights": 1, "threads": 2}
+    made = tmp_path / "made"
+    result = pipeline.extract([slides], made, like=uploaded, **other)
+    assert result.compared == result.to_json()["views"] == store_info(store)["views"]
+    begun = layout.read_options(made, "extract-teacher")["like"]
+    assert begun == {"name": "uploaded", "recipe": recipe.load(store).digest()}
+    found = pipeline.family([uploaded, made])
+    assert found.is_family
+    assert found.compared == result.compared
+    with pytest.raises(OptionError, match="given twice"):
+        pipeline.family([uploaded, f"{uploaded}/"])
 
 
 @pytest.mark.kill

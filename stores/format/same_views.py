@@ -1,4 +1,4 @@
-"""The checksums of a slide's views: what proves that two stores show the same pixels."""
+"""What has to be equal for two stores to show the same views, and the checksums that prove it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,27 +8,44 @@ import numpy as np
 import numpy.typing as npt
 
 from stores.errors import ViewMismatch
-from stores.format import manifest
 from stores.format.committed import read_records
-from stores.format.recipe import Patch
+from stores.format.recipe import CompleteRecipe, Patch, value_differences
 from stores.io.location import StoreLike
 
 NONE = -1
 """Stands where a view is not committed, or could not be read."""
 
 
+def view_differences(a: CompleteRecipe, b: CompleteRecipe) -> list[tuple[str, Any, Any]]:
+    """(name, value of a, value of b) of what makes all views of two stores differ. A policy's name does not."""
+
+    def decisive(stored: CompleteRecipe) -> dict[str, Any]:
+        policy = {name: value for name, value in stored.policy.items() if name != "name"}
+        return {"policy": policy, "patch": {"mpp": stored.patch.mpp, "size_px": stored.patch.size_px}}
+
+    return list(value_differences(decisive(a), decisive(b)))
+
+
 def read_checksums(
-    store: StoreLike, row: Mapping[str, Any], n_seeds: int, patch: Patch | None = None
+    store: StoreLike, row: Mapping[str, Any], patch: Patch, n_seeds: int | None = None
 ) -> npt.NDArray[np.int64]:
     """The ``view_crc32`` of the views of a usable slide, int64 (n_seeds, n_patches); `NONE` where there is none.
+
+    Parameters
+    ----------
+    n_seeds : int, optional
+        All that the slide has by default.
 
     Raises
     ------
     CorruptStore
         When patches or a commit record break a promise.
     """
+    records = list(read_records(store, row, patch))
+    if n_seeds is None:
+        n_seeds = max((commit.seeds.stop for commit, _ in records), default=0)
     found = np.full((n_seeds, row["n_patches"]), NONE, np.int64)
-    for _, table in read_records(store, row, patch):
+    for _, table in records:
         seeds, rows = table["seed"].to_numpy(), table["row"].to_numpy()
         crc32 = table["view_crc32"].cast("int64").fill_null(NONE).to_numpy()
         wanted = seeds < n_seeds
@@ -63,6 +80,11 @@ def require_equal(expected: int, found: int, view: str, store: str) -> None:
         )
 
 
-def view_name(slide_id: str, patches: manifest.Patches, row: int, seed: int) -> str:
+def view_name(slide_id: str, row: int, x_px0: int, y_px0: int, seed: int) -> str:
     """Slide, patch and seed of a view, for messages."""
-    return f"slide {slide_id} row {row} ({patches.x_px0[row]},{patches.y_px0[row]}) seed {seed}"
+    return f"slide {slide_id} row {row} ({x_px0},{y_px0}) seed {seed}"
+
+
+def two_checksums(view: str, a: StoreLike, of_a: int, b: StoreLike, of_b: int) -> str:
+    """What is said of a view that two stores have otherwise."""
+    return f"{view}: {a} has crc32 {of_a:08x}, {b} has {of_b:08x}"
