@@ -125,7 +125,8 @@ class Like:
     def options(self, asked: ExtractOptions, given: Mapping[str, Any]) -> tuple[ExtractOptions, TileOptions]:
         """The options of a run that makes these views; OptionError for one of `given` that contradicts them."""
         self.require_same(given)
-        tiling = replace(self.tile_options(), root=_made_root(given), tiles=bool(given.get("tiles")))
+        root = None if given.get("root") is None else Path(given["root"])
+        tiling = replace(self.tile_options(), root=root)
         return replace(asked, seeds=self.seeds, policy=self.policy.name), tiling
 
     def _refused(self, name: str, value: object, theirs: object) -> OptionError:
@@ -234,10 +235,6 @@ class Like:
         """What a store records of the one that it is like: a name and no path, because stores are passed on."""
         name = str(self.files).rstrip("/").rpartition("/")[2]
         return {"like": {"name": name, "recipe": self.stored.digest()}}
-
-
-def _made_root(given: Mapping[str, Any]) -> Path | None:
-    return None if given.get("root") is None else Path(given["root"])
 
 
 def note_left_out(store: Path, report: Reporter) -> None:
