@@ -65,7 +65,7 @@ def _begun_with(
             raise OptionError(
                 f"--student {options.student}: gives {found.dim} numbers, the student of the run {trained.dim}"
             )
-        return found, ""
+        return _seeing_what(trained, found), ""
     why = f"the student before training is left out: the run began with {name}"
     if seed is None:
         return (
@@ -81,9 +81,16 @@ def _begun_with(
         described = PRESETS[name] if name in PRESETS else timm_preset(name.removeprefix("timm:"))
         if described.params != trained.preset.params:
             return None, f"{why}, which has another size than its student"
-        return load_encoder(name, random_weights=seed), ""
+        return _seeing_what(trained, load_encoder(name, random_weights=seed)), ""
     except EncoderError as error:
         return None, f"{why}: {error}"
+
+
+def _seeing_what(trained: Encoder, before: Encoder) -> Encoder:
+    """`before`, shown views at the resolution at which the trained student sees them (``distill --student-px``)."""
+    if before.shrink == trained.shrink:
+        return before
+    return before.for_views(trained.image_px // trained.shrink).shrinking(trained.shrink)
 
 
 def _is_description(name: str) -> bool:

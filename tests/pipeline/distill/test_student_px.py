@@ -15,6 +15,9 @@ from pipeline.distill.options import DistillOptions
 from pipeline.encoders.encoder import shrunk, token_grid
 from pipeline.encoders.load import load_encoder
 from pipeline.inference.loaded import EncoderSpec, load_on_device
+from pipeline.report.options import ReportOptions
+from pipeline.report.report import write_report
+from pipeline.report.students import students_of
 from pipeline.runtime.progress import Silent
 from pipeline.slides.resample import resample_area
 from stores.errors import EncoderError, OptionError
@@ -111,6 +114,24 @@ def test_a_cnn_sees_half_the_resolution(store: Path, tmp_path: Path) -> None:
     assert (student.image_px, student.shrink) == (224, 2)
     assert student.takes(448)
     assert not student.takes(225)
+    recorded = json.loads((tmp_path / "run/options.json").read_text())["options"]
+    _, before, _ = students_of(tmp_path / "run", recorded, ReportOptions())
+    assert before is not None  # it would take whole views, but was not shown them
+    expected = load_encoder("tinynet_e", random_weights=1).shrinking(2)
+    with torch.inference_mode():
+        torch.testing.assert_close(before(torch.from_numpy(VIEWS)), expected(torch.from_numpy(VIEWS)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("named", [{}, {"student": VIT, "random_weights": 1}], ids=["recorded", "named"])
+def test_the_report_shows_the_run_before_and_after(
+    run: Path, store: Path, tmp_path: Path, named: dict[str, Any]
+) -> None:
+    options = ReportOptions(store=store, max_slides=1, max_patches=4, views=0, **named)
+    write_report(run, tmp_path / "r.html", options, Silent())
+    text = (tmp_path / "r.html").read_text()
+    assert "is left out" not in text
+    assert "before training" in text
 
 
 @pytest.mark.parametrize(
