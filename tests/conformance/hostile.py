@@ -26,7 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from stores.export.export import ExportOptions, export
-from stores.format import arrays, features, manifest, recipe, tokens
+from stores.format import arrays, attention, features, manifest, recipe, tokens
 from stores.format.chunks import write_chunk
 from stores.io import files
 from stores.verify.seal import seal
@@ -36,7 +36,7 @@ from tests.conformance.whole import SLIDES, Slide
 Table: TypeAlias = Any
 Finding = tuple[str, str, str]
 """File, kind of finding, pattern of its text."""
-BASES = ("whole", "int8", "lossless")
+BASES = ("whole", "attention", "int8", "lossless")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,7 @@ PATCHES_A, RECORD_A = "manifest/patches/a.parquet", "manifest/views/a/00000-s000
 A = "features.zarr/a"
 CHUNK_A, STATS_A = f"{A}/features/c/1/0/0", f"{A}/stats/c/1/0/0/0"
 PIXELS_A = "pixels.zarr/a/c/0/0/0/0"
+ATTENTION_A = f"{A}/attention/c/1/0/0"
 
 
 # recipe
@@ -173,6 +174,30 @@ def _(store: Path) -> None:
                                  "aaaaaabbbbbbcccccc"))  # fmt: skip
 def _(store: Path) -> None:
     recipe.save(store, dataclasses.replace(recipe.load(store), tokens=None))
+
+
+@kind("recipe-without-attention", *((f"features.zarr/{s}/attention/", "stray", "attention, which the recipe does not")
+                                    for s in "aaabbbccc"), base="attention")  # fmt: skip
+def _(store: Path) -> None:
+    recipe.save(store, dataclasses.replace(recipe.load(store), attention=None))
+
+
+@kind("recipe-with-attention", *((f"features.zarr/{s}/attention/zarr.json", "metadata", "no such array")
+                                 for s in "abc"), rows=True)  # fmt: skip
+def _(store: Path) -> None:
+    recipe.save(store, dataclasses.replace(recipe.load(store), attention=whole.ATTENTION))
+
+
+for _name, _about, _text in (
+    ("grid-0", {"grid": 0, "rule": "attention-1"}, "a grid of side 0; allowed is 1 to"),
+    ("beyond-memory", {"grid": 10**6, "rule": "attention-1"}, "a grid of side 1000000; allowed is 1 to"),
+    ("without-rule", {"grid": 4}, "attention: expected the fields grid, rule"),
+    ("a-number", 7, "attention: expected the fields grid, rule"),
+):
+    kind(f"recipe-attention-{_name}", (RECIPE, "file", _text), rows=True)(
+        recipe_text(lambda text, about=_about: without_digest(text).replace(  # type: ignore[misc]
+            "{", f'{{"attention": {json.dumps(about)},', 1))
+    )  # fmt: skip
 
 
 # slides table
@@ -616,17 +641,19 @@ def with_crc(body: bytes) -> bytes:
 
 for _short, _file, _kind in (
     ("features", CHUNK_A, "features"),
+    ("attention", ATTENTION_A, "features"),
     ("stats", STATS_A, "stats"),
     ("coords", f"{A}/coords/c/0/0", "coords"),
     ("tokens", f"{A}/tokens/c/1/0/0/0", "features"),
     ("positions", f"{A}/positions/c/1/0/0", "features"),
     ("pixels", PIXELS_A, "pixels"),
 ):
+    _base = "attention" if _short == "attention" else "whole"
     for _fault, _bytes in (("flipped", flip), ("half", half), ("emptied", lambda raw: b"")):
         kind(f"chunk-of-{_short}-{_fault}", (_file, _kind, "crc32c differs|damaged chunk"),
-             rows=_short != "pixels")(at_byte(_file, _bytes))  # fmt: skip
+             rows=_short != "pixels", base=_base)(at_byte(_file, _bytes))  # fmt: skip
     if _short != "coords":
-        kind(f"chunk-of-{_short}-missing", (_file, _kind, "is missing"), rows=_short != "pixels")(
+        kind(f"chunk-of-{_short}-missing", (_file, _kind, "is missing"), rows=_short != "pixels", base=_base)(
             lambda store, file=_file: (store / file).unlink()  # type: ignore[misc]
         )
     kind(
@@ -634,6 +661,7 @@ for _short, _file, _kind in (
         (_file, _kind, "larger than|has [0-9]+ bytes"),
         (_file, "file", "has [0-9]+ bytes; no file"),
         rows=_short != "pixels",
+        base=_base,
     )(
         lambda store, file=_file: os.truncate(store / file, 1 << 32)  # type: ignore[misc]
     )
@@ -771,6 +799,43 @@ def _(store: Path) -> None:
     values = tokens.open_tokens(store, "a", whole.TOKENS).read_chunk(1, 0).copy()
     values[7, 0, 0] = np.nan
     tokens.write_chunk(store, "a", 1, 0, values)
+
+
+# attention
+
+
+for _name, _fields, _text in (
+    ("shape", {"shape": [2, 40, 15]}, r"shape \(2, 40, 15\), expected"),
+    ("chunks", {"chunk_grid": grid(1, 32, 16)}, r"chunks \(1, 32, 16\), expected"),
+    ("dtype", {"data_type": "float32"}, "data type float32, expected float16"),
+):
+    kind(f"attention-{_name}", (f"{A}/attention/zarr.json", "metadata", _text), rows=True, base="attention")(
+        metadata(f"{A}/attention", **_fields)
+    )
+
+
+def one_look(row: int, value: float) -> Callable[[Path], None]:
+    """Another value in a row."""
+
+    def damage(store: Path) -> None:
+        values = attention.open_attention(store, "a", whole.ATTENTION).read_block(1, 0).copy()
+        values[row] = np.where(np.isnan(values[row]), 0, values[row])
+        values[row, 5] = value
+        attention.write_block(store, "a", 1, 0, values)
+
+    return damage
+
+
+for _name, _row_of_it, _value, _text in (
+    ("nan", 7, np.nan, "1 committed rows without finite attention"),
+    ("infinite", 7, np.inf, "1 committed rows without finite attention"),
+    ("below-0", 7, -0.01, "attention that is no probability"),
+    ("above-1", 7, 1.5, "attention that is no probability"),
+    ("of-a-bad-read", 3, 0.5, "1 rows with attention, although their status is bad_read"),
+):
+    kind(f"attention-{_name}", (ATTENTION_A, "features", _text), rows=_row_of_it == 7, base="attention")(
+        one_look(_row_of_it, _value)
+    )
 
 
 # compact copies
@@ -981,6 +1046,8 @@ def write(out: Path, chosen: Sequence[str] = ()) -> dict[str, Kind]:
     bases = {"whole": whole.make(out / ".whole")}
     (bases["whole"] / "pictures").mkdir()
     (bases["whole"] / "pictures/a.png").write_text("x")
+    if any(KINDS[name].base == "attention" for name in names):
+        bases["attention"] = whole.make(out / ".attention", about=whole.ATTENTION)
     for form in ("int8", "lossless"):
         if any(KINDS[name].base == form for name in names):
             options = ExportOptions(compact=form, tokens=form != "int8")

@@ -65,6 +65,11 @@ class Subject:
         return found
 
     @property
+    def attention(self) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = self.recipe.get("attention")
+        return found
+
+    @property
     def compact(self) -> bool:
         return self.recipe.get("compact") is not None
 

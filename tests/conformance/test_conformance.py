@@ -21,7 +21,7 @@ KNOWN = re.compile(
     r"|manifest/slides\.parquet|manifest/patches/[^/]+\.parquet|manifest/views/[^/]+/\d{5}-s\d{4}-\d{4}\.parquet"
     r"|(features|pixels)\.zarr/zarr\.json|features\.zarr/[^/]+/zarr\.json|pixels\.zarr/[^/]+/zarr\.json"
     r"|pixels\.zarr/[^/]+/c(/\d+){4}"
-    r"|features\.zarr/[^/]+/(features|coords|stats|scales|standard|tokens|positions)/(zarr\.json|c(/\d+){1,4})"
+    r"|features\.zarr/[^/]+/(features|coords|stats|scales|standard|tokens|positions|attention)/(zarr\.json|c(/\d+){1,4})"
 )
 SLIDE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 SLIDES = {
@@ -54,7 +54,8 @@ def test_the_recipe_carries_the_sha256_of_its_canonical_form(subject: Subject) -
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     assert hashlib.sha256(canonical.encode()).hexdigest() == digest
     assert value["schema"] == 1
-    assert set(value) - {"compact", "tokens"} == {"schema", "patch", "teacher", "policy", "reader"}
+    optional = {"compact", "tokens", "attention", "declared"}
+    assert set(value) - optional == {"schema", "patch", "teacher", "policy", "reader"}
 
 
 def test_every_parquet_file_carries_a_checksum_of_itself(subject: Subject) -> None:
@@ -145,6 +146,9 @@ def test_arrays_have_the_form_of_the_format(subject: Subject) -> None:
             rows = token_chunk_rows(size, t, length)
             forms["tokens"] = ([n_seeds, n_rows, t, length], [1, rows, t, length], "float16", "NaN")
             forms["positions"] = ([n_seeds, n_rows, t], [1, size, t], "int32", -1)
+        if subject.attention is not None:
+            patches = subject.attention["grid"] ** 2
+            forms["attention"] = ([n_seeds, n_rows, patches], [1, size, patches], "float16", "NaN")
         for name, (shape, chunks, dtype, fill_value) in forms.items():
             found = subject.array(f"features.zarr/{slide_id}/{name}")
             where = f"{slide_id}/{name}"
@@ -202,6 +206,21 @@ def test_every_committed_view_has_its_tokens(subject: Subject) -> None:
             assert (np.diff(places, axis=1) > 0).all(), f"{where}: ascending"
             assert places.min(initial=0) >= 0, where
             assert places.max(initial=0) < subject.tokens["grid"] ** 2, where
+
+
+def test_every_committed_view_has_its_attention(subject: Subject) -> None:
+    for slide_id in subject.begun() if subject.attention is not None else ():
+        group: Any = zarr.open_group(subject.path / "features.zarr", mode="r")
+        size = block_rows(subject.slides[slide_id]["n_patches"])
+        for (seed, block), (rows, ok) in subject.committed(slide_id).items():
+            span = slice(block * size, (block + 1) * size)
+            where = f"slide {slide_id} seed {seed} block {block}"
+            values = group[f"{slide_id}/attention"][seed, span].astype(np.float32)
+            wanted = np.zeros(len(values), bool)
+            wanted[rows[ok] - span.start] = True
+            assert (np.isfinite(values).all(axis=1) == wanted).all(), where
+            assert values[wanted].min(initial=0) >= 0, where
+            assert values[wanted].sum(axis=1).max(initial=0) <= 1.01, where
 
 
 def test_statistics_are_mean_and_variance_of_the_ok_rows(subject: Subject) -> None:

@@ -5,7 +5,7 @@ Views are drawn and rendered as the recipe says, so that also a check of views f
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.encoders.attention import ATTENTION_RULE
 from pipeline.tile.grid import morton_order
 from pipeline.views.draw import RENDERING, TOKEN_RULE, draw, draw_tokens
 from pipeline.views.policy import Policy
 from pipeline.views.render import render, view_crc32
-from stores.format import features, manifest, pixels, recipe, tokens
+from stores.format import attention, features, manifest, pixels, recipe, tokens
 from stores.io import files
 
 DIM, SIZE_PX, CROP_PX, PATCH_PX0, N_SEEDS = 8, 20, 16, 40, 2
@@ -36,6 +37,7 @@ POLICY = Policy(
     blur_kernel_px=9,
 )
 TOKENS = recipe.Tokens(count=3, grid=4, dim=6, rule=TOKEN_RULE)
+ATTENTION = recipe.Attention(grid=4, rule=ATTENTION_RULE)
 RECIPE = recipe.Recipe(
     patch=recipe.Patch(0.5, SIZE_PX, "non-overlapping", 0.25, {"kind": "made-up"}),
     teacher=recipe.Teacher(
@@ -65,13 +67,13 @@ class Slide:
 SLIDES = (Slide("a", 40, bad=(3,)), Slide("b", 33), Slide("c", 5, "val"))
 
 
-def make(store: Path, slides: tuple[Slide, ...] = SLIDES) -> Path:
-    """Write the store."""
-    recipe.save(store, RECIPE)
+def make(store: Path, slides: tuple[Slide, ...] = SLIDES, about: recipe.Attention | None = None) -> Path:
+    """Write the store; `about` is the attention that it keeps, if any."""
+    recipe.save(store, replace(RECIPE, attention=about))
     files.write_json(store / "options/tile.json", {"val": 0.1})
     files.write_json(store / "options/extract-teacher.json", {"pixels": True, "teacher_licence": "CC0-1.0"})
     nothing = {**_row(Slide("d", 0)), "status": "no_tissue", "reason": "no tissue", "n_patches": 0}
-    manifest.write_slides(store, [*(_write_slide(store, slide) for slide in slides), nothing])
+    manifest.write_slides(store, [*(_write_slide(store, slide, about) for slide in slides), nothing])
     return store
 
 
@@ -96,7 +98,7 @@ def _row(slide: Slide) -> dict[str, Any]:
     }
 
 
-def _write_slide(store: Path, slide: Slide) -> dict[str, Any]:
+def _write_slide(store: Path, slide: Slide, about: recipe.Attention | None) -> dict[str, Any]:
     row, n = _row(slide), slide.n_rows
     random = np.random.default_rng(list(slide.slide_id.encode()))
     col, line = np.divmod(np.arange(100), 10)
@@ -138,6 +140,12 @@ def _write_slide(store: Path, slide: Slide) -> dict[str, Any]:
     bad = list(slide.bad)
     values[:, bad], of_tokens[:, bad], patches[bad] = np.nan, np.nan, 0
     _write_arrays(store, slide.slide_id, xy, values, of_tokens, places, patches)
+    if about is not None:
+        looks = random.dirichlet(np.ones(1 + about.grid**2), (N_SEEDS, n))[:, :, 1:].astype(np.float16)
+        looks[:, bad] = np.nan
+        attention.create_slide(store, slide.slide_id, n, N_SEEDS, about)
+        for seed in range(N_SEEDS):
+            attention.write_block(store, slide.slide_id, seed, 0, looks[seed])
     manifest.write_patches(store, slide.slide_id, xy[:, 0].copy(), xy[:, 1].copy(), tissue)
     table = pa.Table.from_pylist(records, schema=manifest.VIEWS_SCHEMA)
     manifest.write_commit(store, slide.slide_id, 0, range(N_SEEDS), table)

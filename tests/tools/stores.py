@@ -21,6 +21,7 @@ RECIPE = recipe.Recipe(
 
 
 TOKENS = recipe.Tokens(count=3, grid=4, dim=6, rule="tokens-1")
+ATTENTION = recipe.Attention(grid=4, rule="attention-1")
 
 
 def make_store(
@@ -30,6 +31,7 @@ def make_store(
     with_pixels: bool = False,
     own: dict[str, Any] | None = None,
     about: recipe.Tokens | None = None,
+    looks: recipe.Attention | None = None,
 ) -> Path:
     """A store of slides with so many patches each; patch 1 of a slide with more than two could not be read.
 
@@ -43,8 +45,10 @@ def make_store(
         The user's own columns by slide.
     about
         Tokens to make, `TOKENS` for example.
+    looks
+        Attention to make, `ATTENTION` for example.
     """
-    recipe.save(path, replace(RECIPE, tokens=about))
+    recipe.save(path, replace(RECIPE, tokens=about, attention=looks))
     table = []
     for slide_id, n_rows in rows.items():
         random = np.random.default_rng(list(slide_id.encode()))
@@ -71,6 +75,8 @@ def make_store(
             pixels.write_rows(path, slide_id, 0, patches)
         if about is not None:
             write_tokens(path, slide_id, n_rows, n_seeds, about, bad)
+        if looks is not None:
+            write_attention(path, slide_id, n_rows, n_seeds, looks, bad)
         for block in range(features.n_blocks(n_rows)):
             span = features.block_range(n_rows, block)
             for seeds in records:
@@ -113,6 +119,20 @@ def write_tokens(
         for block in range(features.n_blocks(n_rows)):
             span = features.block_range(n_rows, block)
             tokens.write_positions(path, slide_id, seed, block, places[seed, span.start : span.stop])
+
+
+def write_attention(
+    path: Path, slide_id: str, n_rows: int, n_seeds: int, about: recipe.Attention, bad: set[int]
+) -> None:
+    """Attention that follows from the slide's id alone; none in bad rows."""
+    random = np.random.default_rng([2, *slide_id.encode()])
+    attention.create_slide(path, slide_id, n_rows, n_seeds, about)
+    values = random.dirichlet(np.ones(1 + about.grid**2), (n_seeds, n_rows))[:, :, 1:].astype(np.float16)
+    values[:, list(bad)] = np.nan
+    for seed in range(n_seeds):
+        for block in range(features.n_blocks(n_rows)):
+            span = features.block_range(n_rows, block)
+            attention.write_block(path, slide_id, seed, block, values[seed, span.start : span.stop])
 
 
 def content(store: Path) -> dict[str, str]:

@@ -44,20 +44,20 @@ def read_rows(store: Path) -> int:
     for name in ("train", "val"):
         split = open_split(store, stored, name, None)
         split.statistics()
-        cache = BlockCache(store, stored.tokens, policy)
+        cache = BlockCache(store, stored.tokens, policy, stored.attention)
         for unit in split.units:
             cache.commit(unit.commit)
             for seed in unit.seeds:
-                n_views += len(cache.targets(unit.commit, unit.rows, seed))
-                cache.tokens(unit.commit, unit.rows, seed)
+                n_views += len(cache.stored(unit.commit, unit.rows, seed)[0])
     from_store(store)
     return n_views
 
 
 def test_a_whole_store_gives_no_finding(tmp_path: Path) -> None:
-    store = whole.make(tmp_path / "store")
-    assert findings_of(store, views=True) == []
-    assert read_rows(store) == 2 * (39 + 33 + 5)
+    for about in (None, whole.ATTENTION):
+        store = whole.make(tmp_path / f"store-{about is None}", about=about)
+        assert findings_of(store, views=True) == []
+        assert read_rows(store) == 2 * (39 + 33 + 5)
 
 
 def test_expectations_are_written_beside_the_stores(folder: Path) -> None:

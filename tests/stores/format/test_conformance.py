@@ -17,8 +17,8 @@ import pytest
 from pipeline.runtime.progress import Silent
 from pipeline.verify.verify import seal_store
 from stores.export.export import ExportOptions, export
-from stores.format import features, manifest, tokens
-from tests.tools.stores import TOKENS, make_store
+from stores.format import attention, features, manifest, tokens
+from tests.tools.stores import ATTENTION, TOKENS, make_store
 
 
 def change(column: str, values: Callable[[list[Any]], list[Any]]) -> Callable[[Path], None]:
@@ -79,6 +79,16 @@ def a_place_outside(store: Path) -> None:
     tokens.write_positions(store, "a", 2, 0, places)
 
 
+def lost_attention(store: Path) -> None:
+    (store / "features.zarr/a/attention/c/1/0/0").unlink()
+
+
+def no_probability(store: Path) -> None:
+    values = attention.open_attention(store, "a", ATTENTION).read_block(2, 0).copy()
+    values[3, 2] = -0.5
+    attention.write_block(store, "a", 2, 0, values)
+
+
 FEATURES = "features.zarr/a/features/c/1/0/0"
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "stray": (lambda s: (s / "run.sh").touch(), "known_names"),
@@ -97,6 +107,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "stats": (other_stats, "statistics"),
     "lost-tokens": (lost_tokens, "has_its_tokens"),
     "place-outside": (a_place_outside, "has_its_tokens"),
+    "lost-attention": (lost_attention, "has_its_attention"),
+    "no-probability": (no_probability, "has_its_attention"),
 }  # fmt: skip
 
 
@@ -125,7 +137,7 @@ def judge(*stores: Path) -> dict[str, set[str]]:
 
 @pytest.mark.slow
 def test_damaged_stores_fail_and_whole_ones_pass(tmp_path: Path) -> None:
-    whole = make_store(tmp_path / "whole", {"a": 40, "b": 33}, about=TOKENS)
+    whole = make_store(tmp_path / "whole", {"a": 40, "b": 33}, about=TOKENS, looks=ATTENTION)
     export(whole, tmp_path / "lossless", ExportOptions(compact="lossless"))
     export(whole, tmp_path / "int8", ExportOptions(compact="int8", tokens=False))
     sealed = Path(shutil.copytree(whole, tmp_path / "sealed"))
