@@ -297,6 +297,54 @@ class SlideCheck:
         self.judge_rows(file, "features", values, listed, place)
         return values
 
+    def chunks_beside(
+        self, name: str, spec: arrays.ArraySpec, listed: npt.NDArray[np.int8], lost: str
+    ) -> Iterator[tuple[str, npt.NDArray[Any], npt.NDArray[np.int8], dict[str, Any]]]:
+        """Each readable chunk of an optional array beside the features; findings for those that are not.
+
+        Parameters
+        ----------
+        lost
+            What a missing chunk means, such as ``tokens are lost``.
+
+        Yields
+        ------
+        tuple
+            File, values of the chunk's rows, what is `listed` of each, and their place for findings.
+        """
+        for seed, block, rows in self.blocks(listed):
+            for start in range(rows.start, rows.stop, spec.chunks[1]):
+                part = range(start, min(start + spec.chunks[1], rows.stop))
+                at = (seed, start // spec.chunks[1], 0, 0)[: len(spec.chunks)]
+                file = layout.chunk_file(name, at)
+                mine = listed[seed, part.start : part.stop]
+                place: dict[str, Any] = {"block": block, "seeds": range(seed, seed + 1), "rows": part}
+                if file not in self.state.listed:
+                    if (mine == 2).any():
+                        self.add(file, f"is missing: committed {lost}", "features", **place)
+                    continue
+                try:
+                    chunk = read_chunk(self.state.store, name, spec, at)
+                    if chunk is None:
+                        raise StoreError("was listed, and is gone")
+                except StoreError as error:
+                    self.add(file, error, "features", **place)
+                    continue
+                yield file, chunk[0, : len(part)], mine, place
+
+    def judge_beside(
+        self,
+        file: str,
+        what: str,
+        values: npt.NDArray[np.float16],
+        listed: npt.NDArray[np.int8],
+        place: dict[str, Any],
+    ) -> None:
+        """`judge_rows` of an array beside the features, where anything is known of its rows."""
+        known = not self.state.partial and (place["block"], place["seeds"].start) not in self.broken
+        if known or listed.any():
+            self.judge_rows(file, what, values.reshape(len(listed), -1), listed, place)
+
     def judge_rows(
         self,
         file: str,

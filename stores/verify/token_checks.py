@@ -6,9 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stores.errors import StoreError
-from stores.format import arrays, features, layout, recipe, tokens
+from stores.format import features, layout, recipe, tokens
 from stores.format.array_kinds import POSITIONS, TOKENS
-from stores.format.chunks import read_chunk
 from stores.format.metadata import SEEDS
 from stores.verify.checks import SlideCheck
 
@@ -41,40 +40,13 @@ def check_tokens(check: SlideCheck, listed: npt.NDArray[np.int8]) -> None:
     }
     check.strays({names[leaf]: spec for leaf, spec in specs.items()})
     for leaf, spec in specs.items():
-        if spec is not None:
-            _check_chunks(check, names[leaf], spec, listed, about)
-
-
-def _check_chunks(
-    check: SlideCheck,
-    name: str,
-    spec: arrays.ArraySpec,
-    listed: npt.NDArray[np.int8],
-    about: recipe.Tokens,
-) -> None:
-    for seed, block, rows in check.blocks(listed):
-        for start in range(rows.start, rows.stop, spec.chunks[1]):
-            part = range(start, min(start + spec.chunks[1], rows.stop))
-            at = (seed, start // spec.chunks[1], 0, 0)[: len(spec.chunks)]
-            file = layout.chunk_file(name, at)
-            mine = listed[seed, part.start : part.stop]
-            place: dict[str, Any] = {"block": block, "seeds": range(seed, seed + 1), "rows": part}
-            if file not in check.state.listed:
-                if (mine == 2).any():
-                    check.add(file, "is missing: committed tokens are lost", "features", **place)
-                continue
-            try:
-                chunk = read_chunk(check.state.store, name, spec, at)
-                if chunk is None:
-                    raise StoreError("was listed, and is gone")
-            except StoreError as error:
-                check.add(file, error, "features", **place)
-                continue
-            values = chunk[0, : len(part)]
-            if values.dtype == np.int32:
+        if spec is None:
+            continue
+        for file, values, mine, place in check.chunks_beside(names[leaf], spec, listed, "tokens are lost"):
+            if leaf == "positions":
                 _check_positions(check, file, values[mine == 2], about, place)
-            elif mine.any() or not (check.state.partial or (block, seed) in check.broken):
-                check.judge_rows(file, "tokens", values.reshape(len(part), -1), mine, place)
+            else:
+                check.judge_beside(file, "tokens", values, mine, place)
 
 
 def _check_positions(
