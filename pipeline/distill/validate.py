@@ -16,7 +16,8 @@ from pipeline.metrics.cka import cka, flattered, linear_cka
 from pipeline.metrics.explained import explained_variance
 
 _VIEWS_AT_ONCE = 32
-_CPU = torch.device("cpu")
+_LEAST = 2
+"""Views of a teacher that figures need."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +146,6 @@ def validate(
     return _together(model, found)
 
 
-_LEAST = 2
-
-
 def _rows_of(batch: Batch, number: int) -> Tensor:
     """The views that a teacher has a target for."""
     if batch.present is None:
@@ -179,28 +177,26 @@ def _of_teacher(
         losses.append(float(lesson.compare(student.rows(rows).to(device), target)[0]))
         constant = lesson.loss_constant(target)
         constants += [] if constant is None else [float(constant)]
-    cosine = None
+    cosines: dict[int, float] = {}
     if lesson.projector is not None:
-        pair = lesson.projected(student.features.to(device)), lesson.target_norm(targets.features.to(device))
-        cosine = float(torch.nn.functional.cosine_similarity(*pair, dim=1).mean())
+        normed = lesson.target_norm(targets.features.to(device))
+        for length, projected in lesson.every_projected(student.features.to(device)).items():
+            cosines[length] = float(torch.nn.functional.cosine_similarity(projected, normed, dim=1).mean())
     x, y = student.features.numpy(), targets.features.numpy()
     nested = {}
-    if lesson.nested:
-        projected = lesson.every_projected(student.features.to(device))
-        normed = lesson.target_norm(targets.features.to(device))
-        for length in map(int, lesson.nested):
-            of = cka(x[:, :length], y)
-            found = {"cka": of.linear, "cka_unbiased": of.unbiased}
-            if known is not None:
-                found["explained"] = explained_variance(known[0][:, :length], known[1], x[:, :length], y)
-            found["cosine"] = float(torch.cosine_similarity(projected[length], normed, dim=1).mean())
-            nested[length] = {name: value for name, value in found.items() if value is not None}
+    for length in map(int, lesson.nested):
+        of = cka(x[:, :length], y)
+        found = {"cka": of.linear, "cka_unbiased": of.unbiased}
+        if known is not None:
+            found["explained"] = explained_variance(known[0][:, :length], known[1], x[:, :length], y)
+        found["cosine"] = cosines[length]
+        nested[length] = {name: value for name, value in found.items() if value is not None}
     alike = cka(x, y)
     return Validation(
         float(np.mean(losses)) if losses else None,
         float(np.mean(constants)) if constants else None,
         None if known is None else explained_variance(*known, x, y),
-        cosine,
+        cosines.get(x.shape[1]),
         alike.linear,
         alike.unbiased,
         None if averaged is None else linear_cka(averaged, y),
