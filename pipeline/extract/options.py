@@ -78,6 +78,9 @@ class PlanOptions(ForwardOptions, WeightsOptions):
     seeds: int = option(4, _SEEDS, heading=VIEWS)
     pixels: bool = option(False, "Include the pixels of the patches.", heading=VIEWS)
     tokens: int | None = option(None, "Include N patch tokens of each view.", heading=VIEWS, shown="none")
+    attention: bool = option(
+        False, "Include the attention of the class token to the patches; needs --teacher.", heading=VIEWS
+    )
     dim: int | None = option(
         None, "Feature length of a teacher that `g2l models` does not list.", heading=ENCODER
     )
@@ -92,6 +95,8 @@ class PlanOptions(ForwardOptions, WeightsOptions):
         require_one_or_more(self, "dim", "tokens")
         speed = self.views_per_s
         require(speed is None or speed > 0, "views_per_s", speed, "above 0")
+        if self.attention and self.teacher is None:
+            raise OptionError("--attention: needs --teacher, whose grid of patches decides its size")
         if self.measure and self.teacher is None:
             raise OptionError("--measure: needs --teacher, whose speed is measured")
         if self.measure and speed is not None:

@@ -39,6 +39,7 @@ _CHECKSUM_BYTES = 4
 _GROUP_FILES = 1  # the zarr.json of features.zarr, or of pixels.zarr
 _SLIDE_FILES = 7  # zarr.json of group, features, coords, stats; the chunk of coords; patches; picture
 _TOKEN_FILES = 2  # zarr.json of tokens and positions
+_ATTENTION_FILES = 1  # its zarr.json
 _MEASURED_BATCHES = 5
 
 
@@ -78,6 +79,8 @@ class Plan:
     splits: dict[str, int] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
     """A line for each tile that cannot be used; empty for slides."""
+    attention: int | None = None
+    """Side of the grid of patches whose attention is planned; None for none."""
 
     @property
     def patches(self) -> int:
@@ -108,6 +111,15 @@ class Plan:
         return total * self.seeds
 
     @property
+    def attention_bytes(self) -> int:
+        """Bytes of the chunks of attention: exact."""
+        total, count = 0, (self.attention or 0) ** 2
+        for slide in self.slides if count else ():
+            chunk = features.block_rows(slide.patches) * count * 2 + _CHECKSUM_BYTES
+            total += features.n_blocks(slide.patches) * chunk
+        return total * self.seeds
+
+    @property
     def files(self) -> int:
         """Files of the finished store, less recipe, options and slides table: exact for one run of extract-teacher."""
         total = _GROUP_FILES
@@ -117,6 +129,8 @@ class Plan:
             if self.tokens is not None and self.tokens.dim:
                 rows = tokens.chunk_rows(slide.patches, self.tokens.count, self.tokens.dim)
                 total += _TOKEN_FILES + self.seeds * (blocks - (-slide.patches // rows))
+            if self.attention is not None:
+                total += _ATTENTION_FILES + self.seeds * blocks
             if self.pixels_px is not None:
                 total += 1 + -(-slide.patches // features.ROW_QUANTUM)
         return total + (_GROUP_FILES if self.pixels_px is not None else 0)
@@ -152,6 +166,7 @@ class Plan:
             "feature_bytes": self.feature_bytes(dim) if dim else None,
             "tokens": self.tokens.count if self.tokens else None,
             "token_bytes": self.token_bytes(self.tokens) if self.tokens and self.tokens.dim else None,
+            **({"attention_bytes": self.attention_bytes} if self.attention else {}),
             "manifest_bytes_estimate": self.views * MANIFEST_BYTES_PER_VIEW,
             "pixel_bytes_estimate": self.pixel_bytes,
             "files": self.files,
@@ -185,6 +200,8 @@ class Plan:
                 of_tokens = self.token_bytes(self.tokens)
                 a_view = of_tokens / max(self.views, 1)
                 parts.append(f"tokens {human_bytes(of_tokens)} ({human_bytes(a_view)} a view)")
+            if self.attention is not None:
+                parts.append(f"attention {human_bytes(self.attention_bytes)}")
             if self.pixels_px is not None:
                 parts.append(f"pixels about {human_bytes(self.pixel_bytes)}")
             said.append(f"bytes     {', '.join(parts)}")
@@ -224,6 +241,7 @@ def plan(
     options.validate()
     tile_options.validate()
     dim = _dim(options)
+    grid = _attention_grid(str(options.teacher)) if options.attention else None
     refused: list[str] = []
     if not isinstance(inputs, list):
         slides, unusable = _tiled(inputs)
@@ -237,7 +255,16 @@ def plan(
     kept = tile_options.patch if options.pixels else None
     of_view = None if options.tokens is None else TokenPlan(options.tokens, _token_dim(options, dim))
     result = Plan(
-        slides, unusable, options.seeds, dim, kept, speed, source if speed else "", of_view, refused=refused
+        slides,
+        unusable,
+        options.seeds,
+        dim,
+        kept,
+        speed,
+        source if speed else "",
+        of_view,
+        refused=refused,
+        attention=grid,
     )
     for slide in slides:
         result.splits[slide.split] = result.splits.get(slide.split, 0) + slide.patches
@@ -261,6 +288,27 @@ def _token_dim(options: PlanOptions, dim: int | None) -> int | None:
     """A token is as long as the class token; a preset that joins two vectors says so."""
     preset = PRESETS.get(options.teacher or "")
     return dim // 2 if dim and preset is not None and preset.pooling == "cls+mean" else dim
+
+
+def _attention_grid(teacher: str) -> int:
+    """Side of the teacher's grid of patches; it is built without weights or memory."""
+    import torch
+
+    from pipeline.encoders.attention import last_attention
+    from pipeline.encoders.encoder import Encoder, token_grid
+    from pipeline.encoders.timm_models import create, is_timm, timm_preset
+
+    name = teacher.removeprefix("timm:")
+    if teacher not in PRESETS and not is_timm(name):
+        raise OptionError(
+            f"--attention: the patches of {teacher} are not known without loading it; give a name of "
+            "`g2l models` or of timm as --teacher"
+        )
+    preset = PRESETS[teacher] if teacher in PRESETS else timm_preset(name)
+    with torch.device("meta"):
+        encoder = Encoder(preset, create(preset))
+    last_attention(encoder)
+    return token_grid(encoder)[0]
 
 
 def _tiled(store: StoreLike) -> tuple[list[SlidePlan], dict[str, str]]:

@@ -1,5 +1,6 @@
 """The teacher's attention in the store: its values, what it leaves alone, verified, repaired, shared, learned from."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,8 @@ from pipeline.distill.trainer import make_trainer
 from pipeline.encoders.attention import with_attention
 from pipeline.encoders.load import load_encoder
 from pipeline.extract import extract as stage
-from pipeline.extract.options import ExtractOptions
+from pipeline.extract import plan
+from pipeline.extract.options import ExtractOptions, PlanOptions
 from pipeline.runtime.progress import Silent
 from pipeline.tile.options import TileOptions
 from stores import info
@@ -101,6 +103,30 @@ def test_a_store_has_it_from_the_start(made: Path, slides: Path, tile_options: T
         stage.extract([slides], made, replace(WITH_ATTENTION, attention=False), tile_options, Silent())
     with pytest.raises(OptionError, match="--attention and --compile: give one of them"):
         ExtractOptions(teacher="x", attention=True, compile=True).validate()
+
+
+def test_a_plan_knows_its_bytes_and_files(made: Path, slides: Path, tile_options: TileOptions) -> None:
+    options = PlanOptions(teacher=VIT, dim=24, seeds=3, pixels=True, tokens=5, attention=True)
+    planned = plan.plan([slides], options, tile_options, Silent())
+    names = layout.list_files(made)
+    found = sum(size for name, size in names.items() if "/attention/c/" in name)
+    assert planned.attention_bytes == planned.to_json()["attention_bytes"] == found
+    other = {n for n in names if n.startswith("options/") or n in ("recipe.json", "manifest/slides.parquet")}
+    assert planned.files == len(names) - len(other)
+    assert any(re.search(r"bytes .*, attention [\d.]+ kB, pixels", line) for line in planned.lines())
+    h_optimus = plan.plan(made, PlanOptions(teacher="h-optimus-0", attention=True), tile_options, Silent())
+    assert h_optimus.attention == 16
+    for teacher, error, said in (
+        (None, OptionError, "--attention: needs --teacher"),
+        (
+            "tests.tools.tiny:teacher",
+            OptionError,
+            "--attention: the patches of tests.tools.tiny:teacher are not",
+        ),
+        ("resnet18", EncoderError, "has no square grid"),
+    ):
+        with pytest.raises(error, match=said):
+            plan.plan(made, replace(options, teacher=teacher), tile_options, Silent())
 
 
 @pytest.mark.parametrize(("value", "said"), [(np.nan, "no finite"), (-0.25, "no prob"), (1.5, "no prob")])
