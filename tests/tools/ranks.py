@@ -19,6 +19,13 @@ def several(store: Path, run: Path, options: DistillOptions, world: int) -> list
     return [start(ranks_job, (environment, store, run, options)) for environment in environments(world)]
 
 
+def run_several(store: Path, run: Path, options: DistillOptions, world: int) -> None:
+    """A training by several processes, to its end."""
+    for process in several(store, run, options, world):
+        process.join()
+        assert process.exitcode == 0
+
+
 def environments(world: int) -> list[dict[str, str]]:
     """What ``torchrun`` tells each of its processes."""
     port = str(free_port())

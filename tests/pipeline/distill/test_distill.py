@@ -23,7 +23,6 @@ from pipeline.distill.heads import BN_EPS, standardise
 from pipeline.distill.inputs import open_data
 from pipeline.distill.metrics_log import read_metrics
 from pipeline.distill.model import Targets
-from pipeline.distill.ranks import Ranks
 from pipeline.distill.result import Distilled
 from pipeline.distill.trainer import make_trainer
 from pipeline.distill.validate import validate
@@ -38,13 +37,11 @@ from stores import sampler
 from stores.errors import DistillError, G2LError, OptionError, StoreError
 from stores.format import features, recipe
 from stores.format.terms import Terms
-from tests.tools.distill import OPTIONS, VIT, same
+from tests.tools.distill import ALONE, OPTIONS, VIT, first_of, same
 from tests.tools.kill import distill_job, kill_at_random, start
 from tests.tools.settings import ROOT
 
 pytestmark = pytest.mark.slow
-
-ALONE = Ranks(0, 1, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -285,11 +282,6 @@ def test_statistics_are_those_of_the_training_targets(store: Path) -> None:
     ).astype(np.float64)
     np.testing.assert_allclose(mean, stored.mean(axis=0), rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(variance, stored.var(axis=0), rtol=1e-6, atol=1e-9)
-
-
-def first_of(batch: Batch, count: int) -> tuple[torch.Tensor, Targets]:
-    """Views and targets of the first of a batch, as a trainer takes them."""
-    return torch.from_numpy(batch.views[:count]), Targets.of(batch).rows(torch.arange(count))
 
 
 def test_validation_figures(store: Path) -> None:

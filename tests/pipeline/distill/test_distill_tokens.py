@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.data.loader import Batch
 from pipeline.distill import checkpoint, train
 from pipeline.distill.heads import standardise
 from pipeline.distill.inputs import open_data
@@ -21,19 +20,16 @@ from pipeline.distill.model import Targets
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.prototypes import fit
 from pipeline.distill.prototypes.options import PrototypeOptions
-from pipeline.distill.ranks import Ranks
-from pipeline.distill.trainer import Trainer, make_trainer
+from pipeline.distill.trainer import make_trainer
 from pipeline.distill.validate import validate
 from pipeline.encoders.load import load_encoder
 from pipeline.runtime.progress import Silent
 from stores.errors import EncoderError, G2LError, OptionError, StoreError
-from tests.tools.ranks import several
+from tests.tools.distill import ALONE, STUDENT, first_of, made
+from tests.tools.ranks import run_several
 from tests.tools.stores import TOKENS
 
 pytestmark = pytest.mark.slow
-
-ALONE = Ranks(0, 1, 1, torch.device("cpu"))
-STUDENT = "timm:vit_tiny_patch16_224?patch_size=28&depth=1&embed_dim=24&num_heads=3&reg_tokens=2"
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +51,6 @@ def options(token_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Dist
         threads=2,
         window=64,
     )
-
-
-def made(store: Path, options: DistillOptions) -> tuple[Trainer, Batch]:
-    data = open_data(store, replace(options, check_views="none"), 2, Silent())
-    assert data.held_out is not None
-    return make_trainer(train.load_student(options), data, options, ALONE), data.held_out
-
-
-def first_of(batch: Batch, count: int) -> tuple[torch.Tensor, Targets]:
-    return torch.from_numpy(batch.views[:count]), Targets.of(batch).rows(torch.arange(count))
 
 
 @pytest.mark.parametrize(
@@ -324,10 +310,7 @@ def test_two_processes_balance_over_the_batches_of_both(
         options, loss="dino,ibot,token-cosine,infonce,koleo:1e-6", assign="sinkhorn", steps=5, threads=1
     )
     train.distill(token_store, tmp_path / "one", replace(chosen, batch_size=16), False, Silent())
-    processes = several(token_store, tmp_path / "two", chosen, 2)
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
+    run_several(token_store, tmp_path / "two", chosen, 2)
     one, two = (
         [line for line in read_metrics(tmp_path / run / "metrics.jsonl") if line["kind"] == "train"]
         for run in ("one", "two")

@@ -16,35 +16,18 @@ from pipeline.distill.losses import log_sum
 from pipeline.distill.metrics_log import read_metrics
 from pipeline.distill.model import Embedded, Targets
 from pipeline.distill.options import DistillOptions
-from pipeline.distill.ranks import Ranks
 from pipeline.distill.result import Distilled
-from pipeline.distill.trainer import make_trainer
 from pipeline.encoders.load import load_encoder
 from pipeline.metrics.cka import linear_cka
 from pipeline.runtime.progress import Silent
 from stores.errors import OptionError
+from tests.tools.distill import SHORT, made
 
-OPTIONS = DistillOptions(
-    student="timm:vit_tiny_patch16_224?patch_size=28&depth=1&embed_dim=24&num_heads=3",
-    random_weights=1,
-    nested="8,4",
-    steps=4,
-    batch_size=8,
-    val_views=16,
-    val_every=2,
-    checkpoint_every=2,
-    lr=3e-3,
-    threads=1,
-    window=64,
-    check_views="none",
-)
+OPTIONS = replace(SHORT, nested="8,4", steps=4, val_every=2, checkpoint_every=2)
 
 
 def test_a_term_is_the_mean_over_prefixes_with_projectors_of_their_own(store: Path) -> None:
-    data = open_data(store, OPTIONS, 1, Silent())
-    model = make_trainer(
-        train.load_student(OPTIONS), data, OPTIONS, Ranks(0, 1, 1, torch.device("cpu"))
-    ).model
+    model = made(store, OPTIONS)[0].model
     generator = torch.Generator().manual_seed(0)
     features, target = torch.randn(2, 16, 24, generator=generator)
     none = torch.empty(16, 0, 0), torch.empty(16, 0, dtype=torch.int64)

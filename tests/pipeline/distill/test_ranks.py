@@ -19,7 +19,7 @@ from pipeline.distill.options import DistillOptions
 from pipeline.runtime.progress import Silent
 from stores.errors import DistillError, OptionError
 from tests.tools.kill import launcher_job, start
-from tests.tools.ranks import environments, free_port, several
+from tests.tools.ranks import environments, free_port, run_several, several
 from tests.tools.settings import ROOT
 
 OPTIONS = DistillOptions(
@@ -83,21 +83,13 @@ def test_two_processes_of_torchrun_are_one_with_twice_the_batch(
 
 @pytest.mark.torchrun
 def test_a_student_with_an_unused_parameter(store: Path, tmp_path: Path) -> None:
-    processes = several(
-        store, tmp_path / "run", replace(OPTIONS, student="tests.tools.faulty:idle", steps=4), 2
-    )
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
+    run_several(store, tmp_path / "run", replace(OPTIONS, student="tests.tools.faulty:idle", steps=4), 2)
     assert len(losses(tmp_path / "run")) == 4
 
 
 @pytest.mark.torchrun
 def test_local_statistics_are_those_of_each_process(alone: Path, store: Path, tmp_path: Path) -> None:
-    processes = several(store, tmp_path / "run", replace(OPTIONS, batch_stats="local", steps=3), 2)
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
+    run_several(store, tmp_path / "run", replace(OPTIONS, batch_stats="local", steps=3), 2)
     # half as many terms in each sum: the log is lower by log 2
     assert losses(tmp_path / "run")[0] == pytest.approx(losses(alone)[0] - 0.69, abs=0.2)
 

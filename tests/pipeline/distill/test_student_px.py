@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from pipeline.distill import train
-from pipeline.distill.options import DistillOptions
 from pipeline.encoders.encoder import shrunk, token_grid
 from pipeline.encoders.load import load_encoder
 from pipeline.inference.loaded import EncoderSpec, load_on_device
@@ -22,21 +21,11 @@ from pipeline.runtime.progress import Silent
 from pipeline.slides.resample import resample_area
 from stores.errors import EncoderError, OptionError
 from stores.format import recipe
+from tests.tools.distill import SHORT
 from tests.tools.stores import RECIPE
 
 VIT = "timm:vit_tiny_patch16_224?img_size=112&patch_size=14&depth=1&embed_dim=24&num_heads=3"
-OPTIONS = DistillOptions(
-    student=VIT,
-    student_px=112,
-    random_weights=1,
-    steps=2,
-    batch_size=4,
-    val_views=8,
-    lr=1e-3,
-    threads=1,
-    window=64,
-    check_views="none",
-)
+OPTIONS = replace(SHORT, student=VIT, student_px=112, batch_size=4, val_views=8)
 VIEWS = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
 
 

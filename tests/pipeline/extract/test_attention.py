@@ -14,12 +14,7 @@ import zarr
 from pipeline.data.committed import BlockCache
 from pipeline.data.dataset import ViewDataset
 from pipeline.distill import train
-from pipeline.distill.inputs import open_data
 from pipeline.distill.losses import attention_kl
-from pipeline.distill.model import Targets
-from pipeline.distill.options import DistillOptions
-from pipeline.distill.ranks import Ranks
-from pipeline.distill.trainer import make_trainer
 from pipeline.encoders.attention import with_attention
 from pipeline.encoders.load import load_encoder
 from pipeline.extract import extract as stage
@@ -34,6 +29,8 @@ from stores.export.pseudonyms import Pseudonyms
 from stores.format import attention, layout, manifest, recipe
 from stores.publish import card
 from stores.verify import reindex
+from tests.tools import distill as distilling
+from tests.tools.distill import SHORT, STUDENT
 from tests.tools.settings import TEACHER, VIT
 from tests.tools.share import contents, joined, part, wrong
 from tests.tools.stores import content, files_of
@@ -42,19 +39,7 @@ from tests.tools.verify import SAME_TEACHER, look, named, structure
 WITH_ATTENTION = replace(TEACHER, teacher=VIT, tokens=5, attention=True)
 ABOUT = recipe.Attention(8, "attention-1")
 SAME = replace(SAME_TEACHER, teacher=VIT)
-STUDENT = "timm:vit_tiny_patch16_224?patch_size=28&depth=1&embed_dim=24&num_heads=3&reg_tokens=2"
-OPTIONS = DistillOptions(
-    student=STUDENT,
-    random_weights=1,
-    loss="attention",
-    steps=2,
-    batch_size=8,
-    val_views=16,
-    lr=3e-3,
-    threads=1,
-    window=64,
-    check_views="none",
-)
+OPTIONS = replace(SHORT, loss="attention")
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +49,9 @@ def made(slides: Path, tile_options: TileOptions, tmp_path_factory: pytest.TempP
     return path
 
 
-def held_out(store: Path) -> Any:
-    found = open_data(store, OPTIONS, 1, Silent()).held_out
-    assert found is not None
-    return found
-
-
 @torch.inference_mode()
 def test_kept_attention_is_the_teachers(made: Path) -> None:
-    batch = held_out(made)
+    _, batch = distilling.made(made, OPTIONS)
     encoder = load_encoder(VIT, random_weights=0)
     expected = with_attention(encoder, torch.from_numpy(batch.views))[2]
     assert batch.attention.shape == (16, 64)
@@ -255,11 +234,8 @@ def test_the_loss_is_the_divergence_of_two_maps() -> None:
 @pytest.mark.parametrize("patch", [28, 16])
 def test_a_student_of_any_grid_learns_where_to_look(made: Path, patch: int) -> None:
     options = replace(OPTIONS, student=STUDENT.replace("patch_size=28", f"patch_size={patch}"))
-    data = open_data(made, options, 1, Silent())
-    alone = Ranks(0, 1, 1, torch.device("cpu"))
-    trainer = make_trainer(train.load_student(options), data, options, alone)
-    assert data.held_out is not None
-    views, targets = torch.from_numpy(data.held_out.views), Targets.of(data.held_out)
+    trainer, batch = distilling.made(made, options)
+    views, targets = distilling.first_of(batch, 16)
     with torch.no_grad():
         assert trainer.model.embed(views, targets.positions).attention.shape == (16, (224 // patch) ** 2)  # type: ignore[union-attr]
     losses = [trainer.step(views, targets, 3e-3, 0.0)["loss"] for _ in range(10)]
