@@ -11,10 +11,12 @@ import pytest
 import torch
 import zarr
 
+import pipeline
 from pipeline.data.committed import BlockCache
 from pipeline.data.dataset import ViewDataset
 from pipeline.distill import train
 from pipeline.distill.losses import attention_kl
+from pipeline.distill.metrics_log import read_metrics
 from pipeline.encoders.attention import with_attention
 from pipeline.encoders.load import load_encoder
 from pipeline.extract import extract as stage
@@ -22,6 +24,7 @@ from pipeline.extract import plan
 from pipeline.extract.options import ExtractOptions, PlanOptions
 from pipeline.runtime.progress import Silent
 from pipeline.tile.options import TileOptions
+from pipeline.verify.verify import seal_store
 from stores import info
 from stores.errors import CorruptStore, EncoderError, OptionError, RecipeMismatch, StoreError
 from stores.export import export
@@ -31,6 +34,7 @@ from stores.publish import card
 from stores.verify import reindex
 from tests.tools import distill as distilling
 from tests.tools.distill import SHORT, STUDENT
+from tests.tools.ranks import run_several
 from tests.tools.settings import TEACHER, VIT
 from tests.tools.share import contents, joined, part, wrong
 from tests.tools.stores import content, files_of
@@ -150,6 +154,20 @@ def test_attention_of_another_view_is_not_the_teachers(made: Path, tmp_path: Pat
     assert found.file == "features.zarr/a/attention"
 
 
+@pytest.mark.slow
+def test_of_the_views_of_another_store(made: Path, store: Path, slides: Path, tmp_path: Path) -> None:
+    """``--like``: patches, policy and seeds of a store without attention, and attention of another teacher."""
+    options: dict[str, Any] = {"teacher": VIT, "random_weights": 0, "tokens": 5, "pixels": True, "threads": 2}
+    found = pipeline.extract([slides], tmp_path / "s", like=store, attention=True, **options)
+    assert found.compared == found.views > 0
+    assert recipe.load(tmp_path / "s").attention == ABOUT
+    assert content(tmp_path / "s") == content(made)
+    seal_store(tmp_path / "s", False, Silent())
+    assert structure(tmp_path / "s") == []
+    (tmp_path / "s/features.zarr/a/attention/c/1/0/0").write_bytes(b"")
+    assert "seal" in {finding.kind for finding in structure(tmp_path / "s")}
+
+
 def test_leftovers_are_seen(made: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(made, tmp_path / "s"))
     next(manifest.commits(path, "a")).path.unlink()
@@ -248,6 +266,30 @@ def test_a_run_with_it(made: Path, tmp_path: Path) -> None:
     summary = train.distill(made, tmp_path / "run", options, False, Silent())
     assert summary["steps"] == 2
     assert summary["val_loss_after"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.torchrun
+def test_two_processes_compare_the_maps_of_both(made: Path, tmp_path: Path) -> None:
+    """The losses of one process with twice as many views a step; the student's grid is another than the teacher's."""
+    student = STUDENT.replace("patch_size=28", "patch_size=16")
+    options = replace(OPTIONS, student=student, loss="mse,attention", steps=4)
+    path = Path(shutil.copytree(made, tmp_path / "s"))
+    for number, name in enumerate("ab"):  # maps that differ, which those of an untrained teacher hardly do
+        array = zarr.open_array(path / f"features.zarr/{name}/attention", mode="r+")
+        drawn = np.random.default_rng(number).dirichlet(np.full(65, 0.3), array.shape[:2])
+        array[:] = drawn[:, :, 1:].astype(np.float16)
+    train.distill(path, tmp_path / "one", replace(options, batch_size=16), False, Silent())
+    run_several(path, tmp_path / "two", options, 2)
+    one, two = (
+        [line for line in read_metrics(tmp_path / run / "metrics.jsonl") if line["kind"] == "train"]
+        for run in ("one", "two")
+    )
+    assert len(one) == 4
+    assert one[0]["loss_attention"] > 0.5
+    for wanted, got in zip(one, two, strict=True):
+        for name in ("loss", "loss_mse", "loss_attention"):
+            assert got[name] == pytest.approx(wanted[name], rel=2e-4), name
 
 
 @pytest.mark.parametrize(
