@@ -19,6 +19,7 @@ from pipeline.distill.options import DistillOptions
 from pipeline.distill.result import Distilled
 from pipeline.encoders.load import load_encoder
 from pipeline.metrics.cka import linear_cka
+from pipeline.metrics.explained import explained_variance
 from pipeline.runtime.progress import Silent
 from stores.errors import OptionError
 from tests.tools.distill import SHORT, made
@@ -58,13 +59,22 @@ def test_figures_and_card_of_each_prefix(store: Path, tmp_path: Path) -> None:
     assert any(
         line.startswith("held out: CKA of the first 4 numbers 0.") for line in Distilled(run, summary).lines()
     )
-    assert set(load_file(run / "nested.safetensors")) >= {"4.linear.weight", "8.linear.weight"}
-    held_out = open_data(store, OPTIONS, 1, Silent()).held_out
-    assert held_out is not None
+    projectors = load_file(run / "nested.safetensors")
+    assert set(projectors) >= {"4.linear.weight", "8.linear.weight"}
+    data = open_data(store, OPTIONS, 1, Silent())
+    assert data.held_out is not None
+    assert data.fit is not None
+    student = load_encoder(str(run / "student"))
     with torch.inference_mode():
-        features = load_encoder(str(run / "student"))(torch.from_numpy(held_out.views)).numpy()
-    found = linear_cka(features[:, :4], held_out.targets.astype(np.float32))
-    assert found == pytest.approx(summary["nested"]["4"]["cka"], rel=1e-4)
+        short, fit = (student(torch.from_numpy(batch.views))[:, :4] for batch in (data.held_out, data.fit))
+    targets, of_fit = (batch.targets.astype(np.float32) for batch in (data.held_out, data.fit))
+    projected = short @ projectors["4.linear.weight"].T + projectors["4.linear.bias"]
+    cosine = torch.cosine_similarity(standardise(projected), standardise(torch.from_numpy(targets))).mean()
+    figures = summary["nested"]["4"]
+    assert figures["cka"] == pytest.approx(linear_cka(short.numpy(), targets), rel=1e-4)
+    assert figures["cosine"] == pytest.approx(float(cosine), abs=1e-4)
+    expected = explained_variance(fit.numpy(), of_fit, short.numpy(), targets)
+    assert figures["explained"] == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize(
