@@ -132,6 +132,8 @@ _PARTS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
     ("recipe-min-tissue", "patch", {"min_tissue": -1.0}, "patch.min_tissue -1; allowed is 0 to 1"),
     ("recipe-std-0", "teacher", {"std": (0.0, 1.0, 1.0)}, "teacher.mean .* those of std above 0"),
     ("recipe-weights", "teacher", {"weights_sha256": "x"}, "weights_sha256 'x'; allowed are 64 hex"),
+    ("recipe-shrink", "teacher", {"shrink": 3}, "teacher.shrink 3; allowed are divisors of teacher.image_px 16"),
+    ("recipe-shrink-0", "teacher", {"shrink": 0}, "teacher.shrink 0; allowed are divisors of teacher.image_px 16"),
     ("recipe-dtype", "teacher", {"dtype": "int4"}, "teacher.dtype 'int4'; allowed: float32"),
     ("recipe-views-of-other-size", "teacher", {"image_px": 18}, "policy.crop_px 16, but teacher.image_px 18"),
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from pipeline.distill import train
 from pipeline.encoders.encoder import shrunk, token_grid
+from pipeline.encoders.export import export_encoder
 from pipeline.encoders.load import load_encoder
 from pipeline.inference.loaded import EncoderSpec, load_on_device
 from pipeline.report.options import ReportOptions
@@ -19,7 +21,9 @@ from pipeline.report.report import write_report
 from pipeline.report.students import students_of
 from pipeline.runtime.progress import Silent
 from pipeline.slides.resample import resample_area
-from stores.errors import EncoderError, OptionError
+from pipeline.verify.options import VerifyOptions
+from pipeline.verify.slide_views import require_teacher_of
+from stores.errors import EncoderError, OptionError, RecipeMismatch
 from stores.format import recipe
 from tests.tools.distill import SHORT
 from tests.tools.stores import RECIPE
@@ -84,6 +88,41 @@ def test_its_weights_stay_bound_to_half_the_resolution(run: Path) -> None:
     assert recipe.from_json(stored.to_json(), "here") == stored
     assert stored.digest() != replace(RECIPE, teacher=replace(identity, shrink=1)).digest()
     assert "shrink" not in RECIPE.to_json()["teacher"]
+
+
+def test_weights_of_a_function_stay_bound_too(tmp_path: Path) -> None:
+    spec = "tests.tools.tiny:student"
+    export_encoder(load_encoder(spec, random_weights=0).shrinking(2), tmp_path, {})
+    found = load_encoder(spec, weights=tmp_path)
+    assert (found.image_px, found.shrink) == (448, 2)
+
+
+@pytest.mark.parametrize("shrink", [3, 0, -2, 2.5, "2", True, 1 << 40])
+def test_a_config_with_squares_that_do_not_fill_the_view(run: Path, tmp_path: Path, shrink: Any) -> None:
+    folder = Path(shutil.copytree(run / "student", tmp_path / "s"))
+    config = json.loads((folder / "config.json").read_text())
+    config["g2l"]["shrink"] = shrink
+    (folder / "config.json").write_text(json.dumps(config))
+    for spec, weights in ((str(folder), None), (VIT, folder)):
+        with pytest.raises(EncoderError, match=r"shrink is .*; allowed"):
+            load_encoder(spec, weights=weights)
+
+
+def test_a_teacher_of_whole_views_is_another(run: Path) -> None:
+    found = load_on_device(EncoderSpec(str(run / "student"), device="cpu", view_px=224))
+    same = recipe.require_complete(replace(RECIPE, teacher=found.identity), Path("store"))
+    require_teacher_of(same, found, VerifyOptions())
+    other = replace(same, teacher=replace(found.identity, shrink=1))
+    with pytest.raises(RecipeMismatch, match="shrink"):
+        require_teacher_of(other, found, VerifyOptions())
+
+
+def test_the_grid_of_a_student_of_any_size_is_that_of_what_it_sees() -> None:
+    spec = VIT.replace("img_size=112", "dynamic_img_size=true")
+    student = load_encoder(spec, random_weights=0).for_views(112).shrinking(2)
+    with torch.inference_mode():
+        _, tokens = student.with_tokens(torch.from_numpy(VIEWS))
+    assert tokens.shape == (3, token_grid(student)[0] ** 2, 24) == (3, 64, 24)
 
 
 @pytest.mark.slow

@@ -63,10 +63,11 @@ def test_it_is_attention_computed_by_hand(fused: bool) -> None:
     assert torch.equal(tokens, plain[1])
 
 
+@pytest.mark.parametrize("spec", [H_OPTIMUS, f"{H_OPTIMUS}&qk_norm=true"])
 @torch.inference_mode()
-def test_it_is_what_the_block_multiplies_its_values_with() -> None:
+def test_it_is_what_the_block_multiplies_its_values_with(spec: str) -> None:
     """timm's own module, not fused: the softmax that goes into its dropout."""
-    encoder, views = made(), make_views(2, 28)
+    encoder, views = made(spec), make_views(2, 28)
     last: Any = encoder.backbone.blocks[-1].attn  # type: ignore[union-attr,index]
     last.fused_attn, seen = False, []
     last.attn_drop.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
