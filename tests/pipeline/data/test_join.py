@@ -1,5 +1,6 @@
 """Views of several stores: what is common, what any has, and what is refused; property tests on made-up stores."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from pipeline.runtime.progress import Silent
 from pipeline.views.draw import RENDERING
 from pipeline.views.policy import Policy
 from stores.errors import RecipeMismatch, StoreError, ViewMismatch
-from stores.format import features, manifest, recipe
+from stores.format import features, manifest, recipe, tiles
 from tests.tools.made_stores import RECIPE, MadeSlide, make_store
 
 POLICY = Policy.from_json
@@ -72,9 +73,11 @@ def _turn(folder: Path, slide: MadeSlide, shift: int) -> None:
         table = table.set_column(table.column_names.index("view_crc32"), "view_crc32", [crc])
         manifest.write_commit(folder, slide.slide_id, commit.block, commit.seeds, table)
         for seed in commit.seeds:
-            values = np.zeros((n, 8), np.float16)
-            values[:, 0], values[:, 1], values[:, 2] = number, of, seed
-            values[np.isin(of, list(slide.bad))] = np.nan
+            block = features.block_range(n, commit.block)
+            mine = of[block.start : block.stop]
+            values = np.zeros((len(mine), 8), np.float16)
+            values[:, 0], values[:, 1], values[:, 2] = number, mine, seed
+            values[np.isin(mine, list(slide.bad))] = np.nan
             features.write_block(folder, slide.slide_id, seed, commit.block, values)
 
 
@@ -182,3 +185,83 @@ def test_policies_splits_and_nothing_in_common_are_refused(tmp_path: Path) -> No
     apart = made(tmp_path / "apart", [MadeSlide("c", 6)])
     with pytest.raises(StoreError, match="no view of the split 'train' is in all of"):
         open_joined([x, apart], {"train": None}, "common", [], [], Silent())
+
+
+class _Notes(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_it_is_said_what_is_left_out(tmp_path: Path) -> None:
+    members = [made(tmp_path / "x", SLIDES), made(tmp_path / "y", SLIDES[:1])]
+    said = _Notes()
+    open_joined(members, {"train": None}, "common", [], [], said)
+    first, second = said.lines
+    assert first == "split train: 18 views in all stores"
+    assert re.fullmatch(
+        r"split train: 18 of 36 views of .*x are left out, .*: slides b \(18\); --join any .*", second
+    )
+    said.lines.clear()
+    open_joined(members, {"train": None}, "any", [], [], said)
+    assert said.lines == []
+
+
+def test_a_seed_that_is_asked_for_and_not_in_common(tmp_path: Path) -> None:
+    members = [made(tmp_path / "x", SLIDES), made(tmp_path / "y", [MadeSlide("a", 6, n_seeds=2)])]
+    with pytest.raises(
+        StoreError, match=r"no view of seed 2 is left .*--seeds 2, or run extract-teacher --seeds 3"
+    ):
+        open_joined(members, {"train": 3}, "common", [], [], Silent())
+
+
+def test_the_digest_says_which_store_has_which_view(tmp_path: Path) -> None:
+    x, y, less = (made(tmp_path / n, of) for n, of in (("x", SLIDES), ("y", SLIDES), ("less", SLIDES[:1])))
+    (whole,), (part,) = (
+        open_joined([x, other], {"train": None}, "any", [], [], Silent()) for other in (y, less)
+    )
+    assert whole.n_views == part.n_views == 36
+    assert whole.digest != part.digest
+
+
+def test_a_slide_is_one_group_under_two_names(tmp_path: Path) -> None:
+    x = made(tmp_path / "x", [MadeSlide("a", 6, n_seeds=2)])
+    other = MadeSlide("other", 6, columns={"fingerprint": "fingerprint of a", "patient_id": "p-a"})
+    y = made(tmp_path / "y", [other])
+    (split,) = open_joined([x, y], {"train": None}, "any", [], [], Silent())
+    assert {unit.commit.slide_id for unit in split.units} == {"a", "other"}  # seed 2 is in y alone
+    for balance in ("slide", "patient"):
+        (group,) = split.groups(balance)
+        assert sum(unit.n_views for unit in group) == 18
+
+
+def test_rows_in_other_blocks(tmp_path: Path) -> None:
+    """Patch 0 is row 0 of the first block here, and in the second one there."""
+    slide = MadeSlide("a", 1100, n_seeds=1)
+    members = [made(tmp_path / name, [slide], shift) for name, shift in (("x", 0), ("y", 700))]
+    (split,) = open_joined(members, {"train": None}, "common", [], [], Silent())
+    cache, n_views = JoinedCache(split.joined), 0
+    for unit in split.units:
+        *stored, present = cache.stored(unit.commit, unit.rows, 0)
+        assert present.all()
+        np.testing.assert_array_equal(stored[0][:, 1], stored[4][:, 1])
+        n_views += len(unit.rows)
+    assert n_views == 1100
+
+
+def test_a_tile_is_in_one_split(tmp_path: Path) -> None:
+    """Groups and patients have other names, and say nothing."""
+    members = []
+    for name, split, second in (("x", "train", "f"), ("y", "val", "g")):
+        folder, slide = tmp_path / name, MadeSlide(f"group-{name}", 6, columns={"split": split})
+        stored = made(folder, [slide]).recipe
+        recipe.save(folder, replace(stored, patch=replace(stored.patch, grid=tiles.GRID)))
+        patches = manifest.read_patches(folder, slide.slide_id)
+        of = {manifest.TILE: [f"keyed-{letter * 24}" for letter in "ddd" + second * 3]}
+        manifest.write_patches(folder, slide.slide_id, patches.x_px0, patches.y_px0, patches.tissue, of)
+        members.append(Member(folder, recipe.load_complete(folder)))
+    said = r"the picture keyed-d{24} is in the split train in .*x, and in val in .*y"
+    with pytest.raises(StoreError, match=said):
+        open_joined(members, {"train": None, "val": None}, "any", [], ["train", "val"], Silent())
