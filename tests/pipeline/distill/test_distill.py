@@ -21,6 +21,7 @@ from pipeline.data.statistics import statistics
 from pipeline.distill import checkpoint, train
 from pipeline.distill.heads import BN_EPS, standardise
 from pipeline.distill.inputs import open_data
+from pipeline.distill.losses import infonce
 from pipeline.distill.metrics_log import read_metrics
 from pipeline.distill.model import Targets
 from pipeline.distill.result import Distilled
@@ -37,7 +38,7 @@ from stores import sampler
 from stores.errors import DistillError, G2LError, OptionError, StoreError
 from stores.format import features, recipe
 from stores.format.terms import Terms
-from tests.tools.distill import ALONE, OPTIONS, VIT, first_of, same
+from tests.tools.distill import ALONE, OPTIONS, VIT, first_of, made, same
 from tests.tools.kill import distill_job, kill_at_random, start
 from tests.tools.settings import ROOT
 
@@ -386,6 +387,16 @@ def test_every_loss_goes_down(store: Path, loss: str, norm: str) -> None:
     batch, targets = first_of(data.held_out, 16)
     losses = [trainer.step(batch, targets, 3e-3, 0.0)["loss"] for _ in range(12)]
     assert losses[-1] < losses[0]
+
+
+@torch.no_grad()
+def test_infonce_takes_the_temperature_of_the_options(store: Path) -> None:
+    trainer, batch = made(store, replace(OPTIONS, loss="infonce", infonce_temp=0.7))
+    model = trainer.model.eval()
+    views, targets = first_of(batch, 8)
+    student = model.embed(views, targets.positions)
+    expected = infonce(model.projected(student.features), model.target_norm(targets.features), 0.7)
+    torch.testing.assert_close(model.compare(student, targets)[0], expected)
 
 
 def test_weight_decay_spares_biases_and_norms(store: Path) -> None:

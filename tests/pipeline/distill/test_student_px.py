@@ -57,6 +57,7 @@ def test_the_exported_student_takes_whole_views(run: Path) -> None:
     assert json.loads((run / "options.json").read_text())["options"]["student_px"] == 112
     student = load_encoder(str(run / "student"))
     assert (student.image_px, student.shrink, token_grid(student)[0]) == (224, 2, 8)
+    assert student.resizable is None  # its name with another img_size is another student
     views = torch.from_numpy(VIEWS)
     card = (run / "student/README.md").read_text()
     assert "RGB images of 224 px" in card
