@@ -15,6 +15,7 @@ import pipeline
 from pipeline.data.committed import BlockCache
 from pipeline.data.dataset import ViewDataset
 from pipeline.distill import train
+from pipeline.distill.grids import divided
 from pipeline.distill.losses import attention_kl
 from pipeline.distill.metrics_log import read_metrics
 from pipeline.encoders.attention import with_attention
@@ -189,6 +190,7 @@ def test_parts_make_the_whole_and_can_leave_it_out(made: Path, token_store: Path
     bare = part(made, tmp_path / "bare", attention=False)
     assert recipe.load(bare).attention is None
     assert content(bare) == content(token_store)
+    assert layout.read_options(bare, "extract-teacher")["attention"] is False
     with pytest.raises(RecipeMismatch, match=r"recipe\.attention"):
         joined([made, bare], tmp_path / "no")
     array = zarr.open_array(tmp_path / "x/features.zarr/b/attention", mode="r+")
@@ -216,6 +218,8 @@ def test_exports(made: Path, tmp_path: Path) -> None:
     bare = exported("bare", pseudonyms=Pseudonyms(b"k" * 32), attention=False)
     assert not [file for file in files_of(bare) if "attention" in file]
     assert recipe.load(bare).attention is None
+    said = {path.name: layout.read_options(path, "extract-teacher")["attention"] for path in (hidden, bare)}
+    assert said == {"hidden": True, "bare": False}
 
 
 # What a student learns from it
@@ -256,6 +260,13 @@ def test_a_student_of_any_grid_learns_where_to_look(made: Path, patch: int) -> N
     views, targets = distilling.first_of(batch, 16)
     with torch.no_grad():
         assert trainer.model.embed(views, targets.positions).attention.shape == (16, (224 // patch) ** 2)  # type: ignore[union-attr]
+    with torch.no_grad():
+        student = trainer.model.embed(views, targets.positions)
+        found = trainer.model.compare(student, targets)[0]
+    assert student.attention is not None
+    assert targets.attention is not None
+    expected = attention_kl(student.attention, divided(targets.attention, 224 // patch))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
     losses = [trainer.step(views, targets, 3e-3, 0.0)["loss"] for _ in range(10)]
     assert losses[-1] < 0.9 * losses[0]
 
