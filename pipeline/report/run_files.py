@@ -66,12 +66,10 @@ def read_run(run: Path) -> RunFiles:
 
 def _stores(begun: Mapping[str, Any], path: Path) -> list[tuple[str, str, float]]:
     """The stores of a run of several."""
-    found = []
-    for store in begun.get("stores") or ():
-        known = isinstance(store, dict)
-        name, recipe, weight = (
-            (store.get(key) for key in ("name", "recipe", "weight")) if known else (None,) * 3
-        )
+    given, found = begun.get("stores", []), []
+    for store in given if isinstance(given, list) else [None]:
+        about = store if isinstance(store, dict) else {}
+        name, recipe, weight = (about.get(key) for key in ("name", "recipe", "weight"))
         if not (isinstance(name, str) and isinstance(recipe, str) and isinstance(weight, int | float)):
             raise OptionError(f"{path}: a store of the run has no name, recipe and weight")
         found.append((one_line(name, 100), recipe, float(weight)))

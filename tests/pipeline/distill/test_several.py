@@ -43,6 +43,10 @@ def test_names_and_weights() -> None:
     for again in ("a/", "./a", "b/../a"):
         with pytest.raises(OptionError, match="given twice"):
             named([("a", 1.0), (again, 2.0)])
+    assert [s.name for s in named([("x/a store", 1.0), ("y", 1.0)])] == ["1", "2"]  # no name of a figure
+    named([(str(n), 1.0) for n in range(16)])
+    with pytest.raises(OptionError, match="17 stores; allowed are at most 16"):
+        named([(str(n), 1.0) for n in range(17)])
     with pytest.raises(OptionError, match="one store has no weight"):
         named([("a", 0.5)])
 
@@ -57,6 +61,8 @@ def test_each_store_has_its_terms() -> None:
             losses_of(two, DistillOptions(loss=loss))
     with pytest.raises(OptionError, match="there is one store"):
         losses_of(two[:1], DistillOptions(loss="a=mse"))
+    with pytest.raises(OptionError, match=r"teacher-drop 0.5: .* dino has none"):
+        losses_of(two, DistillOptions(loss="a=mse,b=dino", teacher_drop=0.5))
     with pytest.raises(OptionError, match="is for several stores"):
         losses_of(two[:1], DistillOptions(teacher_drop=0.5))
 
@@ -89,12 +95,12 @@ def test_a_missing_target_has_no_part(model: SeveralDistiller) -> None:
     present = torch.ones(6, 2, dtype=torch.bool)
     total, found = model(views, targets_of(present))
     assert float(total.detach()) == pytest.approx(float(found["a"]) + 0.5 * float(found["b"]))
-    present[2:, 1] = False
+    present[[0, 2, 3, 5], 1] = False
     targets = targets_of(present)
     less, _ = model(views, targets)
-    targets.others[0].features[2:] = 1e4  # what is not there cannot matter
+    targets.others[0].features[[0, 2, 3, 5]] = 1e4  # what is not there cannot matter
     assert torch.equal(model(views, targets)[0], less)
-    present[1, 1] = False  # one view: no part in the step, but in the graph
+    present[4, 1] = False  # one view: no part in the step, but in the graph
     total, found = model(views, targets_of(present))
     assert float(found["b"]) == 0
     total.backward()
@@ -170,3 +176,12 @@ def test_one_store_records_what_it_always_did(store: Path, tmp_path: Path) -> No
     }
     assert heads == {f"projector.{name}" for name in names}
     assert "teachers" not in json.loads((tmp_path / "r/summary.json").read_text())
+
+
+def test_heads_follow_from_the_seed() -> None:
+    teachings = [Teaching(3, np.zeros(3), np.ones(3), name=name, loss={"mse": 1.0}) for name in "ab"]
+    student = load_encoder("tests.tools.tiny:student", random_weights=0)
+    built = [build(student, teachings, DistillOptions(seed=seed)).state_dict() for seed in (1, 1, 2)]
+    first, again, other = (heads["others.0.projector.linear.weight"] for heads in built)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

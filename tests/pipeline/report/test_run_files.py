@@ -8,7 +8,7 @@ import pytest
 from pipeline.report.origin import last_date
 from pipeline.report.run_files import read_run
 from pipeline.runtime.resume import BEGUN
-from stores.errors import CorruptStore
+from stores.errors import CorruptStore, OptionError
 from stores.io import files
 
 LOG = "log.jsonl"
@@ -42,3 +42,27 @@ def test_files_of_a_run_are_regular(run: Path, name: str, kind: str) -> None:
         (run / name).symlink_to(whole)
     with pytest.raises(CorruptStore, match=f"{name}.*is a (pipe|symbolic link)"):
         read(run)
+
+
+def test_figures_of_several_teachers_are_read_by_the_names_of_their_stores(run: Path) -> None:
+    begun = files.read_json(run / BEGUN)
+    stores = [{"name": "a", "recipe": "y", "weight": 1.0}, {"name": "b\x1b", "recipe": "z", "weight": 2}]
+    files.write_json(run / BEGUN, begun | {"stores": stores})
+    summary = files.read_json(run / "summary.json")
+    of_a = {"teacher": "t\n", "cka_after": 0.5, "cka_before": "high"}
+    files.write_json(run / "summary.json", summary | {"teachers": {"a": of_a, "c": {"cka_after": 1.0}}})
+    found = read_run(run)
+    assert found.stores == [("a", "y", 1.0), ("b?", "z", 2.0)]
+    assert found.summary["teachers"] == {
+        "a": {"cka_after": 0.5, "teacher": "t"},
+        "b?": {"teacher": "unknown"},
+    }
+
+
+@pytest.mark.parametrize(
+    "stores", [7, {"a": 1}, ["a"], [{"name": "a", "recipe": "y"}], [{"name": 1, "recipe": "y", "weight": 1}]]
+)
+def test_stores_of_another_form(run: Path, stores: object) -> None:
+    files.write_json(run / BEGUN, files.read_json(run / BEGUN) | {"stores": stores})
+    with pytest.raises(OptionError, match="a store of the run has no name, recipe and weight"):
+        read_run(run)
