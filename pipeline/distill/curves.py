@@ -41,12 +41,13 @@ def draw_curves(
     draw(loss, "held out, mean of the targets", "loss_constant", validations, ls=":", color="0.2")
     for name, (label, colour) in _AGREEMENT.items():
         draw(agreement, label, name, validations, marker="o", ms=3, color=colour)
-    whose = "teachers (mean)" if any("teachers" in record for record in validations) else "teacher"
+    several = any("teachers" in record for record in validations)
+    whose = "held out, mean over the teachers" if several else "agreement with the teacher, held out"
     schedule.plot(x, [record["lr"] for record in steps], color="C2")
     for axes, title in (
         (loss, "loss"),
         (schedule, "learning rate"),
-        (agreement, f"agreement with the {whose}, held out"),
+        (agreement, whose),
     ):
         axes.set(title=title, xlabel="step")
         if axes.get_legend_handles_labels()[0]:
