@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.balance import group_units
-from pipeline.data.joined import Joined, Match, grid, restricted, root_of
+from pipeline.data.joined import Joined, Match, grid, has_views, restricted, root_of
 from pipeline.data.loader import Batch, LoaderOptions, ViewLoader, load_views
 from pipeline.data.sources import find_sources
 from pipeline.data.split import Split, find_views, require_rendering
@@ -25,7 +25,7 @@ from pipeline.slides.sources import Source
 from pipeline.views.policy import Policy
 from stores import sampler
 from stores.errors import RecipeMismatch, StoreError, ViewMismatch
-from stores.format import manifest, tiles
+from stores.format import manifest
 from stores.format.recipe import Attention, CompleteRecipe, Tokens
 from stores.format.same_views import two_checksums, view_differences, view_name
 from stores.io.location import StoreLike
@@ -210,9 +210,8 @@ def _require_one_split(members: Sequence[Member], tables: Sequence[Sequence[Mapp
     seen: dict[tuple[str, str], tuple[str, StoreLike]] = {}
     for member, rows in zip(members, tables, strict=True):
         for row in rows:
-            mixed = row["vendor"] == tiles.VENDOR and row["patient_id"] == f"tiles-{row['split']}"
             for what, column in (("slide", "fingerprint"), ("patient", "patient_id")):
-                if row["status"] != manifest.OK or not row[column] or (mixed and what == "patient"):
+                if row["status"] != manifest.OK or not row[column]:
                     continue
                 split, store = seen.setdefault((what, row[column]), (row["split"], member.files))
                 if split != row["split"]:
@@ -362,16 +361,13 @@ class _Join:
         return Match(slides, slide, rows, has)
 
     def _has(self, home: int, unit: sampler.Segment, number: int) -> npt.NDArray[np.bool_]:
-        match = self.matches.get((home, unit.commit.slide_id, number))
-        if match is None:
-            return np.zeros((len(unit.seeds), len(unit.rows)), bool)
-        return match.has[grid(unit)]
+        return has_views(self.matches, home, unit, number)
 
     def common(self) -> list[sampler.Segment]:
         """Views of the first store that all others have."""
         chosen: list[sampler.Segment] = []
         for unit in self.sides[0].units:
-            masks = [self._has(0, unit, number) for number in range(1, len(self.sides))]
+            masks = [self._has(0, unit, number) for number in range(len(self.sides))]
             chosen += restricted(unit, np.logical_and.reduce(masks))
         return chosen
 
@@ -393,7 +389,7 @@ class _Join:
         for home, side in enumerate(self.sides):
             missing: dict[str, int] = {}
             for unit in side.units:
-                masks = [self._has(home, unit, n) for n in range(len(self.sides)) if n != home]
+                masks = [self._has(home, unit, number) for number in range(len(self.sides))]
                 left = unit.n_views - int(np.logical_and.reduce(masks).sum())
                 if left:
                     missing[unit.commit.slide_id] = missing.get(unit.commit.slide_id, 0) + left

@@ -68,13 +68,17 @@ class Joined:
 
     def has(self, segment: sampler.Segment, number: int) -> npt.NDArray[np.bool_]:
         """Which views of a segment a store has, (seeds, rows)."""
-        home = self.home(segment.commit)
-        if home == number:
-            return np.ones((len(segment.seeds), len(segment.rows)), bool)
-        match = self.matches.get((home, segment.commit.slide_id, number))
-        if match is None:
-            return np.zeros((len(segment.seeds), len(segment.rows)), bool)
+        return has_views(self.matches, self.home(segment.commit), segment, number)
+
+
+def has_views(
+    matches: Mapping[tuple[int, str, int], Match], home: int, segment: sampler.Segment, number: int
+) -> npt.NDArray[np.bool_]:
+    """Which views of a segment of the store `home` the store `number` has, (seeds, rows)."""
+    match = matches.get((home, segment.commit.slide_id, number))
+    if match is not None:
         return match.has[grid(segment)]
+    return np.full((len(segment.seeds), len(segment.rows)), home == number)
 
 
 def grid(segment: sampler.Segment) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -79,6 +79,7 @@ def model_card(
             f'x = (total + {by * by // 2}).div({by * by}, rounding_mode="floor") / 255  # of (B, 3, '
             f"{student.image_px}, {student.image_px}); then Normalize\n"
         )
+    its = "a teacher's" if summary.get("teachers") else "its"
     folder, what = (
         ("student-ema", "The moving average of a student") if averaged else ("student", "A student")
     )
@@ -117,9 +118,14 @@ itself{", and the means" if shrinks else ""}. Projector and heads of the trainin
 |---|---|
 {figures}
 {_by_teacher(summary)}
-Beside loss_first and loss_last, figures are against the teacher on held-out patients, seed 0; explained is the share of
-the variance of its features that a linear map from the student's explains. Not for clinical use.
+Beside loss_first and loss_last, figures are {_against(summary)} on held-out patients, seed 0; explained is the share of
+the variance of {its} features that a linear map from the student's explains. Not for clinical use.
 """
+
+
+def _against(summary: Mapping[str, Any]) -> str:
+    """What the figures of a run are."""
+    return "means over the teachers" if summary.get("teachers") else "against the teacher"
 
 
 def _prefixes(summary: Mapping[str, Any]) -> str:
@@ -146,7 +152,7 @@ The first {", ".join(lengths)} numbers were trained as embeddings of their own (
 short = features[:, :{lengths[0]}]
 ```
 
-Normalise to unit length after cutting, not before. Held out, against the teacher:
+Normalise to unit length after cutting, not before. Held out, {_against(summary)}:
 
 {figures}
 

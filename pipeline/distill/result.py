@@ -119,7 +119,8 @@ class Distilled:
             for length, figures in self.figures.get("nested", {}).items()
             if "cka" in figures
         ]
-        return [f"held out: CKA of the first {', '.join(of)}"] if of else []
+        whose = f" {to_teacher(self.figures)}" if self.figures.get("teachers") else ""
+        return [f"held out: CKA{whose} of the first {', '.join(of)}"] if of else []
 
     def _loss(self) -> list[str]:
         loss, constant = (self.figures.get(f"val_loss_{name}") for name in ("after", "constant"))

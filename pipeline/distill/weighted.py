@@ -66,7 +66,8 @@ def named(stores: Sequence[tuple[Any, float]]) -> list[WeightedStore]:
     texts = [str(store).rstrip("/\\") for store, _ in stores]
     if len(stores) == 1 and stores[0][1] != 1:
         raise OptionError(
-            f"--store {texts[0]}:{stores[0][1]:g}: one store has no weight; give several, or no weight"
+            f"--store {texts[0]}:{stores[0][1]:g}: one store has no weight; give several, or no weight (a path that "
+            "ends in a colon and a number takes :1 behind it)"
         )
     if len(stores) > MOST:
         raise OptionError(f"--store: {len(stores)} stores; allowed are at most {MOST}")

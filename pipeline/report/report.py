@@ -139,7 +139,7 @@ def _of_run(path: Path, options: ReportOptions, report: Reporter) -> Content:
     about = _run_facts(path, run) + page.command(command)
     if options.student is not None and options.store is None:
         raise OptionError(f"--student {options.student}: needs --store, whose patches the student embeds")
-    teacher, data = run.teacher, ""
+    teacher, data, whose = run.teacher, "", "the teacher"
     if options.store is not None and stored is not None:
         recipes = [digest for _, digest, _ in run.stores] or [run.store_recipe]
         if stored.digest() not in recipes:
@@ -149,6 +149,7 @@ def _of_run(path: Path, options: ReportOptions, report: Reporter) -> Content:
             )
         teacher, data = stored.teacher.name, f" on {_short(options.store)}"
         if run.stores:
+            whose = f"{teacher} ({_short(options.store)})"
             teacher, data = f"{len(run.stores)} teachers", f"; patches and features of {teacher}{data}"
         trained, before, left_out = students_of(path, run.options, options)
         found = gather(options.store, trained, options, report, before)
@@ -156,7 +157,7 @@ def _of_run(path: Path, options: ReportOptions, report: Reporter) -> Content:
         facts = _store_facts(options.store, store_info(options.store))
         about += f"<h3>{'One of its stores' if run.stores else 'Its store'}</h3>" + facts + _notes(found)
     sections = [
-        ("about", "What it is", _figures(run.summary, found) + _by_teacher(run) + about),
+        ("about", "What it is", _figures(run.summary, found, whose) + _by_teacher(run) + about),
         ("training", "Training", page.curves(run.records, bool(run.stores))),
         *(_shown(found) if found else []),
     ]
@@ -236,8 +237,8 @@ def _notes(found: Gathered) -> str:
     return page.facts([("note", note) for note in found.notes]) if found.notes else ""
 
 
-def _figures(summary: Mapping[str, Any], found: Gathered | None) -> str:
-    """The large figures of a run."""
+def _figures(summary: Mapping[str, Any], found: Gathered | None, whose: str = "the teacher") -> str:
+    """The large figures of a run; `whose` features are on the page."""
     held_out = f"{to_teacher(summary)}, held out, before and after"
     pairs = [
         (f"linear CKA {held_out}", _change(summary, "cka", "{:.3f}")),
@@ -255,16 +256,14 @@ def _figures(summary: Mapping[str, Any], found: Gathered | None) -> str:
             if of is not None and getattr(of, form) is not None
         ]
         if found is not None and found.cka is not None and getattr(found.cka, form) is not None:
-            text = f"{name} to the teacher on the patches below" + (
+            text = f"{name} to {whose} on the patches below" + (
                 ", before and after" if len(values) > 1 else ""
             )
             pairs.append((text, " → ".join(values)))
     if summary.get("data_wait") is not None:
         pairs.append(("of the time waiting for data", f"{summary['data_wait']:.1%}"))
     if found is not None and found.agreement is not None:
-        pairs.append(
-            ("of the nearest neighbours below are shared with the teacher", f"{found.agreement:.0%}")
-        )
+        pairs.append((f"of the nearest neighbours below are shared with {whose}", f"{found.agreement:.0%}"))
     shown = [(name, value) for name, value in pairs if value is not None]
     explained = f"<p>{_CKA}</p>" if any("CKA" in name for name, _ in shown) else ""
     return page.tiles(shown) + explained if shown else ""

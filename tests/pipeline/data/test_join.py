@@ -41,7 +41,8 @@ def made(folder: Path, slides: list[MadeSlide], shift: int = 0, **policy: Any) -
     )
     make_store(folder, slides, about)
     for slide in slides:
-        _turn(folder, slide, shift)
+        if slide.status == "ok":
+            _turn(folder, slide, shift)
     return Member(folder, recipe.load_complete(folder))
 
 
@@ -182,9 +183,54 @@ def test_policies_splits_and_nothing_in_common_are_refused(tmp_path: Path) -> No
     val = made(tmp_path / "val", [MadeSlide("a", 6, columns={"split": "val"})])
     with pytest.raises(StoreError, match=r"slide a is in the split train in .*x, and in val in .*val"):
         open_joined([x, val], {"train": None}, "any", [], [], Silent())
+    patient = made(tmp_path / "patient", [MadeSlide("c", 6, columns={"split": "val", "patient_id": "p-b"})])
+    with pytest.raises(
+        StoreError, match=r"patient p-b is in the split train in .*x, and in val in .*patient"
+    ):
+        open_joined([x, patient], {"train": None}, "any", [], [], Silent())
     apart = made(tmp_path / "apart", [MadeSlide("c", 6)])
     with pytest.raises(StoreError, match="no view of the split 'train' is in all of"):
         open_joined([x, apart], {"train": None}, "common", [], [], Silent())
+
+
+def test_slides_that_give_no_views_and_empty_names_are_in_no_split(tmp_path: Path) -> None:
+    unknown = {"fingerprint": "", "patient_id": ""}
+    x = made(tmp_path / "x", [MadeSlide("a", 6), MadeSlide("d", 6, columns=unknown)])
+    y = made(
+        tmp_path / "y",
+        [
+            MadeSlide("a", 6, status="failed", columns={"split": "val"}),
+            MadeSlide("b", 6),
+            MadeSlide("d", 6, columns=unknown | {"split": "val"}),
+        ],
+    )
+    (split,) = open_joined([x, y], {"train": None}, "any", [], [], Silent())
+    assert split.n_views == 3 * 18
+    assert [split.views_of(number) for number in (0, 1)] == [36, 18]
+
+
+def test_views_rendered_otherwise_are_refused(tmp_path: Path) -> None:
+    x, y = (made(tmp_path / name, SLIDES) for name in "xy")
+    older = replace(y, recipe=replace(y.recipe, reader=replace(y.recipe.reader, rendering="views-0")))
+    with pytest.raises(ViewMismatch, match=r".*y: views were rendered by views-0"):
+        open_joined([x, older], {"train": None}, "common", [], [], Silent())
+
+
+def test_the_digest_says_what_the_views_show(tmp_path: Path) -> None:
+    pairs = {name: [made(tmp_path / f"{name}{n}", SLIDES[:1]) for n in (1, 2)] for name in ("one", "other")}
+    for folder in (
+        tmp_path / "other1",
+        tmp_path / "other2",
+    ):  # the same views in every table, of other pixels
+        (commit,) = manifest.commits(folder, "a")
+        table = commit.read()
+        at = table.column_names.index("view_crc32")
+        crc = pc.add(table[at].cast("int64"), 1 << 16).cast(table.schema.field(at).type)
+        manifest.write_commit(folder, "a", 0, commit.seeds, table.set_column(at, "view_crc32", crc))
+    one, other = (
+        open_joined(pair, {"train": None}, "any", [], [], Silent())[0].digest for pair in pairs.values()
+    )
+    assert one != other
 
 
 class _Notes(Silent):

@@ -3,6 +3,7 @@
 import html
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from pipeline.report.options import ReportOptions
 from pipeline.report.report import write_report
 from pipeline.runtime.progress import Silent
 from stores.errors import OptionError
-from tests.tools.distill import OPTIONS, losses, same
+from stores.format.recipe import Tokens
+from tests.tools.distill import OPTIONS, VIT, losses, same
 from tests.tools.made_stores import MadeSlide, make_store
 
 
@@ -37,6 +39,8 @@ def test_names_and_weights() -> None:
     pairs = [parse_weight("lab/uni2:0.5"), parse_weight("s3://c/virchow2")]
     assert [(s.name, s.weight) for s in named(pairs)] == [("uni2", 0.5), ("virchow2", 1.0)]
     assert [s.name for s in named([("x/store", 1.0), ("y/store", 1.0)])] == ["1", "2"]
+    for text, path in (("x/a:2:1", "x/a:2"), ("x/a:b", "x/a:b"), ("http://host:9000", "http://host:9000")):
+        assert parse_weight(text) == (path, 1.0)
     for text in ("a:0", "a:-1", "a:inf", "a:nan"):
         with pytest.raises(OptionError, match="allowed is a number above 0"):
             parse_weight(text)
@@ -114,6 +118,100 @@ def test_dropping_keeps_the_teacher_with_the_highest_loss(model: SeveralDistille
     present, every = torch.ones(3, 2, dtype=torch.bool), torch.ones(3, 2, dtype=torch.bool)
     assert model._kept(present, every, pairs).tolist() == [[False, True], [True, False], [False, True]]
     assert model._kept(present, ~every, pairs).all()
+    # means over the dimensions of a teacher, of the whole embedding: neither more of them nor prefixes count
+    one, other = torch.ones(3, 5), torch.full((3, 3), 1.2)
+    pairs = [[(one, 0 * one), (9 * one, 0 * one)], [(other, 0 * other)]]
+    assert model._kept(present, every, pairs).tolist() == [[False, True]] * 3
+    present[0], present[1, 1] = False, False  # nothing is kept that is not there
+    pairs = [[(one[:2], 0 * one[:2])], [(other[:1], 0 * other[:1])]]
+    assert model._kept(present, every, pairs).tolist() == [[False, False], [True, False], [False, True]]
+
+
+@pytest.fixture(scope="module")
+def of_tokens() -> Callable[..., SeveralDistiller]:
+    """Builds a student of two teachers with tokens and prefixes, always of the same weights."""
+    loss, tokens = {"mse": 1.0, "token-cosine": 1.0}, Tokens(4, 7, 6, "rule")
+    teachings = [
+        Teaching(dim, np.zeros(dim), np.ones(dim), tokens, name=name, loss=loss)
+        for name, dim in (("a", 5), ("b", 3))
+    ]
+
+    def made(gather: Callable[[torch.Tensor], torch.Tensor] | None = None) -> SeveralDistiller:
+        built = build(
+            load_encoder(VIT, random_weights=0), teachings, DistillOptions(nested="8"), gather=gather
+        )
+        assert isinstance(built, SeveralDistiller)
+        built.train()
+        return built
+
+    return made
+
+
+def with_tokens(present: torch.Tensor, let_go: torch.Tensor | None = None) -> tuple[torch.Tensor, Targets]:
+    """Views, and targets with tokens of other places for each teacher."""
+    n, g = len(present), torch.Generator().manual_seed(2)
+    views = torch.randint(0, 256, (n, 224, 224, 3), dtype=torch.uint8, generator=g)
+    first, second = (
+        Targets(
+            torch.randn(n, dim, generator=g),
+            torch.randn(n, 4, 6, generator=g),
+            torch.randint(0, 49, (n, 4), generator=g),
+        )
+        for dim in (5, 3)
+    )
+    return views, replace(first, others=(second,), present=present.to(torch.uint8), let_go=let_go)
+
+
+def test_each_teacher_has_the_places_of_its_own_tokens(of_tokens: Callable[..., SeveralDistiller]) -> None:
+    views, targets = with_tokens(torch.ones(6, 2))
+    before = of_tokens()(views, targets)[1]
+    moved = replace(targets, others=(replace(targets.others[0], positions=48 - targets.others[0].positions),))
+    after = of_tokens()(views, moved)[1]
+    assert before["a"] == after["a"]
+    assert before["b"] != after["b"]
+
+
+def test_rows_of_all_processes_are_put_together_in_one_order(
+    of_tokens: Callable[..., SeveralDistiller],
+) -> None:
+    """Turning everything round changes no loss; turning features, tokens or targets alone does."""
+    present, let_go = torch.ones(6, 2), torch.zeros(6, 2, dtype=torch.uint8)
+    present[:2, 1], let_go[1:4] = 0, 1
+    batch = with_tokens(present, let_go)
+    plain, turned = (of_tokens(gather)(*batch)[1] for gather in (None, lambda tensor: tensor.flip(0)))
+    assert {name: float(loss) for name, loss in plain.items()} == pytest.approx(
+        {name: float(loss) for name, loss in turned.items()}, rel=1e-5
+    )
+
+
+def test_what_is_let_go_of_has_no_part(of_tokens: Callable[..., SeveralDistiller]) -> None:
+    """Normalised over the views that the teacher has; the terms are over those that it keeps."""
+    model, (views, targets) = of_tokens(), with_tokens(torch.ones(6, 2), torch.ones(6, 2, dtype=torch.uint8))
+    found = model(views, targets)[1]
+    model = of_tokens()
+    students = model.embed_for(views, [targets.positions, targets.others[0].positions])
+    pairs = [
+        [(s, lesson.target_norm(target.features)) for s in lesson.every_projected(student.features).values()]
+        for lesson, student, target in zip(model.lessons, students, (targets, *targets.others), strict=True)
+    ]
+    error = torch.stack([(s - t).square().mean(1) for (s, t), _ in pairs], 1)
+    for k, name in enumerate("ab"):
+        kept = (error.argmax(1) == k).nonzero().flatten()
+        assert 2 <= len(kept) <= 4
+        of_kept = [(s[kept], t[kept]) for s, t in pairs[k]]
+        target = (targets, *targets.others)[k].alone(kept)
+        terms = model.lessons[k].terms(students[k].rows(kept), target, of_kept)
+        of_features = sum((s - t).square().mean() for s, t in of_kept) / 2
+        assert float(found[name]) == pytest.approx(
+            float((of_features + terms["token-cosine"]).detach()), rel=1e-5
+        )
+
+
+def test_a_teacher_without_a_part_is_in_the_graph(of_tokens: Callable[..., SeveralDistiller]) -> None:
+    model, present = of_tokens(), torch.ones(6, 2)
+    present[:, 1] = 0
+    model(*with_tokens(present))[0].backward()
+    assert all(p.grad is not None for p in model.others.parameters())
 
 
 @pytest.mark.slow
@@ -141,15 +239,22 @@ def test_a_run_on_two_stores_goes_on_as_it_was(store: Path, token_store: Path, t
     assert [one["weight"] for one in begun["stores"]] == [1.0, 0.5]
     card = (whole / "student/README.md").read_text()
     assert "| tests.tools.tiny:teacher | a | 1 |" in card
+    assert "figures are means over the teachers on held-out patients" in card
     said = "\n".join(Distilled(whole, summary).lines())
     assert f"CKA to the 2 teachers (mean) {summary['cka_before']:.3f}" in said
+    prefix = Distilled(whole, summary | {"nested": {"8": {"cka": 0.5}}}).lines()
+    assert "held out: CKA to the 2 teachers (mean) of the first 8 numbers 0.500" in prefix
     for name, of in summary["teachers"].items():
         changed = f"{of['cka_before']:.3f} {{}} {of['cka_after']:.3f}"
         assert f"  {of['teacher']} ({name}): CKA {changed.format('->')}, " in said
+    of_given = {one.store: summary["teachers"][one.name]["teacher"] for one in two}
     for given in (store, token_store):
         write_report(whole, tmp_path / "page.html", ReportOptions(store=given), Silent())
         page = (tmp_path / "page.html").read_text()
         assert "distilled from 2 teachers" in page
+        assert "to the teacher on the patches below" not in page  # it is one of two
+        shown = f"{of_given[given]} ({'/'.join(given.parts[-2:])})"
+        assert f"linear CKA to {html.escape(shown)} on the patches below" in page
         for name, of in summary["teachers"].items():
             changed = f"{of['cka_before']:.3f} → {of['cka_after']:.3f}"
             assert f"<td>{html.escape(of['teacher'])} ({name})</td><td>{changed}</td>" in page
