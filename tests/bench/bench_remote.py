@@ -18,10 +18,10 @@ from pipeline.extract.extract import extract
 from pipeline.extract.options import ExtractOptions
 from pipeline.runtime.progress import Silent
 from pipeline.tile.options import TileOptions
-from tests.bench.measure import Ratio
+from tests.bench.measure import Ratio, rounds
 from tests.tools.s3_server import BUCKET, environment, s3_server
 
-SLIDES, STEPS, ROUNDS = 4, 80, 3
+SLIDES, STEPS, ROUNDS = 4, 80, 5
 
 
 def serve() -> None:
@@ -73,17 +73,14 @@ def main() -> list[Ratio]:
         )
         size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
         print(f"store of {size / 1e6:.0f} MB; {STEPS} steps of 32 views; views/s")
-        pairs = []
-        for number in range(ROUNDS):
+        ratios: list[float] = []
+        for number in rounds(ratios, ROUNDS, patience=120):
             pair = {}
             for where in ("local", "remote") if number % 2 == 0 else ("remote", "local"):
                 pair[where] = distill(url if where == "remote" else str(store), folder / f"{where}{number}")
                 time.sleep(1)
-            pairs.append((pair["local"], pair["remote"]))
-            print(
-                f"  local {pair['local']:.1f}, s3:// {pair['remote']:.1f}, ratio {pair['remote'] / pair['local']:.2f}"
-            )
-        ratios = [remote / local for local, remote in pairs]
+            ratios.append(pair["remote"] / pair["local"])
+            print(f"  local {pair['local']:.1f}, s3:// {pair['remote']:.1f}, ratio {ratios[-1]:.2f}")
     server.communicate("")
     ratio = Ratio(
         "distill from s3://, against a folder", ratios, 0.8, "views/s, one server on the same cores"

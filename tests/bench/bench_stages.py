@@ -47,7 +47,7 @@ from pipeline.views.render import render
 from stores import sampler
 from tests.bench.bench_gpu import flop_per_view
 from tests.bench.bench_read import APERIO, pixels_of, tiled
-from tests.bench.measure import Ratio, race, ratios, say, spread
+from tests.bench.measure import Ratio, race, ratios, rounds, say, spread
 from tests.tools.slide_copies import copy_slide
 
 TEACHER, STUDENT, ONLINE = (f"timm:vit_{size}_patch16_224" for size in ("tiny", "small", "base"))
@@ -98,7 +98,7 @@ def bench_extract(folder: Path, tiling: TileOptions) -> Ratio:
             def bare() -> None:
                 list(pool.map(lambda _: teacher.launch(batch).numpy(), range(round(n_views / 16))))
 
-            took = race({"ours": run, "theirs": bare}, ROUNDS, warm=False)
+            took = race({"ours": run, "theirs": bare}, ROUNDS, warm=False, patience=60)
     torch.set_num_threads(threads)  # MKL keeps one number for all threads: the pool's is still set
     per_view = spread([s / n_views * 1e3 for s in took["theirs"]], 1)
     return Ratio(
@@ -195,14 +195,18 @@ def bench_loader(folder: Path, store: Path, kept: bool) -> list[Ratio]:
             return (time.perf_counter() - began) * (n_views / n_listed)
 
         floor()
-        pairs = [(loader(), floor()) if i % 2 else (floor(), loader())[::-1] for i in range(7)]
+        pairs: list[tuple[tuple[float, float], float]] = []
+        found: list[float] = []
+        for number in rounds(found, 7, patience=40):
+            pairs.append((loader(), floor()) if number % 2 else (floor(), loader())[::-1])
+            found.append(pairs[-1][1] / pairs[-1][0][1])
     ours, floors = [steady for (_, steady), _ in pairs], [seconds for _, seconds in pairs]
     first = [begun / n_before * n_views for (begun, _), _ in pairs]
     where = "kept pixels" if kept else "slide files"
     return [
         Ratio(
             f"loader of stage two, {where}, against reading and rendering alone",
-            ratios(floors, ours),
+            found,
             0.90,
             f"{spread([n_views / s for s in ours], 0)} views/s, floor "
             f"{spread([n_views / s for s in floors], 0)}, {threads} threads",
@@ -262,7 +266,9 @@ def bench_distill(folder: Path, store: Path) -> list[Ratio]:
     step(online[0])
     both = peak_rss()
     waits.clear()
-    took = race({"ours": lambda: step(None), "theirs": lambda: step(online[0])}, STEPS, warm=False)
+    took = race(
+        {"ours": lambda: step(None), "theirs": lambda: step(online[0])}, STEPS, warm=False, patience=40
+    )
     stream.close()  # type: ignore[attr-defined]
     expected = 1 + teacher_flop / (3 * flop)
     share = [wait / step for wait, step in zip(waits[::2], took["ours"], strict=True)]

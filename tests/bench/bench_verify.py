@@ -33,8 +33,8 @@ def main() -> list[Ratio]:
         assert verify_structure(store).findings == []
         jobs: dict[str, Callable[[], object]] = {
             "verify": lambda: verify_structure(store),
-            "read": lambda: [np.frombuffer(path.read_bytes(), np.uint8)[0] for path in files],
             "sha256": lambda: [hashlib.sha256(path.read_bytes()).digest() for path in files],
+            "read": lambda: [np.frombuffer(path.read_bytes(), np.uint8)[0] for path in files],
         }
         took = race(jobs, ROUNDS, time.process_time)  # all of it is one thread's
     print(f"store of {size / 1e6:.0f} MB, {len(files)} files; MB/s of one core, median (least-most)")

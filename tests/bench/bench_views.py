@@ -4,7 +4,6 @@ torchvision's v2 uint8 operations run on the same patches with the same drawn pa
 ours round by round, so that a busy machine slows both.
 """
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,10 +17,10 @@ from pipeline.views.draw import JITTER_ORDERS, ViewParams, draw
 from pipeline.views.operations import Image
 from pipeline.views.policy import POLICIES, Policy
 from pipeline.views.render import render, view_crc32
-from tests.bench.measure import Ratio
+from tests.bench.measure import Ratio, milliseconds, race, ratios, say
 
 SLIDE = Path(__file__).resolve().parents[3] / "shared" / "data" / "slides" / "CMU-1-Small-Region.svs"
-ROUNDS, VIEWS = 9, 300
+ROUNDS, VIEWS = 6, 300
 G2L, HED = POLICIES["g2l"], POLICIES["hed"]
 
 
@@ -40,16 +39,12 @@ def main() -> list[Ratio]:
     }
     torchvision = _torchvision()
     found = []
-    print(
-        f"{ROUNDS} rounds of {VIEWS} views of 224 px; {source}; median (least to most), CPU time of one thread"
-    )
-    print(f"{'ratio':>20}  {'ours, ms/view':>24}  {'torchvision v2 uint8':>24}")
+    say(f"{VIEWS} views of 224 px a round; {source}; CPU time of one thread; torchvision v2 on uint8")
     for name, params in cases.items():
         ours, theirs = _race(patches, params, torchvision)
-        ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-        print(f"{_figures(ratios, 1):>20}  {_figures(ours):>24}  {_figures(theirs):>24}  {name}")
-        detail = f"{_figures(ours)} ms a view, torchvision {_figures(theirs)}"
-        found.append(Ratio(f"rendering, {name}", ratios, LEAST.get(name), detail))
+        detail = f"{milliseconds(ours, VIEWS)} a view, torchvision {milliseconds(theirs, VIEWS)}"
+        found.append(Ratio(f"rendering, {name}", ratios(theirs, ours), LEAST.get(name), detail))
+        say(found[-1].line())
     views = [render(patch, drawn[0], G2L) for patch in patches]
     stains = [draw(HED, "bench", 256 * i, 0, i + 1) for i in range(VIEWS)]
     alone: dict[str, Callable[[int], object]] = {
@@ -57,8 +52,9 @@ def main() -> list[Ratio]:
         "draw": lambda i: draw(G2L, "bench", i, 0, 5),
         "view_crc32": lambda i: view_crc32(views[i % len(views)]),
     }
-    for name, call in alone.items():
-        print(f"{'':>20}  {_figures([_milliseconds(call) for _ in range(ROUNDS)]):>24}  {'':>24}  {name}")
+    took = race({name: _every(call) for name, call in alone.items()}, ROUNDS, time.thread_time, patience=0)
+    for name, seconds in took.items():
+        say(f"  {milliseconds(seconds, VIEWS)}  {name}")
     return found
 
 
@@ -108,24 +104,24 @@ def _race(
     import torch
 
     tensors = [torch.from_numpy(patch).permute(2, 0, 1).contiguous() for patch in patches]
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(ROUNDS):
-        times[0].append(_milliseconds(lambda i: render(patches[i % len(patches)], params[i], G2L)))
-        times[1].append(_milliseconds(lambda i: theirs(tensors[i % len(tensors)], params[i], G2L)))
-    return times
+    took = race(
+        {
+            "ours": _every(lambda i: render(patches[i % len(patches)], params[i], G2L)),
+            "theirs": _every(lambda i: theirs(tensors[i % len(tensors)], params[i], G2L)),
+        },
+        ROUNDS,
+        time.thread_time,  # other programs on the core do not lengthen it by waiting
+        warm=False,
+    )
+    return took["ours"], took["theirs"]
 
 
-def _milliseconds(call: Callable[[int], object]) -> float:
-    """Mean per view in time of this thread, which other programs on the core do not lengthen by waiting."""
-    start = time.thread_time()
-    for i in range(VIEWS):
-        call(i)
-    return (time.thread_time() - start) / VIEWS * 1e3
+def _every(call: Callable[[int], object]) -> Callable[[], None]:
+    def views() -> None:
+        for i in range(VIEWS):
+            call(i)
 
-
-def _figures(values: list[float], digits: int = 3) -> str:
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+    return views
 
 
 if __name__ == "__main__":

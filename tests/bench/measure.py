@@ -1,16 +1,35 @@
-"""Two things side by side in one process, taking turns: medians and spread, ratio first."""
+"""Two things side by side in one process, taking turns until the ratio is known: interval, limit, verdict."""
 
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import binom
+
 COMMITTED = Path(__file__).with_name("ratios.json")
 MOVED = 0.10
-"""A ratio has moved when its median differs by more than this from the committed one and their spreads do not meet."""
+"""A ratio has moved when its median differs by more than this from the committed one and their intervals are apart."""
+NARROW = 0.10
+"""An interval is narrow when its width is at most this share of the median."""
+PATIENCE = 15.0
+"""Seconds after which no further round begins."""
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Order statistics that hold the median with 95 % (sign test); of fewer than six values the least and the most."""
+    ordered = sorted(values)
+    left_out = max(int(binom.ppf(0.025, len(ordered), 0.5)) - 1, 0)
+    return ordered[left_out], ordered[-1 - left_out]
+
+
+def narrow(values: Sequence[float]) -> bool:
+    """Whether `interval` is at most `NARROW` of the median wide."""
+    low, high = interval(values)
+    return high - low <= NARROW * abs(statistics.median(values))
 
 
 @dataclass(frozen=True)
@@ -29,40 +48,65 @@ class Ratio:
         return statistics.median(self.rounds)
 
     @property
-    def holds(self) -> bool:
-        return (self.least is None or self.median >= self.least) and (
-            self.most is None or self.median <= self.most
-        )
+    def verdict(self) -> str:
+        """``holds`` or ``missed``; ``undecided`` where a wide interval contains a limit."""
+        low, high = interval(self.rounds)
+        inside = self._keeps(self.median)
+        if narrow(self.rounds) or self._keeps(low) == self._keeps(high) == inside:
+            return "holds" if inside else "missed"
+        return "undecided"
+
+    def _keeps(self, value: float) -> bool:
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
 
     def line(self) -> str:
         """One line of the table."""
         wanted = [f">= {self.least:g}" if self.least is not None else ""]
         wanted += [f"<= {self.most:g}" if self.most is not None else ""]
         limit = " and ".join(filter(None, wanted)) or "no limit"
-        sign = "" if self.holds else "  MISSED"
+        sign = "" if self.verdict == "holds" else f"  {self.verdict.upper()}"
         return f"{spread(self.rounds):>22}  {limit:<12}{sign}  {self.name}{': ' if self.detail else ''}{self.detail}"
+
+
+def rounds(
+    found: Sequence[float],
+    at_least: int,
+    patience: float = PATIENCE,
+    now: Callable[[], float] = time.monotonic,
+) -> Iterator[int]:
+    """Numbers of rounds, until `found`, which each round adds to, is `narrow` or `patience` seconds are over."""
+    began, number = now(), 0
+    while number < at_least or (not narrow(found) and now() - began < patience):
+        yield number
+        number += 1
 
 
 def race(
     jobs: Mapping[str, Callable[[], object]],
-    rounds: int,
+    at_least: int,
     clock: Callable[[], float] = time.perf_counter,
     warm: bool = True,
     after: Callable[[], object] = lambda: None,
+    patience: float = PATIENCE,
 ) -> dict[str, list[float]]:
-    """Seconds of each job in each round; who goes first alternates. `after` each job, not counted, comes `after`."""
+    """Seconds of each job in each round; who goes first alternates. `after` each job, not counted, comes `after`.
+
+    The ratio of the first two jobs decides how many `rounds` there are.
+    """
     names = list(jobs)
     if warm:
         for name in names:
             jobs[name]()
             after()
     took: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds):
+    found: list[float] = []
+    for number in rounds(found, at_least, patience):
         for name in names if number % 2 == 0 else reversed(names):
             began = clock()
             jobs[name]()
             took[name].append(clock() - began)
             after()
+        found.append(took[names[1]][-1] / took[names[0]][-1])
     return took
 
 
@@ -72,8 +116,8 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Median (least-most)."""
-    low, middle, high = min(values), statistics.median(values), max(values)
+    """Median and its `interval`."""
+    (low, high), middle = interval(values), statistics.median(values)
     return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
@@ -100,9 +144,10 @@ def compare(found: Sequence[Ratio], before: Mapping[str, Any], whole: bool = Tru
             lines.append(f"new: {ratio.name} {spread(ratio.rounds)}")
             continue
         change = ratio.median / old["median"] - 1 if old["median"] else ratio.median - old["median"]
-        apart = min(ratio.rounds) > old["most"] or max(ratio.rounds) < old["least"]
+        low, high = interval(ratio.rounds)
+        apart = low > old["high"] or high < old["low"]
         if abs(change) > MOVED and apart:
-            was = f"{old['median']:.2f} ({old['least']:.2f}-{old['most']:.2f})"
+            was = f"{old['median']:.2f} ({old['low']:.2f}-{old['high']:.2f})"
             lines.append(f"moved by {change:+.0%}: {ratio.name} {spread(ratio.rounds)}, was {was}")
     gone = before.keys() - {ratio.name for ratio in found} if whole else []
     return lines + [f"gone: {name}" for name in sorted(gone)]
@@ -110,12 +155,10 @@ def compare(found: Sequence[Ratio], before: Mapping[str, Any], whole: bool = Tru
 
 def record(found: Sequence[Ratio], path: Path = COMMITTED) -> None:
     """Write ratios to be committed; those of parts that were not run stay."""
-    values = committed(path) | {
-        ratio.name: {
-            "median": round(ratio.median, 4),
-            "least": round(min(ratio.rounds), 4),
-            "most": round(max(ratio.rounds), 4),
+    values = committed(path)
+    for ratio in found:
+        low, high = interval(ratio.rounds)
+        values[ratio.name] = {
+            key: round(value, 4) for key, value in [("median", ratio.median), ("low", low), ("high", high)]
         }
-        for ratio in found
-    }
     path.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")

@@ -1,20 +1,67 @@
-"""The benchmarks' own arithmetic: which ratio missed its limit, and which moved."""
+"""The benchmarks' own arithmetic: how long a comparison goes on, which ratio missed its limit, and which moved."""
 
 from pathlib import Path
 
-from tests.bench.measure import Ratio, committed, compare, race, record
+import numpy as np
+import pytest
+
+from tests.bench.measure import Ratio, committed, compare, interval, narrow, race, record, rounds
 
 
-def test_a_ratio_holds_by_its_median() -> None:
-    assert Ratio("a", [0.1, 2.0, 3.0], 2.0).holds
-    assert not Ratio("a", [9.0, 1.9, 1.0], 2.0).holds
-    assert not Ratio("a", [0.4, 0.5], most=0.35).holds
-    assert Ratio("a", [0.0]).holds
-    assert "MISSED" in Ratio("a", [1.0], 2.0).line()
-    assert Ratio("a", [1.0, 3.0, 2.0], 2.0, most=4).line().split("  ")[-1] == "a"
+def test_an_interval_holds_the_median_as_often_as_it_says() -> None:
+    assert interval([3.0]) == (3.0, 3.0)
+    assert interval([2.0, 1.0, 3.0, 5.0, 4.0]) == (1.0, 5.0)
+    assert interval([float(i) for i in range(9)]) == (1.0, 7.0)
+    rng = np.random.default_rng(0)
+    for n, least in ((6, 0.95), (9, 0.95), (20, 0.95)):
+        found = [interval(rng.exponential(size=n).tolist()) for _ in range(4000)]
+        assert np.mean([low <= np.log(2) <= high for low, high in found]) > least
 
 
-def test_moved_means_beyond_a_tenth_and_both_spreads(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ratio", "verdict"),
+    [
+        (Ratio("wide, and all above", [3.0, 2.1, 9.0], 2.0), "holds"),
+        (Ratio("wide, and all below", [0.1, 1.9, 1.0], 2.0), "missed"),
+        (Ratio("wide, around the limit", [0.1, 2.1, 3.0], 2.0), "undecided"),
+        (Ratio("wide, around the other limit", [0.1, 2.1, 3.0], most=2.5), "undecided"),
+        (Ratio("narrow, above", [1.99, 2.01, 2.02], 2.0), "holds"),
+        (Ratio("narrow, below", [1.99, 1.98, 2.02], 2.0), "missed"),
+        (Ratio("too much", [0.4, 0.5], most=0.35), "missed"),
+        (Ratio("no limit", [0.0, 9.0]), "holds"),
+        (Ratio("both limits", [0.97, 1.0, 1.02], 0.9, most=1.1), "holds"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Ratio) else "",
+)
+def test_a_wide_interval_around_a_limit_decides_nothing(ratio: Ratio, verdict: str) -> None:
+    assert ratio.verdict == verdict
+    assert ("MISSED" in ratio.line(), "UNDECIDED" in ratio.line()) == (
+        verdict == "missed",
+        verdict == "undecided",
+    )
+
+
+def test_rounds_go_on_until_the_interval_is_narrow() -> None:
+    found: list[float] = []
+    values = iter([1.0, 2.0, 1.0, 2.0] + [1.5] * 40)
+    for _ in rounds(found, 3, patience=1e9):
+        found.append(next(values))
+    assert narrow(found)
+    assert not narrow(found[:-1])
+
+    found.clear()
+    for _ in rounds(found, 3):
+        found.append(1.0)
+    assert len(found) == 3
+
+    found.clear()
+    clock = iter(range(100))
+    for number in rounds(found, 3, patience=10, now=lambda: float(next(clock))):
+        found.append(float(number))  # never narrow
+    assert len(found) == 12  # three, and one more for each second but the last of ten
+
+
+def test_moved_means_beyond_a_tenth_and_both_intervals(tmp_path: Path) -> None:
     path = tmp_path / "ratios.json"
     assert committed(path) == {}
     record([Ratio("fast", [2.0, 2.2, 2.1]), Ratio("noisy", [1.0, 3.0, 2.0]), Ratio("gone", [1.0])], path)
@@ -44,4 +91,4 @@ def test_jobs_take_turns() -> None:
 
 def test_the_committed_ratios_are_readable() -> None:
     values = committed()
-    assert all(0 <= v["least"] <= v["median"] <= v["most"] for v in values.values())
+    assert all(0 <= v["low"] <= v["median"] <= v["high"] for v in values.values())
