@@ -86,14 +86,12 @@ def main() -> list[Ratio]:
         Ratio(
             "store, chunk-shuffled rows",
             ratios(taken["theirs"], taken["ours"]),
-            0.25,
-            f"{speeds['ours']} million rows/s, memmap {speeds['theirs']}",
+            detail=f"{speeds['ours']} million rows/s, memmap {speeds['theirs']}",
         ),
         Ratio(
             "store, write",
             ratios(written["theirs"], written["ours"]),
-            None,  # a teacher fills 2 MB/s
-            f"{milliseconds(written['ours'], SEEDS)} for one seed's {parts[0][0].nbytes / 1e6:.1f} MB, "
+            detail=f"{milliseconds(written['ours'], SEEDS)} for one seed's {parts[0][0].nbytes / 1e6:.1f} MB, "
             f"np.save and fsync {milliseconds(written['theirs'], SEEDS)}",
         ),
     ]
