@@ -365,7 +365,12 @@ class Distiller(Lesson):
         ----------
         views : uint8 (B, H, W, 3)
         """
-        student = self.embed(views, targets.positions)
+        places = [targets.positions, *(other.positions for other in targets.others)]
+        return self.loss_of(self.embed_for(views, places), targets)
+
+    def loss_of(self, students: Sequence[Embedded], targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `forward`, of what `embed_for` returned."""
+        (student,) = students
         if self.gather is not None:
             student = student.map(self.gather)
             with torch.no_grad():

@@ -243,6 +243,17 @@ class DistillOptions(
         heading=_DATA,
         shown="64 for each view of a step, at least 2048",
     )
+    checkpointing: bool = option(
+        False,
+        "Compute activations again when the gradient needs them, instead of keeping them. Changes no bit.",
+        heading=MACHINE,
+    )
+    micro_batch: int | None = option(
+        None,
+        "Compute a step in parts of N views, for one more forward pass. The loss still sees the whole batch.",
+        heading=MACHINE,
+        shown="the whole batch",
+    )
     dtype: str = option(
         "auto", "Arithmetic of the student.", choices=("auto", "float32", "bfloat16"), heading=MACHINE
     )
@@ -258,7 +269,14 @@ class DistillOptions(
             require(value >= 2, name, value, "2 or more (batch normalisation needs two views)")
         require(0 <= self.teacher_drop < 1, "teacher_drop", self.teacher_drop, "0 or more, below 1")
         require_one_or_more(
-            self, "val_every", "checkpoint_every", "views_per_read", "seeds", "window", "student_px"
+            self,
+            "val_every",
+            "checkpoint_every",
+            "views_per_read",
+            "seeds",
+            "window",
+            "student_px",
+            "micro_batch",
         )
         LossOptions.validate(self)
         OptimiserOptions.validate(self)

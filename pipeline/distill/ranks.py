@@ -55,13 +55,33 @@ class Ranks:
         """A number that rank 0 knows."""
         return int(self.sum(number if self.leads else 0)[0])
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """`model` with gradients averaged over processes; all start from the weights of rank 0."""
+    def wrap(self, model: nn.Module, in_parts: bool = False) -> nn.Module:
+        """`model` with gradients averaged over processes; all start from the weights of rank 0.
+
+        Parameters
+        ----------
+        in_parts : bool
+            A step is divided, and `average` does it.
+        """
         if self.world == 1:
+            return model
+        if in_parts:
+            for tensor in [*model.parameters(), *model.buffers()]:
+                dist.broadcast(tensor.detach(), 0)
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
         # a static graph lets a student have parameters that its features do not depend on
         return nn.parallel.DistributedDataParallel(model, device_ids=ids, static_graph=True)
+
+    def average(self, model: nn.Module) -> None:
+        """Average the gradients over processes, as `DistributedDataParallel` does for a step of one backward pass."""
+        if self.world == 1:
+            return
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        for gradient in gradients:
+            gradient.div_(self.world)
+        for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
+            work.wait()
 
 
 @contextlib.contextmanager

@@ -53,14 +53,8 @@ class SeveralDistiller(Distiller):
         """What stands between the student and each teacher."""
         return [self, *(lesson for lesson in self.others if isinstance(lesson, Lesson))]
 
-    def forward(self, views: Tensor, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, and that of each teacher, not weighted, detached; 0 where a teacher has no part in it.
-
-        Parameters
-        ----------
-        views : uint8 (B, H, W, 3)
-        """
-        students = self.embed_for(views, [targets.positions, *(other.positions for other in targets.others)])
+    def loss_of(self, students: Sequence[Embedded], targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and that of each teacher, not weighted, detached; 0 where one has no part in it."""
         if self.gather is not None:
             features = self.gather(students[0].features)
             students = [

@@ -73,6 +73,8 @@ _FREE = frozenset(
         "checkpoint_every",
         "check_views",
         "tensorboard",
+        "checkpointing",
+        "micro_batch",
     ]
 )
 _OF_HELD_OUT = frozenset(["val_every", "val_views"])

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from pipeline.distill import micro
 from pipeline.distill.inputs import Data
 from pipeline.distill.layers import freeze, parameter_groups, set_drop_path
 from pipeline.distill.model import Distiller, Targets
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.ranks import Gather, Ranks
+from pipeline.distill.recompute import statistics_kept, use_checkpointing
 from pipeline.distill.several import build, drawn
 from pipeline.encoders.encoder import Encoder, other_size
 from pipeline.runtime import devices
@@ -35,6 +37,10 @@ class Trainer:
     """The moving average of the student."""
     clip_grad: float | None = None
     teacher_drop: float = 0.0
+    micro_batch: int | None = None
+    """Views of a part of a step; None where it is not divided."""
+    scaler: torch.amp.GradScaler | None = None
+    """Scales the loss where the student computes in float16."""
 
     @property
     def averaged(self) -> Encoder | None:
@@ -73,13 +79,14 @@ class Trainer:
             rests = only_heads and group.get("of_student", False)  # groups of older checkpoints say less
             group["lr"] = 0.0 if rests else lr * group.get("lr_scale", 1.0)
             group["weight_decay"] = weight_decay if group["decays"] else 0.0
-        torch.manual_seed(_step_seed(self.seed, position, self.ranks.rank))
         if self.teacher_drop and targets.present is not None:
             targets = replace(targets, let_go=self._let_go(position, *targets.present.shape))
-        loss, found = self.parallel(self._sent(views), targets.map(self._sent))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        figures = (float(value) for value in (loss.detach(), *found.values()))
+        self.optimizer.zero_grad(
+            set_to_none=True
+        )  # first: gradients and activations are not in memory together
+        seed = _step_seed(self.seed, position, self.ranks.rank)
+        loss, found = self.backward(self._sent(views), targets.map(self._sent), seed)
+        figures = (float(value) for value in (loss, *found.values()))
         means = [value / self.ranks.world for value in self.ranks.sum(*figures)]
         if not math.isfinite(means[0]):
             other = "" if self.dtype == torch.float32 else ", or try --dtype float32"
@@ -90,6 +97,24 @@ class Trainer:
         if self.ema is not None:
             self.ema.update_parameters(self.model.student)
         return dict(zip(("loss", *found), means, strict=True))
+
+    def backward(self, views: Tensor, targets: Targets, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the gradients of a step; returns the loss and each of its terms, detached."""
+        scaled = self._scaled
+        if self.micro_batch is not None and self.micro_batch < len(views):
+            found = micro.add_gradients(self.model, views, targets, self.micro_batch, seed, scaled)
+        else:
+            torch.manual_seed(seed)
+            loss, terms = self.parallel(views, targets)
+            with statistics_kept(self.model.student):
+                scaled(loss).backward()
+            found = loss.detach(), terms
+        if self.micro_batch is not None:
+            self.ranks.average(self.model)
+        return found
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        return loss if self.scaler is None else self.scaler.scale(loss)
 
     def _let_go(self, position: int, n_views: int, n_teachers: int) -> Tensor:
         """What ``--teacher-drop`` draws for the views of this process, which has every `world`-th of the stream."""
@@ -151,6 +176,10 @@ def make_trainer(student: Encoder, data: Data, options: DistillOptions, ranks: R
     sync = options.batch_stats == "sync" and ranks.world > 1
     model = build(student, data.teachings, options, dtype, Gather.apply if sync else None)
     model = model.to(ranks.device).train()
+    if options.checkpointing:
+        use_checkpointing(model.student)
+    if options.micro_batch is not None:
+        micro.make_divisible(model.student, f"--micro-batch {options.micro_batch}")
     groups = parameter_groups(model, options.weight_decay, options.layer_decay, options.freeze_steps > 0)
     # a GPU updates all parameters in one kernel; on a CPU the plain loop gives the same bytes as earlier versions
     optimizer = torch.optim.AdamW(groups, fused=ranks.device.type == "cuda")
@@ -159,7 +188,7 @@ def make_trainer(student: Encoder, data: Data, options: DistillOptions, ranks: R
         ema = AveragedModel(model.student, multi_avg_fn=get_ema_multi_avg_fn(options.ema))
     return Trainer(
         model,
-        ranks.wrap(model),
+        ranks.wrap(model, options.micro_batch is not None),
         optimizer,
         ranks,
         dtype,
@@ -167,4 +196,5 @@ def make_trainer(student: Encoder, data: Data, options: DistillOptions, ranks: R
         ema,
         options.clip_grad,
         options.teacher_drop,
+        options.micro_batch,
     )

@@ -70,3 +70,10 @@ def teacher_of_96_px() -> nn.Module:
     made = Tiny(24)
     made.image_px = 96
     return made
+
+
+def student_of_32_px() -> nn.Module:
+    """12-d features of views of 32 px."""
+    made = Tiny(12)
+    made.image_px = 32
+    return made
