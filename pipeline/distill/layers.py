@@ -51,6 +51,9 @@ def _places(module: nn.Module) -> Iterator[str]:
 def numbered(student: Encoder, option: str) -> dict[str, int]:
     """The layer of each parameter of the backbone, by name: 0 is the stem (for a ViT patches, tokens and positions).
 
+    Several class tokens begin as copies of one and have to learn what sets them apart, as the heads have. So they
+    count, with the registers that they stand beside, to the last layer.
+
     Raises
     ------
     OptionError
@@ -65,7 +68,10 @@ def numbered(student: Encoder, option: str) -> dict[str, int]:
     from timm.models import group_parameters
 
     found = group_parameters(student.backbone, matcher(coarse=False), reverse=True)
-    return {name: int(number) for name, number in found.items()}
+    layer = {name: int(number) for name, number in found.items()}
+    if student.class_tokens > 1:
+        layer |= dict.fromkeys(("cls_token", "reg_token"), max(layer.values()))
+    return layer
 
 
 def freeze(student: Encoder, layers: int) -> None:

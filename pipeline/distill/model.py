@@ -16,7 +16,8 @@ from pipeline.distill.layers import frozen_parts
 from pipeline.distill.losses import assignment, attention_kl, cosine, feature_loss, koleo
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.prototypes.files import Space
-from pipeline.encoders.attention import last_attention, with_attention
+from pipeline.encoders.attention import last_attention, with_attentions
+from pipeline.encoders.class_tokens import part_of, places_of
 from pipeline.encoders.encoder import Encoder, take_tokens, token_grid
 from stores.errors import OptionError, StoreError
 from stores.format.recipe import Attention, Tokens
@@ -119,7 +120,7 @@ class Embedded:
     """The student's outputs for a batch, float32."""
 
     features: Tensor
-    """(B, d_s)"""
+    """(B, d_s), the whole embedding: `Lesson.own` is what a teacher is compared with."""
     tokens: Tensor | None = None
     """(B, t, width), of the places that the loss compares; None when the loss uses no tokens."""
     attention: Tensor | None = None
@@ -148,33 +149,50 @@ class Lesson(nn.Module):
         Whose features and tokens it takes; it is no part of this module.
     loss
         Terms and their weights, see `pipeline.distill.loss_spec.parse`.
+    number
+        Of the teacher, from 0: its class token, with ``--student-tokens per-teacher``.
     """
 
     projector: Projector | None
+    places: Sequence[slice] | None
+    """Those of the numbers of the embedding that are compared; None for all."""
 
     def __init__(
-        self, student: Encoder, loss: Mapping[str, float], teaching: Teaching, options: DistillOptions
+        self,
+        student: Encoder,
+        loss: Mapping[str, float],
+        teaching: Teaching,
+        options: DistillOptions,
+        number: int = 0,
     ) -> None:
         super().__init__()
-        self._set_up(student, loss, teaching, options)
+        self._set_up(student, loss, teaching, options, number)
 
     def _set_up(
-        self, student: Encoder, loss: Mapping[str, float], teaching: Teaching, options: DistillOptions
+        self,
+        student: Encoder,
+        loss: Mapping[str, float],
+        teaching: Teaching,
+        options: DistillOptions,
+        number: int = 0,
     ) -> None:
         self.loss = loss
+        per_teacher = options.student_tokens == "per-teacher"
+        self.class_token, self.places = (number, places_of(student, number)) if per_teacher else (0, None)
+        dim = student.dim if self.places is None else sum(place.stop - place.start for place in self.places)
         self.temperature = options.student_temp
         self.feature_losses = {
             n: feature_loss(n, options.alpha, options.infonce_temp)
             for n in loss
             if n in loss_spec.FEATURE_TERMS
         }
-        self.projector = Projector(student.dim, teaching.dim) if self.feature_losses else None
+        self.projector = Projector(dim, teaching.dim) if self.feature_losses else None
         self.target_norm = TargetNorm(options.teacher_norm, teaching.mean, teaching.variance)
         self.heads, self.assigners = nn.ModuleDict(), nn.ModuleDict()
         self.about, self.grid, width = teaching.tokens, 0, 0
         if self.about is not None:
             self.grid, width = token_grid(student)
-        for term, of, side in (("dino", "features", student.dim), ("ibot", "tokens", width)):
+        for term, of, side in (("dino", "features", dim), ("ibot", "tokens", width)):
             if term in loss:
                 space = teaching.space(of)
                 self.heads[term] = DinoHead(
@@ -186,6 +204,11 @@ class Lesson(nn.Module):
 
         if "attention" in loss:
             last_attention(student)
+            if student.class_tokens > 1 and self.places is None:
+                raise OptionError(
+                    f"--loss {options.loss}: {options.student} has {student.class_tokens} class tokens, and attention "
+                    "compares one; use --student-tokens per-teacher"
+                )
             self.grid = token_grid(student)[0]
         self.nested = nn.ModuleDict()
         for length in loss_spec.prefixes(options.nested):
@@ -200,6 +223,10 @@ class Lesson(nn.Module):
     def uses_tokens(self) -> bool:
         """Whether a term of the loss looks at patch tokens."""
         return any(term in self.loss for term in loss_spec.TOKEN_TERMS)
+
+    def own(self, features: Tensor) -> Tensor:
+        """What the loss compares of embeddings (B, d_s): all numbers, or those of this teacher's class token."""
+        return features if self.places is None else part_of(features, self.places)
 
     def compare(self, student: Embedded, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of what the student made of a batch, and each of its terms, detached.
@@ -221,12 +248,13 @@ class Lesson(nn.Module):
         return total, {name: value.detach() for name, value in found.items()}
 
     def projected(self, features: Tensor) -> Tensor:
-        """The student's features in the teacher's dimensions, normalised over these rows."""
+        """The student's own features in the teacher's dimensions, normalised over these rows."""
         assert self.projector is not None
         return self._over_rows(self.projector, features)
 
     def every_projected(self, features: Tensor) -> dict[int, Tensor]:
         """As `projected`, by how many numbers of the features were projected: all of them first, then each prefix."""
+        features = self.own(features)
         found = {features.shape[1]: self.projected(features)}
         for length, projector in self.nested.items():
             assert isinstance(projector, Projector)
@@ -287,9 +315,9 @@ class Lesson(nn.Module):
                 assert targets.attention is not None
                 found[name] = attention_kl(student.attention, divided(targets.attention, self.grid))
             elif name == "koleo":
-                found[name] = koleo(student.features)
+                found[name] = koleo(self.own(student.features))
             elif name == "dino":
-                found[name] = self._assignment(name, student.features, targets.features)
+                found[name] = self._assignment(name, self.own(student.features), targets.features)
             else:
                 assert student.tokens is not None
                 rows, target = student.tokens.flatten(0, 1), self._target_tokens(targets).flatten(0, 1)
@@ -351,6 +379,11 @@ class Distiller(Lesson):
         """What stands between the student and each teacher."""
         return [self]
 
+    @property
+    def per_teacher(self) -> bool:
+        """Whether each teacher has a class token of its own."""
+        return self.places is not None
+
     def train(self, mode: bool = True) -> "Distiller":
         """As of any module; what is frozen stays in evaluation, where batch normalisation learns no statistics."""
         super().train(mode)
@@ -388,7 +421,7 @@ class Distiller(Lesson):
         with torch.autocast(views.device.type, self.dtype, enabled=self.dtype != torch.float32):
             attention = None
             if any("attention" in lesson.loss for lesson in lessons):
-                features, tokens, attention = with_attention(self.student, views)
+                features, tokens, attention = with_attentions(self.student, views)
             elif any(lesson.uses_tokens for lesson in lessons):
                 features, tokens = self.student.with_tokens(views)
             else:
@@ -398,7 +431,9 @@ class Distiller(Lesson):
             Embedded(
                 features,
                 lesson.compared_tokens(tokens, at) if lesson.uses_tokens else None,
-                attention if "attention" in lesson.loss else None,
+                attention[:, lesson.class_token]
+                if attention is not None and "attention" in lesson.loss
+                else None,
             )
             for lesson, at in zip(lessons, positions, strict=True)
         ]

@@ -102,17 +102,17 @@ the model. Unknown means that this card does not know, not that anything is perm
 ## Use
 
 RGB images of {student.image_px} px at {stored.patch.mpp:g} micrometres per pixel{shrinks}, scaled to [0, 1], normalised
-with mean {list(student.mean)} and std {list(student.std)}; embedding: {markdown(student.pooling)}.
+with mean {list(student.mean)} and std {list(student.std)}; embedding: {_embedding(student)}.
 
 ```python
 import timm
 model = timm.create_model("local-dir:{folder}", pretrained=True)
-{by_hand}```
+{by_hand}{_of_class_tokens(student)}```
 
 or `pipeline.encoders.load_encoder("{folder}")` of g2l, which takes uint8 views and applies Normalize and pooling
 itself{", and the means" if shrinks else ""}. Projector and heads of the training are not part of the model.
 
-{_prefixes(summary)}## Training
+{_class_tokens(student, summary)}{_prefixes(summary)}## Training
 
 | figure | value |
 |---|---|
@@ -155,6 +155,48 @@ short = features[:, :{lengths[0]}]
 Normalise to unit length after cutting, not before. Held out, {_against(summary)}:
 
 {figures}
+
+"""
+
+
+def _embedding(student: Encoder) -> str:
+    several = (
+        f" of {student.class_tokens} class tokens, one after another" if student.class_tokens > 1 else ""
+    )
+    return markdown(student.pooling) + several
+
+
+def _of_class_tokens(student: Encoder) -> str:
+    """Lines that take the embedding from timm's model where it has several class tokens; else empty."""
+    n = student.class_tokens
+    if n == 1:
+        return ""
+    lines = "tokens = model.forward_features(x)  # of normalised images; model(x) is the first class token alone\n"
+    if student.pooling == "cls+mean":
+        mean = "tokens[:, model.num_prefix_tokens:].mean(1)"
+        return f"import torch\n{lines}features = torch.cat([tokens[:, :{n}].flatten(1), {mean}], 1)\n"
+    return f"{lines}features = tokens[:, :{n}].flatten(1)\n"
+
+
+def _class_tokens(student: Encoder, summary: Mapping[str, Any]) -> str:
+    """The section on class tokens; empty where there is one for all teachers."""
+    names: list[str] = summary.get("class_tokens", [])
+    if not names:
+        return ""
+    n = student.class_tokens
+    width = student.dim // (n + (student.pooling == "cls+mean"))
+    lines = [
+        f"| {number * width} to {(number + 1) * width - 1} | {markdown(summary['teachers'][name]['teacher'])} | "
+        f"{markdown(name)} |"
+        for number, name in enumerate(names)
+    ]
+    table = "\n".join(["| numbers | trained against | store |", "|---|---|---|", *lines])
+    return f"""## Class tokens
+
+Each teacher trained a class token of its own; the embedding holds all of them. Their mean, of {width} numbers:
+`features[:, :{n * width}].unflatten(1, ({n}, {width})).mean(1)`.
+
+{table}
 
 """
 

@@ -189,6 +189,13 @@ class DistillOptions(
         heading=ENCODER,
         shown="that of the view",
     )
+    student_tokens: str = option(
+        "shared",
+        "With several stores: one class token, or a class token for each teacher; the embedding is then all of them, "
+        "one after another.",
+        choices=("shared", "per-teacher"),
+        heading=ENCODER,
+    )
     slides: tuple[Path, ...] = option(
         (),
         "Slide file or folder. Not needed when the store has pixels. May be repeated.",
@@ -278,6 +285,11 @@ class DistillOptions(
             "student_px",
             "micro_batch",
         )
+        if self.nested is not None and self.student_tokens != "shared":
+            raise OptionError(
+                f"--nested {self.nested}: with --student-tokens per-teacher the first numbers of the embedding are "
+                "those of the first teacher; leave one of the two out"
+            )
         LossOptions.validate(self)
         OptimiserOptions.validate(self)
         ReadingOptions.validate(self)

@@ -42,8 +42,8 @@ class SeveralDistiller(Distiller):
         losses = [teaching.loss or {} for teaching in teachings]
         super().__init__(student, losses[0], teachings[0], options, dtype, gather)
         self.others = nn.ModuleList(
-            Lesson(student, loss, teaching, options)
-            for loss, teaching in zip(losses[1:], teachings[1:], strict=True)
+            Lesson(student, loss, teaching, options, number)
+            for number, (loss, teaching) in enumerate(zip(losses[1:], teachings[1:], strict=True), 1)
         )
         self.names = [teaching.name for teaching in teachings]
         self.weights = [teaching.weight for teaching in teachings]

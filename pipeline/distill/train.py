@@ -134,6 +134,11 @@ def distill(
         if ranks.leads:
             _begin_run(run, options, data)
         trainer = make_trainer(student, data, options, ranks)
+        if options.student_tokens == "per-teacher":
+            of = trainer.model.student
+            report.note(
+                f"{of.class_tokens} class tokens, one for each store: an embedding of {of.dim:,} numbers"
+            )
         if ranks.leads:
             _require_room(run, trainer, options.early_stop == "held-out")
         name = devices.dtype_name(trainer.dtype)
@@ -518,6 +523,8 @@ def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> d
     model, recipe = trainer.model, data.train.recipe
     if model.nested:
         summary["nested"] = _of_prefixes(model, after)
+    if model.per_teacher:
+        summary["class_tokens"] = model.names
     extra = {
         "distilled_from": " + ".join(recipe.teacher.name for recipe in data.recipes),
         "teacher_weights_sha256": recipe.teacher.weights_sha256,
@@ -528,7 +535,8 @@ def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> d
     if "teachers" in summary:
         extra["teachers"] = [
             {key: about[key] for key in ("teacher", "teacher_weights_sha256", "store_recipe", "weight")}
-            for about in summary["teachers"].values()
+            | ({"class_token": number} if model.per_teacher else {})
+            for number, about in enumerate(summary["teachers"].values())
         ]
     for folder, student in (("student", model.student), ("student-ema", trainer.averaged)):
         if student is None:

@@ -17,9 +17,10 @@ from pipeline.distill.options import DistillOptions
 from pipeline.distill.ranks import Gather, Ranks
 from pipeline.distill.recompute import statistics_kept, use_checkpointing
 from pipeline.distill.several import build, drawn
+from pipeline.encoders.class_tokens import with_class_tokens
 from pipeline.encoders.encoder import Encoder, other_size
 from pipeline.runtime import devices
-from stores.errors import DistillError, OptionError
+from stores.errors import DistillError, EncoderError, OptionError
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +155,14 @@ def seen_px(options: DistillOptions, crop_px: int) -> int:
     return side
 
 
+def of_each_teacher(student: Encoder, n_teachers: int, name: str) -> Encoder:
+    """A student with a class token for each teacher; OptionError when it cannot have them."""
+    try:
+        return with_class_tokens(student, n_teachers)
+    except EncoderError as error:
+        raise OptionError(f"--student-tokens per-teacher: --student {name}: {error}") from error
+
+
 def make_trainer(student: Encoder, data: Data, options: DistillOptions, ranks: Ranks) -> Trainer:
     """The student on its device with a projector and an optimiser."""
     dtype, _ = devices.choose_dtype(options.dtype, ranks.device)
@@ -169,6 +178,8 @@ def make_trainer(student: Encoder, data: Data, options: DistillOptions, ranks: R
             f"--student {options.student}: averages squares of {student.shrink} px of views of {student.image_px} px "
             "already; leave --student-px out"
         )
+    if options.student_tokens == "per-teacher":
+        student = of_each_teacher(student, len(data.teachings), options.student)
     if options.drop_path:
         set_drop_path(student, options.drop_path)
     if options.freeze_layers:

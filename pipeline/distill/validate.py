@@ -196,7 +196,7 @@ def _of_teacher(
         float(np.mean(losses)) if losses else None,
         float(np.mean(constants)) if constants else None,
         None if known is None else explained_variance(*known, x, y),
-        cosines.get(x.shape[1]),
+        next(iter(cosines.values()), None),  # of all that is compared: prefixes come after
         alike.linear,
         alike.unbiased,
         None if averaged is None else linear_cka(averaged, y),

@@ -93,9 +93,10 @@ def losses_of(stores: Sequence[WeightedStore], options: DistillOptions) -> list[
     if len(stores) == 1:
         if "" not in by_name:
             raise OptionError(f"--loss {options.loss}: there is one store; give its terms without a name")
-        if options.teacher_drop or options.join != "common":
-            flag = "--teacher-drop" if options.teacher_drop else "--join"
-            raise OptionError(f"{flag}: is for several stores; give --store more than once")
+        for name in ("teacher_drop", "join", "student_tokens"):
+            if getattr(options, name) != getattr(DistillOptions, name):
+                flag = name.replace("_", "-")
+                raise OptionError(f"--{flag}: is for several stores; give --store more than once")
         return [by_name[""]]
     if "" in by_name:
         return _fit([by_name[""]] * len(stores), options)

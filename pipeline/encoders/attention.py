@@ -57,15 +57,31 @@ def last_attention(encoder: Encoder) -> nn.Module:
     return attention
 
 
+def require_attention(encoder: Encoder) -> None:
+    """Raise EncoderError unless there is a last attention, and one class token whose attention is meant."""
+    last_attention(encoder)
+    if encoder.class_tokens > 1:
+        raise EncoderError(
+            f"{encoder.name} has {encoder.class_tokens} class tokens, and the attention of one is kept; take an "
+            "encoder with one, or leave --attention out"
+        )
+
+
 def with_attention(encoder: Encoder, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Features of views, their patch tokens, and the attention of the class token to the patches, from one pass.
+    """As `with_attentions`, with the attention of the first class token alone: (B, grid * grid)."""
+    features, tokens, attention = with_attentions(encoder, views)
+    return features, tokens, attention[:, 0]
+
+
+def with_attentions(encoder: Encoder, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Features of views, their patch tokens, and the attention of each class token to the patches, from one pass.
 
     Returns
     -------
     tuple
-        What `Encoder.with_tokens` returns, and float32 (B, grid * grid): the mean over heads of
-        ``softmax(q k^T / sqrt(d))`` in the row of the class token and the columns of the patches. The sum of a view is
-        at most 1: class token and registers have the rest.
+        What `Encoder.with_tokens` returns, and float32 (B, class tokens, grid * grid): the mean over heads of
+        ``softmax(q k^T / sqrt(d))`` in the row of a class token and the columns of the patches. The sum of a row is
+        at most 1: class tokens and registers have the rest.
 
     Raises
     ------
@@ -78,7 +94,7 @@ def with_attention(encoder: Encoder, views: Tensor) -> tuple[Tensor, Tensor, Ten
         found = _NOTED.found
     assert found is not None
     first = int(encoder.backbone.num_prefix_tokens)  # type: ignore[arg-type]
-    return features, tokens, class_attention(attention, found)[:, first:]
+    return features, tokens, class_attention(attention, found, encoder.class_tokens)[:, :, first:]
 
 
 @contextlib.contextmanager
@@ -92,12 +108,15 @@ def _noting(attention: nn.Module) -> Iterator[None]:
         _NOTED.wanted = _NOTED.found = None
 
 
-def class_attention(attention: Any, tokens: Tensor) -> Tensor:
-    """Attention of the first of `tokens` (B, N, width) to all, mean over heads: float32 (B, N), rows sum to 1."""
+def class_attention(attention: Any, tokens: Tensor, first: int = 1) -> Tensor:
+    """Attention of the `first` of `tokens` (B, N, width) to all, mean over heads, rows sum to 1.
+
+    float32 (B, first, N).
+    """
     count, n = tokens.shape[:2]
     qkv = attention.qkv(tokens).reshape(count, n, 3, attention.num_heads, attention.head_dim)
-    q, k = qkv[:, :1, 0].transpose(1, 2), qkv[:, :, 1].transpose(1, 2)  # (B, heads, 1 or N, head_dim)
+    q, k = qkv[:, :first, 0].transpose(1, 2), qkv[:, :, 1].transpose(1, 2)  # (B, heads, first or N, head_dim)
     q, k = attention.q_norm(q), attention.k_norm(k)
     with torch.autocast(tokens.device.type, enabled=False):
         logits = (q.float() * attention.scale) @ k.float().transpose(2, 3)
-        return logits.softmax(dim=-1).mean(dim=1)[:, 0]
+        return logits.softmax(dim=-1).mean(dim=1)

@@ -16,8 +16,9 @@ from stores.errors import EncoderError
 class Encoder(nn.Module):
     """A backbone with the Normalize and the pooling that belong to it.
 
-    ``mean``, ``std``, ``image_px``, ``shrink``, ``mpp``, ``pooling``, ``dim``, ``licence`` and ``terms`` are those of
-    `preset`. The constants of Normalize stay float32 when the encoder is cast, and are in no state dict.
+    ``mean``, ``std``, ``image_px``, ``shrink``, ``mpp``, ``pooling``, ``class_tokens``, ``dim``, ``licence`` and
+    ``terms`` are those of `preset`. The constants of Normalize stay float32 when the encoder is cast, and are in no
+    state dict.
 
     Parameters
     ----------
@@ -30,7 +31,7 @@ class Encoder(nn.Module):
     Raises
     ------
     EncoderError
-        The pooling needs a class token, and `backbone` has none.
+        The pooling needs a class token, and `backbone` has none; or it has fewer than `preset` says.
     """
 
     _normalize: Tensor
@@ -43,11 +44,18 @@ class Encoder(nn.Module):
             raise EncoderError(
                 f"{preset.name} has no class token, which pooling {preset.pooling!r} needs; use 'forward'"
             )
+        if preset.class_tokens > 1:
+            most = 0 if preset.pooling == "forward" else getattr(backbone, "num_prefix_tokens", 1)
+            if preset.class_tokens > most:
+                raise EncoderError(
+                    f"{preset.name}: class_tokens is {preset.class_tokens}; the model has {most} that its pooling "
+                    f"{preset.pooling!r} can take"
+                )
         self.preset = preset
         self.name = preset.name
         self.mean, self.std = preset.mean, preset.std
         self.image_px, self.shrink, self.mpp = preset.image_px, preset.shrink, preset.mpp
-        self.pooling, self.dim = preset.pooling, preset.dim
+        self.pooling, self.dim, self.class_tokens = preset.pooling, preset.dim, preset.class_tokens
         self.licence, self.terms = preset.licence, preset.terms
         self.backbone = backbone
         self._layout = torch.contiguous_format
@@ -101,7 +109,11 @@ class Encoder(nn.Module):
             )
         if not getattr(self.backbone, "dynamic_img_size", False):
             self._require_long_enough(view_px)
-        other = Encoder(replace(self.preset, image_px=view_px), self.backbone).train(self.training)
+        return self.like(replace(self.preset, image_px=view_px), self.backbone)
+
+    def like(self, preset: Preset, backbone: nn.Module) -> "Encoder":
+        """Another encoder in the same mode, with the same memory layout."""
+        other = Encoder(preset, backbone).train(self.training)
         other._layout = self._layout
         return other
 
@@ -119,10 +131,7 @@ class Encoder(nn.Module):
             return self
         if self.shrink != 1:
             raise EncoderError(f"{self.name} averages squares of {self.shrink} px already")
-        preset = replace(self.preset, image_px=self.image_px * by, shrink=by)
-        other = Encoder(preset, self.backbone).train(self.training)
-        other._layout = self._layout
-        return other
+        return self.like(replace(self.preset, image_px=self.image_px * by, shrink=by), self.backbone)
 
     @torch.inference_mode()
     def _require_long_enough(self, view_px: int) -> None:
@@ -179,7 +188,7 @@ class Encoder(nn.Module):
     def _pooled(self, tokens: Tensor) -> Tensor:
         if self.pooling == "forward":
             return self._checked(self.backbone.forward_head(tokens), len(tokens))  # type: ignore[operator]
-        features = tokens[:, 0]
+        features = tokens[:, 0] if self.class_tokens == 1 else tokens[:, : self.class_tokens].flatten(1)
         if self.pooling == "cls+mean":
             patches = tokens[:, self.backbone.num_prefix_tokens :]  # registers stay out
             features = torch.cat([features, patches.mean(1)], dim=-1)

@@ -65,6 +65,7 @@ def _config(encoder: Encoder, extra: Mapping[str, object], terms: Sequence[Terms
     described: dict[str, object] = {
         "name": preset.name,
         "pooling": preset.pooling,
+        **({} if preset.class_tokens == 1 else {"class_tokens": preset.class_tokens}),
         "mean": preset.mean,
         "std": preset.std,
         "image_px": preset.image_px,

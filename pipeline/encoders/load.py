@@ -93,9 +93,9 @@ def _repooled(encoder: Encoder, pooling: str) -> Encoder:
     """The same backbone with another pooling."""
     _, width = token_grid(encoder)
     if pooling == "cls":
-        preset = replace(encoder.preset, pooling="cls", dim=width)
+        preset = replace(encoder.preset, pooling="cls", dim=encoder.class_tokens * width)
     elif pooling == "cls+mean":
-        preset = replace(encoder.preset, pooling="cls+mean", dim=2 * width)
+        preset = replace(encoder.preset, pooling="cls+mean", dim=(encoder.class_tokens + 1) * width)
     else:
         raise OptionError(f"--pooling {pooling}: allowed is cls or cls+mean")
     return Encoder(preset, encoder.backbone).eval()

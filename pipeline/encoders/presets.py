@@ -77,6 +77,8 @@ class Preset:
     pooling: Pooling = "forward"
     """``cls``: the class token after the final norm. ``cls+mean``: that, then the mean of the patch tokens
     (class token and registers left out). ``forward``: what the model itself returns without a classifier."""
+    class_tokens: int = 1
+    """Class tokens of the backbone, see `pipeline.encoders.class_tokens`: ``cls`` is all of them, one after another."""
     arch: str = ""
     """timm architecture, with the pretrained tag where there is one; empty for a user's own function."""
     kwargs: Mapping[str, object] = field(default_factory=dict, hash=False)

@@ -29,6 +29,7 @@ from stores.io.text import one_line
 
 MAX_DIM = (1 << 16) - 1
 """Greatest length of a feature."""
+MAX_CLASS_TOKENS = 64
 _MAX_PARAMS = 8_000_000_000
 """The largest architecture of timm has 6.7 billion."""
 KINDS = "a preset, a timm name, hf-hub:OWNER/NAME, a folder or module:function (`g2l models` lists presets)"
@@ -238,6 +239,7 @@ def _read_config(config: Mapping[str, Any], arch: str, origin: str, name: str) -
     return replace(
         preset,
         pooling=pooling,
+        class_tokens=_within(ours.get("class_tokens", 1), MAX_CLASS_TOKENS, "class_tokens", origin),
         dim=_within(ours.get("dim", preset.dim), MAX_DIM, "dim", origin),
         mean=rgb(ours.get("mean", known.get("mean", preset.mean)), origin),
         std=rgb(ours.get("std", known.get("std", preset.std)), origin),

@@ -294,7 +294,7 @@ def _attention_grid(teacher: str) -> int:
     """Side of the teacher's grid of patches; it is built without weights or memory."""
     import torch
 
-    from pipeline.encoders.attention import last_attention
+    from pipeline.encoders.attention import require_attention
     from pipeline.encoders.encoder import Encoder, token_grid
     from pipeline.encoders.timm_models import create, is_timm, timm_preset
 
@@ -307,7 +307,7 @@ def _attention_grid(teacher: str) -> int:
     preset = PRESETS[teacher] if teacher in PRESETS else timm_preset(name)
     with torch.device("meta"):
         encoder = Encoder(preset, create(preset))
-    last_attention(encoder)
+    require_attention(encoder)
     return token_grid(encoder)[0]
 
 

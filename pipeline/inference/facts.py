@@ -6,7 +6,7 @@ from typing import Self
 import cv2
 import openslide
 
-from pipeline.encoders.attention import ATTENTION_RULE, last_attention
+from pipeline.encoders.attention import ATTENTION_RULE, require_attention
 from pipeline.encoders.encoder import token_grid
 from pipeline.inference.loaded import OnDevice
 from pipeline.slides.resample import RESAMPLING
@@ -91,7 +91,7 @@ def attention_recipe(loaded: OnDevice, asked: bool) -> recipe.Attention | None:
     """
     if not asked:
         return None
-    last_attention(loaded.encoder)
+    require_attention(loaded.encoder)
     return recipe.Attention(token_grid(loaded.encoder)[0], ATTENTION_RULE)
 
 

@@ -197,6 +197,7 @@ def load_on_device(spec: EncoderSpec) -> OnDevice:
         dim=encoder.dim,
         dtype=devices.dtype_name(arithmetic),
         shrink=encoder.shrink,
+        class_tokens=encoder.class_tokens,
     )
     if spec.channels_last:
         encoder.use_channels_last()

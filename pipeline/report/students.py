@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.encoders.class_tokens import with_class_tokens
 from pipeline.encoders.encoder import Encoder
 from pipeline.encoders.load import load_encoder
 from pipeline.encoders.presets import PRESETS
@@ -61,11 +62,12 @@ def _begun_with(
         found = load_encoder(
             options.student, weights=options.weights, random_weights=None if options.weights else seed
         )
+        found = _seeing_what(trained, found)
         if found.dim != trained.dim:
             raise OptionError(
                 f"--student {options.student}: gives {found.dim} numbers, the student of the run {trained.dim}"
             )
-        return _seeing_what(trained, found), ""
+        return found, ""
     why = f"the student before training is left out: the run began with {name}"
     if seed is None:
         return (
@@ -79,15 +81,25 @@ def _begun_with(
         )
     try:
         described = PRESETS[name] if name in PRESETS else timm_preset(name.removeprefix("timm:"))
-        if described.params != trained.preset.params:
+        if trained.preset.params - described.params not in _more(trained):
             return None, f"{why}, which has another size than its student"
         return _seeing_what(trained, load_encoder(name, random_weights=seed)), ""
     except EncoderError as error:
         return None, f"{why}: {error}"
 
 
+def _more(trained: Encoder) -> tuple[int, ...]:
+    """Parameters that a training may have added: class tokens, with places of their own or without."""
+    if trained.class_tokens == 1:
+        return (0,)
+    added = (trained.class_tokens - 1) * int(trained.backbone.embed_dim)  # type: ignore[arg-type]
+    return 0, added, 2 * added
+
+
 def _seeing_what(trained: Encoder, before: Encoder) -> Encoder:
-    """`before`, shown views at the resolution at which the trained student sees them (``distill --student-px``)."""
+    """`before` as the training began with it: with its class tokens, shown views at the resolution that it sees."""
+    if trained.class_tokens > 1:
+        before = with_class_tokens(before, trained.class_tokens)
     if before.shrink == trained.shrink:
         return before
     return before.for_views(trained.image_px // trained.shrink).shrinking(trained.shrink)

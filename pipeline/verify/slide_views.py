@@ -204,7 +204,7 @@ def spec_of(options: VerifyOptions, stored: recipe.CompleteRecipe) -> "EncoderSp
 def require_teacher_of(stored: recipe.CompleteRecipe, teacher: "OnDevice", options: VerifyOptions) -> None:
     """Raise RecipeMismatch when a teacher is not the one of the store; what was not declared of it can be anything."""
     unsaid = {} if stored.declared is None else {"weights_sha256": recipe.UNKNOWN, "pooling": "forward"}
-    for name in ("weights_sha256", "pooling", "mean", "std", "image_px", "shrink", "dim"):
+    for name in ("weights_sha256", "pooling", "mean", "std", "image_px", "shrink", "class_tokens", "dim"):
         old, new = getattr(stored.teacher, name), getattr(teacher.identity, name)
         if old != new and unsaid.get(name) != old:
             raise RecipeMismatch(

@@ -42,6 +42,10 @@ FILTERS = ("bilinear", "bicubic")
 NO_FEATURES = "has no teacher features yet; run `g2l extract-teacher` first"
 
 
+_NEWER = {"shrink": 1, "class_tokens": 1}
+"""Fields of a teacher that are newer than the first version, and their values in recipes that leave them out."""
+
+
 @dataclass(frozen=True, slots=True)
 class Teacher:
     """The encoder whose features are stored."""
@@ -64,13 +68,13 @@ class Teacher:
     """Arithmetic of the forward pass: ``float32``, ``bfloat16`` or ``float16``."""
     shrink: int = 1
     """Side of the squares of a view that are averaged to one pixel before the encoder sees it; 1 for none."""
+    class_tokens: int = 1
+    """Class tokens in a feature, one after another, where ``pooling`` takes class tokens."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types; without ``shrink`` where there is none, as in recipes of earlier versions."""
+        """Plain JSON types; ``shrink`` and ``class_tokens`` of 1 are left out, as in recipes of earlier versions."""
         value = json.loads(json.dumps(asdict(self)))
-        if self.shrink == 1:
-            del value["shrink"]
-        return value
+        return {name: item for name, item in value.items() if name not in _NEWER or item != _NEWER[name]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +259,7 @@ def _part(kind: type, value: Any, source: str, optional: bool) -> Any:
         return None
     names = [field.name for field in fields(kind)]
     if kind is Teacher and isinstance(value, dict):
-        value = {"shrink": 1} | value
+        value = _NEWER | value
     if not isinstance(value, dict) or set(value) != set(names):
         raise StoreError(f"{source}: expected the fields {', '.join(names)}; found {value!r:.200}")
     return kind(**{f.name: _field(f.type, value[f.name], f"{source}.{f.name}") for f in fields(kind)})
@@ -361,6 +365,8 @@ def problems(stored: Recipe) -> Iterator[str]:
         yield f"teacher.dim {teacher.dim}; allowed is 1 to {(1 << 16) - 1}"
     if not 1 <= teacher.shrink <= max(teacher.image_px, 1) or teacher.image_px % teacher.shrink:
         yield f"teacher.shrink {teacher.shrink}; allowed are divisors of teacher.image_px {teacher.image_px}"
+    if not 1 <= teacher.class_tokens <= max(teacher.dim, 1):
+        yield f"teacher.class_tokens {teacher.class_tokens}; allowed is 1 to teacher.dim {teacher.dim}"
     if not all(map(math.isfinite, teacher.mean)) or not all(math.isfinite(x) and x > 0 for x in teacher.std):
         yield f"teacher.mean {teacher.mean}, std {teacher.std}; allowed are numbers, those of std above 0"
     yield from _declared_problems(stored)
