@@ -80,6 +80,8 @@ def test_copies_part_at_the_first_step(model: SeveralDistiller) -> None:
     assert torch.equal(backbone.cls_token[:, 0], backbone.reg_token[:, 0])
     assert torch.equal(backbone.pos_embed[:, 0], backbone.pos_embed[:, 1])
     one, other = (found.attention for found in model.embed_for(views, [targets.positions] * 2))
+    assert one is not None
+    assert other is not None
     assert torch.equal(one, other)
     model.zero_grad()
     model(views, targets)[0].backward()
