@@ -8,7 +8,7 @@ TILES ?= $(wildcard $(DATA)/tiles/nuclei_density)
 MINUTES ?= 10
 BASE ?= docs/experiments/small.yaml
 
-.PHONY: help install demo test test-fast lint format bench bench-gpu experiments evidence torture clean
+.PHONY: help install demo test test-fast lint format bench bench-gpu experiments evidence teachers torture clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -54,6 +54,11 @@ experiments: install ## The open questions, on SLIDES with small encoders: an ho
 
 evidence: install ## Students of a teacher that knows something, on the real tissue of DATA: under two hours on two cores; writes evidence/
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.evidence --slides $(DATA)/slides --tiles $(DATA)/tiles --out evidence
+
+teachers: install ## One, two and three teachers on the real tissue of DATA: about an hour on two cores; writes evidence/
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.evidence.questions $(addprefix docs/experiments/several-teachers/,\
+		teachers.yaml dropping.yaml balance.yaml tokens.yaml vit.yaml) --slides $(DATA)/slides --tiles $(DATA)/tiles \
+		--out evidence
 
 torture: install ## Kill every command, break its disk, repeat it: MINUTES=10; writes torture/
 	$(BIN)/python -m tests.torture --minutes $$(($(MINUTES) * 4 / 5)) --out torture

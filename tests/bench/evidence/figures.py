@@ -50,6 +50,47 @@ def difference(arm: Runs, other: Runs, of: str, what: str) -> Estimate:
     return compare(arm, other, other, of, what).gain
 
 
+def overall(arm: Runs, other: Runs | None, sets: Sequence[str], whats: Sequence[str]) -> Estimate:
+    """Mean accuracy over labelled sets and ways to judge, each counting alike; less that of `other` where it is given.
+
+    Images are drawn from all sets together, the same for both.
+    """
+    right, groups, members = [], [], []
+    for of in sets:
+        images = [image for run in arm for image in run[of]["image"]]
+        if other is not None and [image for run in other for image in run[of]["image"]] != images:
+            raise ValueError(f"{of}: the runs that are compared did not judge the same tiles")
+        own = np.mean([_joined(arm, of, what) for what in whats], axis=0)
+        less = 0.0 if other is None else np.mean([_joined(other, of, what) for what in whats], axis=0)
+        right.append(own - less)
+        groups += [f"{of} {image}" for image in images]
+        members += [of] * len(images)
+    values_, of_set = np.concatenate(right), np.array(members)
+
+    def statistic(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        means = [
+            (values_ * weights)[of_set == of].sum() / max(weights[of_set == of].sum(), 1e-12) for of in sets
+        ]
+        return np.array([np.mean(means)])
+
+    index = np.unique(groups, return_inverse=True)[1].astype(np.int64)
+    return bootstrap(statistic, len(values_), index, np.random.default_rng(0), 2000)[0]
+
+
+def pooled(arms: Sequence[Runs]) -> list[dict[str, Any]]:
+    """The mean over arms, run by run and tile by tile: what one gets who does not know which arm to take."""
+    return [_mean_of(list(of_fold)) for of_fold in zip(*arms, strict=True)]
+
+
+def _mean_of(found: Sequence[Any]) -> Any:
+    first = found[0]
+    if isinstance(first, Mapping):
+        return {key: _mean_of([one[key] for one in found]) for key in first}
+    if isinstance(first, list) and first and isinstance(first[0], float | int):
+        return np.mean(found, axis=0).tolist()
+    return float(np.mean(found)) if isinstance(first, float | int) else first
+
+
 def _joined(runs: Runs, of: str, what: str) -> npt.NDArray[np.float64]:
     return np.concatenate([np.asarray(run[of][what], np.float64) for run in runs])
 

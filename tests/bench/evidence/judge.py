@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 import torch
 
+from pipeline.data.committed import BlockCache
 from pipeline.data.loader import load_views
 from pipeline.data.sources import find_sources
 from pipeline.encoders.apply import embed
@@ -80,10 +81,11 @@ class Judge:
     def _units(self) -> list[sampler.Segment]:
         return sampler.find_units(self.store, "train", None)
 
-    def features(self, student: Encoder) -> list[npt.NDArray[np.float32]]:
-        """Of all patches, under seeds 0 to 3."""
+    def features(self, student: Encoder, drawn: int = DRAWN) -> list[npt.NDArray[np.float32]]:
+        """Of all patches, under seeds 0 to `drawn`."""
         device = torch.device("cpu")
-        return [embed(student, views.pixels, 64, device, torch.float32).numpy() for views in self.views]
+        views = self.views[: 1 + drawn]
+        return [embed(student, of_seed.pixels, 64, device, torch.float32).numpy() for of_seed in views]
 
     def figures(self, features: list[npt.NDArray[np.float32]], fold: int) -> dict[str, Any]:
         """How a student that never saw `fold` does on it.
@@ -94,22 +96,40 @@ class Judge:
             ``cka``, ``cka_unbiased``, ``cosine`` (to standardised targets, after the ridge regression of the training
             patches) on all held-out patches; ``same`` (share of held-out patches whose drawn view has its own centre
             crop as the nearest of all held-out ones); and for each labelled set ``SET``: ``image``, and for each tile
-            0 or 1 whether ``knn``, ``knn_drawn`` (the query drawn, the reference not) and ``linear`` are right.
+            0 or 1 whether ``knn``, ``knn_drawn`` (the query drawn, the reference not) and ``linear`` are right. Without
+            features of drawn views there is no ``same`` and no ``knn_drawn``.
         """
-        held = np.array([row["fold"] == str(fold) for row in self.rows])
-        plain, targets = features[0].astype(np.float64), self.views[0].targets.astype(np.float64)
-        x, y = plain[held], targets[held]
-        result: dict[str, Any] = {
-            "cka": linear_cka(x, y),
-            "cka_unbiased": minibatch_cka(x, y, len(x), np.random.default_rng(0)),
-            "cosine": mapped_cosine(plain[~held], targets[~held], x, y),
-            "same": float(
-                np.mean([nearest(x, drawn[held], 1)[:, 0] == np.arange(len(x)) for drawn in features[1:]])
-            ),
-        }
+        held = self._held(fold)
+        x = features[0].astype(np.float64)[held]
+        result: dict[str, Any] = self.agreement(features[0], self.views[0].targets, fold)
+        if features[1:]:
+            found = [nearest(x, drawn[held], 1)[:, 0] == np.arange(len(x)) for drawn in features[1:]]
+            result["same"] = float(np.mean(found))
         for of in SETS:
             result[of.name] = self._labelled(features, of.name, fold)
         return result
+
+    def agreement(self, features: npt.NDArray[Any], targets: npt.NDArray[Any], fold: int) -> dict[str, float]:
+        """``cka``, ``cka_unbiased`` and ``cosine`` of `figures`, for the centre crops and a teacher's targets."""
+        held = self._held(fold)
+        plain, wide = features.astype(np.float64), targets.astype(np.float64)
+        x, y = plain[held], wide[held]
+        return {
+            "cka": linear_cka(x, y),
+            "cka_unbiased": minibatch_cka(x, y, len(x), np.random.default_rng(0)),
+            "cosine": mapped_cosine(plain[~held], wide[~held], x, y),
+        }
+
+    def targets(self, store: Path) -> npt.NDArray[Any]:
+        """What the teacher of another store of the same patches says of their centre crops, in the order of `rows`."""
+        cache, found = BlockCache(store), dict[str, npt.NDArray[Any]]()
+        for unit in sampler.find_units(store, "train", 1):
+            of_unit = cache.stored(unit.commit, unit.rows.astype(np.int32), 0)[0]
+            found.update(zip(_files(store, unit), of_unit, strict=True))
+        return np.stack([found[row["path"]] for row in self.rows])
+
+    def _held(self, fold: int) -> npt.NDArray[np.bool_]:
+        return np.array([row["fold"] == str(fold) for row in self.rows])
 
     def _labelled(self, features: list[npt.NDArray[np.float32]], name: str, fold: int) -> dict[str, Any]:
         judged = np.array([row["judged"] == name for row in self.rows])
@@ -131,7 +151,8 @@ class Judge:
             "linear": [probe.scores.argmax(axis=1) == labels[query]],
         }
         images = [row["image"] for row, asked in zip(rows, query, strict=True) if asked]
-        return {"image": images} | {what: np.mean(found, axis=0).tolist() for what, found in right.items()}
+        means = {what: np.mean(found, axis=0).tolist() for what, found in right.items() if found}
+        return {"image": images, **means}
 
 
 def _files(store: Path, unit: sampler.Segment) -> list[str]:

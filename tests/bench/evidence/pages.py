@@ -18,18 +18,18 @@ NAMES = [of.name for of in SETS]
 def gap_table(results: Results, teacher: Runs, losses: Sequence[str], steps: Sequence[int]) -> str:
     """How near a student comes to the teacher: one row for each student, loss and length."""
     lines = [
-        _row(
+        row(
             ["student", "loss", "steps", "CKA", "CKA, unbiased", "cosine", *(f"{n} 5-NN" for n in NAMES)]
             + [f"{n} linear" for n in NAMES]
         ),
-        _rule(6 + 2 * len(NAMES)),
+        rule(6 + 2 * len(NAMES)),
     ]
     own = [
         text(compare(teacher, teacher, teacher, name, what).accuracy)
         for what in ("knn", "linear")
         for name in NAMES
     ]
-    lines.append(_row(["*teacher*", "", "", "1", "1", "1", *own]))
+    lines.append(row(["*teacher*", "", "", "1", "1", "1", *own]))
     for student in ("cnn", "vit"):
         for loss, length in [("", 0)] + [(loss, n) for n in steps for loss in losses]:
             arm = Arm(student, loss, length) if loss else Arm(student)
@@ -40,7 +40,7 @@ def gap_table(results: Results, teacher: Runs, losses: Sequence[str], steps: Seq
                 for what in ("knn", "linear")
                 for name in NAMES
             ]
-            lines.append(_row([student, loss or "untrained", str(length or ""), *agreement, *judged]))
+            lines.append(row([student, loss or "untrained", str(length or ""), *agreement, *judged]))
     return "\n".join(lines) + "\n"
 
 
@@ -52,25 +52,25 @@ def closed_table(results: Results, teacher: Runs, arms: Sequence[Arm]) -> str:
         for label in ("5-NN", "linear")
         for kind in ("gain", "share")
     ]
-    lines = [_row(["run", *heads]), _rule(1 + len(heads))]
+    lines = [row(["run", *heads]), rule(1 + len(heads))]
     for arm in arms:
         cells = [arm.name]
         for name in NAMES:
             for what in ("knn", "linear"):
                 found = compare(results[arm], results[Arm(arm.student)], teacher, name, what)
                 cells += [text(found.gain, signed=True), text(found.closed)]
-        lines.append(_row(cells))
+        lines.append(row(cells))
     return "\n".join(lines) + "\n"
 
 
 def control_table(results: Results, controls: Sequence[Arm]) -> str:
     """A student of the pretrained teacher less the same student of one with random weights: what knowledge is worth."""
     heads = [f"{name} {label}" for name in NAMES for label in ("5-NN", "linear")]
-    lines = [_row(["run", *heads]), _rule(1 + len(heads))]
+    lines = [row(["run", *heads]), rule(1 + len(heads))]
     for control in controls:
         taught = dataclasses.replace(control, untaught=False)
         lines.append(
-            _row(
+            row(
                 [taught.name]
                 + [
                     text(difference(results[taught], results[control], name, what), signed=True)
@@ -85,7 +85,7 @@ def control_table(results: Results, controls: Sequence[Arm]) -> str:
 def curve_table(results: Results, base: Arm, arms: Mapping[str, Arm]) -> str:
     """One thing varied: agreement, and the paired difference in accuracy to the arm `base`."""
     heads = ["CKA, unbiased", "cosine", *(f"{name} 5-NN, difference" for name in NAMES)]
-    lines = [_row(["", *heads]), _rule(1 + len(heads))]
+    lines = [row(["", *heads]), rule(1 + len(heads))]
     for label, arm in arms.items():
         runs = results[arm]
         cells = [ranged(values(runs, what)) for what in ("cka_unbiased", "cosine")]
@@ -95,7 +95,7 @@ def curve_table(results: Results, base: Arm, arms: Mapping[str, Arm]) -> str:
                 if arm == base
                 else text(difference(runs, results[base], name, "knn"), True)
             )
-        lines.append(_row([label, *cells]))
+        lines.append(row([label, *cells]))
     return "\n".join(lines) + "\n"
 
 
@@ -106,7 +106,7 @@ def robustness_table(results: Results, teacher: Runs, arms: Sequence[Arm]) -> st
         *(f"{name} 5-NN of drawn views" for name in NAMES),
         *(f"{name}: drawn - plain" for name in NAMES),
     ]
-    lines = [_row(["", *heads]), _rule(1 + len(heads))]
+    lines = [row(["", *heads]), rule(1 + len(heads))]
     rows = [("*teacher*", teacher), *((arm.name, results[arm]) for arm in arms)]
     for label, runs in rows:
         cells = [ranged(values(runs, "same"))]
@@ -118,7 +118,7 @@ def robustness_table(results: Results, teacher: Runs, arms: Sequence[Arm]) -> st
             text(difference(runs, other, name, "knn_drawn"), True)
             for name, other in zip(NAMES, plain, strict=True)
         ]
-        lines.append(_row([label, *cells]))
+        lines.append(row([label, *cells]))
     return "\n".join(lines) + "\n"
 
 
@@ -130,11 +130,11 @@ def gap_picture(path: Path, results: Results, teacher: Runs, arms: Sequence[Arm]
         goal = compare(teacher, teacher, teacher, name, "knn").accuracy
         axes.axvspan(goal.low, goal.high, color="C2", alpha=0.15, lw=0)
         axes.axvline(goal.value, color="C2", label="teacher")
-        for row, arm in enumerate(reversed(arms)):
+        for at, arm in enumerate(reversed(arms)):
             found = compare(results[arm], results[arm], teacher, name, "knn").accuracy
             colour = "C1" if arm.untaught else "C0" if arm.loss else "0.5"
-            axes.plot([found.low, found.high], [row, row], color=colour, lw=2)
-            axes.plot([found.value], [row], "o", color=colour, ms=5)
+            axes.plot([found.low, found.high], [at, at], color=colour, lw=2)
+            axes.plot([found.value], [at], "o", color=colour, ms=5)
         axes.set(title=f"{name}: 5-NN accuracy", yticks=range(len(arms)))
         axes.set_yticklabels([arm.name for arm in reversed(arms)])
         axes.grid(axis="x", lw=0.4)
@@ -148,9 +148,9 @@ def write_page(path: Path, parts: Mapping[str, str]) -> None:
     write_text(path, "\n".join(f"## {title}\n\n{table}" for title, table in parts.items()))
 
 
-def _row(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _rule(n: int) -> str:
+def rule(n: int) -> str:
     return "|---" * n + "|"

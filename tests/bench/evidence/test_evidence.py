@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 from pipeline.metrics.bootstrap import bootstrap
 from tests.bench.evidence import tissue
-from tests.bench.evidence.figures import compare, difference
+from tests.bench.evidence.encoder import renamed
+from tests.bench.evidence.figures import compare, difference, overall, pooled
 from tests.bench.evidence.pages import closed_table, control_table
 from tests.bench.evidence.runs import Arm
 from tests.bench.evidence.tissue import FOLDS, PATCH_PX, LabelledSet
@@ -111,3 +113,47 @@ def test_a_control_is_compared_with_its_own_run() -> None:
     (row,) = control_table(results, [control]).splitlines()[2:]
     assert row.startswith("| vit mse, 10 steps | +0.50 (")
     assert row.count("| +0.50 (") == 4
+
+
+def test_the_mean_of_all_counts_each_set_alike_and_is_paired() -> None:
+    runs = _runs([[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    for run in runs:
+        run["colorectal"] = {key: value[:2] for key, value in run["colorectal"].items()}
+    found = overall(runs, None, ("lung_colon", "colorectal"), ("knn", "linear"))
+    assert found.value == pytest.approx((3 / 8 + 3 / 4) / 2)
+    same = overall(runs, runs, ("lung_colon", "colorectal"), ("knn",))
+    assert (same.low, same.value, same.high) == (0, 0, 0)
+    with pytest.raises(
+        ValueError, match="lung_colon: the runs that are compared did not judge the same tiles"
+    ):
+        overall(runs, runs[:1], ("lung_colon", "colorectal"), ("knn",))
+
+
+def test_arms_are_averaged_tile_by_tile() -> None:
+    first, second = _runs([[1.0, 1.0, 0.0, 0.0]]), _runs([[1.0, 0.0, 0.0, 0.0]])
+    first[0]["agreement"], second[0]["agreement"] = {"lite0": {"cosine": 0.5}}, {"lite0": {"cosine": 0.25}}
+    (found,) = pooled([first, second])
+    assert found["colorectal"]["knn"] == [1.0, 0.5, 0.0, 0.0]
+    assert found["colorectal"]["image"] == first[0]["colorectal"]["image"]
+    assert found["agreement"] == {"lite0": {"cosine": 0.375}}
+
+
+def test_a_teacher_is_renamed_by_the_order_of_its_tensors() -> None:
+    expected = {
+        "conv_stem.weight": torch.zeros(2, 3),
+        "bn1.weight": torch.zeros(2),
+        "bn1.bias": torch.zeros(2),
+    }
+    given = {
+        "_a.weight": torch.ones(2, 3),
+        "_b.weight": torch.full((2,), 2.0),
+        "_b.bias": torch.full((2,), 3.0),
+    }
+    found = renamed(given, expected)
+    assert {name: value.max().item() for name, value in found.items()} == dict(
+        zip(expected, (1, 2, 3), strict=True)
+    )
+    with pytest.raises(ValueError, match=r"_b.bias \(2,\) does not fit bn1.weight \(2,\)"):
+        renamed(dict([("_a.weight", given["_a.weight"]), *reversed(list(given.items())[1:])]), expected)
+    with pytest.raises(ValueError, match=r"_a.weight \(3, 2\) does not fit conv_stem.weight \(2, 3\)"):
+        renamed({**given, "_a.weight": torch.ones(3, 2)}, expected)
