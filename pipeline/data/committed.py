@@ -28,9 +28,18 @@ class CommittedBlock:
     """The manifest rows of one commit record, by (seed, row)."""
 
     columns: dict[str, npt.NDArray[Any]]
+    keys: npt.NDArray[np.int64]
+    """Of each view, (n,), ascending; see `at`."""
     drawn: npt.NDArray[Any]
     """The drawn parameters, one record for each view: reading them from twelve columns takes ten times as long."""
-    index: dict[tuple[int, int], int]
+
+    def at(self, row: int, seed: int) -> int:
+        """The position of a view; KeyError when the record does not list it."""
+        key = (seed << 32) + row  # views are in order of seed, then row
+        found = int(np.searchsorted(self.keys, key))
+        if found == len(self.keys) or self.keys[found] != key:
+            raise KeyError((seed, row))
+        return found
 
     def params(self, at: int) -> ViewParams:
         """The drawn parameters of the view at a position."""
@@ -40,7 +49,7 @@ class CommittedBlock:
         """x_px0 and y_px0 of a row, and its views under `seeds`, with a checksum where its seed maps to True."""
         wanted = []
         for seed, check in seeds.items():
-            at = self.index[seed, row]
+            at = self.at(row, seed)
             crc = int(self.columns["crc"][at]) if check else None
             wanted.append(StoredView(seed, self.params(at), crc))
         return int(self.columns["x_px0"][at]), int(self.columns["y_px0"][at]), wanted
@@ -60,7 +69,9 @@ def read_commit(commit: manifest.Commit, policy: Policy | None = None) -> Commit
     columns = {name: table[name].to_numpy() for name in names if name != "view_crc32"} | {
         "crc": crcs.to_numpy()
     }
-    keys = zip(columns["seed"].tolist(), columns["row"].tolist(), strict=True)
+    keys = (columns["seed"].astype(np.int64) << 32) + columns["row"]
+    if (np.diff(keys) <= 0).any():
+        raise CorruptStore(f"{commit.path}: rows are not in order of seed, then row, each once")
     fields = [(name, columns[name].dtype) for name in manifest.DRAWN_SCHEMA.names]
     drawn = np.empty(table.num_rows, fields)
     for name, _ in fields:
@@ -72,7 +83,7 @@ def read_commit(commit: manifest.Commit, policy: Policy | None = None) -> Commit
             f"{commit.path}: {name} of row {row} seed {seed} is {drawn[name][at][0]}, which is not within what the "
             "policy draws"
         )
-    return CommittedBlock(columns, drawn, {key: i for i, key in enumerate(keys)})
+    return CommittedBlock(columns, keys, drawn)
 
 
 class Place(Protocol):

@@ -299,21 +299,23 @@ def load_views(
     joined: Joined | None = None,
 ) -> Batch:
     """At most `n_views` views of one seed, evenly spread over `units`; every view is compared with its checksum."""
-    picked = [(unit, row) for unit in units if seed in unit.seeds for row in unit.rows.tolist()]
-    keep = spread(len(picked), n_views)
+    having = [unit for unit in units if seed in unit.seeds]
+    ends = np.cumsum([len(unit.rows) for unit in having], dtype=np.int64)
+    keep = spread(int(ends[-1]) if having else 0, n_views)
     cache, source = _cache_and_source(store, sources, policy, tokens, attention, joined)
     out = np.empty((len(keep), policy.crop_px, policy.crop_px, 3), np.uint8)
     stored: list[list[npt.NDArray[Any]]] = []
     work = functools.partial(rebuild_row, policy)
     with PatchPool(threads) as pool:
         jobs = []
-        for number in keep:
-            unit, row = picked[number]
+        for number, place in zip(keep, np.searchsorted(ends, keep, side="right").tolist(), strict=True):
+            unit = having[place]
+            row = int(unit.rows[number - ends[place]])  # from the end of its unit
             at = np.array([row], np.int32)
             stored.append(cache.stored(unit.commit, at, seed))
             slide_id = unit.commit.slide_id
-            place = cache.commit(unit.commit).request(row, {seed: True})
-            jobs.append(pool.submit(source(unit.commit), work, slide_id, row, *place))
+            request = cache.commit(unit.commit).request(row, {seed: True})
+            jobs.append(pool.submit(source(unit.commit), work, slide_id, row, *request))
         for slot, job in enumerate(jobs):
             out[slot] = job.result()[0]
     if not stored:

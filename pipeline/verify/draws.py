@@ -129,7 +129,7 @@ def _of_block(
     of_first = rows[seeds == commit.seeds.start]
     for row in sample_rows(of_first, files.row["n_patches"], files.slide_id, commit.block, sample).tolist():
         for seed in commit.seeds:
-            place = block.index[seed, row]
+            place = block.at(row, seed)
             if odd[place]:
                 continue
             x_px0, y_px0 = (int(block.columns[name][place]) for name in ("x_px0", "y_px0"))

@@ -294,7 +294,7 @@ class _SlideViews:
                 ):
                     wrong.setdefault((commit.seeds.start, _OTHER_PIXELS), []).append(row)
             for i, seed in enumerate(commit.seeds):
-                at = block.index[seed, row]
+                at = block.at(row, seed)
                 self.result.views_checked += 1
                 if got.crcs[i] != int(block.columns["crc"][at]):
                     wrong.setdefault((seed, _OTHER_VIEW), []).append(row)
@@ -393,11 +393,11 @@ def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
 def render_stored(reader: Reader, block: CommittedBlock, seeds: range, row: int, policy: Policy) -> _Rendered:
     """Read a patch and render it with the stored parameters of each seed."""
     out = np.empty((len(seeds), policy.crop_px, policy.crop_px, 3), np.uint8)
-    first = block.index[seeds.start, row]
+    first = block.at(row, seeds.start)
     try:
         patch = reader.read(row, int(block.columns["x_px0"][first]), int(block.columns["y_px0"][first]))
         for i, seed in enumerate(seeds):
-            out[i] = render(patch, block.params(block.index[seed, row]), policy)
+            out[i] = render(patch, block.params(block.at(row, seed)), policy)
     except (G2LError, ValueError) as error:
         return _Rendered(out, [], None, files.first_line(error))
     return _Rendered(out, [view_crc32(view) for view in out], patch)
