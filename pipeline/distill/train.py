@@ -131,9 +131,9 @@ def distill(
         _require_validations(options, data, steps)
         student = load_student(options)  # after all checks of the store: this may download gigabytes
         options = with_defaults(options, student, steps, report if fresh else Silent())
-        if ranks.leads:
-            _begin_run(run, options, data)
         trainer = make_trainer(student, data, options, ranks)
+        if ranks.leads:  # what is refused leaves no run behind
+            _begin_run(run, options, data)
         if options.student_tokens == "per-teacher":
             of = trainer.model.student
             report.note(

@@ -25,6 +25,7 @@ from pipeline.encoders.presets import PRESETS, WEIGHT_FILES, Preset
 from pipeline.encoders.remote_code import SCHEME, load_remote
 from pipeline.encoders.timm_models import (
     KINDS,
+    class_tokens_of_config,
     create,
     folder_preset,
     hub_preset,
@@ -41,7 +42,7 @@ from pipeline.encoders.weights import fit, published, read_checkpoint, require_n
 from stores.errors import EncoderError, OptionError, StoreError
 from stores.format.terms import Fact, Terms, union
 from stores.io import files
-from stores.io.text import one_line
+from stores.io.text import counted, one_line
 
 
 def load_encoder(
@@ -172,11 +173,23 @@ def _terms_beside(weights: Path) -> tuple[Terms, ...]:
 
 
 def _sized_beside(preset: Preset, weights: Path) -> Preset:
-    """`preset` with the averaging of views that the weights were trained with, under whatever name they are loaded."""
+    """`preset` with the averaging of views that the weights were trained with, under whatever name they are loaded.
+
+    Raises
+    ------
+    EncoderError
+        They have other class tokens than `preset`: what the others learned would be left out.
+    """
     try:
         config = _config_beside(weights)
     except StoreError:
         return preset
+    count = class_tokens_of_config(config, str(_folder_of(weights)))
+    if config is not None and count != preset.class_tokens:
+        raise EncoderError(
+            f"{weights} has {counted(count, 'class token')}, {preset.name} {preset.class_tokens}; give the folder "
+            f"{_folder_of(weights)} itself as the encoder"
+        )
     image_px, shrink = sizes_of_config(config, str(_folder_of(weights)), preset.image_px)
     return preset if shrink == 1 else replace(preset, image_px=image_px, shrink=shrink)
 

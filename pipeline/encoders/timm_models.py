@@ -239,7 +239,7 @@ def _read_config(config: Mapping[str, Any], arch: str, origin: str, name: str) -
     return replace(
         preset,
         pooling=pooling,
-        class_tokens=_within(ours.get("class_tokens", 1), MAX_CLASS_TOKENS, "class_tokens", origin),
+        class_tokens=class_tokens_of_config(config, origin),
         dim=_within(ours.get("dim", preset.dim), MAX_DIM, "dim", origin),
         mean=rgb(ours.get("mean", known.get("mean", preset.mean)), origin),
         std=rgb(ours.get("std", known.get("std", preset.std)), origin),
@@ -266,6 +266,11 @@ def sizes_of_config(config: Any, origin: str, image_px: int) -> tuple[int, int]:
             f"config.json of {origin}: shrink is {shrink}; allowed are divisors of image_px, {view_px}"
         )
     return view_px, shrink
+
+
+def class_tokens_of_config(config: Any, origin: str) -> int:
+    """How many class tokens a ``config.json`` says; EncoderError when that is no number of them."""
+    return _within(_block(config, "g2l").get("class_tokens", 1), MAX_CLASS_TOKENS, "class_tokens", origin)
 
 
 def terms_of_config(config: Any, name: str) -> tuple[Terms, ...]:

@@ -45,6 +45,7 @@ CASES: dict[str, tuple[tuple[Teaching, ...], dict[str, Any]]] = {
     "its own stochastic depth": ((), {"student": f"{VIT}&drop_path_rate=0.5"}),
     "tokens": ((RICH,), {"loss": "dino,ibot,token-cosine,attention", "prototypes": Path()}),
     "several teachers": (TWO, {"loss": "a=log-sum,token-cosine,b=infonce,attention:0.5", "drop_path": 0.3}),
+    "class tokens": (TWO, {"student_tokens": "per-teacher"}),
 }
 
 

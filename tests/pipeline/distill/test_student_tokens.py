@@ -221,6 +221,7 @@ def test_what_is_refused(
     options: DistillOptions = replace(OPTIONS, **change)
     with pytest.raises(OptionError, match=re.escape(said)):
         train.distill(stores(two), tmp_path / "run", options, False, Silent())
+    assert not (tmp_path / "run/options.json").exists()  # another try is no other run
 
 
 def test_attention_of_one_of_several_tokens() -> None:

@@ -139,6 +139,24 @@ def test_a_config_that_says_something_else(tmp_path: Path, said: Any, pooling: s
         load_encoder(str(tmp_path))
 
 
+def test_weights_under_another_name_would_lose_tokens(tmp_path: Path) -> None:
+    export_encoder(with_class_tokens(made(VIT), 3), tmp_path / "three", {})
+    export_encoder(made(VIT), tmp_path / "one", {})
+    for spec, weights, said in (
+        (VIT, tmp_path / "three", "has 3 class tokens, .* 1; give the folder .*three itself as the encoder"),
+        (VIT, tmp_path / "three/model.safetensors", "has 3 class tokens"),
+        (str(tmp_path / "three"), tmp_path / "one", "has 1 class token, .* 3; give the folder .*one itself"),
+    ):
+        with pytest.raises(EncoderError, match=said):
+            load_encoder(spec, weights=weights)
+    export_encoder(load_encoder("tests.tools.tiny:student", random_weights=0), tmp_path / "f", {})
+    config = json.loads((tmp_path / "f/config.json").read_text())
+    config["g2l"]["class_tokens"] = 2
+    (tmp_path / "f/config.json").write_text(json.dumps(config))
+    with pytest.raises(EncoderError, match=r"has 2 class tokens, tests.tools.tiny:student 1"):
+        load_encoder("tests.tools.tiny:student", weights=tmp_path / "f")
+
+
 def test_a_recipe_says_how_many(tmp_path: Path) -> None:
     export_encoder(with_class_tokens(made(VIT), 3), tmp_path, {})
     identity = load_on_device(EncoderSpec(str(tmp_path), device="cpu", view_px=32)).identity
