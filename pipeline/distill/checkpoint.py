@@ -60,6 +60,8 @@ def save(
         state["best"] = best
     if trainer.ema is not None:
         state["ema"] = trainer.ema.state_dict()
+    if trainer.scaler is not None:
+        state["scaler"] = trainer.scaler.state_dict()
     require_free(run, size(trainer, bool(best)), f"checkpoint of step {step}")
     save_torch(run / "checkpoints" / f"step-{step:08d}.pt", state)
     prune(run)
@@ -86,6 +88,8 @@ def restore(path: Path, trainer: Trainer, stop: EarlyStop) -> tuple[dict[str, An
         trainer.optimizer.load_state_dict(state["optimizer"])
         if trainer.ema is not None:
             trainer.ema.load_state_dict(state["ema"])
+        if trainer.scaler is not None and "scaler" in state:  # earlier versions did not scale
+            trainer.scaler.load_state_dict(state["scaler"])
         stop.restore(state["early_stop"])
         facts: dict[str, Any] = dict(state["facts"])
         best: dict[str, Any] = state.get("best", {})

@@ -262,7 +262,10 @@ class DistillOptions(
         shown="the whole batch",
     )
     dtype: str = option(
-        "auto", "Arithmetic of the student.", choices=("auto", "float32", "bfloat16"), heading=MACHINE
+        "auto",
+        "Arithmetic of the student.",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        heading=MACHINE,
     )
     tensorboard: bool = option(False, "Also write TensorBoard events.", heading=_CHECKS)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stores.io.text import human_bytes, one_line
+from stores.io.text import counted, human_bytes, one_line
 
 HELP_PAGE = "docs/how-to/my-student-is-not-good.md"
 """Where it says what a student that is no better than before may come from."""
@@ -73,6 +73,10 @@ class Distilled:
             f"{found['steps']} of {found['steps_planned']} steps{early}: "
             f"loss {found['loss_first']:.3f} -> {found['loss_last']:.3f}"
         ]
+        if found.get("skipped_steps"):
+            lines.append(
+                f"{counted(found['skipped_steps'], 'step')} skipped: the gradient overflowed float16"
+            )
         if found["cka_after"] is not None:
             names = {"cka": f"CKA {to_teacher(found)}", "cka_unbiased": "unbiased", "cosine": "cosine"}
             held_out = [

@@ -359,6 +359,7 @@ class Course:
         weight_decay = cosine_annealing(self.options.weight_decay, at, steps)
         views, targets = torch.from_numpy(batch.views), Targets.of(batch)
         only_heads = at < self.options.freeze_steps
+        scale = self.trainer.loss_scale
         terms = self.trainer.step(views, targets, lr, weight_decay, position, only_heads)
         loss = terms.pop("loss")
         seconds = time.monotonic() - began
@@ -373,6 +374,10 @@ class Course:
             "stopped_early": self.stop_early.after_step(loss),
         }
         figures = {"loss": loss, "lr": lr, "weight_decay": weight_decay, "epoch": batch.epoch}
+        if scale is not None:
+            skipped = (self.trainer.loss_scale or 0.0) < scale
+            self.facts["skipped_steps"] = self.facts.get("skipped_steps", 0) + skipped
+            figures |= {"loss_scale": scale, "skipped_steps": self.facts["skipped_steps"]}
         if len(terms) > 1:
             figures |= {f"loss_{name}": value for name, value in terms.items()}
         memory = devices.peak_memory(self.trainer.device)
@@ -380,6 +385,8 @@ class Course:
         speed["processes"] = self.trainer.ranks.world
         self.write("train", step, figures | speed)
         words = f"loss {loss:.3f}, {n_views / seconds:.0f} views/s, data wait {waited / seconds:.0%}"
+        if self.facts.get("skipped_steps"):
+            words += f", {counted(self.facts['skipped_steps'], 'step')} skipped (float16 overflow)"
         held_out = self.facts.get("after", {})
         if "explained" in held_out:
             words += f", held out {held_out['explained']:.1%} explained, CKA {held_out['cka']:.3f}"
@@ -504,6 +511,7 @@ def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> d
         "steps_planned": facts["steps_planned"],
         "stopped_early": facts["stopped_early"],
         **({"best_step": facts["best_step"]} if "best_step" in facts else {}),
+        **({"skipped_steps": facts["skipped_steps"]} if "skipped_steps" in facts else {}),
         "views": facts["epoch_views"],
         "views_seen": facts["views_seen"],
         "loss_first": facts["loss_first"],

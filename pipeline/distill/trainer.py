@@ -22,6 +22,9 @@ from pipeline.encoders.encoder import Encoder, other_size
 from pipeline.runtime import devices
 from stores.errors import DistillError, EncoderError, OptionError
 
+_LEAST_SCALE = 2.0**-16
+"""Of the loss in float16: it begins with 2^16, and each overflow halves it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trainer:
@@ -92,10 +95,7 @@ class Trainer:
         if not math.isfinite(means[0]):
             other = "" if self.dtype == torch.float32 else ", or try --dtype float32"
             raise DistillError(f"the loss is {means[0]}: lower --lr{other}; checkpoints are kept")
-        if self.clip_grad is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
-        self.optimizer.step()
-        if self.ema is not None:
+        if self._update() and self.ema is not None:
             self.ema.update_parameters(self.model.student)
         return dict(zip(("loss", *found), means, strict=True))
 
@@ -113,6 +113,31 @@ class Trainer:
         if self.micro_batch is not None:
             self.ranks.average(self.model)
         return found
+
+    def _update(self) -> bool:
+        """Move the weights along the gradients; whether they moved: a step whose gradients overflow is left out."""
+        scaler, before = self.scaler, self.loss_scale
+        if self.clip_grad is not None:
+            if scaler is not None:
+                scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
+        if scaler is None or before is None:
+            self.optimizer.step()
+            return True
+        scaler.step(self.optimizer)
+        scaler.update()
+        moved = scaler.get_scale() >= before
+        if not moved and scaler.get_scale() < _LEAST_SCALE:
+            raise DistillError(
+                "the gradients overflow float16 however the loss is scaled: try --dtype float32, or lower --lr; "
+                "checkpoints are kept"
+            )
+        return moved
+
+    @property
+    def loss_scale(self) -> float | None:
+        """What the loss is multiplied by before its gradient is taken, where the student computes in float16."""
+        return None if self.scaler is None else float(self.scaler.get_scale())
 
     def _scaled(self, loss: Tensor) -> Tensor:
         return loss if self.scaler is None else self.scaler.scale(loss)
@@ -208,4 +233,5 @@ def make_trainer(student: Encoder, data: Data, options: DistillOptions, ranks: R
         options.clip_grad,
         options.teacher_drop,
         options.micro_batch,
+        torch.amp.GradScaler(ranks.device.type) if dtype == torch.float16 else None,
     )
