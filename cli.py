@@ -68,7 +68,10 @@ def main() -> None:
         sys.stdout.reconfigure(
             errors="backslashreplace"
         )  # a name in letters that this terminal does not have
-    g2l(prog_name="g2l")
+    try:
+        g2l(prog_name="g2l")
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from here on nothing needs to be said about it
 
 
 if __name__ == "__main__":

@@ -48,6 +48,19 @@ def test_help_loads_nothing_heavy() -> None:
         assert f"'{heavy}'" not in done.stdout
 
 
+def test_a_signal_while_python_ends_says_nothing() -> None:
+    """As `torchrun` sends it to a process that ends since another one failed."""
+    script = (
+        "import atexit, os, signal, sys, cli; atexit.register(os.kill, os.getpid(), signal.SIGTERM); "
+        "sys.argv = ['g2l', '--version']; cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("g2l, version")
+    assert done.stderr == ""
+
+
 def every_command(group: click.Group, *names: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     for name, command in group.commands.items():
         yield (*names, name), command

@@ -25,7 +25,8 @@ from pipeline.slides.sources import Source
 from pipeline.views.policy import Policy
 from stores import sampler
 from stores.errors import RecipeMismatch, StoreError, ViewMismatch
-from stores.format import manifest
+from stores.export.pseudonyms import is_keyed
+from stores.format import manifest, tiles
 from stores.format.recipe import Attention, CompleteRecipe, Tokens
 from stores.format.same_views import two_checksums, view_differences, view_name
 from stores.io.location import StoreLike
@@ -83,7 +84,7 @@ class JoinedSplit(Split):
             own = [unit for unit in self.units if self.joined.home(unit.commit) == number]
             rows = {row["slide_id"]: row for row in manifest.read_slides(member.store)} if own else {}
             for key, units in group_units(member.store, own, balance).items():
-                name = rows[key]["fingerprint"] or key if balance == "slide" else key
+                name = _slide_of(rows[key], number) if balance == "slide" else key
                 found.setdefault(name, []).extend(units)
         return list(found.values())
 
@@ -141,6 +142,11 @@ def open_joined(
     _require_family(members)
     tables = [manifest.read_slides(member.files) for member in members]
     _require_one_split(members, tables)
+    pseudonyms = _under_pseudonyms(members, tables)
+    if pseudonyms and join == "any":
+        report.note(
+            f"warning: {pseudonyms}; nothing notices a slide that another store has under its own name"
+        )
     found = []
     in_split: dict[str, tuple[str, StoreLike]] = {}
     for split, seeds in n_seeds.items():
@@ -159,8 +165,8 @@ def open_joined(
         chosen = made.common() if join == "common" else made.any()
         if not chosen and split not in may_be_empty:
             raise StoreError(
-                f"no view of the split {split!r} is in all of {', '.join(str(m.files) for m in members)}; see "
-                "`g2l store info` of each, or use --join any"
+                f"no view of the split {split!r} is in all of {', '.join(str(m.files) for m in members)}"
+                f"{'; ' if pseudonyms else ''}{pseudonyms}; see `g2l store info --family`, or use --join any"
             )
         _require_seeds(chosen, n_seeds[split])
         if join == "common":
@@ -224,6 +230,22 @@ def _two_splits(what: str, a: str, store_a: StoreLike, b: str, store_b: StoreLik
         f"{what} is in the split {a} in {store_a}, and in {b} in {store_b}: a training would see what it is validated "
         "on; tile one store again with the other's splits, or leave it out with `g2l store subset`"
     )
+
+
+def _under_pseudonyms(members: Sequence[Member], tables: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """Which stores have pseudonyms where others have none, and what that means; empty where it is all or none."""
+    keyed = [any(is_keyed(row["fingerprint"]) for row in rows) for rows in tables]
+    if all(keyed) or not any(keyed):
+        return ""
+    named = ", ".join(str(member.files) for member, of in zip(members, keyed, strict=True) if of)
+    return f"{named}: slides under pseudonyms, which match only those of an export with the same key"
+
+
+def _slide_of(row: Mapping[str, Any], number: int) -> str:
+    """What a slide of store `number` is called in all stores; tiles of groups of one name are one slide."""
+    if row["vendor"] == tiles.VENDOR:
+        return f"tiles {row['slide_id']}"
+    return row["fingerprint"] or f"store {number} {row['slide_id']}"
 
 
 def _require_seeds(units: Sequence[sampler.Segment], n_seeds: int | None) -> None:

@@ -36,7 +36,10 @@ class Source(Protocol):
 
     @property
     def key(self) -> str:
-        """What a worker keeps one reader for."""
+        """What a worker keeps one reader for: two sources that read other pixels have two of them.
+
+        Several stores may have slides of one id, which are other slides, or have their rows in another order.
+        """
 
     def open(self) -> Reader:
         """A reader for one thread."""
@@ -56,7 +59,7 @@ class SlideSource:
 
     @property
     def key(self) -> str:
-        return self.slide_id
+        return f"{self.slide_id} {self.path} {self.cut or self.plan}"
 
     def open(self) -> Reader:
         if self.cut is not None:
@@ -117,7 +120,7 @@ class StoreSource:
 
     @property
     def key(self) -> str:
-        return self.slide_id
+        return f"{self.slide_id} {self.store}"
 
     def open(self) -> Reader:
         return _FromStore(pixels.open_pixels(self.store, self.slide_id))

@@ -33,7 +33,7 @@ class GroupSource:
 
     @property
     def key(self) -> str:
-        return f"{self.slide_id} {self.part}" if self.part else self.slide_id
+        return f"{self.slide_id} {self.store} {self.part}"
 
     def for_part(self, part: str, tiles: Iterable[str]) -> Self:
         """The same for patches of `tiles` alone; 100,000 moved tiles are 8.7 MB when a source is pickled."""

@@ -7,6 +7,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ from pipeline.importing.importer import import_features
 from pipeline.importing.options import ImportOptions
 from pipeline.runtime.progress import Silent
 from pipeline.tile.options import TileOptions
+from stores.remote import objects
 
+Trained = Path | Sequence[tuple[str, float]]
+"""What stage two is given: a store, or paths and URLs of several, with their weights."""
 make_importable()
 for name in ("timm.optim", "matplotlib.figure", "pandas"):  # pyarrow looks for pandas
     with contextlib.suppress(ImportError):
@@ -51,9 +55,13 @@ def import_job(features: Path, slides: Path, store: Path, options: ImportOptions
     import_features(features, [slides], store, options, Silent())
 
 
-def distill_job(store: Path, run: Path, options: DistillOptions) -> None:
+def distill_job(store: Trained, run: Path, options: DistillOptions) -> None:
     """Stage two."""
-    train.distill(store, run, options, False, Silent())
+    if isinstance(store, Path):
+        train.distill(store, run, options, False, Silent())
+    else:
+        objects.FIRST_DELAY_S = 0.001
+        api.distill(store, run, **{field.name: getattr(options, field.name) for field in fields(options)})
 
 
 def prototypes_job(store: Path, out: Path, options: PrototypeOptions) -> None:
@@ -62,14 +70,14 @@ def prototypes_job(store: Path, out: Path, options: PrototypeOptions) -> None:
     fit.fit(store, out, options, Silent())
 
 
-def ranks_job(environment: dict[str, str], store: Path, run: Path, options: DistillOptions) -> None:
+def ranks_job(environment: dict[str, str], store: Trained, run: Path, options: DistillOptions) -> None:
     """Stage two as one of several processes."""
     os.environ |= environment
     distill_job(store, run, options)
 
 
 def launcher_job(
-    environments: Sequence[dict[str, str]], store: Path, run: Path, options: DistillOptions
+    environments: Sequence[dict[str, str]], store: Trained, run: Path, options: DistillOptions
 ) -> None:
     """A launcher whose children do stage two together, as those of ``torchrun`` do; fails when one fails."""
     children = []

@@ -1,6 +1,7 @@
 """Several processes of one training, as ``torchrun`` starts them."""
 
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +41,23 @@ def environments(world: int) -> list[dict[str, str]]:
         }
         for rank in range(world)
     ]
+
+
+def children_of(process: int) -> list[int]:
+    """The processes that a process started."""
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def _live(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def ended(processes: list[int], within_s: float) -> bool:
+    """Whether all of them end in time."""
+    until = time.monotonic() + within_s
+    while any(_live(process) for process in processes) and time.monotonic() < until:
+        time.sleep(0.02)
+    return not any(_live(process) for process in processes)

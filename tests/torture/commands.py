@@ -57,6 +57,15 @@ _DISTILL += (
     "64",
 )
 _DISTILL += ("--ema", "0.9")
+_TORCHRUN: tuple[str, ...] = (
+    "--nproc-per-node",
+    "2",
+    "--master-port",
+    "{port}",
+    "--max-restarts",
+    "0",
+    "g2l.py",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +94,11 @@ def _store(*argv: str, **settings: object) -> Command:
     return Command(("store", *argv), start, light=True, **settings)  # type: ignore[arg-type]
 
 
+def _several(store: str) -> tuple[str, ...]:
+    """A training on a store and on another one of its family."""
+    return ("distill", "--store", store, "--store", "sibling:0.5", *_DISTILL[3:], "--teacher-drop", "0.3")
+
+
 COMMANDS: dict[str, Command] = {
     "tile": Command(("tile", "{kit}/slides", "--store", "store", *_TILING)),
     "tile more": Command(("tile", "{kit}/slides", "--store", "store", *_TILING), {"store": "tiled one"}),
@@ -107,8 +121,15 @@ COMMANDS: dict[str, Command] = {
     "distill": Command(_DISTILL, {"store": "store"}),
     "distill --resume": Command((*_DISTILL, "--resume"), {"store": "store", "run": "begun"}),
     "distill torchrun": Command(
-        ("--nproc-per-node", "2", "--master-port", "{port}", "--max-restarts", "0", "g2l.py", *_DISTILL),
+        (*_TORCHRUN, *_DISTILL),
         {"store": "store", "g2l.py": "g2l.py"},
+        processes=True,
+        program="torchrun",
+    ),
+    "distill several": Command(_several("store"), {"store": "store", "sibling": "sibling"}),
+    "distill several torchrun s3": Command(
+        (*_TORCHRUN, *_several("{pushed}"), "--join", "any"),
+        {"sibling": "sibling", "g2l.py": "g2l.py"},
         processes=True,
         program="torchrun",
     ),
@@ -271,6 +292,22 @@ class Kit:
 
     def _store(self, path: Path) -> None:
         self._made(path, "extract", "store")
+
+    def _sibling(self, path: Path) -> None:
+        """The views of the store, seen by another teacher."""
+        argv: tuple[str, ...] = (
+            "extract-teacher",
+            "{kit}/slides",
+            "--store",
+            "out",
+            "--like",
+            "store",
+            "--pixels",
+            "--threads",
+            "1",
+        )
+        argv += ("--teacher", "tests.tools.tiny:student", "--random-weights", "2")
+        self._run(Command(argv, {"store": "store"}), path, "out")
 
     def _tokens(self, path: Path) -> None:
         self._made(path, "extract tokens", "store")

@@ -283,6 +283,43 @@ def test_a_slide_is_one_group_under_two_names(tmp_path: Path) -> None:
         assert sum(unit.n_views for unit in group) == 18
 
 
+def test_tiles_of_groups_of_one_name_are_one_group(tmp_path: Path) -> None:
+    """A group that has more tiles in one store has another fingerprint there."""
+    members = []
+    for name, letters in (("x", "d"), ("y", "df")):
+        slide = MadeSlide("group", 3 * len(letters), n_seeds=1, columns={"vendor": tiles.VENDOR})
+        members.append(_of_tiles(made(tmp_path / name, [slide]), "".join(letter * 3 for letter in letters)))
+    rows = manifest.read_slides(tmp_path / "y")
+    manifest.write_slides(tmp_path / "y", [row | {"fingerprint": "another"} for row in rows])
+    (split,) = open_joined(members, {"train": None}, "any", [], ["train"], Silent())
+    (group,) = split.groups("slide")
+    assert sum(unit.n_views for unit in group) == split.n_views == 6
+
+
+def test_slides_without_a_fingerprint_are_others_in_another_store(tmp_path: Path) -> None:
+    slides = [MadeSlide("a", 6, columns={"fingerprint": "", "patient_id": name}) for name in "pq"]
+    members = [made(tmp_path / name, [slide]) for name, slide in zip("xy", slides, strict=True)]
+    (split,) = open_joined(members, {"train": None}, "any", [], [], Silent())
+    assert [sum(unit.n_views for unit in group) for group in split.groups("slide")] == [18, 18]
+
+
+def test_it_is_said_that_pseudonyms_match_nothing(tmp_path: Path) -> None:
+    keyed = {"fingerprint": f"keyed-{'d' * 24}"}
+    x, y, z = (
+        made(tmp_path / name, [MadeSlide("a", 6, columns=of)])
+        for name, of in zip("xyz", ({}, keyed, keyed), strict=True)
+    )
+    with pytest.raises(
+        StoreError, match=r"'train' is in all of .*; .*y: slides under pseudonyms, which match only"
+    ):
+        open_joined([x, y], {"train": None}, "common", [], [], Silent())
+    said = _Notes()
+    open_joined([x, y], {"train": None}, "any", [], [], said)
+    assert re.search(r"y: slides under pseudonyms, .*; nothing notices a slide that", said.lines.pop())
+    open_joined([y, z], {"train": None}, "any", [], [], said)
+    assert said.lines == []
+
+
 def test_rows_in_other_blocks(tmp_path: Path) -> None:
     """Patch 0 is row 0 of the first block here, and in the second one there."""
     slide = MadeSlide("a", 1100, n_seeds=1)
@@ -297,17 +334,23 @@ def test_rows_in_other_blocks(tmp_path: Path) -> None:
     assert n_views == 1100
 
 
+def _of_tiles(member: Member, letters: str) -> Member:
+    """Make the patches of the one slide of a store those of tiles, each of which is called by a letter."""
+    folder = Path(str(member.files))
+    (row,) = manifest.read_slides(folder)
+    recipe.save(folder, replace(member.recipe, patch=replace(member.recipe.patch, grid=tiles.GRID)))
+    patches = manifest.read_patches(folder, row["slide_id"])
+    of = {manifest.TILE: [f"keyed-{letter * 24}" for letter in letters]}
+    manifest.write_patches(folder, row["slide_id"], patches.x_px0, patches.y_px0, patches.tissue, of)
+    return Member(folder, recipe.load_complete(folder))
+
+
 def test_a_tile_is_in_one_split(tmp_path: Path) -> None:
     """Groups and patients have other names, and say nothing."""
     members = []
     for name, split, second in (("x", "train", "f"), ("y", "val", "g")):
-        folder, slide = tmp_path / name, MadeSlide(f"group-{name}", 6, columns={"split": split})
-        stored = made(folder, [slide]).recipe
-        recipe.save(folder, replace(stored, patch=replace(stored.patch, grid=tiles.GRID)))
-        patches = manifest.read_patches(folder, slide.slide_id)
-        of = {manifest.TILE: [f"keyed-{letter * 24}" for letter in "ddd" + second * 3]}
-        manifest.write_patches(folder, slide.slide_id, patches.x_px0, patches.y_px0, patches.tissue, of)
-        members.append(Member(folder, recipe.load_complete(folder)))
+        slide = MadeSlide(f"group-{name}", 6, columns={"split": split})
+        members.append(_of_tiles(made(tmp_path / name, [slide]), "ddd" + second * 3))
     said = r"the picture keyed-d{24} is in the split train in .*x, and in val in .*y"
     with pytest.raises(StoreError, match=said):
         open_joined(members, {"train": None, "val": None}, "any", [], ["train", "val"], Silent())

@@ -19,7 +19,7 @@ from pipeline.distill.options import DistillOptions
 from pipeline.runtime.progress import Silent
 from stores.errors import DistillError, OptionError
 from tests.tools.kill import launcher_job, start
-from tests.tools.ranks import environments, free_port, run_several, several
+from tests.tools.ranks import children_of, ended, environments, free_port, run_several, several
 from tests.tools.settings import ROOT
 
 OPTIONS = DistillOptions(
@@ -134,24 +134,6 @@ def test_when_one_process_fails_all_end(store: Path, tmp_path: Path) -> None:
         assert process.exitcode == 1
     assert (tmp_path / "run" / "metrics.jsonl").exists()
     assert not (tmp_path / "run" / "summary.json").exists()
-
-
-def children_of(process: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-
-
-def live(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def ended(processes: list[int], within_s: float) -> bool:
-    until = time.monotonic() + within_s
-    while any(live(process) for process in processes) and time.monotonic() < until:
-        time.sleep(0.02)
-    return not any(live(process) for process in processes)
 
 
 @pytest.mark.kill

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -17,9 +18,11 @@ from pipeline.slides.pool import PatchPool, rows_at_once
 from pipeline.slides.sources import StoreSource
 from pipeline.tile.options import TileOptions
 from stores.errors import ClusterError, SlideError, ViewMismatch
+from stores.format import pixels
 from tests.tools.child_work import Counted, dies, fails, names, whose
 from tests.tools.extract import contents
 from tests.tools.loader import OPTIONS, joined, stream
+from tests.tools.made_stores import MadeSlide, make_store
 from tests.tools.settings import TEACHER
 
 
@@ -65,6 +68,23 @@ def test_the_loader_with_processes_and_deaths(store: Path, monkeypatch: pytest.M
     monkeypatch.setattr(PatchPool, "submit", submit)
     assert joined(stream(store, replace(OPTIONS, processes=True), 0, 9)) == expected
     assert len(submitted) > 6
+
+
+def test_slides_of_one_id_in_two_stores_are_two(tmp_path: Path) -> None:
+    """A worker that has read one of them does not take the pixels of the other from it."""
+    stores = [
+        make_store(tmp_path / name, [MadeSlide("a", n, pixels=True)]) for name, n in (("x", 6), ("y", 7))
+    ]
+    sources = [StoreSource("a", store) for store in stores]
+    with PatchPool(1) as pool:
+        found = [
+            pool.submit(source, lambda reader: reader.read(0, 0, 0)).result()
+            for source in (*sources, *sources)
+        ]
+    expected = [pixels.open_pixels(store, "a").read_chunk(0)[0] for store in stores]
+    assert not np.array_equal(*expected)
+    for patch, wanted in zip(found, expected * 2, strict=True):
+        np.testing.assert_array_equal(patch, wanted)
 
 
 @pytest.mark.slow
