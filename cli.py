@@ -44,6 +44,7 @@ for command in (
     stages.distill_command,
     stages.prototypes_command,
     stages.embed_command,
+    stages.export_command,
     store.store,
     evaluate.evaluate,
     tools.report_command,

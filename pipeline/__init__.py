@@ -13,7 +13,18 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.api import distill, embed, extract, family, import_features, plan, prototypes, tile, verify
+    from pipeline.api import (
+        distill,
+        embed,
+        export,
+        extract,
+        family,
+        import_features,
+        plan,
+        prototypes,
+        tile,
+        verify,
+    )
     from pipeline.data.dataset import ViewDataset
     from pipeline.encoders.load import load_encoder
 
@@ -21,6 +32,7 @@ __all__ = [
     "ViewDataset",
     "distill",
     "embed",
+    "export",
     "extract",
     "family",
     "import_features",
@@ -65,6 +77,7 @@ class _Package(types.ModuleType):
     distill = _Public("pipeline.api")
     prototypes = _Public("pipeline.api")
     embed = _Public("pipeline.api")
+    export = _Public("pipeline.api")
     import_features = _Public("pipeline.api")
     verify = _Public("pipeline.api")
     load_encoder = _Public("pipeline.encoders.load")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.distill.prototypes.fit import Fitted
     from pipeline.distill.result import Distilled
     from pipeline.embed.publish import EmbedSummary
+    from pipeline.export.export import Exported
     from pipeline.extract.extract import Extracted
     from pipeline.extract.plan import Plan
     from pipeline.importing.importer import Imported
@@ -318,6 +319,54 @@ def embed(
         result = run(_paths(inputs), folder, asked, tiling, log, _made(ClusterOptions, given))
     _write_summary(folder / LOGS / "embed", result)
     return result
+
+
+def export(
+    encoder: AnyPath,
+    out: AnyPath,
+    *,
+    store: "AnyStore | None" = None,
+    cache: AnyPath | None = None,
+    cache_gb: float = 20.0,
+    report: Reporter = SILENT,
+    **options: Any,
+) -> "Exported":
+    """Write an encoder for another runtime, and compare it with the original: ``g2l export``.
+
+    Parameters
+    ----------
+    encoder
+        Folder of a run or of a student, a preset, a timm name, ``hf-hub:owner/name`` or ``module:function``.
+    out
+        Folder to write; it must not exist.
+    store
+        Folder or URL of a store, or an open `stores.Store`, on whose views both are compared.
+    cache, cache_gb
+        Cache folder for a store behind a URL, by default a temporary one, and its size.
+    **options
+        ``format=...`` is required, and ``patches=[...]`` where `store` is not given. Fields of
+        `pipeline.export.options.ExportOptions`.
+
+    Returns
+    -------
+    Exported
+        ``agrees``, ``agreement`` (``cosine_min``, ``cosine_median``, ``difference_max``), ``facts`` (the content of
+        ``export.json``); ``lines()`` and ``to_json()``. When it does not agree, nothing is in `out`.
+
+    Raises
+    ------
+    OptionError
+        For an unknown option, a value that is not allowed, a package that is missing, and terms that forbid it.
+    EncoderError
+        When the encoder cannot be loaded, or not be written in this format.
+    """
+    from pipeline.export.export import export as run
+    from pipeline.export.options import ExportOptions
+
+    asked = _made(ExportOptions, _checked("export", options, ExportOptions))
+    with contextlib.ExitStack() as stack:
+        files = None if store is None else stack.enter_context(_opened(store, cache, cache_gb))
+        return run(str(encoder), Path(out), asked, files, report)
 
 
 def verify(

@@ -15,6 +15,8 @@ import stores
 from cli import g2l
 from pipeline.encoders.torchvision_cpu import make_importable
 from stores.format import features, manifest
+from tests.tools.deploy import deploy, write_tiles
+from tests.tools.encoders import TINY
 from tests.tools.settings import ROOT
 
 PAGES = sorted(
@@ -72,6 +74,15 @@ def test_the_features_of_a_slide_are_read_into_numpy(store: Path) -> None:
     slide = features.open_features(store, names["slide_id"])
     np.testing.assert_array_equal(names["features"], slide.read_block(0, 0))
     np.testing.assert_array_equal(names["coords"], features.read_coords(store, names["slide_id"]))
+
+
+def test_the_exported_student_runs_as_the_page_says(tmp_path: Path) -> None:
+    text = (ROOT / "docs/how-to/deploy-a-student.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "onnxruntime" in block)
+    deploy(TINY, tmp_path / "student-onnx", write_tiles(tmp_path / "tiles"), format="onnx")
+    names: dict[str, Any] = {}
+    exec(code.replace('"student-onnx', f'"{tmp_path}/student-onnx'), names)
+    assert names["features"].shape == (4, 24)
 
 
 def test_every_member_of_a_store_is_in_the_api_reference() -> None:

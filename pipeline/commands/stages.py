@@ -21,6 +21,7 @@ from pipeline.distill.options import DistillOptions
 from pipeline.distill.prototypes.options import PrototypeOptions
 from pipeline.distill.weighted import parse_weight
 from pipeline.embed.options import EmbedOptions
+from pipeline.export.options import CHECK, ExportOptions
 from pipeline.extract.options import ExtractOptions, PlanOptions
 from pipeline.runtime.options import VIEWS, ClusterOptions
 from pipeline.tile.options import TileOptions
@@ -145,6 +146,33 @@ def embed_command(inputs: tuple[Path, ...], out: Path, as_json: bool, **values: 
         result = api.embed(inputs, out, report=report, **given(values))
     show(as_json, result)
     _exit_if(result.some_failed)
+
+
+@click.command("export", cls=Command, short_help="Write a student for other runtimes")
+@click.argument("encoder")
+@click.option("--out", required=True, type=PATH, metavar="DIR", help="Folder to write; it must not exist.")
+@click.option(
+    "--store",
+    type=STORE,
+    cls=Option,
+    heading=CHECK,
+    metavar="DIR|URL",
+    help="Compare on views of this store, such as the one that the student was trained on.",
+)
+@remote_options
+@options_of(ExportOptions)
+def export_command(encoder: str, out: Path, store: str | None, as_json: bool, **values: Any) -> None:
+    """Write a run's student, or any encoder, as ONNX, TorchScript, a WSInfer folder or a timm folder.
+
+    What was written is run and compared with the original. When it differs, nothing is kept, and the exit code is 1.
+    """
+    from pipeline.runtime.progress import reporter_for
+
+    with reporter_for(sys.stderr) as report:
+        result = api.export(encoder, out, store=store, report=report, **given(values))
+    show(as_json, result)
+    if not result.agrees:
+        sys.exit(1)
 
 
 def _exit_if(some_failed: bool) -> None:

@@ -80,9 +80,18 @@ class Encoder(nn.Module):
             The views have another size, type or shape, or a user's backbone returns another shape than it declared.
         """
         self._check(views)
-        images = self._normalized(views)
+        return self.of_images(self.normalized(views))
+
+    def of_images(self, images: Tensor) -> Tensor:
+        """Features of images that are normalised already: what `forward` does after `normalized`.
+
+        Parameters
+        ----------
+        images : float (B, 3, H, W)
+            H and W as the backbone sees them, after squares were averaged; in the dtype of its weights.
+        """
         if self.pooling == "forward":
-            return self._checked(self.backbone(images), len(views))
+            return self._checked(self.backbone(images), images)
         return self._pooled(self.backbone.forward_features(images))  # type: ignore[operator]
 
     def takes(self, view_px: int) -> bool:
@@ -176,7 +185,7 @@ class Encoder(nn.Module):
         """
         grid, _ = token_grid(self)
         self._check(views)
-        tokens = self.backbone.forward_features(self._normalized(views))  # type: ignore[operator]
+        tokens = self.backbone.forward_features(self.normalized(views))  # type: ignore[operator]
         patches = tokens[:, self.backbone.num_prefix_tokens :]
         if patches.ndim != 3 or patches.shape[1] != grid**2:
             raise EncoderError(
@@ -187,21 +196,25 @@ class Encoder(nn.Module):
 
     def _pooled(self, tokens: Tensor) -> Tensor:
         if self.pooling == "forward":
-            return self._checked(self.backbone.forward_head(tokens), len(tokens))  # type: ignore[operator]
+            return self._checked(self.backbone.forward_head(tokens), tokens)  # type: ignore[operator]
         features = tokens[:, 0] if self.class_tokens == 1 else tokens[:, : self.class_tokens].flatten(1)
         if self.pooling == "cls+mean":
             patches = tokens[:, self.backbone.num_prefix_tokens :]  # registers stay out
             features = torch.cat([features, patches.mean(1)], dim=-1)
-        return self._checked(features, len(tokens))
+        return self._checked(features, tokens)
 
-    def _checked(self, features: Tensor, count: int) -> Tensor:
+    def _checked(self, features: Tensor, of: Tensor) -> Tensor:
+        if torch.jit.is_tracing():  # sizes are symbols then, and an export is compared afterwards
+            return features
+        count = len(of)
         if features.shape != (count, self.dim):
             raise EncoderError(
                 f"{self.name} returned {by_sides(features.shape)} for {count} views; {count}x{self.dim} expected"
             )
         return features
 
-    def _normalized(self, views: Tensor) -> Tensor:
+    def normalized(self, views: Tensor) -> Tensor:
+        """Views uint8 (B, H, W, 3) as the backbone sees them: (B, 3, H, W), in the dtype of its weights."""
         mean, std = self._normalize.view(2, 1, 3, 1, 1)
         views = shrunk(views, self.shrink)
         # torchvision's ToTensor and Normalize, as on the model cards, to the last bit
@@ -242,7 +255,8 @@ def shrunk(views: Tensor, by: int) -> Tensor:
     """
     if by == 1:
         return views
-    squares = views.unflatten(2, (-1, by)).unflatten(1, (-1, by))
+    height, width, channels = views.shape[1:]
+    squares = views.reshape(-1, height // by, by, width // by, by, channels)  # -1: an export takes any batch
     total = squares.sum(dim=(2, 4), dtype=torch.int32)
     return total.add_(by * by // 2).div_(by * by, rounding_mode="floor").to(torch.uint8)
 

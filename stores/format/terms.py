@@ -102,6 +102,46 @@ def expression(terms: Iterable[Terms]) -> str:
     return AND.join(names) or UNKNOWN
 
 
+def objections(terms: Iterable[Terms]) -> list[str]:
+    """What terms hold against passing on something that was made of these encoders or of their outputs.
+
+    That is a licence under which changed material may not be passed on, and whatever an owner says of outputs beyond
+    the text of the licence, since no program understands it. What is unknown is no objection, and neither is "not
+    commercially": that binds who uses it.
+
+    >>> objections([Terms("a", Fact("MIT")), Terms("b"), Terms("c", Fact("CC-BY-NC-4.0"))])
+    []
+    >>> objections([Terms("d", Fact("CC-BY-NC-ND-4.0", "its page", "2026-11"))])
+    ['d: CC-BY-NC-ND-4.0, under which changed material may not be passed on (its page, 2026-11)']
+    """
+    found = []
+    for each in terms:
+        if licence_of(each.licence.says).changed_material == "no":
+            said = f"{each.licence.says}, under which changed material may not be passed on"
+            found.append(f"{each.encoder}: {said}{_origin(each.licence)}")
+        if each.names_outputs:
+            found.append(f"{each.encoder}: of its outputs: {each.outputs.says}{_origin(each.outputs)}")
+    return found
+
+
+def not_commercial(terms: Iterable[Terms]) -> list[str]:
+    """The encoders whose licence bars commercial use, each with its licence.
+
+    >>> not_commercial([Terms("a", Fact("MIT")), Terms("c", Fact("CC-BY-NC-4.0"))])
+    ['c (CC-BY-NC-4.0)']
+    """
+    return [
+        f"{each.encoder} ({each.licence.says})"
+        for each in terms
+        if licence_of(each.licence.says).commercial_use == "no"
+    ]
+
+
+def _origin(fact: Fact) -> str:
+    said = ", ".join(text for text in (fact.source, fact.date) if text)
+    return f" ({said})" if said else ""
+
+
 def to_json(terms: Iterable[Terms]) -> list[dict[str, Any]]:
     """Plain JSON types."""
     return [asdict(each) for each in terms]

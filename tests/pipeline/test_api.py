@@ -24,7 +24,7 @@ from tests.tools.commands import g2l as command
 from tests.tools.settings import ROOT
 
 TEACHER: dict[str, Any] = {"teacher": "tests.tools.tiny:teacher", "random_weights": 0, "threads": 1}
-STAGES = ("tile", "extract", "distill", "embed", "verify")
+STAGES = ("tile", "extract", "distill", "embed", "export", "verify")
 
 
 def run_python(script: str) -> str:

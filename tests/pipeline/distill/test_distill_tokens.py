@@ -87,7 +87,7 @@ def test_the_students_tokens_are_those_at_the_teachers_places(
     views, targets = first_of(held_out, 6)
     student: Any = trainer.model.student.eval()
     found = trainer.model.embed(views, targets.positions)
-    every = student.backbone.forward_features(student._normalized(views))
+    every = student.backbone.forward_features(student.normalized(views))
     assert every.shape == (6, 1 + 2 + 64, 24)
     assert found.tokens is not None
     for i in range(6):
@@ -104,7 +104,7 @@ def test_a_student_of_another_grid_meets_few_tokens_on_their_places(
     trainer, held_out = made(token_store, other)
     views, targets = first_of(held_out, 3)
     student: Any = trainer.model.student.eval()
-    every = student.backbone.forward_features(student._normalized(views))[:, 3:]
+    every = student.backbone.forward_features(student.normalized(views))[:, 3:]
     pixels = every.reshape(3, 14, 14, 24).repeat_interleave(16, 1).repeat_interleave(16, 2)
     means = pixels.reshape(3, 8, 28, 8, 28, 24).mean(dim=(2, 4)).flatten(1, 2)
     found = trainer.model.embed(views, targets.positions).tokens
@@ -254,7 +254,7 @@ def test_a_student_of_either_pooling(
     views = torch.randint(0, 256, (2, 224, 224, 3), dtype=torch.uint8)
     with torch.inference_mode():
         model: Any = student.backbone
-        tokens = model.forward_features(student._normalized(views))
+        tokens = model.forward_features(student.normalized(views))
         expected = torch.cat([tokens[:, 0], tokens[:, 3:].mean(dim=1)], dim=1)[:, :dim]  # no register in it
         torch.testing.assert_close(student(views), expected)
         other = load_encoder(str(run / "student"), pooling="cls")

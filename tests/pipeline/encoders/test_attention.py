@@ -26,7 +26,7 @@ def by_hand(encoder: Encoder, views: Tensor) -> Tensor:
     """Head by head and token by token, from the weights of the last block: (B, tokens) of the class token."""
     model: Any = encoder.backbone
     x = model.pos_embed.new_zeros(0)
-    x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(encoder._normalized(views)))))
+    x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(encoder.normalized(views)))))
     for block in model.blocks[:-1]:
         x = block(x)
     last = model.blocks[-1]

@@ -65,7 +65,7 @@ def test_new_tokens_are_copies_and_timm_opens_them(spec: str, pooling: str | Non
     import timm
 
     model: Any = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    images = found._normalized(views)
+    images = found.normalized(views)
     tokens = model.forward_features(images)
     assert torch.equal(tokens[:, :3].flatten(1), features[:, : 3 * width])
     assert torch.equal(model(images), features[:, :width])

@@ -175,9 +175,9 @@ def test_channels_last_is_the_same_arithmetic_in_another_order(name: str) -> Non
     last = load_on_device(EncoderSpec(name, random_weights=0, device="cpu", channels_last=True))
     assert last.identity == plain.identity
     views = make_views(2, plain.identity.image_px)
-    images = last.encoder._normalized(views)
+    images = last.encoder.normalized(views)
     assert images.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(images, plain.encoder._normalized(views))
+    assert torch.equal(images, plain.encoder.normalized(views))
     torch.testing.assert_close(last.launch(views.numpy()), plain.launch(views.numpy()), rtol=1e-4, atol=1e-5)
     if last.encoder.takes(64):
         assert last.encoder.for_views(64)._layout == torch.channels_last

@@ -63,7 +63,7 @@ def small(name: str, depth: int = 2) -> Preset:
 
 def compare(encoder: Encoder, tokens: Tensor) -> None:
     """The tokens and the feature of an encoder against tokens from elsewhere."""
-    ours = encoder.backbone.forward_features(encoder._normalized(VIEWS))  # type: ignore[operator]
+    ours = encoder.backbone.forward_features(encoder.normalized(VIEWS))  # type: ignore[operator]
     torch.testing.assert_close(ours, tokens, atol=1e-5, rtol=1e-5)
     feature = tokens[:, 0]
     if encoder.pooling == "cls+mean":
@@ -90,7 +90,7 @@ def test_timm_layout(name: str, tmp_path: Path) -> None:
         from timm.layers import resample_abs_pos_embed
 
         state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [16, 16], num_prefix_tokens=0)
-    compare(encoder, forward_timm(state, encoder._normalized(VIEWS), 4, patch))
+    compare(encoder, forward_timm(state, encoder.normalized(VIEWS), 4, patch))
 
 
 @pytest.mark.parametrize("name", NATIVE)
@@ -104,7 +104,7 @@ def test_native_layout(name: str, tmp_path: Path) -> None:
         assert "backbone.blocks.3.7.mlp.w12.weight" in state["teacher"]
     torch.save(state, tmp_path / PRESETS[name].files[0])
     encoder = encoders._build(small(name, depth=8), tmp_path / PRESETS[name].files[0], None)
-    compare(encoder, model(encoder._normalized(VIEWS)))
+    compare(encoder, model(encoder.normalized(VIEWS)))
 
 
 def transformers_model(name: str, image_px: int = 224) -> nn.Module:
@@ -135,7 +135,7 @@ def test_transformers_layout(name: str, image_px: int, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     assert "encoder.layer.0.attention.attention.query.weight" in load_file(tmp_path / "model.safetensors")
     encoder = encoders._build(small(name), tmp_path, None)
-    compare(encoder, model(encoder._normalized(VIEWS)).last_hidden_state)
+    compare(encoder, model(encoder.normalized(VIEWS)).last_hidden_state)
 
 
 def published(name: str) -> State:

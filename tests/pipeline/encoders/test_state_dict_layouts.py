@@ -57,7 +57,7 @@ def load(path: Path, preset: Preset = HIBOU) -> Encoder:
 
 
 def normalised(encoder: Encoder, views: Tensor) -> Tensor:
-    return encoder._normalized(views)
+    return encoder.normalized(views)
 
 
 VIEWS = make_views(2, 224)

@@ -119,7 +119,7 @@ def test_kept_tokens_are_those_of_a_full_forward_pass(
                     places[i].tolist()
                     == draw.draw_tokens(POLICY, row["fingerprint"], x, y, seed, 5, GRID**2).tolist()
                 )
-                every = model.forward_features(encoder._normalized(torch.from_numpy(view[None])))[0]
+                every = model.forward_features(encoder.normalized(torch.from_numpy(view[None])))[0]
                 assert every.shape == (1 + 4 + GRID**2, 24)
                 full = every[5:][places[i]].half().numpy()
                 np.testing.assert_allclose(kept[i], full, rtol=2e-3, atol=2e-3)
