@@ -18,6 +18,7 @@ from pipeline.demo.synthetic_slides import write_slide
 from pipeline.extract.extract import extract
 from pipeline.runtime.progress import Silent
 from pipeline.tile.options import TileOptions
+from tests.tools.pairs import write_pairs
 
 # There is one server for all processes of the tests. The first test that needs it decides what it has imported: without
 # this a DataLoader of `test_dataset.py` did, and each start of a kill test then took seven seconds instead of one.
@@ -63,6 +64,16 @@ def token_store(slides: Path, tile_options: TileOptions, tmp_path_factory: pytes
     path = tmp_path_factory.mktemp("tokens") / "store"
     extract([slides], path, replace(TEACHER, teacher=VIT, tokens=5), tile_options, Silent())
     return path
+
+
+@pytest.fixture(scope="session")
+def paired(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished store of 24 places, as three scanners show 20 of them and one shows 4, with pixels. Read only."""
+    folder = tmp_path_factory.mktemp("paired")
+    table = write_pairs(folder / "tiles", range(24), alone=4)
+    teacher = replace(TEACHER, teacher="tests.tools.tiny:teacher_of_64_px", threads=1)
+    extract([table], folder / "store", teacher, TileOptions(patch=64), Silent())
+    return folder / "store"
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,15 @@ class JoinedSplit(Split):
         """The endless stream of batches; each store gives the tokens and attention that it was joined with."""
         groups = self.groups(options.balance)
         return ViewLoader(
-            self.store, self.units, {}, self.policy, options, start, groups=groups, joined=self.joined
+            self.store,
+            self.units,
+            {},
+            self.policy,
+            options,
+            start,
+            groups=groups,
+            joined=self.joined,
+            pairs=self.pairs,
         )
 
     def groups(self, balance: str) -> list[list[sampler.Segment]]:
@@ -97,7 +105,17 @@ class JoinedSplit(Split):
         attention: Attention | None = None,
     ) -> Batch:
         """At most `n_views` views under one seed, evenly spread; each is compared with its checksum."""
-        return load_views(self.store, self.units, {}, self.policy, seed, n_views, threads, joined=self.joined)
+        return load_views(
+            self.store,
+            self.units,
+            {},
+            self.policy,
+            seed,
+            n_views,
+            threads,
+            joined=self.joined,
+            pairs=self.pairs,
+        )
 
     def check(self, threads: int) -> None:
         """Rebuild a few views under every seed; ViewMismatch when one is not the view that the teachers saw."""

@@ -11,7 +11,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from pipeline.data.committed import BlockCache, Cache
 from pipeline.data.joined import Joined, JoinedCache
 from pipeline.data.memory import WindowMemory
+from pipeline.data.pairs import Beside, Pairs
 from pipeline.slides.pool import PatchPool, rows_at_once, started
 from pipeline.slides.sources import Source
 from pipeline.views.patch_views import rebuild_row
@@ -30,6 +31,8 @@ from stores.format import manifest, recipe
 from stores.io.location import StoreLike
 from stores.io.ranges import spread
 
+_BLOCKS_BESIDE = 256
+"""Blocks whose records are kept for pairs: rows are in order of content, so other tiles of a place are anywhere."""
 CHECK_EVERY = 16  # --check-views sample checks one view of 16
 
 
@@ -45,6 +48,22 @@ class Stored:
 
 
 _ARRAYS = tuple(field.name for field in fields(Stored))
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """What comes beside the views of a batch: of each, a view of another tile of the same place, where there is one."""
+
+    views: npt.NDArray[np.uint8]
+    """(B, crop_px, crop_px, 3); anything where there is none."""
+    has: npt.NDArray[np.bool_]
+    """(B,) whether there is one."""
+    place: npt.NDArray[np.int32]
+    """(B,) number of the place that the view shows; -1 where no other tile shows it."""
+
+    def rows(self, which: Any, copied: Callable[[Any], Any] = lambda array: array) -> "Paired":
+        """Those of some of the views."""
+        return Paired(*(copied(getattr(self, field.name)[which]) for field in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +86,8 @@ class Batch:
     """Where several stores are joined, those beside the first, whose targets stand above."""
     present: npt.NDArray[np.bool_] | None = None
     """(B, K), which of the K stores has the target of which view; None where there is one store."""
+    paired: Paired | None = None
+    """None unless pairs are asked for."""
 
     @property
     def stored(self) -> tuple[Stored, ...]:
@@ -75,10 +96,11 @@ class Batch:
 
     def rows(self, which: Any, copied: Callable[[Any], Any] = lambda array: array) -> "Batch":
         """Some of the views."""
-        return batch_of(self.epoch, *(copied(array[which]) for array in self.arrays()))
+        found = batch_of(self.epoch, *(copied(array[which]) for array in self.arrays()))
+        return found if self.paired is None else replace(found, paired=self.paired.rows(which, copied))
 
     def arrays(self) -> list[npt.NDArray[Any]]:
-        """All arrays, in the order of `batch_of`."""
+        """All arrays but those of `paired`, in the order of `batch_of`."""
         found: list[npt.NDArray[Any]] = [self.views]
         for of_store in self.stored:
             found += [getattr(of_store, name) for name in _ARRAYS]
@@ -139,10 +161,15 @@ class ViewLoader:
         groups: Sequence[Sequence[sampler.Segment]] = (),
         attention: recipe.Attention | None = None,
         joined: Joined | None = None,
+        pairs: Pairs | None = None,
     ) -> None:
         self._stream = sampler.Stream(units, options.seed, options.window, options.views_per_read, groups)
         self._policy, self._options, self._start = policy, options, start
         self._cache, self._source = _cache_and_source(store, sources, policy, tokens, attention, joined)
+        self._pairs = pairs
+        self._block = self._cache.commit
+        if pairs is not None:
+            self._block = functools.lru_cache(_BLOCKS_BESIDE)(self._cache.commit)
         self._pool = PatchPool(options.threads, options.processes)
         self._memory = WindowMemory()
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="window")
@@ -179,11 +206,11 @@ class ViewLoader:
 
     def _filled(self) -> Iterator[Batch]:
         """The views of each window with their targets, mixed; the next window begins before this one is full."""
-        begun: collections.deque[tuple[sampler.Window, npt.NDArray[np.uint8]]] = collections.deque()
+        begun: collections.deque[_Begun] = collections.deque()
         places: collections.deque[list[int]] = collections.deque()
         running = started(self._jobs(begun, places), 2 * self._options.threads)
         while True:
-            plan, rendered = begun.popleft()
+            plan, beside, rendered = begun.popleft()
             stored: list[npt.NDArray[Any]] = []  # as `batch_of` takes them
             for at, values in self._cache.parts(plan):
                 stored = stored or [np.empty((plan.n_views, *v.shape[1:]), v.dtype) for v in values]
@@ -191,7 +218,7 @@ class ViewLoader:
                     array[at] = part
             if not stored:
                 raise CorruptStore("a window without views")
-            missing = plan.n_views
+            missing = plan.n_views + (0 if beside is None else int(beside.has.sum()))
             while missing:
                 try:
                     rows = next(running).result()
@@ -206,11 +233,15 @@ class ViewLoader:
                         of_row, row, strict=False
                     ):  # threads have written their views already
                         rendered[place] = view
-            yield batch_of(plan.epoch, rendered, *stored)
+            batch = batch_of(plan.epoch, rendered[: plan.n_views], *stored)
+            if beside is not None:
+                others = Paired(rendered[plan.n_views :], beside.has, beside.place)
+                batch = replace(batch, paired=others)
+            yield batch
 
     def _jobs(
         self,
-        begun: collections.deque[tuple[sampler.Window, npt.NDArray[np.uint8]]],
+        begun: collections.deque["_Begun"],
         places: collections.deque[list[int]],
     ) -> Iterator[Future[Any]]:
         """One job for each group of neighbouring rows, window after window.
@@ -219,10 +250,12 @@ class ViewLoader:
         """
         crop, work = self._policy.crop_px, functools.partial(rebuild_row, self._policy)
         for plan in self._plans():
-            rendered = self._memory.take((plan.n_views, crop, crop, 3))
-            begun.append((plan, rendered))
-            for share in plan.shares:
-                block, slide_id = self._cache.commit(share.segment.commit), share.segment.commit.slide_id
+            beside = None if self._pairs is None else self._pairs.beside(plan)
+            size = plan.n_views if beside is None else 2 * plan.n_views
+            rendered = self._memory.take((size, crop, crop, 3))
+            begun.append((plan, beside, rendered))
+            for share in [*plan.shares, *([] if beside is None else beside.shares)]:
+                block, slide_id = self._block(share.segment.commit), share.segment.commit.slide_id
                 listed = zip(share.rows.tolist(), share.seeds.tolist(), share.places.tolist(), strict=True)
                 at_once = rows_at_once(len(share.segment.seeds))
                 for _, together in itertools.groupby(listed, key=functools.partial(_group_of, at_once)):
@@ -249,6 +282,10 @@ class ViewLoader:
         return every > 0 and place % every == 0
 
 
+_Begun = tuple[sampler.Window, Beside | None, npt.NDArray[np.uint8]]
+"""A window that is being filled: its views, what comes beside them, and the memory for both."""
+
+
 def _group_of(at_once: int, view: tuple[int, int, int]) -> int:
     return view[0] // at_once
 
@@ -268,8 +305,16 @@ def _dealt(plan: sampler.Window, seen: int, options: LoaderOptions) -> sampler.W
 
 
 def _joined(held: Batch, window: Batch, take: int) -> Batch:
-    both = zip(held.arrays(), window.rows(slice(None, take)).arrays(), strict=True)
-    return batch_of(held.epoch if len(held.views) else window.epoch, *map(np.concatenate, both))
+    taken = window.rows(slice(None, take))
+    both = zip(held.arrays(), taken.arrays(), strict=True)
+    found = batch_of(held.epoch if len(held.views) else window.epoch, *map(np.concatenate, both))
+    if held.paired is None or taken.paired is None:
+        return found
+    parts = (
+        np.concatenate([getattr(of, field.name) for of in (held.paired, taken.paired)])
+        for field in fields(Paired)
+    )
+    return replace(found, paired=Paired(*parts))
 
 
 def _cache_and_source(
@@ -297,28 +342,43 @@ def load_views(
     tokens: recipe.Tokens | None = None,
     attention: recipe.Attention | None = None,
     joined: Joined | None = None,
+    pairs: Pairs | None = None,
 ) -> Batch:
-    """At most `n_views` views of one seed, evenly spread over `units`; every view is compared with its checksum."""
+    """At most `n_views` views of one seed, evenly spread over `units`; every view is compared with its checksum.
+
+    So are those of `pairs`, which come beside them.
+    """
     having = [unit for unit in units if seed in unit.seeds]
     ends = np.cumsum([len(unit.rows) for unit in having], dtype=np.int64)
     keep = spread(int(ends[-1]) if having else 0, n_views)
     cache, source = _cache_and_source(store, sources, policy, tokens, attention, joined)
-    out = np.empty((len(keep), policy.crop_px, policy.crop_px, 3), np.uint8)
-    stored: list[list[npt.NDArray[Any]]] = []
+    places = np.searchsorted(ends, keep, side="right").tolist()
+    chosen = [
+        (having[place].commit, int(having[place].rows[number - ends[place]]))  # from the end of its unit
+        for number, place in zip(keep, places, strict=True)
+    ]
+    stored = [cache.stored(commit, np.array([row], np.int32), seed) for commit, row in chosen]
+    wanted: list[tuple[manifest.Commit, int] | None] = [*chosen]
+    if pairs is not None:
+        wanted += [pairs.other(commit, row, seed, epoch=0) for commit, row in chosen]
+    out = np.zeros((len(wanted), policy.crop_px, policy.crop_px, 3), np.uint8)
     work = functools.partial(rebuild_row, policy)
     with PatchPool(threads) as pool:
-        jobs = []
-        for number, place in zip(keep, np.searchsorted(ends, keep, side="right").tolist(), strict=True):
-            unit = having[place]
-            row = int(unit.rows[number - ends[place]])  # from the end of its unit
-            at = np.array([row], np.int32)
-            stored.append(cache.stored(unit.commit, at, seed))
-            slide_id = unit.commit.slide_id
-            request = cache.commit(unit.commit).request(row, {seed: True})
-            jobs.append(pool.submit(source(unit.commit), work, slide_id, row, *request))
-        for slot, job in enumerate(jobs):
+        jobs = {}
+        for slot, one in enumerate(wanted):
+            if one is not None:
+                commit, row = one
+                at = cache.commit(commit).request(row, {seed: True})
+                jobs[slot] = pool.submit(source(commit), work, commit.slide_id, row, *at)
+        for slot, job in jobs.items():
             out[slot] = job.result()[0]
     if not stored:
         none = np.empty((0, 0), np.float16)
         return Batch(0, out, none, none[:, :, None], np.empty((0, 0), np.int32))
-    return batch_of(0, out, *(np.concatenate(part) for part in zip(*stored, strict=True)))
+    n = len(chosen)
+    batch = batch_of(0, out[:n], *(np.concatenate(part) for part in zip(*stored, strict=True)))
+    if pairs is None:
+        return batch
+    has = np.array([one is not None for one in wanted[n:]])
+    place = np.array([pairs.place(commit, row) for commit, row in chosen], np.int32)
+    return replace(batch, paired=Paired(out[n:], has, place))

@@ -4,7 +4,7 @@ Training, `pipeline.data.dataset.ViewDataset` and whatever else reads views as t
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pipeline.data import statistics
 from pipeline.data.balance import group_units
 from pipeline.data.loader import Batch, LoaderOptions, ViewLoader, load_views
+from pipeline.data.pairs import Pairs
 from pipeline.data.sources import find_sources
 from pipeline.slides.sources import Source, StoreSource
 from pipeline.views.draw import RENDERING
@@ -40,6 +41,8 @@ class Split:
     """In the order of `stores.sampler.find_units`."""
     sources: Mapping[str, Source]
     """Where the pixels of each slide come from, by slide id."""
+    pairs: Pairs | None = field(default=None, kw_only=True)
+    """Places that several tiles show; a view of another tile then comes beside each. None leaves that out."""
 
     @property
     def n_views(self) -> int:
@@ -79,7 +82,16 @@ class Split:
         """The endless stream of batches, from position `start` on; a context manager."""
         groups = self.groups(options.balance)
         return ViewLoader(
-            self.store, self.units, self.sources, self.policy, options, start, tokens, groups, attention
+            self.store,
+            self.units,
+            self.sources,
+            self.policy,
+            options,
+            start,
+            tokens,
+            groups,
+            attention,
+            pairs=self.pairs,
         )
 
     def groups(self, balance: str) -> list[list[sampler.Segment]]:
@@ -96,7 +108,16 @@ class Split:
     ) -> Batch:
         """At most `n_views` views under one seed, evenly spread; each is compared with its checksum."""
         return load_views(
-            self.store, self.units, self.sources, self.policy, seed, n_views, threads, tokens, attention
+            self.store,
+            self.units,
+            self.sources,
+            self.policy,
+            seed,
+            n_views,
+            threads,
+            tokens,
+            attention,
+            pairs=self.pairs,
         )
 
     def check(self, threads: int) -> None:

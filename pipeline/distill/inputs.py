@@ -1,11 +1,12 @@
 """What a run trains on: the views of the store, held-out views, the statistics of the targets."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.data.join import JoinedSplit, Member, open_joined
 from pipeline.data.loader import Batch
+from pipeline.data.pairs import find_pairs
 from pipeline.data.split import Split, files_and_recipe, open_splits
 from pipeline.distill import loss_spec
 from pipeline.distill.model import Teaching
@@ -19,6 +20,7 @@ from stores.format.recipe import Attention, CompleteRecipe, Tokens
 from stores.format.splits import REMEDY
 from stores.format.terms import Terms, of_store, union
 from stores.io.location import StoreLike
+from stores.io.text import counted
 from stores.store import Store
 
 
@@ -97,6 +99,8 @@ def open_data(
             report.note(
                 f"store {one.name}: a target for {train.views_of(number):,} of {train.n_views:,} views"
             )
+    if any(loss_spec.PAIR in loss for loss in losses):
+        train, val = _with_pairs([files for files, _ in opened], train, val, options.loss, report)
     statistics = [member.statistics() for member in members]
     terms = union(*(of_store(files, recipe.teacher.name) for files, recipe in opened))
     if options.check_views != "none":
@@ -105,7 +109,7 @@ def open_data(
     held_out = val.sample(0, options.val_views, threads, tokens, attention) if val.n_views > 1 else None
     if held_out is not None and held_out.present is not None and held_out.present.sum(axis=0).max() < 2:
         held_out = None
-    fit = None if held_out is None else train.sample(0, options.val_views, threads)
+    fit = None if held_out is None else replace(train, pairs=None).sample(0, options.val_views, threads)
     if held_out is None:
         report.note(f"no validation: the split val has fewer than two views; {REMEDY}")
     teachings = tuple(
@@ -123,6 +127,26 @@ def open_data(
         )
     )
     return Data(train, held_out, fit, teachings, terms, tuple(recipe for _, recipe in opened))
+
+
+def _with_pairs(
+    stores: Sequence[StoreLike], train: Split, val: Split, loss: str, report: Reporter
+) -> tuple[Split, Split]:
+    """The splits with the places that several tiles show; StoreError when the training views have none."""
+    found = [find_pairs(stores, split.units) for split in (train, val)]
+    if not len(found[0]):
+        raise StoreError(
+            f"--loss {loss}: pair needs tiles of one place, and no two training tiles of "
+            f"{', '.join(map(str, stores))} are a pair; give the list of tiles a column pair with one value for all "
+            "tiles of a place, and tile it into another store"
+        )
+    pairs, held_out = found
+    total = sum(len(unit.rows) for unit in train.units if 0 in unit.seeds)
+    report.note(
+        f"pairs: {pairs.n_patches:,} of {total:,} training patches show {counted(len(pairs), 'place')} that others "
+        f"show too; held out {held_out.n_patches:,}"
+    )
+    return replace(train, pairs=pairs), replace(val, pairs=held_out)
 
 
 def _wanted_attention(

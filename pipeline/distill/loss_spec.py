@@ -7,6 +7,7 @@
 ``token-cosine``   projected patch tokens against the teacher's
 ``attention``      the student's attention to the patches against the teacher's
 ``koleo``          spreads the student's features of a batch
+``pair``           draws the student's features of tiles of one place together
 """
 
 import math
@@ -16,7 +17,10 @@ from stores.errors import OptionError
 FEATURE_TERMS = ("log-sum", "log-sum-corr", "mse", "l1", "smooth-l1", "cosine", "relational", "infonce")
 TOKEN_TERMS = ("ibot", "token-cosine")
 PROTOTYPE_TERMS = ("dino", "ibot")
-TERMS = (*FEATURE_TERMS, "dino", *TOKEN_TERMS, "attention", "koleo")
+PAIR = "pair"
+TERMS = (*FEATURE_TERMS, "dino", *TOKEN_TERMS, "attention", "koleo", PAIR)
+_ALONE = {"koleo", PAIR}
+"""Terms that do not use the teacher."""
 
 
 def parse(text: str) -> dict[str, float]:
@@ -28,8 +32,7 @@ def parse(text: str) -> dict[str, float]:
     Raises
     ------
     OptionError
-        When a term is unknown or given twice, a weight is not a positive number, or the only term is KoLeo, which does
-        not use the teacher.
+        When a term is unknown or given twice, a weight is not a positive number, or no term uses the teacher.
     """
     found: dict[str, float] = {}
     for part in text.replace("+", ",").split(","):
@@ -47,9 +50,10 @@ def parse(text: str) -> dict[str, float]:
                 f"--loss {text}: the weight of {name} is {number!r}; allowed is a number above 0"
             )
         found[name] = weight
-    if set(found) == {"koleo"}:
+    if set(found) <= _ALONE:
+        alone = next(iter(found))
         raise OptionError(
-            f"--loss {text}: koleo does not use the teacher; add a term that does, such as log-sum,koleo:0.1"
+            f"--loss {text}: {alone} does not use the teacher; add a term that does, such as log-sum,{alone}:0.1"
         )
     return found
 

@@ -55,15 +55,23 @@ def relational(s_BD: Tensor, t_BD: Tensor) -> Tensor:
     return functional.mse_loss(s @ s.T, t @ t.T)
 
 
-def infonce(s_BD: Tensor, t_BD: Tensor, temperature: float = 0.1) -> Tensor:
+def infonce(s_BD: Tensor, t_BD: Tensor, temperature: float = 0.1, places_B: Tensor | None = None) -> Tensor:
     """Cross entropy of recognising each view's target among those of the batch, and each target's view among the views.
 
     ``(CE(z) + CE(z^T)) / 2`` with ``z_ij = cos(s_i, t_j) / temperature``, the right answer on the diagonal: InfoNCE
     (van den Oord et al., arXiv 1807.03748, equation 4) in both directions, as OMNI has it (prism-oncology/OMNI
     ``omni/losses.py``; temperature 0.1, weight 0.1 beside cosine and smooth-l1). It starts near ``log(B)`` where D is
     large. All other views of the batch count as wrong answers, also other seeds of the same patch.
+
+    Parameters
+    ----------
+    places_B
+        Number of the place that each view shows, -1 for none: views of one place are no wrong answers for each other.
     """
     z_BB = functional.normalize(s_BD, dim=1) @ functional.normalize(t_BD, dim=1).T / temperature
+    if places_B is not None:
+        same_BB = (places_B[:, None] == places_B) & (places_B >= 0)
+        z_BB = z_BB.masked_fill(same_BB.fill_diagonal_(False), -torch.inf)
     right = torch.arange(len(z_BB), device=z_BB.device)
     return (functional.cross_entropy(z_BB, right) + functional.cross_entropy(z_BB.T, right)) / 2
 

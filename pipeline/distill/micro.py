@@ -25,8 +25,8 @@ from stores.errors import OptionError
 class StochasticDepth(nn.Module):
     """timm's ``DropPath``, except that the draws for a part of a step are rows of the draws for the whole step."""
 
-    part: tuple[int, int, int] | None = None
-    """First view and number of views of the part, and views of the step; None where a step is not divided."""
+    part: tuple[Tensor, int] | None = None
+    """Which views of the step the part has, (n,), and how many the step has; None where a step is not divided."""
 
     def __init__(self, drop_prob: float, scale_by_keep: bool) -> None:
         super().__init__()
@@ -37,10 +37,10 @@ class StochasticDepth(nn.Module):
         if self.drop_prob == 0.0 or not self.training:
             return x
         keep = 1 - self.drop_prob
-        first, views, of_step = self.part or (0, len(x), len(x))
-        rows = len(x) // views
+        which, of_step = self.part or (torch.arange(len(x), device=x.device), len(x))
+        rows = len(x) // len(which)
         drawn = x.new_empty((of_step * rows,) + (1,) * (x.ndim - 1)).bernoulli_(keep)
-        drawn = drawn[first * rows :][: len(x)]
+        drawn = drawn.unflatten(0, (of_step, rows))[which].flatten(0, 1)
         return x * (drawn.div_(keep) if keep > 0 and self.scale_by_keep else drawn)
 
 
@@ -86,11 +86,15 @@ def add_gradients(
     parts = [slice(start, min(start + size, len(views))) for start in range(0, len(views), size)]
     places = [targets.positions, *(other.positions for other in targets.others)]
 
+    of_step = torch.arange(len(views), device=views.device)
+    with_beside = of_step[:0] if targets.has_beside is None else targets.has_beside.nonzero().flatten()
+
     def embedded(rows: slice) -> list[Embedded]:
+        beside = ((with_beside >= rows.start) & (with_beside < rows.stop)).nonzero().flatten()
         for depth in depths:
-            depth.part = (rows.start, rows.stop - rows.start, len(views))
+            depth.part = (torch.cat([of_step[rows], len(views) + beside]), len(views) + len(with_beside))
         torch.manual_seed(seed)
-        return model.embed_for(views[rows], [place[rows] for place in places])
+        return model.embed_for(views[rows], [place[rows] for place in places], targets.rows(rows))
 
     with torch.no_grad():
         found = [embedded(rows) for rows in parts]

@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.loader import Batch
+from pipeline.data.loader import Batch, Paired
 from pipeline.distill import loss_spec
 from pipeline.distill.grids import averaged, divided
 from pipeline.distill.heads import Assigner, DinoHead, Projector, TargetNorm, standardise
 from pipeline.distill.layers import frozen_parts
-from pipeline.distill.losses import assignment, attention_kl, cosine, feature_loss, koleo
+from pipeline.distill.losses import assignment, attention_kl, cosine, feature_loss, infonce, koleo
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.prototypes.files import Space
 from pipeline.encoders.attention import last_attention, with_attentions
@@ -79,6 +80,12 @@ class Targets:
     """uint8 (B, K), which of K teachers has a target for which view; None where there is one teacher."""
     let_go: Tensor | None = None
     """uint8 (B, K), which targets ``--teacher-drop`` drew."""
+    beside: Tensor | None = None
+    """uint8 (B, H, W, 3), for each view one of another tile of its place; None when the loss uses no pairs."""
+    has_beside: Tensor | None = None
+    """uint8 (B,), whether there is one; where not, `beside` holds anything."""
+    places: Tensor | None = None
+    """int64 (B,), number of the place that each view shows; -1 where no other tile shows it."""
 
     @classmethod
     def of(cls, batch: Batch) -> "Targets":
@@ -93,26 +100,40 @@ class Targets:
             for part in batch.stored
         )
         present = None if batch.present is None else torch.from_numpy(batch.present).to(torch.uint8)
-        return replace(first, others=tuple(others), present=present)
+        found = replace(first, others=tuple(others), present=present)
+        return found if batch.paired is None else found.with_pairs(batch.paired)
+
+    def with_pairs(self, paired: Paired) -> "Targets":
+        """The same with what comes beside the views, on the CPU."""
+        has, places = torch.from_numpy(paired.has).to(torch.uint8), torch.from_numpy(paired.place).long()
+        others = tuple(replace(other, has_beside=has, places=places) for other in self.others)
+        beside = torch.from_numpy(paired.views)
+        return replace(self, others=others, beside=beside, has_beside=has, places=places)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> "Targets":
         """Apply `fn` to each tensor."""
-        attention, present, let_go = (
-            None if tensor is None else fn(tensor) for tensor in (self.attention, self.present, self.let_go)
+        attention, *further = (
+            None if tensor is None else fn(tensor)
+            for tensor in (
+                self.attention,
+                self.present,
+                self.let_go,
+                self.beside,
+                self.has_beside,
+                self.places,
+            )
         )
         others = tuple(other.map(fn) for other in self.others)
-        return Targets(
-            fn(self.features), fn(self.tokens), fn(self.positions), attention, others, present, let_go
-        )
+        return Targets(fn(self.features), fn(self.tokens), fn(self.positions), attention, others, *further)
 
-    def rows(self, index: Tensor) -> "Targets":
+    def rows(self, index: Tensor | slice) -> "Targets":
         """Those of some of the views."""
         return self.map(lambda tensor: tensor[index])
 
     def alone(self, index: Tensor) -> "Targets":
         """Those of some of the views, of this teacher alone."""
-        attention = None if self.attention is None else self.attention[index]
-        return Targets(self.features[index], self.tokens[index], self.positions[index], attention)
+        own = replace(self, others=(), present=None, let_go=None, beside=None)
+        return own.rows(index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +146,13 @@ class Embedded:
     """(B, t, width), of the places that the loss compares; None when the loss uses no tokens."""
     attention: Tensor | None = None
     """(B, G * G) of its own grid; None when the loss uses none."""
+    beside: Tensor | None = None
+    """(B, d_s) of the views beside these, 0 where there is none; None when the loss uses no pairs."""
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> "Embedded":
         """Apply `fn` to each tensor."""
-        tokens, attention = (None if part is None else fn(part) for part in (self.tokens, self.attention))
-        return Embedded(fn(self.features), tokens, attention)
+        further = (None if part is None else fn(part) for part in (self.tokens, self.attention, self.beside))
+        return Embedded(fn(self.features), *further)
 
     def rows(self, index: Tensor) -> "Embedded":
         """Those of some of the views."""
@@ -180,7 +203,7 @@ class Lesson(nn.Module):
         per_teacher = options.student_tokens == "per-teacher"
         self.class_token, self.places = (number, places_of(student, number)) if per_teacher else (0, None)
         dim = student.dim if self.places is None else sum(place.stop - place.start for place in self.places)
-        self.temperature = options.student_temp
+        self.temperature, self.infonce_temp = options.student_temp, options.infonce_temp
         self.feature_losses = {
             n: feature_loss(n, options.alpha, options.infonce_temp)
             for n in loss
@@ -308,7 +331,10 @@ class Lesson(nn.Module):
         found: dict[str, Tensor] = {}
         for name in self.loss:
             if name in self.feature_losses:
-                of_each = [self.feature_losses[name](*pair) for pair in pairs]
+                loss = self.feature_losses[name]
+                if name == "infonce" and targets.places is not None:
+                    loss = partial(infonce, temperature=self.infonce_temp, places_B=targets.places)
+                of_each = [loss(*pair) for pair in pairs]
                 found[name] = of_each[0] if len(of_each) == 1 else torch.stack(of_each).mean()
             elif name == "attention":
                 assert student.attention is not None
@@ -316,6 +342,8 @@ class Lesson(nn.Module):
                 found[name] = attention_kl(student.attention, divided(targets.attention, self.grid))
             elif name == "koleo":
                 found[name] = koleo(self.own(student.features))
+            elif name == loss_spec.PAIR:
+                found[name] = self._pair(student, targets)
             elif name == "dino":
                 found[name] = self._assignment(name, self.own(student.features), targets.features)
             else:
@@ -326,6 +354,24 @@ class Lesson(nn.Module):
                 else:
                     found[name] = cosine(self._projected_tokens(rows), self._token_norm(target))
         return found
+
+    def _pair(self, student: Embedded, targets: Targets) -> Tensor:
+        """InfoNCE between the features of views and of the views beside them; 0 where no view has one.
+
+        With ``--nested`` the mean over the prefixes and the whole, as of other terms.
+        """
+        assert student.beside is not None
+        assert targets.has_beside is not None
+        assert targets.places is not None
+        rows = targets.has_beside.nonzero().flatten()
+        if not len(rows):
+            return 0.0 * (student.features.sum() + student.beside.sum())
+        mine, other = self.own(student.features[rows]), self.own(student.beside[rows])
+        lengths = [mine.shape[1], *map(int, self.nested)]
+        of_each = [
+            infonce(mine[:, :n], other[:, :n], self.infonce_temp, targets.places[rows]) for n in lengths
+        ]
+        return torch.stack(of_each).mean()
 
     def _assignment(self, term: str, rows: Tensor, target: Tensor) -> Tensor:
         with torch.no_grad():
@@ -399,11 +445,12 @@ class Distiller(Lesson):
         views : uint8 (B, H, W, 3)
         """
         places = [targets.positions, *(other.positions for other in targets.others)]
-        return self.loss_of(self.embed_for(views, places), targets)
+        return self.loss_of(self.embed_for(views, places, targets), targets)
 
     def loss_of(self, students: Sequence[Embedded], targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
         """As `forward`, of what `embed_for` returned."""
         (student,) = students
+        targets = replace(targets, beside=None)
         if self.gather is not None:
             student = student.map(self.gather)
             with torch.no_grad():
@@ -415,25 +462,40 @@ class Distiller(Lesson):
         (found,) = self.embed_for(views, [positions])
         return found
 
-    def embed_for(self, views: Tensor, positions: Sequence[Tensor]) -> list[Embedded]:
-        """As `embed`, as the loss of each teacher takes it; the student computes once."""
-        lessons = self.lessons
+    def embed_for(
+        self, views: Tensor, positions: Sequence[Tensor], targets: Targets | None = None
+    ) -> list[Embedded]:
+        """As `embed`, as the loss of each teacher takes it; the student computes once.
+
+        Parameters
+        ----------
+        targets
+            Those of the views; with them the views beside these are embedded too, where they have such.
+        """
+        lessons, n, rows = self.lessons, len(views), None
+        if targets is not None and targets.beside is not None and targets.has_beside is not None:
+            rows = targets.has_beside.nonzero().flatten()
+            views = torch.cat([views, targets.beside[rows]])
         with torch.autocast(views.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            attention = None
+            tokens = attention = None
             if any("attention" in lesson.loss for lesson in lessons):
                 features, tokens, attention = with_attentions(self.student, views)
             elif any(lesson.uses_tokens for lesson in lessons):
                 features, tokens = self.student.with_tokens(views)
             else:
-                return [Embedded(self.student(views).float())] * len(lessons)
-        features = features.float()
+                features = self.student(views)
+        features, beside = features.float(), None
+        if rows is not None:
+            beside = features.new_zeros(n, features.shape[1]).index_copy(0, rows, features[n:])
+            features = features[:n]
         return [
             Embedded(
                 features,
-                lesson.compared_tokens(tokens, at) if lesson.uses_tokens else None,
-                attention[:, lesson.class_token]
+                lesson.compared_tokens(tokens[:n], at) if tokens is not None and lesson.uses_tokens else None,
+                attention[:n, lesson.class_token]
                 if attention is not None and "attention" in lesson.loss
                 else None,
+                beside,
             )
             for lesson, at in zip(lessons, positions, strict=True)
         ]

@@ -27,13 +27,13 @@ class LossOptions:
     loss: str = option(
         "log-sum",
         f"Terms and weights, such as log-sum:1,ibot:0.5. Terms: {', '.join(loss_spec.TERMS)}. "
-        "dino+ibot is the loss of H0-mini. With several stores these are the terms of each, or NAME=TERMS,NAME=TERMS "
-        "gives each its own; the name is the last part of its path.",
+        "dino+ibot is the loss of H0-mini; pair needs tiles with a column pair. With several stores these are the "
+        "terms of each, or NAME=TERMS,NAME=TERMS gives each its own; the name is the last part of its path.",
         metavar="TERMS",
         heading=_LOSS,
     )
     alpha: float = option(4.0, "Exponent of log-sum and log-sum-corr.", heading=_LOSS)
-    infonce_temp: float = option(0.1, "Temperature of infonce.", heading=_LOSS)
+    infonce_temp: float = option(0.1, "Temperature of infonce and pair.", heading=_LOSS)
     nested: str | None = option(
         None,
         "Also train the first K numbers of the embedding as embeddings of their own, such as 64,128,256 (Matryoshka).",

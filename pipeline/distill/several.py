@@ -8,6 +8,7 @@ with least, and lets go of each other one with some probability.
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -55,11 +56,16 @@ class SeveralDistiller(Distiller):
 
     def loss_of(self, students: Sequence[Embedded], targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and that of each teacher, not weighted, detached; 0 where one has no part in it."""
+        targets = replace(targets, beside=None)
         if self.gather is not None:
-            features = self.gather(students[0].features)
+            features, other = self.gather(students[0].features), students[0].beside
+            beside = None if other is None else self.gather(other)
             students = [
-                Embedded(
-                    features, *(None if of is None else self.gather(of) for of in (s.tokens, s.attention))
+                replace(
+                    Embedded(
+                        features, *(None if of is None else self.gather(of) for of in (s.tokens, s.attention))
+                    ),
+                    beside=beside,
                 )
                 for s in students
             ]
@@ -111,7 +117,7 @@ class SeveralDistiller(Distiller):
 def _nothing_of(lesson: Lesson, student: Embedded) -> Tensor:
     """0, in a graph with everything that a loss has in its own: processes of a training expect the same graph."""
     parts = [student.features, *(parameter for name, parameter in _own(lesson))]
-    parts += [of for of in (student.tokens, student.attention) if of is not None]
+    parts += [of for of in (student.tokens, student.attention, student.beside) if of is not None]
     return torch.stack([0.0 * part.sum() for part in parts]).sum()
 
 

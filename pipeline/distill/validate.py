@@ -79,14 +79,22 @@ def _embed_all(model: Distiller, held_out: Batch, device: torch.device) -> list[
     for start in range(0, len(held_out.views), _VIEWS_AT_ONCE):
         rows = slice(start, start + _VIEWS_AT_ONCE)
         positions = [torch.from_numpy(part.positions[rows]).long().to(device) for part in held_out.stored]
-        found = model.embed_for(torch.from_numpy(held_out.views[rows]).to(device), positions)
+        views = torch.from_numpy(held_out.views[rows]).to(device)
+        found = model.embed_for(views, positions, _beside(held_out, rows, device))
         parts.append([embedded.to(torch.device("cpu")) for embedded in found])
     return [_joined(of_teacher) for of_teacher in zip(*parts, strict=True)]
 
 
+def _beside(held_out: Batch, rows: slice, device: torch.device) -> Targets | None:
+    """The targets of some views with the views beside them, where the loss uses pairs."""
+    if held_out.paired is None:
+        return None
+    return Targets.of(held_out.rows(rows)).map(lambda tensor: tensor.to(device))
+
+
 def _joined(found: Sequence[Embedded]) -> Embedded:
     features, *others = (
-        [getattr(part, name) for part in found] for name in ("features", "tokens", "attention")
+        [getattr(part, name) for part in found] for name in ("features", "tokens", "attention", "beside")
     )
     joined = (None if other[0] is None else torch.cat(other) for other in others)
     return Embedded(torch.cat(features), *joined)

@@ -20,6 +20,7 @@ import numpy as np
 from pipeline.runtime.progress import Reporter
 from pipeline.runtime.work import Advance, Cluster
 from pipeline.tile.options import TileOptions
+from pipeline.tile.pairs import describe_pairs, require_whole_pairs
 from pipeline.tile.picture import write_png
 from pipeline.tile.splits import assign, split_of
 from pipeline.tile.tissue import TissueRule
@@ -168,17 +169,24 @@ def group_tiles(
         if not height:
             group.refused.append(f"{visible(listed.names[i])}: {fingerprint}")
     _require_one_split_each(listed, homes)
-    return Grouped(listed, seen, groups, _give_out(listed, seen, homes, owners))
+    require_whole_pairs(listed, [home.split for home in homes])
+    notes = _give_out(listed, seen, homes, owners)
+    members = [(fingerprint, i) for group in groups.values() for fingerprint, i in group.members.items()]
+    return Grouped(listed, seen, groups, [*notes, *describe_pairs(listed, [i for _, i in members])])
 
 
 def _splits_of(
     listed: TileList, seen: Sequence[tuple[str, int, int]], recorded: Mapping[str, str], val: float
 ) -> list[str]:
-    """The split of each tile: as the list says it, or as the store has it, or that of its patient, group or content."""
+    """The split of each tile: as the list says it, or as the store has it, or that of its patient, group, pair or
+    content."""
     none = [""] * len(listed)
-    group, patient_id, said = (listed.columns.get(name, none) for name in ("group", "patient_id", "split"))
+    group, patient_id, said, pair = (
+        listed.columns.get(name, none) for name in ("group", "patient_id", "split", tiles.PAIR)
+    )
     content = [fingerprint if height else "" for fingerprint, height, _ in seen]
-    owners = [patient_id[i] or group[i] or content[i] for i in range(len(listed))]
+    pairs = [f"pair {name}" if name else "" for name in pair]
+    owners = [patient_id[i] or group[i] or pairs[i] or content[i] for i in range(len(listed))]
     known: dict[str, str] = {}
     for i, owner in enumerate(owners):
         split = said[i] or recorded.get(owner) or ("" if group[i] else recorded.get(content[i], ""))

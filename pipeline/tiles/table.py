@@ -11,11 +11,11 @@ from pipeline.tiles import hdf5
 from pipeline.tiles.image import SUFFIXES
 from stores.errors import OptionError
 from stores.format import manifest
-from stores.format.tiles import is_tile_name
+from stores.format.tiles import PAIR, is_tile_name
 from stores.io.table import Table, check_names, read_table
 from stores.io.text import is_utf8, visible
 
-KNOWN = ("path", "group", "patient_id", "split")
+KNOWN = ("path", "group", "patient_id", "split", PAIR)
 """Columns with a meaning; all others are the user's own."""
 _TAKEN = (manifest.RESERVED | {manifest.TILE, manifest.TILE_FILE}) - {"patient_id", "split"}
 

@@ -20,6 +20,8 @@ GRID = IN_TILES
 """The grid of the recipe (`stores.format.recipe.Patch`): whole patches from the upper left corner of each tile."""
 VENDOR = "tiles"
 """The vendor of a group, which no scanner made."""
+PAIR, PATIENT = "pair", "patient_id"
+"""Columns of a list of tiles: what shows one place, and of whom it is."""
 _TILE = re.compile(r"rgb8-1:[0-9a-f]{32}")
 _KEYED = re.compile(r"keyed-[bcdfghjklmnpqrst]{24}")
 
