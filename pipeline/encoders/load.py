@@ -178,12 +178,15 @@ def _sized_beside(preset: Preset, weights: Path) -> Preset:
     Raises
     ------
     EncoderError
-        They have other class tokens than `preset`: what the others learned would be left out.
+        They have other class tokens than `preset`: what the others learned would be left out. Or what the file beside
+        them says cannot be read.
     """
     try:
         config = _config_beside(weights)
-    except StoreError:
-        return preset
+    except StoreError as error:
+        raise EncoderError(
+            f"{error}: it may say how these weights take views; mend it, or move it away"
+        ) from None
     count = class_tokens_of_config(config, str(_folder_of(weights)))
     if config is not None and count != preset.class_tokens:
         raise EncoderError(

@@ -10,13 +10,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from stores.format import layout, manifest
+from stores.format import layout, manifest, recipe
 from stores.io.text import one_line
 from stores.verify.seal import sha256_of
 
 _DATA_TYPES = {"string": "sc:Text", "bool": "sc:Boolean", "float": "sc:Float", "double": "sc:Float"}
 _PARQUET, _ZARR, _JSON = "application/x-parquet", "application/vnd+zarr", "application/json"
 _FEATURES_TEXT = "Zarr 3: features[seed, row, dimension] by slide, and tokens[seed, row, token, dimension]."
+_ATTENTION_TEXT = " Also attention[seed, row, patch of the view]."
+"""Said where there is some: descriptions that were written before stores could have it stay as they are."""
 _RECIPE_TEXT = "What decides the value of a feature: teacher, patch, policy, reader."
 
 
@@ -43,7 +45,7 @@ def croissant(store: Path, about: dict[str, Any], own_columns: Sequence[str]) ->
             "features",
             f"{layout.FEATURES}/*",
             _ZARR,
-            _FEATURES_TEXT,
+            _FEATURES_TEXT + (_ATTENTION_TEXT if recipe.load(store).attention is not None else ""),
         ),
     ]
     if (store / layout.PIXELS).is_dir():

@@ -96,6 +96,11 @@ def test_weights_of_a_function_stay_bound_too(tmp_path: Path) -> None:
     export_encoder(load_encoder(spec, random_weights=0).shrinking(2), tmp_path, {})
     found = load_encoder(spec, weights=tmp_path)
     assert (found.image_px, found.shrink) == (448, 2)
+    (tmp_path / "config.json").write_text("{")  # it could say that they are no longer bound to anything
+    with pytest.raises(
+        EncoderError, match=r"config\.json: not a readable JSON file .*: it may say how these weights"
+    ):
+        load_encoder(spec, weights=tmp_path)
 
 
 @pytest.mark.parametrize("shrink", [3, 0, -2, 2.5, "2", True, 1 << 40])

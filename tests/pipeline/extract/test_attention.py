@@ -80,6 +80,7 @@ def test_all_else_is_as_without_it(made: Path, token_store: Path, tmp_path: Path
     other = Path(shutil.copytree(made, tmp_path / "s"))
     card.write_card(other, card.CardOptions("s", "2026-11-28"))
     assert "attention | of the class token to 8x8 patches of a view" in (other / "README.md").read_text()
+    assert "Also attention[seed, row, patch of the view]." in (other / "croissant.json").read_text()
 
 
 def test_a_store_has_it_from_the_start(made: Path, slides: Path, tile_options: TileOptions) -> None:
