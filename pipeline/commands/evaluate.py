@@ -77,6 +77,18 @@ def robustness(embeddings: Path, out: Path | None, as_json: bool, **values: Any)
     _report(as_json, out, run_robustness(load_embeddings(embeddings), build(opts.RobustnessOptions, values)))
 
 
+@evaluate.command(short_help="Registered tiles of several scanners")
+@_EMBEDDINGS
+@_OUT
+@options_of(opts.PairsOptions)
+def pairs(embeddings: Path, out: Path | None, as_json: bool, **values: Any) -> None:
+    """Robustness to scanners and stainings on tiles with a column pair: does a tile find its match?"""
+    from pipeline.evaluate.embeddings import load_embeddings
+    from pipeline.evaluate.pairs import run_pairs
+
+    _report(as_json, out, run_pairs(load_embeddings(embeddings), build(opts.PairsOptions, values)))
+
+
 @evaluate.command(short_help="Robustness to scanners and stainings")
 @click.argument("folder", type=PATH)
 @_OUT

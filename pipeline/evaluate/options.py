@@ -180,6 +180,31 @@ class RobustnessOptions(SimilarityOptions, LabelOptions, GroupOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PairsOptions(SimilarityOptions):
+    """Registered tiles of one's own."""
+
+    pair: str = option("pair", "Column with one value for all tiles of a place.", metavar="COLUMN")
+    site: str = option("site", "Column of the scanners or stainings.", metavar="COLUMN")
+    k: tuple[int, ...] = option((1, 3, 5, 10), "The k of the top-k accuracy. May be repeated.")
+    labels: Path | None = option(
+        None, "CSV of further columns, joined by slide_id (with x_px0, y_px0) or path.", metavar="FILE"
+    )
+    group: str | None = option(
+        None,
+        "Column of the image or patient that a place belongs to: intervals draw these.",
+        metavar="COLUMN",
+        shown="intervals draw places",
+    )
+    seed: int = option(0, "Seed of everything that is drawn at random.", metavar="SEED")
+    replicates: int = option(1000, "Bootstrap replicates for the 95 % intervals.")
+
+    def validate(self) -> None:
+        """Raise OptionError that names the first value that is not allowed."""
+        _require_neighbours(self.k)
+        require(self.replicates >= 0, "replicates", self.replicates, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlismOptions(SimilarityOptions):
     """PLISM."""
 

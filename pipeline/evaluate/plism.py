@@ -91,18 +91,27 @@ def compare(
         raise EvaluationError(f"{slide_a} {a.shape} and {slide_b} {b.shape}: the same tiles are expected")
     require_features(slide_a, a)
     require_features(slide_b, b)
-    total = 0.0
-    for rows in row_blocks(len(a), a.shape[1] * 24):
+    cosine, *top = cosines_and_hits(a, b, ks, device).mean(axis=0).tolist()
+    return Pair(slide_a, slide_b, cosine, dict(zip(ks, top, strict=True)))
+
+
+def cosines_and_hits(
+    a: npt.NDArray[Any], b: npt.NDArray[Any], ks: Sequence[int], device: str = "cpu"
+) -> npt.NDArray[np.float64]:
+    """Of each two matched tiles their cosine and, for each k, the share of hits in both directions: (n, 1 + k)."""
+    n = len(a)
+    out = np.empty((n, 1 + len(ks)))
+    for rows in row_blocks(n, a.shape[1] * 24):
         wide_a, wide_b = a[rows].astype(np.float64), b[rows].astype(np.float64)
         norms = np.linalg.norm(wide_a, axis=1) * np.linalg.norm(wide_b, axis=1)
-        total += ((wide_a * wide_b).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)).sum()
-    n = len(a)
+        out[rows, 0] = (wide_a * wide_b).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
     pooled = np.concatenate([a, b])
     own = np.arange(2 * n)
     found = nearest(pooled, pooled, max(ks), (own, own), device)
     hit = found == np.roll(own, n)[:, None]  # the match of tile i of one slide is tile i of the other
-    top = {k: float(hit[:, :k].any(axis=1).mean()) for k in ks}
-    return Pair(slide_a, slide_b, total / n, top)
+    for at, k in enumerate(ks, 1):
+        out[:, at] = hit[:, :k].any(axis=1).reshape(2, n).mean(axis=0)
+    return out
 
 
 def summarise(pairs: Sequence[Pair]) -> Plism:

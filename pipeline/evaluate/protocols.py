@@ -18,6 +18,7 @@ from pipeline.evaluate.embeddings import Embeddings, add_columns, matched, read_
 from pipeline.evaluate.eva_linear import eva_linear
 from pipeline.evaluate.hest import hest
 from pipeline.evaluate.linear import Fold, fold_of_splits, folds_by_group, logistic_probe
+from pipeline.evaluate.pairs import run_pairs
 from pipeline.evaluate.plism import plism
 from pipeline.evaluate.result import Judged, Result, Row, row_of
 from pipeline.evaluate.robustness import robustness
@@ -371,5 +372,6 @@ PROTOCOLS: Mapping[str, Protocol] = {
     "robustness": (opts.RobustnessOptions, run_robustness),
     "hest": (opts.HestOptions, run_hest),
     "slides": (opts.SlideOptions, run_slides),
+    "pairs": (opts.PairsOptions, run_pairs),
 }
 """Those that take the embeddings of one encoder."""
