@@ -160,9 +160,8 @@ Normalise to unit length after cutting, not before. Held out, {_against(summary)
 
 
 def _embedding(student: Encoder) -> str:
-    several = (
-        f" of {student.class_tokens} class tokens, one after another" if student.class_tokens > 1 else ""
-    )
+    how = "" if student.pooling == "cls-average" else ", one after another"
+    several = f" of {student.class_tokens} class tokens{how}" if student.class_tokens > 1 else ""
     return markdown(student.pooling) + several
 
 
@@ -175,7 +174,8 @@ def _of_class_tokens(student: Encoder) -> str:
     if student.pooling == "cls+mean":
         mean = "tokens[:, model.num_prefix_tokens:].mean(1)"
         return f"import torch\n{lines}features = torch.cat([tokens[:, :{n}].flatten(1), {mean}], 1)\n"
-    return f"{lines}features = tokens[:, :{n}].flatten(1)\n"
+    joined = "mean" if student.pooling == "cls-average" else "flatten"
+    return f"{lines}features = tokens[:, :{n}].{joined}(1)\n"
 
 
 def _class_tokens(student: Encoder, summary: Mapping[str, Any]) -> str:

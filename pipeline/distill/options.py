@@ -288,6 +288,11 @@ class DistillOptions(
             "student_px",
             "micro_batch",
         )
+        if self.pooling == "cls-average":
+            raise OptionError(
+                "--pooling cls-average: a student is trained with all its class tokens; take their mean where it is "
+                "used (embed --pooling cls-average)"
+            )
         if self.nested is not None and self.student_tokens != "shared":
             raise OptionError(
                 f"--nested {self.nested}: with --student-tokens per-teacher the first numbers of the embedding are "

@@ -30,6 +30,9 @@ def with_class_tokens(encoder: Encoder, count: int) -> Encoder:
     EncoderError
         It is no vision transformer with a class token that timm builds, or has another number of class tokens.
     """
+    if encoder.pooling == "cls-average":
+        all_of_them = encoder.class_tokens * encoder.dim
+        encoder = encoder.like(replace(encoder.preset, pooling="cls", dim=all_of_them), encoder.backbone)
     if encoder.class_tokens == count:
         return encoder
     if encoder.class_tokens != 1:

@@ -198,7 +198,9 @@ class Encoder(nn.Module):
         if self.pooling == "forward":
             return self._checked(self.backbone.forward_head(tokens), tokens)  # type: ignore[operator]
         features = tokens[:, 0] if self.class_tokens == 1 else tokens[:, : self.class_tokens].flatten(1)
-        if self.pooling == "cls+mean":
+        if self.pooling == "cls-average":
+            features = tokens[:, : self.class_tokens].mean(1)
+        elif self.pooling == "cls+mean":
             patches = tokens[:, self.backbone.num_prefix_tokens :]  # registers stay out
             features = torch.cat([features, patches.mean(1)], dim=-1)
         return self._checked(features, tokens)

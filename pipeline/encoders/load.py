@@ -66,7 +66,7 @@ def load_encoder(
         Seed of an untrained encoder. Equal seeds give equal bytes on one machine; torch's own random state
         is left as it was.
     pooling
-        ``cls`` or ``cls+mean``, in place of the encoder's own.
+        ``cls``, ``cls+mean`` or, of several class tokens, ``cls-average``, in place of the encoder's own.
     trust_remote_code
         Whether ``hf-auto:OWNER/NAME@REVISION`` may run the code of that repository.
 
@@ -97,8 +97,12 @@ def _repooled(encoder: Encoder, pooling: str) -> Encoder:
         preset = replace(encoder.preset, pooling="cls", dim=encoder.class_tokens * width)
     elif pooling == "cls+mean":
         preset = replace(encoder.preset, pooling="cls+mean", dim=(encoder.class_tokens + 1) * width)
+    elif pooling == "cls-average":
+        if encoder.class_tokens == 1:
+            raise OptionError(f"--pooling cls-average: {encoder.name} has one class token; take cls")
+        preset = replace(encoder.preset, pooling="cls-average", dim=width)
     else:
-        raise OptionError(f"--pooling {pooling}: allowed is cls or cls+mean")
+        raise OptionError(f"--pooling {pooling}: allowed is cls, cls+mean or cls-average")
     return Encoder(preset, encoder.backbone).eval()
 
 

@@ -16,8 +16,8 @@ from typing import Literal
 from stores.format.licences import UNKNOWN, licence_of
 from stores.format.terms import GATED, OPEN, Fact, Terms, expression, union
 
-Pooling = Literal["cls", "cls+mean", "forward"]
-POOLINGS: tuple[Pooling, ...] = ("cls", "cls+mean", "forward")
+Pooling = Literal["cls", "cls+mean", "cls-average", "forward"]
+POOLINGS: tuple[Pooling, ...] = ("cls", "cls+mean", "cls-average", "forward")
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names under which most labs publish weights, in the order in which they are looked for."""
@@ -76,7 +76,8 @@ class Preset:
     """Resolution it was trained at, in micrometres per pixel; None where that is unknown."""
     pooling: Pooling = "forward"
     """``cls``: the class token after the final norm. ``cls+mean``: that, then the mean of the patch tokens
-    (class token and registers left out). ``forward``: what the model itself returns without a classifier."""
+    (class token and registers left out). ``cls-average``: the mean of several class tokens. ``forward``: what the
+    model itself returns without a classifier."""
     class_tokens: int = 1
     """Class tokens of the backbone, see `pipeline.encoders.class_tokens`: ``cls`` is all of them, one after another."""
     arch: str = ""

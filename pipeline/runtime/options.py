@@ -238,8 +238,8 @@ class PoolingOptions:
 
     pooling: str | None = option(
         None,
-        "cls, or cls joined with the mean of the patch tokens.",
-        choices=("cls", "cls+mean"),
+        "cls, or cls joined with the mean of the patch tokens; of several class tokens also their mean.",
+        choices=("cls", "cls+mean", "cls-average"),
         heading=ENCODER,
         shown="the encoder's own",
     )

@@ -55,7 +55,7 @@ class Teacher:
     weights_sha256: str
     """Identity of the parameters, independent of the kind of file (`pipeline.encoders.export.weights_sha256`)."""
     pooling: str
-    """``cls``, ``cls+mean`` or ``forward``."""
+    """``cls``, ``cls+mean``, ``cls-average`` or ``forward``."""
     mean: tuple[float, float, float]
     """Normalize: subtracted from RGB in [0, 1]."""
     std: tuple[float, float, float]

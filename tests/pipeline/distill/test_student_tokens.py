@@ -200,6 +200,11 @@ def test_it_learns_on(run: Path, two: list[WeightedStore], tmp_path: Path) -> No
 
 REFUSED: list[tuple[dict[str, Any], Callable[[list[WeightedStore]], list[WeightedStore]], str]] = [
     ({"nested": "8"}, list, "--nested 8: with --student-tokens per-teacher the first numbers"),
+    (
+        {"pooling": "cls-average"},
+        list,
+        "--pooling cls-average: a student is trained with all its class tokens",
+    ),
     ({}, lambda two: two[:1], "--student-tokens: is for several stores; give --store more than once"),
     (
         {"student": "tinynet_e"},

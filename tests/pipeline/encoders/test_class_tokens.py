@@ -15,7 +15,7 @@ from pipeline.encoders.export import export_encoder, weights_sha256
 from pipeline.encoders.load import load_encoder
 from pipeline.encoders.torchvision_cpu import make_importable
 from pipeline.inference.loaded import EncoderSpec, load_on_device
-from stores.errors import EncoderError
+from stores.errors import EncoderError, OptionError
 from stores.format import recipe
 from tests.tools.encoders import SWIGLU, make_views, shaken
 from tests.tools.stores import RECIPE
@@ -76,6 +76,13 @@ def test_new_tokens_are_copies_and_timm_opens_them(spec: str, pooling: str | Non
     for name, expected in others.items():
         other = load_encoder(str(tmp_path), pooling=name)(views)
         assert torch.equal(other, expected) if expected is not None else other.shape == (3, 4 * width)
+    average = load_encoder(str(tmp_path), pooling="cls-average")
+    assert average.dim == width
+    torch.testing.assert_close(average(views), tokens[:, :3].mean(1))
+    export_encoder(average, tmp_path / "average", {})
+    again = load_encoder(str(tmp_path / "average"))
+    assert torch.equal(again(views), average(views))
+    assert torch.equal(with_class_tokens(again, 3)(views), features[:, : 3 * width])
 
 
 @torch.inference_mode()
@@ -112,6 +119,8 @@ def test_encoders_that_cannot(spec: str, said: str) -> None:
 
 
 def test_another_number_of_class_tokens() -> None:
+    with pytest.raises(OptionError, match=r"--pooling cls-average: vit_tiny.* has one class token; take cls"):
+        load_encoder(VIT, random_weights=0, pooling="cls-average")
     two = with_class_tokens(made(VIT), 2)
     with pytest.raises(EncoderError, match="has 2 class tokens, not 3; give as many teachers"):
         with_class_tokens(two, 3)
