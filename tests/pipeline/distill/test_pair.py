@@ -23,6 +23,7 @@ from pipeline.metrics.rank import effective_rank
 from stores.errors import OptionError, StoreError
 from tests.tools.commands import g2l, one_error
 from tests.tools.distill import OPTIONS, losses, same
+from tests.tools.interrupted import Interrupted
 from tests.tools.notes import Notes
 from tests.tools.ranks import run_several
 from tests.tools.steps import VIT, a_batch, a_teaching, a_trainer, gradients
@@ -146,13 +147,17 @@ def test_drawing_pairs_together_alone_collapses_and_the_term_does_not() -> None:
     assert term[2] > 0.95 > alone[2] > before[2]
 
 
-def test_a_run_with_pairs_resumes_and_is_the_same_in_two_processes(paired: Path, tmp_path: Path) -> None:
+def test_a_run_with_pairs_continues_exactly_and_is_the_same_in_two_processes(
+    paired: Path, tmp_path: Path
+) -> None:
     notes = Notes()
     whole = distill(paired, tmp_path / "whole", PAIRS, False, notes)
     assert "pairs: 45 of 48 training patches show 15 places that others show too; held out 15" in notes.said
     assert whole["val_loss_after"] is not None
     assert whole["val_loss_constant"] is None
-    distill(paired, tmp_path / "part", replace(PAIRS, threads=2), False, Notes())
+    with pytest.raises(KeyboardInterrupt):
+        distill(paired, tmp_path / "part", replace(PAIRS, checkpoint_every=2), False, Interrupted(6))
+    distill(paired, tmp_path / "part", replace(PAIRS, threads=2), True, Notes())
     assert same(tmp_path / "whole", tmp_path / "part")
     run_several(paired, tmp_path / "two", replace(PAIRS, batch_size=4), 2)
     for (_, one), (_, two) in zip(losses(tmp_path / "whole"), losses(tmp_path / "two"), strict=True):
