@@ -19,6 +19,7 @@ from stores.io.location import LOGS, StoreLike
 from stores.io.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
+    from pipeline.distill.memory import MemoryPlan
     from pipeline.distill.prototypes.fit import Fitted
     from pipeline.distill.result import Distilled
     from pipeline.embed.publish import EmbedSummary
@@ -108,6 +109,44 @@ def plan(inputs: "AnyStore | Iterable[AnyPath]", *, report: Reporter = SILENT, *
         with _opened(only) as files:
             return run(files, asked, tiling, report)
     return run(_paths(listed), asked, tiling, report)
+
+
+def plan_student(student: str, **options: Any) -> "MemoryPlan":
+    """Predict the memory of a training step of a student: ``g2l plan --student``.
+
+    Parameters
+    ----------
+    student
+        A preset or a name of timm.
+    **options
+        ``batch_size=32``; ``teacher`` or ``dim``, for the length of its features; ``dtype``, ``device``: ``auto`` is a
+        GPU that computes in bfloat16.
+
+    Returns
+    -------
+    MemoryPlan
+        ``peaks`` (bytes, by options of ``distill``), ``fitting(device_gb)``; ``lines()`` and ``to_json()``.
+
+    Raises
+    ------
+    OptionError
+        For an unknown option, a value that is not allowed, or a student that cannot be built without its weights.
+    """
+    from pipeline.distill.memory import plan_memory
+    from pipeline.encoders.presets import PRESETS
+    from pipeline.extract.options import PlanOptions
+
+    asked = _made(PlanOptions, _checked("plan", options, PlanOptions))
+    asked.validate()
+    if asked.teacher is not None and asked.teacher not in PRESETS and asked.dim is None:
+        raise OptionError(f"--teacher {asked.teacher}: its feature length is not known; give --dim")
+    dim = asked.dim or PRESETS[asked.teacher or "h-optimus-0"].dim
+    dtype = (
+        ("float32" if asked.device in ("cpu", "mps") else "bfloat16")
+        if asked.dtype == "auto"
+        else asked.dtype
+    )
+    return plan_memory(student, asked.batch_size or 32, dim, dtype)
 
 
 def extract(

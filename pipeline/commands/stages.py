@@ -23,9 +23,9 @@ from pipeline.distill.weighted import parse_weight
 from pipeline.embed.options import EmbedOptions
 from pipeline.export.options import CHECK, ExportOptions
 from pipeline.extract.options import ExtractOptions, PlanOptions
-from pipeline.runtime.options import VIEWS, ClusterOptions
+from pipeline.runtime.options import ENCODER, VIEWS, ClusterOptions
 from pipeline.tile.options import TileOptions
-from stores.errors import SOME_SLIDES_FAILED
+from stores.errors import SOME_SLIDES_FAILED, OptionError
 
 
 @click.command("tile", cls=Command, short_help="Find tissue and lay the patch grid")
@@ -46,10 +46,27 @@ def tile_command(slides: tuple[Path, ...], store: Path, as_json: bool, **values:
 
 
 @click.command("plan", cls=Command, short_help="Predict patches, disk space and time")
-@click.argument("inputs", nargs=-1, required=True, type=STORE)
+@click.argument("inputs", nargs=-1, type=STORE)
+@click.option(
+    "--student",
+    cls=Option,
+    heading=ENCODER,
+    metavar="ENCODER",
+    help="Instead of slides: the memory of a training step of this student, with --batch-size views [32].",
+)
 @options_of(PlanOptions, TileOptions)
-def plan_command(inputs: tuple[str, ...], as_json: bool, **values: Any) -> None:
-    """Predict what slides, or a tiled store, will need: patches, views, bytes, files and hours. Writes nothing."""
+def plan_command(inputs: tuple[str, ...], student: str | None, as_json: bool, **values: Any) -> None:
+    """Predict what slides, or a tiled store, will need: patches, views, bytes, files and hours. Writes nothing.
+
+    With --student and no slides: the memory that training it will need, and what fits into small GPUs.
+    """
+    if bool(inputs) == (student is not None):
+        raise OptionError(
+            "plan: give slides or a store, or --student for the memory of its training: one of them"
+        )
+    if student is not None:
+        show(as_json, api.plan_student(student, **given(values)))
+        return
     from pipeline.runtime.progress import reporter_for
 
     with reporter_for(sys.stderr) as report:

@@ -15,7 +15,7 @@ from pipeline.encoders.encoder import Encoder
 from pipeline.metrics.cka import cka, flattered, linear_cka
 from pipeline.metrics.explained import explained_variance
 
-_VIEWS_AT_ONCE = 32
+VIEWS_AT_ONCE = 32
 _LEAST = 2
 """Views of a teacher that figures need."""
 
@@ -76,8 +76,8 @@ def limits(n_views: int, batch_size: int, *dims: int) -> list[str]:
 def _embed_all(model: Distiller, held_out: Batch, device: torch.device) -> list[Embedded]:
     """The student's features and tokens of all held-out views, on the CPU, as the loss of each teacher takes them."""
     parts: list[list[Embedded]] = []
-    for start in range(0, len(held_out.views), _VIEWS_AT_ONCE):
-        rows = slice(start, start + _VIEWS_AT_ONCE)
+    for start in range(0, len(held_out.views), VIEWS_AT_ONCE):
+        rows = slice(start, start + VIEWS_AT_ONCE)
         positions = [torch.from_numpy(part.positions[rows]).long().to(device) for part in held_out.stored]
         views = torch.from_numpy(held_out.views[rows]).to(device)
         found = model.embed_for(views, positions, _beside(held_out, rows, device))
@@ -130,7 +130,7 @@ def validate(
     students, targets = _embed_all(model, held_out, device), Targets.of(held_out)
 
     def features_of(encoder: Encoder, batch: Batch) -> np.ndarray:
-        return embed(encoder, batch.views, _VIEWS_AT_ONCE, device, model.dtype).numpy()
+        return embed(encoder, batch.views, VIEWS_AT_ONCE, device, model.dtype).numpy()
 
     fitted = None if fit is None else features_of(model.student, fit)
     averaged = None if ema is None else features_of(ema, held_out)
