@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pipeline.data.join import JoinedSplit, Member, open_joined
@@ -13,7 +14,7 @@ from pipeline.distill.model import Teaching
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.prototypes import files as prototype_files
 from pipeline.distill.prototypes.files import Space
-from pipeline.distill.weighted import WeightedStore, losses_of
+from pipeline.distill.weighted import WeightedStore, losses_of, prototypes_of
 from pipeline.runtime.progress import Reporter
 from stores.errors import StoreError
 from stores.format.recipe import Attention, CompleteRecipe, Tokens
@@ -78,9 +79,10 @@ def open_data(
     given = store if isinstance(store, Sequence) else [WeightedStore(store)]
     losses = losses_of(given, options)
     opened = [files_and_recipe(one.store) for one in given]
+    prototypes = prototypes_of(given, losses, options.prototypes)
     wanted = [
-        (*_wanted(files, recipe, options, loss), _wanted_attention(files, recipe, options, loss))
-        for (files, recipe), loss in zip(opened, losses, strict=True)
+        (*_wanted(files, recipe, options, loss, folder), _wanted_attention(files, recipe, options, loss))
+        for (files, recipe), loss, folder in zip(opened, losses, prototypes, strict=True)
     ]
     seeds = {"train": options.seeds, "val": 1}
     train: Split
@@ -164,7 +166,11 @@ def _wanted_attention(
 
 
 def _wanted(
-    store: StoreLike, recipe: CompleteRecipe, options: DistillOptions, loss: Mapping[str, float]
+    store: StoreLike,
+    recipe: CompleteRecipe,
+    options: DistillOptions,
+    loss: Mapping[str, float],
+    prototypes: Path | None,
 ) -> tuple[Tokens | None, dict[str, Space]]:
     """The tokens and prototypes that the loss uses."""
     of_tokens = next((term for term in loss if term in loss_spec.TOKEN_TERMS), None)
@@ -179,6 +185,6 @@ def _wanted(
         wanted["features"] = recipe.teacher.dim
     if "ibot" in loss and tokens is not None:
         wanted["tokens"] = tokens.dim
-    if not wanted or options.prototypes is None:  # `DistillOptions.validate` requires them
+    if not wanted or prototypes is None:  # `DistillOptions.validate` requires them
         return tokens, {}
-    return tokens, prototype_files.load(options.prototypes, recipe.digest(), wanted)
+    return tokens, prototype_files.load(prototypes, recipe.digest(), wanted)

@@ -41,7 +41,11 @@ class LossOptions:
         heading=_LOSS,
     )
     prototypes: Path | None = option(
-        None, "Folder that `g2l prototypes` wrote. dino and ibot need it.", metavar="DIR", heading=_LOSS
+        None,
+        "Folder that `g2l prototypes` wrote. dino and ibot need it. With several stores NAME=DIR,NAME=DIR gives each "
+        "its own.",
+        metavar="DIR",
+        heading=_LOSS,
     )
     head_hidden: int = option(2048, "Width of the student's head for dino and ibot.", heading=_LOSS)
     head_bottleneck: int = option(

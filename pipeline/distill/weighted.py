@@ -2,8 +2,9 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.distill import loss_spec
@@ -111,6 +112,50 @@ def losses_of(stores: Sequence[WeightedStore], options: DistillOptions) -> list[
                 f"--loss {options.loss}: no terms for the store {name}; give NAME=TERMS for each"
             )
     return _fit([by_name[name] for name in names], options)
+
+
+def prototypes_of(
+    stores: Sequence[WeightedStore], losses: Sequence[Mapping[str, float]], prototypes: Path | None
+) -> list[Path | None]:
+    """The folder of prototypes of each store; None where its loss needs none, or nothing is given.
+
+    ``DIR`` is that of every store, ``NAME=DIR,NAME=DIR`` gives each its own. A folder may have "=" and "," in its
+    name: only names of stores begin a part.
+
+    >>> two = [WeightedStore("x/a", name="a"), WeightedStore("y/b", name="b")]
+    >>> dino, mse = {"dino": 1.0}, {"mse": 1.0}
+    >>> [str(one) for one in prototypes_of(two, [dino, dino], Path("a=k=8,p,b=q"))]
+    ['k=8,p', 'q']
+    >>> [str(one) for one in prototypes_of(two, [dino, mse], Path("p"))]
+    ['p', 'None']
+
+    Raises
+    ------
+    OptionError
+        When a store is named that is not there, twice or in vain, or one is missing.
+    """
+    needs = [any(term in loss_spec.PROTOTYPE_TERMS for term in loss) for loss in losses]
+    names, text = [store.name for store in stores], str(prototypes)
+    if prototypes is None:
+        return [None] * len(stores)
+    first, equals, _ = text.partition("=")
+    if len(stores) == 1 or not equals or prototypes.exists():
+        return [prototypes if need else None for need in needs]
+    said = f"--prototypes {text}"
+    if first not in names:
+        raise OptionError(f"{said}: {first} is no store of this run; allowed: {', '.join(names)}")
+    parts = re.split(f",(?=(?:{'|'.join(map(re.escape, names))})=)", text)
+    found: dict[str, Path] = {}
+    for name, _, folder in (part.partition("=") for part in parts):
+        if name in found:
+            raise OptionError(f"{said}: {name} is given twice; give one folder for each store")
+        found[name] = Path(folder)
+    for name, need in zip(names, needs, strict=True):
+        if need and name not in found:
+            raise OptionError(f"{said}: no prototypes for the store {name}; give NAME=DIR for it")
+        if name in found and not need:
+            raise OptionError(f"{said}: the loss of {name} uses no prototypes; leave {name}= out")
+    return [found.get(name) for name in names]
 
 
 def _fit(losses: list[dict[str, float]], options: DistillOptions) -> list[dict[str, float]]:

@@ -82,7 +82,7 @@ def load(folder: Path, store_recipe: str, wanted: dict[str, int]) -> dict[str, S
         made = str(about.get("store_recipe"))[:12]
         raise OptionError(
             f"--prototypes {folder}: fitted on a store with recipe {made}, this one has {store_recipe[:12]}; "
-            "fit them again"
+            "fit them again (with several stores, NAME=DIR gives each its own)"
         )
     return {name: _space(tensors, name, dim, folder) for name, dim in wanted.items()}
 

@@ -19,6 +19,7 @@ from pipeline.distill.model import Embedded, Targets, Teaching
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.several import SeveralDistiller, build
 from pipeline.distill.weighted import WeightedStore
+from pipeline.encoders.attention import with_attentions
 from pipeline.encoders.class_tokens import with_class_tokens
 from pipeline.encoders.load import load_encoder
 from pipeline.report.options import ReportOptions
@@ -27,6 +28,7 @@ from pipeline.runtime.progress import Silent
 from stores.errors import OptionError
 from stores.format.recipe import Attention
 from tests.tools.distill import SHORT, STUDENT, losses, same
+from tests.tools.encoders import shaken
 
 OPTIONS = replace(SHORT, student_tokens="per-teacher", steps=4, checkpoint_every=2)
 WIDTH = 24
@@ -90,6 +92,25 @@ def test_copies_part_at_the_first_step(model: SeveralDistiller) -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
+def test_each_teacher_has_the_attention_of_its_token() -> None:
+    student = shaken(with_class_tokens(load_encoder(STUDENT, random_weights=1), 2))
+    teachings = [
+        Teaching(
+            5, np.zeros(5), np.ones(5), attention=Attention(8, "rule"), name=name, loss={"attention": 1.0}
+        )
+        for name in "ab"
+    ]
+    built = build(student, teachings, replace(OPTIONS, loss="attention")).eval()
+    views, targets = batch(2)
+    with torch.inference_mode():
+        found = built.embed_for(views, [targets.positions] * 2)
+        expected = with_attentions(student, views)[2]
+    assert not torch.equal(expected[:, 0], expected[:, 1])
+    for number, one in enumerate(found):
+        assert one.attention is not None
+        assert torch.equal(one.attention, expected[:, number])
+
+
 def test_rows_of_two_processes(model: SeveralDistiller, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gathered features are those of all tokens: turning everything round changes no loss."""
     plain = model(*batch())[1]
@@ -139,7 +160,9 @@ def test_the_exported_student(run: Path) -> None:
     assert (student.class_tokens, student.dim, student.pooling) == (2, 2 * WIDTH, "cls")
     config = json.loads((run / "student/config.json").read_text())
     assert [one["class_token"] for one in config["g2l"]["extra"]["teachers"]] == [0, 1]
-    assert json.loads((run / "summary.json").read_text())["class_tokens"] == ["a", "b"]
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["class_tokens"] == ["a", "b"]
+    assert summary["teachers"]["a"]["cosine_after"] != summary["teachers"]["b"]["cosine_after"]
     card = (run / "student/README.md").read_text()
     assert "embedding: cls of 2 class tokens, one after another." in card
     assert re.search(r"\| 0 to 23 \| tests\.tools\.\S+ \| a \|\n\| 24 to 47 \| vit_tiny\S+ \| b \|", card)

@@ -15,7 +15,9 @@ from pipeline.encoders.export import export_encoder, weights_sha256
 from pipeline.encoders.load import load_encoder
 from pipeline.encoders.torchvision_cpu import make_importable
 from pipeline.inference.loaded import EncoderSpec, load_on_device
-from stores.errors import EncoderError, OptionError
+from pipeline.verify.options import VerifyOptions
+from pipeline.verify.slide_views import require_teacher_of
+from stores.errors import EncoderError, OptionError, RecipeMismatch
 from stores.format import recipe
 from tests.tools.encoders import SWIGLU, make_views, shaken
 from tests.tools.stores import RECIPE
@@ -168,9 +170,17 @@ def test_weights_under_another_name_would_lose_tokens(tmp_path: Path) -> None:
 
 def test_a_recipe_says_how_many(tmp_path: Path) -> None:
     export_encoder(with_class_tokens(made(VIT), 3), tmp_path, {})
-    identity = load_on_device(EncoderSpec(str(tmp_path), device="cpu", view_px=32)).identity
+    found = load_on_device(EncoderSpec(str(tmp_path), device="cpu", view_px=32))
+    identity = found.identity
     assert (identity.class_tokens, identity.dim, identity.pooling) == (3, 72, "cls")
     stored = replace(RECIPE, teacher=identity)
     assert recipe.from_json(stored.to_json(), "here") == stored
     assert stored.digest() != replace(RECIPE, teacher=replace(identity, class_tokens=1)).digest()
     assert "class_tokens" not in RECIPE.to_json()["teacher"]
+    require_teacher_of(recipe.require_complete(stored, Path("store")), found, VerifyOptions())
+    other = replace(stored, teacher=replace(identity, class_tokens=1))
+    with pytest.raises(RecipeMismatch, match="its class_tokens is 3, the store was made with 1"):
+        require_teacher_of(recipe.require_complete(other, Path("store")), found, VerifyOptions())
+    said = list(recipe.problems(replace(stored, teacher=replace(identity, class_tokens=0))))
+    assert "teacher.class_tokens 0; allowed is 1 to teacher.dim 72" in said
+    assert not any("class_tokens" in one for one in recipe.problems(stored))
