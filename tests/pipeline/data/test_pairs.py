@@ -173,7 +173,7 @@ def test_a_pair_in_two_splits_is_refused(paired: Path, tmp_path: Path) -> None:
 
 
 def test_pairs_of_joined_stores(paired: Path, tmp_path: Path) -> None:
-    """Scanners may stand in different stores, and a patient's pair is no other patient's."""
+    """A copy of a store adds no tile to a place, and views beside come from where the view's own do."""
     copy = Path(shutil.copytree(paired, tmp_path / "copy"))
     members = [Member(store, load_complete(store)) for store in (paired, copy)]
     joined, _ = open_joined(members, {"train": None, "val": 1}, "any", [], ("val",), Silent())
@@ -183,3 +183,17 @@ def test_pairs_of_joined_stores(paired: Path, tmp_path: Path) -> None:
     assert (len(pairs), pairs.n_patches) == (len(alone.pairs), alone.pairs.n_patches)
     assert beside(batches(replace(joined, pairs=pairs), OPTIONS, 4)) == beside(batches(alone, OPTIONS, 4))
     assert isinstance(pairs, Pairs)
+
+
+def test_a_pair_of_one_patient_is_none_of_another(paired: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(paired, tmp_path / "store"))
+    table = manifest.read_further(store, "c-train", ("tile", "file", "pair", "patient_id", "site"))
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    columns["patient_id"] = ["another"] * table.num_rows
+    patches = manifest.read_patches(store, "c-train")
+    manifest.write_patches(store, "c-train", patches.x_px0, patches.y_px0, patches.tissue, columns)
+    found, before = opened(store).pairs, opened(paired).pairs
+    assert found is not None
+    assert before is not None
+    assert (len(found), found.n_patches) == (15, 30)
+    assert (len(before), before.n_patches) == (15, 45)
