@@ -35,8 +35,6 @@ from stores.io.text import counted
 JOINS = ("common", "any")
 _NAMED = 5
 """Slides that a line names."""
-_TABLES = 64
-"""Slides of a store whose checksums are in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +212,8 @@ def open_joined(
                 made.digest(joined, chosen),
             )
         )
+        for side in sides:
+            side.views.cache_clear()
     return result
 
 
@@ -323,7 +323,9 @@ class _Side:
             self.pictures_of[slide_id] = _pictures(patches, fingerprints[slide_id] or "")
             for picture, at in self.pictures_of[slide_id]:
                 self.pictures.setdefault(picture, (slide_id, at))
-        self.views = functools.lru_cache(_TABLES)(self._views)
+        # 5 bytes a view until the stores are joined: each store is compared with each other one, and reading the
+        # records again took most of the time of opening three stores
+        self.views = functools.cache(self._views)
 
     def _views(self, slide_id: str) -> _Views:
         units = self.units_of[slide_id]

@@ -14,6 +14,7 @@ from tests.bench import (
     bench_growth,
     bench_read,
     bench_remote,
+    bench_several,
     bench_shuffle,
     bench_stages,
     bench_store,
@@ -31,6 +32,7 @@ PARTS = {
     "verify": bench_verify.main,
     "shuffle": bench_shuffle.main,
     "remote": bench_remote.main,
+    "several": bench_several.main,
 }
 
 
