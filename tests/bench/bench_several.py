@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -51,9 +52,9 @@ def write_family(folder: Path) -> list[Path]:
         copy_slide(slides / "s0.tiff", slides / f"s{number}.tiff")
     stores = [folder / teacher.__name__ for teacher in TEACHERS]
     for number, (store, teacher) in enumerate(zip(stores, TEACHERS, strict=True)):
-        named = {"teacher": f"{__name__.replace('__main__', 'tests.bench.bench_several')}:{teacher.__name__}"}
-        after = {"like": stores[0]} if number else {"seeds": 4}
-        api.extract([slides], store, random_weights=number, threads=2, device="cpu", **named, **after)
+        asked: dict[str, Any] = {"teacher": f"tests.bench.bench_several:{teacher.__name__}"}
+        asked |= {"like": stores[0]} if number else {"seeds": 4}
+        api.extract([slides], store, random_weights=number, threads=2, device="cpu", **asked)
     return stores
 
 

@@ -44,7 +44,7 @@ def main() -> None:
         rendered.update((slide_id, row, view.seed) for view in wanted)
         return rebuild_row(policy, reader, slide_id, row, x, y, wanted, *out)
 
-    loader.rebuild_row = counted  # type: ignore[attr-defined]
+    loader.rebuild_row = counted  # type: ignore[assignment]
     options = DistillOptions(
         student="demo-student",
         random_weights=0,

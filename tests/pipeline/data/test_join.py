@@ -345,6 +345,23 @@ def _of_tiles(member: Member, letters: str) -> Member:
     return Member(folder, recipe.load_complete(folder))
 
 
+def test_tiles_in_another_order(tmp_path: Path) -> None:
+    """Each tile's patches are found where they are in the other store, not in the rows that they have here."""
+    slide = MadeSlide("group", 6, n_seeds=2)
+    members = [
+        _of_tiles(made(tmp_path / name, [slide], shift), letters)
+        for name, shift, letters in (("x", 0, "dddfff"), ("y", 3, "fffddd"))
+    ]
+    (split,) = open_joined(members, {"train": None}, "common", [], [], Silent())
+    cache, n_views = JoinedCache(split.joined), 0
+    for unit in split.units:
+        for seed in unit.seeds:
+            *stored, _ = cache.stored(unit.commit, unit.rows, seed)
+            np.testing.assert_array_equal(stored[0][:, 1:3], stored[4][:, 1:3])
+            n_views += len(unit.rows)
+    assert n_views == split.n_views == 12
+
+
 def test_a_tile_is_in_one_split(tmp_path: Path) -> None:
     """Groups and patients have other names, and say nothing."""
     members = []
