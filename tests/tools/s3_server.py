@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import logging
 import socket
 import struct
 import threading
@@ -20,6 +21,7 @@ Fault = Callable[[str, str, int], str]
 @contextlib.contextmanager
 def s3_server() -> Iterator[str]:
     """Run the server with an empty bucket `BUCKET`; yields its endpoint."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request otherwise
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

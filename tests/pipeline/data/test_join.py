@@ -321,9 +321,11 @@ def test_it_is_said_that_pseudonyms_match_nothing(tmp_path: Path) -> None:
 
 
 def test_rows_in_other_blocks(tmp_path: Path) -> None:
-    """Patch 0 is row 0 of the first block here, and in the second one there."""
-    slide = MadeSlide("a", 1100, n_seeds=1)
-    members = [made(tmp_path / name, [slide], shift) for name, shift in (("x", 0), ("y", 700))]
+    """One block of 700 rows here; there the last 700 of 1,100 rows, in two blocks."""
+    members = [
+        made(tmp_path / name, [MadeSlide("a", n, n_seeds=1)], shift)
+        for name, n, shift in (("x", 700, 0), ("y", 1100, 700))
+    ]
     (split,) = open_joined(members, {"train": None}, "common", [], [], Silent())
     cache, n_views = JoinedCache(split.joined), 0
     for unit in split.units:
@@ -331,7 +333,7 @@ def test_rows_in_other_blocks(tmp_path: Path) -> None:
         assert present.all()
         np.testing.assert_array_equal(stored[0][:, 1], stored[4][:, 1])
         n_views += len(unit.rows)
-    assert n_views == 1100
+    assert n_views == 700
 
 
 def _of_tiles(member: Member, letters: str) -> Member:
