@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from pipeline.data.balance import described
 from pipeline.data.join import JoinedSplit
 from pipeline.data.loader import Batch, LoaderOptions, default_window
-from pipeline.distill import checkpoint
+from pipeline.distill import checkpoint, out_of_memory
 from pipeline.distill import ranks as ranks_of
 from pipeline.distill.curves import draw_curves
 from pipeline.distill.early_stop import EarlyStop, make_early_stop
@@ -150,7 +150,8 @@ def distill(
             report.note(described(data.train.groups(options.balance), options.balance))
         if student.preset.warning:
             report.note(f"warning: {options.student}: {student.preset.warning}")
-        facts = _train(run, data, trainer, options, threads, report)
+        with out_of_memory.explained(options):
+            facts = _train(run, data, trainer, options, threads, report)
         return _finish(run, data, trainer, facts) if ranks.leads else {}
 
 

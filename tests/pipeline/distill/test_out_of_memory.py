@@ -1,0 +1,62 @@
+"""Out of memory: one line with what helps, and a run that continues from its checkpoint."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.distill import checkpoint, out_of_memory, train
+from pipeline.distill.options import DistillOptions
+from pipeline.distill.trainer import Trainer
+from pipeline.runtime.progress import Silent
+from stores.errors import DistillError
+from tests.tools.distill import OPTIONS
+from tests.tools.steps import VIT
+
+ERRORS: list[Callable[[], Exception]] = [
+    lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    MemoryError,
+    lambda: RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_the_line_names_what_helps(error: Callable[[], Exception]) -> None:
+    options = DistillOptions(student=VIT, batch_size=32)
+    with pytest.raises(DistillError, match=r"try --checkpointing or --micro-batch 16") as caught:
+        with out_of_memory.explained(options):
+            raise error()
+    assert ("on the GPU" in str(caught.value)) == (error is ERRORS[0])
+    less = replace(options, checkpointing=True, micro_batch=8)
+    with pytest.raises(DistillError, match=r"try --micro-batch 4[ (]"), out_of_memory.explained(less):
+        raise error()
+
+
+def test_other_errors_are_not_touched() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), out_of_memory.explained(DistillOptions(student=VIT)):
+        raise RuntimeError("shapes do not fit")
+
+
+@pytest.mark.slow
+def test_a_run_out_of_memory_continues(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = replace(OPTIONS, steps=6, checkpoint_every=2, val_every=6)
+    step, calls = Trainer.step, 0
+
+    def short(self: Trainer, *args: Any, **given: Any) -> dict[str, float]:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, *args, **given)
+
+    monkeypatch.setattr(Trainer, "step", short)
+    with pytest.raises(
+        DistillError, match=r"out of memory on the GPU: try --checkpointing or --micro-batch 4"
+    ):
+        train.distill(store, tmp_path / "run", options, False, Silent())
+    assert checkpoint.saved(tmp_path / "run")[-1].name == "step-00000002.pt"
+    summary = train.distill(store, tmp_path / "run", replace(options, micro_batch=4), True, Silent())
+    assert summary["steps"] == 6
