@@ -127,8 +127,10 @@ def _input(job: Job) -> str:
         else f"Scale to [0, 1] and normalise with mean {list(encoder.mean)} and std {list(encoder.std)}."
     )
     shrinks = f" It averages squares of {encoder.shrink} px by itself." if encoder.shrink > 1 else ""
+    how = "the mean of " if encoder.pooling == "cls-average" else ""
+    after = "" if how else ", one after another"
     several = (
-        f" The feature is {encoder.class_tokens} class tokens, one after another."
+        f" The feature is {how}{encoder.class_tokens} class tokens{after}."
         if encoder.class_tokens > 1
         else ""
     )

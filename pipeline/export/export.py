@@ -187,13 +187,18 @@ class _NotTheOriginal(Exception):
 def _published(out: Path, request: dict[str, Any]) -> Iterator[Path]:
     """A folder that becomes `out` as a whole; after an error nothing is left of it."""
     with staged(out, request) as stage:
+        _clear(stage, LOGS, REQUEST)  # of a command that was killed
         try:
             yield stage
         except BaseException:
-            for path in stage.iterdir():
-                if path.name != LOGS:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _clear(stage, LOGS)
             raise
+
+
+def _clear(stage: Path, *kept: str) -> None:
+    for path in stage.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _require_pixels(options: ExportOptions, store: StoreLike | None) -> None:

@@ -18,13 +18,15 @@ from pipeline.export.check import Features
 from pipeline.export.graph import Views, normalised
 from stores.errors import OptionError
 
-_POOLINGS = ("forward", "cls", "cls+mean")
+_POOLINGS = ("forward", "cls", "cls+mean", "cls-average")
 
 
 def pooled(encoder: Encoder) -> str:
     """Code that makes ``features`` of timm's ``model`` and normalised ``images``."""
     if encoder.pooling == "forward":
         return "features = model(images)"
+    if encoder.pooling == "cls-average":
+        return f"features = model.forward_features(images)[:, :{encoder.class_tokens}].mean(1)"
     first = "0" if encoder.class_tokens == 1 else f":{encoder.class_tokens}"
     token = f"tokens[:, {first}]{'' if encoder.class_tokens == 1 else '.flatten(1)'}"
     mean = "tokens[:, model.num_prefix_tokens :].mean(1)"

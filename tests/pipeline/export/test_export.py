@@ -80,14 +80,23 @@ def test_every_format_agrees_with_the_original(
 
 
 @pytest.mark.parametrize("kind", ["onnx", "hf"])
-@pytest.mark.parametrize("pooling", ["cls", "cls+mean"])
-def test_several_class_tokens(kind: str, pooling: str, tiles: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("pooling", "dim", "words"),
+    [
+        ("cls", 72, "is 3 class tokens, one after another"),
+        ("cls+mean", 96, "is 3 class tokens, one after another"),
+        ("cls-average", 24, "is the mean of 3 class tokens."),
+    ],
+)
+def test_several_class_tokens(
+    kind: str, pooling: str, dim: int, words: str, tiles: Path, tmp_path: Path
+) -> None:
     """Of which timm's own `forward` returns the first alone."""
-    made = shaken(with_class_tokens(load_encoder(TINY, random_weights=1, pooling=pooling), 3))
+    made = shaken(with_class_tokens(load_encoder(TINY, random_weights=1, pooling="cls"), 3))
     export_encoder(made, tmp_path / "student", {})
-    done = deploy(tmp_path / "student", tmp_path / "out", tiles, format=kind)
-    assert done.facts["output"]["dim"] == (72 if pooling == "cls" else 96)
-    assert "3 class tokens, one after another" in (tmp_path / "out/README.md").read_text()
+    done = deploy(tmp_path / "student", tmp_path / "out", tiles, format=kind, pooling=pooling)
+    assert done.facts["output"]["dim"] == dim
+    assert words in (tmp_path / "out/README.md").read_text()
 
 
 @pytest.mark.parametrize("takes", ["uint8", "float"])
