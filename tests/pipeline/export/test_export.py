@@ -57,7 +57,6 @@ def student(folder: Path, spec: str = TINY, shrink: int = 1, pooling: str | None
         (WIDE, {"format": "onnx", "dtype": "int8"}),
         (SWIGLU, {"format": "torchscript", "input": "float"}),
         (TINY, {"format": "torchscript", "dtype": "float16"}),
-        ("test_resnet", {"format": "wsinfer", "mpp": 0.5}),
         (TINY, {"format": "hf", "pooling": "cls+mean"}),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value[:12],
@@ -79,13 +78,12 @@ def test_every_format_agrees_with_the_original(
     assert "smallest cosine" in (tmp_path / "out/README.md").read_text()
 
 
-@pytest.mark.parametrize("kind", ["onnx", "hf"])
 @pytest.mark.parametrize(
-    ("pooling", "dim", "words"),
+    ("kind", "pooling", "dim", "words"),
     [
-        ("cls", 72, "is 3 class tokens, one after another"),
-        ("cls+mean", 96, "is 3 class tokens, one after another"),
-        ("cls-average", 24, "is the mean of 3 class tokens."),
+        ("onnx", "cls", 72, "is 3 class tokens, one after another"),
+        ("hf", "cls+mean", 96, "is 3 class tokens, one after another"),
+        ("hf", "cls-average", 24, "is the mean of 3 class tokens."),
     ],
 )
 def test_several_class_tokens(
