@@ -89,7 +89,7 @@ def difference_table(along: str, against: str, rows: Mapping[str, Runs], base: R
 
 def picture(path: Path, rows: Mapping[str, Runs], base: Runs, against: str) -> None:
     """Agreement of every run as a dot, and the difference in accuracy with its interval."""
-    figure = Figure(figsize=(11, 0.32 * len(rows) + 1.3), layout="constrained")
+    figure = Figure(figsize=(12, 0.32 * len(rows) + 1.3), layout="constrained")
     places = list(range(len(rows)))[::-1]
     panels = figure.subplots(1, 3, sharey=True)
     for axes, (kind, label) in zip(panels, _KINDS.items(), strict=False):
@@ -97,14 +97,15 @@ def picture(path: Path, rows: Mapping[str, Runs], base: Runs, against: str) -> N
             found = agreement_of(runs, kind)
             axes.plot(found, [at] * len(found), "o", color="0.6", ms=4)
             axes.plot([np.median(found)], [at], "|", color="C0", ms=14, mew=2)
-        axes.set(title=f"{label}, held out, mean over teachers")
+        axes.set(title=f"{label}, held out")
     last = panels[2]
     last.axvline(0, color="0.7", lw=0.8)
     for at, runs in zip(places, rows.values(), strict=True):
         gain = overall(runs, base, NAMES, WHATS)
         last.plot([gain.low, gain.high], [at, at], color="C0", lw=2)
         last.plot([gain.value], [at], "o", color="C0", ms=5)
-    last.set(title=f"accuracy, mean of four, less {against}")
+    last.set(title=f"accuracy, less {against}")
+    last.locator_params(axis="x", nbins=5)
     panels[0].set(yticks=places, yticklabels=list(rows))
     for axes in panels:
         axes.grid(axis="y", lw=0.4)
