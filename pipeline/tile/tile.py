@@ -11,6 +11,7 @@ by id; a slide that was usable before stays.
 import dataclasses
 import functools
 import itertools
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,9 @@ from stores.format.committed import same_picture, same_pictures
 from stores.io import files
 from stores.io.lock import only_writer
 from stores.io.text import counted, is_utf8, visible
+
+_WRITE_EVERY_S = 5.0
+"""Seconds of work that a kill may lose: writing the table for each of 1,000 tiny slides takes longer than these."""
 
 
 def tile(
@@ -121,17 +125,30 @@ def tile_on(
     run = functools.partial(tile_slide, store.absolute(), dataclasses.replace(options, masks=masks))
     pictures = Pictures(store, rows, settled, given.cells)
     by_id = {work.slide_id: work for work in todo}
-    for stage in splits.stages(list(by_id), rows):
-        rows |= {slide_id: splits.enter(row) for slide_id, row in rows.items()}
-        now = (
-            dataclasses.replace(work, row=splits.enter(work.row)) for work in map(by_id.__getitem__, stage)
-        )
-        for done in workers.run(run, now, report):
-            row = failed(done.item.row, done.error) if done.result is None else done.result
-            pictures.take(row)
-            manifest.write_slides(store, list(rows.values()))
-            pictures.remove_dropped()
+    written, unwritten = time.monotonic(), 0
+    try:
+        for stage in splits.stages(list(by_id), rows):
+            rows |= {slide_id: splits.enter(row) for slide_id, row in rows.items()}
+            now = (
+                dataclasses.replace(work, row=splits.enter(work.row))
+                for work in map(by_id.__getitem__, stage)
+            )
+            for done in workers.run(run, now, report):
+                row = failed(done.item.row, done.error) if done.result is None else done.result
+                pictures.take(row)
+                unwritten += 1
+                if time.monotonic() - written > _WRITE_EVERY_S:
+                    _write(store, rows, pictures)
+                    written, unwritten = time.monotonic(), 0
+    finally:  # an interruption keeps what is done
+        if unwritten:
+            _write(store, rows, pictures)
     return TileSummary(store, manifest.read_slides(store), found.slides, holds_out=options.val > 0)
+
+
+def _write(store: Path, rows: Mapping[str, Mapping[str, Any]], pictures: Pictures) -> None:
+    manifest.write_slides(store, list(rows.values()))
+    pictures.remove_dropped()
 
 
 def _tell(

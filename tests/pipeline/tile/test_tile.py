@@ -1,9 +1,13 @@
 """Stage zero: grid, order, splits, CSV, restarts, slides without tissue."""
 
+import itertools
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -278,3 +282,26 @@ def test_a_patient_in_two_splits_is_refused(slides: Path, tmp_path: Path) -> Non
     with pytest.raises(OptionError, match="slide c: patient p1 is in split val here and in train as slide a"):
         tile.tile([slides], tmp_path / "s", TileOptions(slides_csv=table), Silent())
     assert manifest.read_slides(tmp_path / "s") == []
+
+
+@pytest.mark.parametrize("step_s", [0.1, 10.0])
+def test_the_slides_table_is_not_written_for_each_of_many_tiny_slides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_s: float
+) -> None:
+    for number in range(4):
+        image = np.full((128, 144 + 16 * number, 3), 245, np.uint8)
+        about: dict[str, Any] = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
+        tifffile.imwrite(tmp_path / f"s{number}.tiff", image, photometric="rgb", tile=(128, 128), **about)
+    clock = itertools.count(0, step_s)
+    monkeypatch.setattr(tile, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    written: list[int] = []
+    write = manifest.write_slides
+
+    def counted(store: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        written.append(len(rows))
+        write(store, rows)
+
+    monkeypatch.setattr(manifest, "write_slides", counted)
+    tile.tile([tmp_path], tmp_path / "store", TileOptions(), Silent())
+    assert written == ([4] if step_s < 1 else [1, 2, 3, 4])
+    assert len(manifest.read_slides(tmp_path / "store")) == 4
