@@ -10,11 +10,12 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from pipeline.runtime.options import ClusterOptions, from_json, types_of
 from pipeline.tile.options import TileOptions
 from stores.errors import OptionError
+from stores.format import layout
 from stores.io.location import LOGS, StoreLike
 from stores.io.progress import SILENT, Reporter
 
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from pipeline.distill.result import Distilled
     from pipeline.embed.publish import EmbedSummary
     from pipeline.export.export import Exported
-    from pipeline.extract.extract import Extracted
     from pipeline.extract.plan import Plan
+    from pipeline.extract.result import Extracted, ExtractedTogether
     from pipeline.importing.importer import Imported
     from pipeline.runtime.log import RunLog
     from pipeline.tile.summary import TileSummary
@@ -98,7 +99,6 @@ def plan(inputs: "AnyStore | Iterable[AnyPath]", *, report: Reporter = SILENT, *
     """
     from pipeline.extract.options import PlanOptions
     from pipeline.extract.plan import plan as run
-    from stores.format import layout
 
     given = _checked("plan", options, PlanOptions, TileOptions)
     asked, tiling = _made(PlanOptions, given), _made(TileOptions, given)
@@ -149,6 +149,7 @@ def plan_student(student: str, **options: Any) -> "MemoryPlan":
     return plan_memory(student, asked.batch_size or 32, dim, dtype)
 
 
+@overload
 def extract(
     slides: AnyPath | Iterable[AnyPath],
     store: AnyPath,
@@ -156,17 +157,40 @@ def extract(
     like: "AnyStore | None" = None,
     report: Reporter = SILENT,
     **options: Any,
-) -> "Extracted":
+) -> "Extracted": ...
+
+
+@overload
+def extract(
+    slides: AnyPath | Iterable[AnyPath],
+    store: Mapping[Any, Mapping[str, Any]],
+    *,
+    like: "AnyStore | None" = None,
+    report: Reporter = SILENT,
+    **options: Any,
+) -> "ExtractedTogether": ...
+
+
+def extract(
+    slides: AnyPath | Iterable[AnyPath],
+    store: AnyPath | Mapping[Any, Mapping[str, Any]],
+    *,
+    like: "AnyStore | None" = None,
+    report: Reporter = SILENT,
+    **options: Any,
+) -> "Extracted | ExtractedTogether":
     """Run the teacher once over every view of every patch: ``g2l extract-teacher``.
 
-    Slides that are not tiled yet are tiled first.
+    Slides that are not tiled yet are tiled first. Several teachers see the same views, which are rendered once:
+    ``extract(slides, {"A": {"teacher": "h-optimus-0"}, "B": {"teacher": "uni2-h", "tokens": 64}}, seeds=4)``.
 
     Parameters
     ----------
     slides
         Slide files, or folders of slides.
     store
-        Folder of the store, new or begun.
+        Folder of the store, new or begun. For several teachers the folder of each with the teacher and the options that
+        are its own.
     like
         Folder or URL of a store, or an open `stores.Store`, whose slides table, patches, policy and seeds are taken
         over. Each view's checksum is compared with that of the other store.
@@ -177,9 +201,10 @@ def extract(
 
     Returns
     -------
-    Extracted
+    Extracted or ExtractedTogether
         ``views`` (new), ``views_before``, ``bad_reads``, ``failed_slides``, with `like` also ``compared``; ``lines()``
-        and ``to_json()``.
+        and ``to_json()``. Of several teachers ``stores`` has these for each, and ``rendered`` counts views that were
+        rendered.
 
     Raises
     ------
@@ -188,30 +213,55 @@ def extract(
     OptionError
         For an unknown option, a value that is not allowed, or one that contradicts `like`.
     ViewMismatch
-        When a view is not that of `like`.
+        When a view is not that of `like`, or of another of the stores.
     DiskFull
         When there is no room for what is to be written.
     """
-    from pipeline.extract.extract import extract as run
+    from pipeline.extract.extract import extract_together as run
+    from pipeline.extract.like import Like
     from pipeline.extract.options import ExtractOptions
 
-    folder = _folder(store)
     given = _checked("extract", options, ExtractOptions, TileOptions, ClusterOptions)
-    where = _made(ClusterOptions, given)
-    if like is None:
-        asked, tiling = _made(ExtractOptions, given), _as_tiled(folder, given)
-        with _logged(report, folder / LOGS / "extract-teacher") as log:
-            result = run(_paths(slides), folder, asked, tiling, log, where)
-    else:
-        from pipeline.extract.like import Like
+    of_each = _of_each_store(store, given)
+    asked = [(_folder(folder), _made(ExtractOptions, own)) for folder, own in of_each]
+    folders = [folder for folder, _ in asked]
+    other = None
+    with contextlib.ExitStack() as stack:
+        if like is None:
+            tiled = next((folder for folder in folders if (folder / layout.RECIPE).exists()), folders[0])
+            tiling = _as_tiled(tiled, given)
+        else:
+            other = Like.of(stack.enter_context(_opened(like)))
+            tiling = other.tile_options(given)
+            asked = [(folder, other.options(own)) for folder, own in asked]
+        log: Reporter = report
+        for folder in folders:
+            log = stack.enter_context(_logged(log, folder / LOGS / "extract-teacher"))
+        done = run(_paths(slides), asked, tiling, log, _made(ClusterOptions, given), other)
+    for one in done.stores:
+        _write_summary(one.store / LOGS / "extract-teacher", one)
+    return done if isinstance(store, Mapping) else done.stores[0]
 
-        with _opened(like) as files:
-            other = Like.of(files)
-            asked, tiling = other.options(_made(ExtractOptions, given), given)
-            with _logged(report, folder / LOGS / "extract-teacher") as log:
-                result = run(_paths(slides), folder, asked, tiling, log, where, other)
-    _write_summary(folder / LOGS / "extract-teacher", result)
-    return result
+
+def _of_each_store(
+    store: AnyPath | Mapping[Any, Mapping[str, Any]], given: Mapping[str, Any]
+) -> list[tuple[Any, Mapping[str, Any]]]:
+    """Each store with the options of its teacher: those that are given for all, and its own."""
+    from pipeline.extract.options import SHARED, ExtractOptions
+
+    if not isinstance(store, Mapping):
+        return [(store, given)]
+    if not store:
+        raise OptionError("extract: no store; give each teacher a folder")
+    if "teacher" in given:
+        raise OptionError("extract: several stores: give each its own teacher, {'STORE': {'teacher': ...}}")
+    for folder, own in store.items():
+        for name in _checked(f"extract: {folder}", own, ExtractOptions):
+            if name in SHARED:
+                raise OptionError(
+                    f"extract: {folder}: {name} holds for all teachers; give it beside the stores"
+                )
+    return [(folder, {**given, **own}) for folder, own in store.items()]
 
 
 def distill(
@@ -540,10 +590,8 @@ def _made(kind: type, given: Mapping[str, Any]) -> Any:
 
 def _as_tiled(folder: Path, given: Mapping[str, Any]) -> TileOptions:
     """What was given; the rest as the store in `folder` was tiled, or the defaults."""
-    from stores.format.layout import read_options
-
     own = {name: value for name, value in given.items() if name in types_of(TileOptions)}
-    options: TileOptions = from_json(TileOptions, {**read_options(folder, "tile"), **own})
+    options: TileOptions = from_json(TileOptions, {**layout.read_options(folder, "tile"), **own})
     return options
 
 

@@ -9,11 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from stores.errors import OptionError
-from stores.format import manifest, recipe, terms, tiles
+from stores.format import layout, manifest, recipe, terms, tiles
 from stores.format.committed import usable_slides
+from stores.format.licences import AND, UNKNOWN
 from stores.format.same_views import NONE, read_checksums, two_checksums, view_differences, view_name
 from stores.io.location import StoreLike, is_same
 from stores.io.text import counted, one_line
+
+_NOBODYS = "none, its weights are random"
 
 
 @dataclass(slots=True)
@@ -112,6 +115,13 @@ class Family:
             "terms": self.terms,
         }
 
+    def _of_unknown(self) -> str:
+        """Which stores the licence of all says nothing of: another one may say more of a teacher of that name."""
+        silent = [member.path for member in self.stores if member.licence == UNKNOWN]
+        if not silent or UNKNOWN in self.licence.split(AND):
+            return ""
+        return f"; unknown what the terms of {_some(silent)} are"
+
     def lines(self) -> list[str]:
         """The same as text."""
         lines = []
@@ -131,7 +141,7 @@ class Family:
             f"all have  {counted(self.slides, 'slide')}, {counted(self.patches, 'patch', 'patches')}, "
             f"{counted(self.seeds, 'seed')}, {counted(self.views, 'view')}",
             f"compared  the checksums of {counted(self.compared, 'view')}",
-            f"licence   {one_line(self.licence)}",
+            f"licence   {one_line(self.licence)}{self._of_unknown()}",
         ]
         if self.other_splits:
             lines.append(f"splits    differ for {_some(self.other_splits)}")
@@ -172,11 +182,11 @@ def family(stores: Sequence[StoreLike]) -> Family:
                 teacher=each.stored.teacher.name,
                 dim=each.stored.teacher.dim,
                 recipe_digest=each.stored.digest(),
-                licence=terms.expression(own),
+                licence=_licence(each, own),
             )
             for each, own in zip(opened, of_each, strict=True)
         ],
-        terms.expression(together),
+        terms.expression(together) if together else _shared(map(_licence, opened, of_each)),
         terms.to_json(together),
     )
     found.differences += _recipe_differences(opened)
@@ -188,6 +198,17 @@ def family(stores: Sequence[StoreLike]) -> Family:
         if not n_both[i, j]:
             found.differences.append(f"{opened[i].files} and {opened[j].files} have no view in common")
     return found
+
+
+def _licence(opened: _Opened, own: Sequence[terms.Terms]) -> str:
+    """The licence of a store's teacher; weights that were drawn are nobody's, and have none."""
+    drawn = layout.read_options(opened.files, "extract-teacher").get("random_weights")
+    return _NOBODYS if not own and drawn is not None else terms.expression(own)
+
+
+def _shared(licences: Iterable[str]) -> str:
+    found = set(licences)
+    return found.pop() if len(found) == 1 else UNKNOWN
 
 
 def _recipe_differences(opened: Sequence[_Opened]) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """What the commands share: errors as one line, options from dataclasses, headings, ``--config`` and ``--json``."""
 
+import collections
 import contextlib
 import dataclasses
 import errno
@@ -127,16 +128,23 @@ def _config_key(parameter: click.Parameter) -> str:
     return long[0].removeprefix("--").replace("-", "_") if long else str(parameter.name)
 
 
-def options_of(*kinds: type, config: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def options_of(
+    *kinds: type, config: bool = True, without: Sequence[str] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Click options from the fields of option dataclasses; a name that two share is taken from the first.
 
-    ``config=False`` is for a command that has a ``--config`` of its own.
+    Parameters
+    ----------
+    config : bool
+        False for a command that has a ``--config`` of its own.
+    without
+        Fields for which the command has an option of its own.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         seen: dict[str, click.Option] = {}
         for kind in kinds:
-            for field in dataclasses.fields(kind):
+            for field in (each for each in dataclasses.fields(kind) if each.name not in without):
                 seen.setdefault(field.name, _click_option(field, not_none(types_of(kind)[field.name])))
         for one in reversed(seen.values()):
             command = _added(one)(command)
@@ -208,6 +216,33 @@ class Command(click.Command):
             if records:
                 with formatter.section(heading or "Options"):
                     formatter.write_dl(records)
+
+
+class SeveralCommand(Command):
+    """A command that may do the work of several: it knows which options the command line repeats.
+
+    Of an option that is repeated, click takes the last, which nobody means who repeats it for each teacher.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        order = self.make_parser(ctx).parse_args(list(args))[2]
+        ctx.meta[_REPEATED] = [
+            max(parameter.opts, key=len)
+            for parameter, times in collections.Counter(order).items()
+            if times > 1
+            and not getattr(parameter, "multiple", False)
+            and not getattr(parameter, "is_flag", False)
+        ]
+        return super().parse_args(ctx, args)
+
+
+_REPEATED = "g2l.repeated"
+
+
+def repeated() -> list[str]:
+    """Options with one value that the command line of a `SeveralCommand` gives twice."""
+    found: list[str] = click.get_current_context().meta[_REPEATED]
+    return found
 
 
 class Group(click.Group):

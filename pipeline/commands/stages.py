@@ -1,6 +1,7 @@
 """The commands of the two stages: parse, call `pipeline.api`, print."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from pipeline.commands.click_options import (
     STORE,
     Command,
     Option,
+    SeveralCommand,
     given,
     options_of,
     remote_options,
+    repeated,
     show,
 )
 from pipeline.distill.options import DistillOptions
@@ -22,10 +25,12 @@ from pipeline.distill.prototypes.options import PrototypeOptions
 from pipeline.distill.weighted import parse_weight
 from pipeline.embed.options import EmbedOptions
 from pipeline.export.options import CHECK, ExportOptions
-from pipeline.extract.options import ExtractOptions, PlanOptions
+from pipeline.extract.options import ExtractOptions, PlanOptions, own_options
 from pipeline.runtime.options import ENCODER, VIEWS, ClusterOptions
 from pipeline.tile.options import TileOptions
 from stores.errors import SOME_SLIDES_FAILED, OptionError
+from stores.io.location import is_same, names_of
+from stores.io.text import counted
 
 
 @click.command("tile", cls=Command, short_help="Find tissue and lay the patch grid")
@@ -75,9 +80,41 @@ def plan_command(inputs: tuple[str, ...], student: str | None, as_json: bool, **
     _exit_if(result.some_failed)
 
 
-@click.command("extract-teacher", cls=Command, short_help="Run the teacher over all views, once")
+@click.command("extract-teacher", cls=SeveralCommand, short_help="Run the teacher over all views, once")
 @click.argument("slides", nargs=-1, required=True, type=PATH)
-@click.option("--store", required=True, type=PATH, metavar="DIR", help="Folder of the store.")
+@click.option(
+    "--teacher",
+    "teachers",
+    required=True,
+    multiple=True,
+    cls=Option,
+    one_or_several=True,
+    heading=ENCODER,
+    metavar="ENCODER",
+    help="Preset, timm name, hf-hub:owner/name, folder, or module:function. Several teachers see the same views, which "
+    "are rendered once.",
+)
+@click.option(
+    "--store",
+    "listed",
+    required=True,
+    multiple=True,
+    type=PATH,
+    cls=Option,
+    one_or_several=True,
+    metavar="DIR",
+    help="Folder of the store; of several teachers one for each, in their order.",
+)
+@click.option(
+    "--for",
+    "own",
+    multiple=True,
+    cls=Option,
+    one_or_several=True,
+    heading=ENCODER,
+    metavar="STORE:OPTION=VALUE",
+    help="An option of one of several teachers, by the last part of its store: B:weights=PATH, B:attention.",
+)
 @click.option(
     "--like",
     type=STORE,
@@ -86,20 +123,60 @@ def plan_command(inputs: tuple[str, ...], student: str | None, as_json: bool, **
     heading=VIEWS,
     help="Make the views of this store again for another teacher: its patches, splits, policy and seeds.",
 )
-@options_of(ExtractOptions, TileOptions, ClusterOptions)
+@options_of(ExtractOptions, TileOptions, ClusterOptions, without=("teacher",))
 def extract_command(
-    slides: tuple[Path, ...], store: Path, like: str | None, as_json: bool, **values: Any
+    slides: tuple[Path, ...],
+    teachers: tuple[str, ...],
+    listed: tuple[Path, ...],
+    own: tuple[str, ...],
+    like: str | None,
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Run the teacher once over every view of every patch. Slides that are not tiled yet are tiled first.
 
     With --like, each view's checksum is compared with that of the other store.
     """
+    from pipeline.extract.result import Extracted, ExtractedTogether
     from pipeline.runtime.progress import reporter_for
 
+    result: Extracted | ExtractedTogether
     with reporter_for(sys.stderr) as report:
-        result = api.extract(slides, store, like=like, report=report, **given(values))
+        if len(teachers) == len(listed) == 1 and not own:
+            options = {"teacher": teachers[0], **given(values)}
+            result = api.extract(slides, listed[0], like=like, report=report, **options)
+        else:
+            stores = _several(teachers, listed, own)
+            result = api.extract(slides, stores, like=like, report=report, **given(values))
     show(as_json, result)
     _exit_if(result.some_failed)
+
+
+def _several(
+    teachers: Sequence[str], stores: Sequence[Path], own: Sequence[str]
+) -> dict[Path, dict[str, Any]]:
+    """The stores, each with its teacher and what ``--for`` says of it."""
+    if len(teachers) != len(stores):
+        raise OptionError(
+            f"--teacher: {counted(len(teachers), 'teacher')} for {counted(len(stores), 'store')}; give a --store for "
+            "each --teacher, in the same order"
+        )
+    if len(stores) == 1:
+        raise OptionError(f"--for {own[0]}: there is one teacher; give the option itself")
+    for flag in repeated():
+        name = flag.removeprefix("--")
+        raise OptionError(
+            f"{flag}: given twice; an option holds for all teachers of a command, and --for STORE:{name}=VALUE gives "
+            "one teacher its own"
+        )
+    for number, store in enumerate(stores):
+        if any(is_same(store, other) for other in stores[:number]):
+            raise OptionError(f"--store {store}: given twice; each teacher has a store of its own")
+    options = own_options(own, names_of(stores))
+    return {
+        store: {"teacher": teacher, **mine}
+        for store, teacher, mine in zip(stores, teachers, options, strict=True)
+    }
 
 
 @click.command("distill", cls=Command, short_help="Train a student on a store")

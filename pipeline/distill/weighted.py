@@ -10,10 +10,9 @@ from typing import Any
 from pipeline.distill import loss_spec
 from pipeline.distill.options import DistillOptions
 from stores.errors import OptionError
-from stores.io.location import is_same
+from stores.io.location import is_same, names_of
 
 _WEIGHT = re.compile(r"(.+):([^:/\\]+)", re.DOTALL)
-_NAME = re.compile(r"[A-Za-z0-9._-]+")
 MOST = 16
 """Stores of a training."""
 
@@ -75,9 +74,7 @@ def named(stores: Sequence[tuple[Any, float]]) -> list[WeightedStore]:
     for number, text in enumerate(texts):
         if any(is_same(text, other) for other in texts[:number]):
             raise OptionError(f"--store {text}: given twice; give each store once, with one weight")
-    names = [re.split(r"[/\\]", text)[-1] for text in texts]
-    if len(set(names)) < len(names) or not all(_NAME.fullmatch(name) for name in names):
-        names = [str(place) for place in range(1, len(names) + 1)]
+    names = names_of(texts)
     return [WeightedStore(store, weight, name) for (store, weight), name in zip(stores, names, strict=True)]
 
 

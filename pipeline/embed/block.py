@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.embed.parts import PartSink
-from pipeline.inference.engine import Encoded, Kept
+from pipeline.inference.encoding import Encoded, Kept
 from pipeline.inference.loaded import OnDevice
 from pipeline.inference.task import Task
 from pipeline.runtime import devices

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.inference.engine import EncodedBlock
+from pipeline.inference.encoding import EncodedBlock
 from pipeline.inference.task import Task
 from stores.errors import CorruptStore
 from stores.format import features, manifest

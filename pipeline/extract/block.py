@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.extract.teacher import encode, encode_with_attention
-from pipeline.inference.engine import EncodedBlock, Kept
+from pipeline.inference.encoding import EncodedBlock, Kept
 from pipeline.inference.facts import attention_recipe, reader_identity, token_recipe
 from pipeline.inference.loaded import OnDevice
 from pipeline.inference.task import Task

@@ -1,6 +1,8 @@
 """Options of ``extract-teacher`` and ``plan``; imports nothing heavy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.runtime.options import (
     ENCODER,
@@ -12,6 +14,7 @@ from pipeline.runtime.options import (
     option,
     require,
     require_one_or_more,
+    types_of,
 )
 from stores.errors import OptionError
 
@@ -63,6 +66,50 @@ class ExtractOptions(CompileOptions, ReadingOptions, ForwardOptions, WeightsOpti
         ForwardOptions.validate(self)
         ReadingOptions.validate(self)
         WeightsOptions.validate(self)
+
+
+SHARED = ("seeds", "policy", "limit", "threads", "readers")
+"""What holds for all teachers that see the same views; any other of `ExtractOptions` may be one teacher's own."""
+
+
+def own_options(texts: Sequence[str], names: Sequence[str], flag: str = "for") -> list[dict[str, Any]]:
+    """The options that ``--for NAME:OPTION=VALUE`` gives to single teachers, for each of `names`.
+
+    >>> own_options(["b:tokens=64", "b:attention"], ["a", "b"])
+    [{}, {'tokens': '64', 'attention': True}]
+
+    Raises
+    ------
+    OptionError
+        For another name or option, and for what is given twice.
+    """
+    found: list[dict[str, Any]] = [{} for _ in names]
+    kinds = types_of(ExtractOptions)
+    allowed = [n for n in kinds if n not in (*SHARED, "teacher", "trust_remote_code")]
+    for text in texts:
+        fitting = [name for name in names if text.startswith(f"{name}:")]
+        if not fitting:
+            raise OptionError(
+                f"--{flag} {text}: begins with no store of this command; allowed: "
+                + ", ".join(f"{name}:OPTION=VALUE" for name in names)
+            )
+        name = max(fitting, key=len)
+        option_name, equals, value = text[len(name) + 1 :].partition("=")
+        key = option_name.removeprefix("--").replace("-", "_")
+        if key not in allowed:
+            flags = ", ".join(each.replace("_", "-") for each in allowed)
+            raise OptionError(f"--{flag} {text}: {option_name} is no option of one teacher; allowed: {flags}")
+        own = found[names.index(name)]
+        if key in own:
+            raise OptionError(f"--{flag} {text}: {option_name} is given twice for {name}")
+        own[key] = value
+        if kinds[key] is bool:
+            words = {"": True, "true": True, "false": False}
+            require(value in words, flag, text, f"{name}:{option_name}, or =true or =false behind it")
+            own[key] = words[value]
+        elif not equals or not value:
+            raise OptionError(f"--{flag} {text}: has no value; give {name}:{option_name}=VALUE")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

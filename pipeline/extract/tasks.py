@@ -3,13 +3,16 @@
 import bisect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 
 from pipeline.extract.options import ExtractOptions
 from pipeline.inference.arithmetic import COMPARED, ViewToRead
-from pipeline.inference.task import Tally, Task
+from pipeline.inference.task import Tally, Task, Together
+from pipeline.slides.sources import Source
 from pipeline.tiles.places import Place
 from pipeline.tiles.source import GroupSource
 from stores.errors import SlideError
@@ -71,14 +74,70 @@ def views_to_compare(store: Path, tasks: Sequence[Task], n: int = COMPARED) -> l
     return found
 
 
+def shared_sources(places: Mapping[str, Place]) -> dict[str, Place]:
+    """The places, each of which opens its slide once, however many stores are planned."""
+    return {slide_id: _Once(place) for slide_id, place in places.items()}
+
+
+@dataclass(slots=True)
+class _Once:
+    """A place that keeps what it found; of one patch recipe."""
+
+    place: Place
+    found: Source | SlideError | None = None
+
+    @property
+    def name(self) -> str:
+        return self.place.name
+
+    def source(self, row: Mapping[str, Any], stored: recipe.Recipe) -> Source:
+        if self.found is None:
+            try:
+                self.found = self.place.source(row, stored)
+            except SlideError as error:
+                self.found = error
+        if isinstance(self.found, SlideError):
+            raise self.found
+        return self.found
+
+
+def together(tasks: Sequence[Sequence[Task]], order: Sequence[str]) -> list[Together]:
+    """The tasks of several stores, block by block: those of a block are done together.
+
+    Parameters
+    ----------
+    tasks
+        Those of each store.
+    order
+        Ids of slides, in the order in which they are done.
+    """
+    place = {slide_id: i for i, slide_id in enumerate(order)}
+    blocks: dict[tuple[int, int], list[tuple[int, Task]]] = {}
+    for number, of_store in enumerate(tasks):
+        for task in of_store:
+            of_block = blocks.setdefault((place[task.source.slide_id], task.block), [])
+            # one source for all, since it may be large and travels with them
+            source = of_block[0][1].source if of_block else task.source
+            of_block.append((number, replace(task, source=source)))
+    return [Together(tuple(of_block)) for _, of_block in sorted(blocks.items(), key=lambda item: item[0])]
+
+
 def prepared(
-    store: Path, stored: recipe.CompleteRecipe, tasks: Sequence[Task], options: ExtractOptions
-) -> Iterator[Task]:
-    """The tasks, each after its slide's arrays are there: this process alone makes arrays and adds seeds to them."""
-    for slide_id, group in itertools.groupby(tasks, key=lambda task: task.source.slide_id):
+    items: Sequence[Together], stores: Sequence[tuple[Path, recipe.CompleteRecipe, ExtractOptions]]
+) -> Iterator[Together]:
+    """The items, each after its slide's arrays are there: this process alone makes arrays and adds seeds to them.
+
+    Parameters
+    ----------
+    stores
+        What the items number: store, recipe, and the options of its teacher.
+    """
+    for slide_id, group in itertools.groupby(items, key=lambda item: item.first.source.slide_id):
         of_slide = list(group)
-        n_seeds = max(options.seeds, *(task.seeds.stop for task in of_slide))
-        create_arrays(store, slide_id, n_seeds, stored, options.pixels)
+        for number, (store, stored, options) in enumerate(stores):
+            stops = [task.seeds.stop for item in of_slide for n, task in item.tasks if n == number]
+            if stops:
+                create_arrays(store, slide_id, max(options.seeds, *stops), stored, options.pixels)
         yield from of_slide
 
 

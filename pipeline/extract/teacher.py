@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.inference.engine import Encoded
+from pipeline.inference.encoding import Encoded
 from pipeline.inference.loaded import OnDevice
 from pipeline.runtime import devices
 from stores.errors import FeatureError

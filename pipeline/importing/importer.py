@@ -20,7 +20,7 @@ from pipeline.extract.tasks import create_arrays
 from pipeline.importing.declared import DeclaredEncoder, declared_encoder
 from pipeline.importing.h5_files import HowCut, SlideFeatures, describe, find_h5, read_slide
 from pipeline.importing.options import ImportOptions
-from pipeline.inference.engine import EncodedBlock, views_table
+from pipeline.inference.encoding import EncodedBlock, views_table
 from pipeline.inference.facts import reader_identity
 from pipeline.inference.task import Tally, Task
 from pipeline.runtime.options import to_json
@@ -377,7 +377,7 @@ class _Import:
         """Read every patch, and write each block that is not there: chunks first, its commit record last."""
         create_arrays(self.store, source.slide_id, 1, self.stored, self.options.pixels)
         policy = Policy.from_json(self.stored.policy)
-        read = functools.partial(draw_row, policy, _SEEDS, self.options.pixels, None)
+        read = functools.partial(draw_row, policy, _SEEDS, self.options.pixels, ())
         for block in range(features.n_blocks(len(patches))):
             rows = features.block_range(len(patches), block)
             if block in done:

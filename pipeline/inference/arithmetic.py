@@ -70,7 +70,7 @@ def read_views(policy: Policy, wanted: Sequence[ViewToRead], threads: int) -> np
         jobs = [
             pool.submit(
                 view.source,
-                functools.partial(draw_row, policy, range(view.seed, view.seed + 1), False, None),
+                functools.partial(draw_row, policy, (view.seed,), False, ()),
                 *(view.key, view.row, view.x_px0, view.y_px0),
             )
             for view in wanted

@@ -23,8 +23,8 @@ class Task:
     seeds: range
     rows: range
     """The wanted rows of the block; fewer than the block has only under ``--limit``."""
-    expected: Expected | None = field(default=None, compare=False, repr=False)
-    """What the checksums of the views have to be; None compares none."""
+    expected: tuple[Expected, ...] = field(default=(), compare=False, repr=False)
+    """What other stores say that the checksums of the views have to be."""
 
     @property
     def n_views(self) -> int:
@@ -32,6 +32,31 @@ class Task:
 
     def __str__(self) -> str:
         return f"{self.source.slide_id} block {self.block} seeds {self.seeds.start}-{self.seeds.stop - 1}"
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Tasks of one block, each for one of several stores: its views are rendered once for all of them."""
+
+    tasks: tuple[tuple[int, Task], ...]
+    """(number of the store, its task); a store may have several, of other seeds."""
+
+    @property
+    def first(self) -> Task:
+        """Any of them: slide, block and rows are those of all."""
+        return self.tasks[0][1]
+
+    @property
+    def n_rendered(self) -> int:
+        """How many views are rendered; those that two stores want count once."""
+        return len(self.first.rows) * len({seed for _, task in self.tasks for seed in task.seeds})
+
+    def __str__(self) -> str:
+        if len(self.tasks) == 1:
+            return str(self.first)
+        stores = len({number for number, _ in self.tasks})
+        text = f"{self.first.source.slide_id} block {self.first.block}"
+        return f"{text} for {stores} stores" if stores > 1 else text
 
 
 @dataclass(slots=True)
@@ -81,8 +106,11 @@ class Tally:
 
     def speed(self) -> str:
         """Views per second and the time without a batch; only after some views."""
-        waited = self.wait_seconds / self.device_seconds
-        return f"{self.views / self.seconds:.1f} views/s, waited for data {waited:.1%} of the time"
+        return f"{self.views / self.seconds:.1f} views/s, {self.waiting()}"
+
+    def waiting(self) -> str:
+        """The share of its time in which the device had no batch; only after some views."""
+        return f"waited for data {self.wait_seconds / self.device_seconds:.1%} of the time"
 
     def failed_lines(self) -> list[str]:
         """What could not be done, and why: patches, blocks, slides."""

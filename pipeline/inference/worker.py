@@ -12,13 +12,16 @@ from typing import Protocol
 import torch
 
 from pipeline.inference.arithmetic import Arithmetic, ViewToRead, compare, read_views
-from pipeline.inference.engine import Engine, Kept, Outcome, Sink
+from pipeline.inference.encoding import Kept, Sink
+from pipeline.inference.engine import Channel, Engine, Outcome, Part
 from pipeline.inference.facts import EncoderFacts, attention_recipe, token_recipe
 from pipeline.inference.loaded import EncoderSpec, OnDevice, compiled, load_on_device
-from pipeline.inference.task import Task
+from pipeline.inference.task import Task, Together
 from pipeline.runtime import devices, work
 from pipeline.views.policy import Policy
+from stores.errors import FeatureError
 from stores.format import manifest
+from stores.io.files import first_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,4 +97,47 @@ class BlockWorker:
     def _engine(self) -> Engine:
         encoder = self.encoder.loaded()
         threads = work.threads_of(self.threads, self.processes)
-        return Engine(encoder, self.stage.kept(encoder), threads, self.readers)
+        return Engine([Channel(encoder, self.stage.kept(encoder))], threads, self.readers)
+
+
+@dataclass(frozen=True, slots=True)
+class TogetherWorker:
+    """Does the tasks of several encoders over the same views: each block is read and rendered once."""
+
+    stages: tuple[tuple[WorkerEncoder, Stage], ...]
+    """What `pipeline.inference.task.Together` numbers; encoders of one job."""
+    threads: int | None
+    readers: str
+    processes: int | None
+
+    def do(self, item: Together, advance: work.Advance) -> list[Outcome]:
+        """Do the tasks of one block; an outcome for each, which says why it failed where others did not.
+
+        Where all fail, an error is raised: the block is tried again, by another worker where there is one.
+        """
+        key = ("engine", tuple(encoder.spec for encoder, _ in self.stages))
+        engine: Engine = work.station(self.stages[0][0].job, key, self._engine)
+        parts = [Part(number, task, self.stages[number][1].sink(task)) for number, task in item.tasks]
+        patches = self.stages[parts[0].channel][1].patches(item.first)
+        outcomes = engine.run_all(parts, patches, advance)
+        failed = [i for i, outcome in enumerate(outcomes) if outcome.failure is not None]
+        if len(failed) == len(parts):
+            raise _one_error([outcome.failure for outcome in outcomes if outcome.failure is not None])
+        if failed:
+            again = engine.run_all([parts[i] for i in failed], patches, advance)
+            for i, outcome in zip(failed, again, strict=True):
+                if outcome.failure is not None:
+                    outcome.failure = work.portable(outcome.failure)
+                outcomes[i] = outcome
+        return outcomes
+
+    def _engine(self) -> Engine:
+        loaded = [(encoder.loaded(), stage) for encoder, stage in self.stages]
+        channels = [Channel(encoder, stage.kept(encoder)) for encoder, stage in loaded]
+        return Engine(channels, work.threads_of(self.threads, self.processes), self.readers)
+
+
+def _one_error(errors: Sequence[Exception]) -> Exception:
+    """What is raised when each of the encoders failed."""
+    texts = dict.fromkeys(first_line(error) for error in errors)
+    return errors[0] if len(texts) == 1 else FeatureError("; ".join(texts))

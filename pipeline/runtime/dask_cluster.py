@@ -146,13 +146,16 @@ class OnDask:
         try:
             return over.get(timeout=_QUIET_S)
         except queue.Empty:
-            if self.client.status not in ("running", "connecting"):
-                raise ClusterError(
-                    "lost the connection to the scheduler; all that was committed is kept: start again"
-                ) from None
+            self._require_connected()
             if not self._workers():
                 report.note("no worker is connected to the scheduler; waiting for one")
             return None
+
+    def _require_connected(self) -> None:
+        if self.client.status not in ("running", "connecting"):
+            raise ClusterError(
+                "lost the connection to the scheduler; all that was committed is kept: start again"
+            ) from None
 
     def _outcome(self, future: Any) -> _Attempt:
         if future.status == "finished":
@@ -179,8 +182,20 @@ class OnDask:
 
     def _called(self, work: "_Call") -> _Attempt:
         future = self.client.submit(_attempt, work, None, pure=False)
-        future.exception()  # waits
-        return self._outcome(future)
+        alone = 0.0
+        while True:
+            try:
+                future.exception(timeout=_QUIET_S)
+                return self._outcome(future)
+            except TimeoutError:
+                self._require_connected()
+                alone = 0.0 if self._workers() else alone + _QUIET_S
+            if alone >= WAIT_FOR_WORKERS_S:
+                future.cancel()
+                raise ClusterError(
+                    f"no worker has been connected to the scheduler for {alone:.0f} s; start workers, and the same "
+                    "command again"
+                )
 
 
 @dataclass(frozen=True, slots=True)

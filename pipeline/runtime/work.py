@@ -50,7 +50,8 @@ class Cluster(Protocol):
     """A place where work runs; a context manager."""
 
     job: str
-    """Names command and store: when a run begins, the stations of one before it that was killed are closed."""
+    """Names command and store, a line for each store: when a run begins, the stations of one before it that was killed,
+    and that has a line in common with it, are closed."""
     processes: int | None
     """How many processes share this machine's CPUs; None where the cluster decides."""
     outlives_workers: bool
@@ -78,9 +79,11 @@ def station(job: str, key: Hashable, make: Callable[[], Station]) -> Any:
 
 
 def close_stations(job: str) -> None:
-    """Close the stations that this process has for a job."""
+    """Close the stations that this process has for a job, and for jobs that have a line in common with it."""
+    lines = set(job.splitlines())
     with _stations_lock:
-        kept = list(_stations.pop(job, {}).values())
+        same = [other for other in _stations if not lines.isdisjoint(other.splitlines())]
+        kept = [found for other in same for found in _stations.pop(other).values()]
     for found in reversed(kept):
         found.close()
 
@@ -111,13 +114,19 @@ def _worker() -> Any:
         return None
 
 
+class ForeignError(RuntimeError):
+    """An error of a library, as text: class and first line."""
+
+
 def portable(error: Exception) -> Exception:
     """The error as a class that every process can unpickle."""
+    if isinstance(error, ForeignError):
+        return error
     if isinstance(error, G2LError):
         return type(error)(str(error))
     if is_full(error):
         return DiskFull(f"{first_line(error)}: the disk is full; all that was committed is kept")
-    return RuntimeError(f"{type(error).__name__}: {first_line(error)}")
+    return ForeignError(f"{type(error).__name__}: {first_line(error)}")
 
 
 def ends_the_run(error: Exception) -> bool:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from pipeline.extract.block import StoreSink, kept_of_teacher
 from pipeline.extract.tasks import create_arrays
-from pipeline.inference.engine import EncodedBlock, Engine
+from pipeline.inference.encoding import EncodedBlock
+from pipeline.inference.engine import Channel, Engine
 from pipeline.inference.facts import reader_identity
 from pipeline.inference.loaded import OnDevice, load_on_device
 from pipeline.inference.task import Task
@@ -207,9 +208,8 @@ class _Repair:
         n_seeds: int,
     ) -> None:
         keep = pixels.has_pixels(self.store, self.slide_id)
-        engine = Engine(
-            self.teacher, kept_of_teacher(self.stored, keep), threads_of(self.options.threads, None)
-        )
+        channel = Channel(self.teacher, kept_of_teacher(self.stored, keep))
+        engine = Engine([channel], threads_of(self.options.threads, None))
         wanted = set(task.seeds if old is None else broken)
         held = _HeldBlock({seed for seed in range(len(task.seeds)) if task.seeds[seed] in wanted})
         with contextlib.closing(engine):

@@ -28,16 +28,16 @@ class RowViews:
     params: list[ViewParams]
     crcs: list[int]
     patch: npt.NDArray[np.uint8] | None
-    positions: npt.NDArray[np.int32] | None = None
-    """(seeds, t): which patch tokens of each view are kept; None for none."""
+    positions: tuple[npt.NDArray[np.int32], ...] = ()
+    """(seeds, t) for each grid of tokens: which of them are kept of each view."""
     error: str = ""
 
 
 def draw_row(
     policy: Policy,
-    seeds: range,
+    seeds: Sequence[int],
     keep: bool,
-    tokens: Tokens | None,
+    tokens: Sequence[Tokens],
     reader: Reader,
     key: str,
     row: int,
@@ -48,6 +48,8 @@ def draw_row(
 
     Parameters
     ----------
+    tokens
+        Each grid of which tokens are kept: teachers that are shown the same view differ in theirs.
     key
         What keys its draws, with its position: `stores.format.manifest.Patches.key`.
     """
@@ -58,11 +60,12 @@ def draw_row(
         return RowViews([], params, [], None, error=str(error))
     rendered = [render(patch, param, policy) for param in params]
     crcs = [view_crc32(view) for view in rendered]
-    positions = None
-    if tokens is not None:
-        count, total = tokens.count, tokens.grid**2
-        drawn = [draw.draw_tokens(policy, key, x_px0, y_px0, seed, count, total) for seed in seeds]
-        positions = np.stack(drawn)
+    positions = tuple(
+        np.stack(
+            [draw.draw_tokens(policy, key, x_px0, y_px0, seed, kept.count, kept.grid**2) for seed in seeds]
+        )
+        for kept in tokens
+    )
     return RowViews(rendered, params, crcs, patch if keep else None, positions)
 
 

@@ -76,7 +76,7 @@ def require_equal(expected: int, found: int, view: str, store: str) -> None:
     if NONE not in (expected, found) and expected != found:
         raise ViewMismatch(
             f"{view}: the view has crc32 {found:08x}, {store} has {expected:08x}: another slide file, decoder version "
-            "or code; use the same versions (see reader in its recipe.json), or extract without --like"
+            "or code; use the same versions (see reader in its recipe.json), or extract without that store"
         )
 
 

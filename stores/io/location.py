@@ -2,8 +2,9 @@
 
 import io
 import os
+import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +30,7 @@ class RemoteFiles(Protocol):
 
 
 StoreLike = Path | RemoteFiles
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def is_same(a: StoreLike | str, b: StoreLike | str) -> bool:
@@ -38,6 +40,20 @@ def is_same(a: StoreLike | str, b: StoreLike | str) -> bool:
     (True, False)
     """
     return os.path.realpath(str(a)) == os.path.realpath(str(b))
+
+
+def names_of(stores: Sequence[object]) -> list[str]:
+    """What options and figures call several stores: the last part of the path or URL of each, or 1, 2, ...
+
+    They are numbers where two have the same last part, or one has letters that such a name cannot have.
+
+    >>> names_of(["s3://lab/a/", "stores/b"]), names_of(["x/a", "y/a"])
+    (['a', 'b'], ['1', '2'])
+    """
+    names = [re.split(r"[/\\]", str(store).rstrip("/\\"))[-1] for store in stores]
+    if len(set(names)) < len(names) or not all(_NAME.fullmatch(name) for name in names):
+        return [str(place) for place in range(1, len(names) + 1)]
+    return names
 
 
 def read_file(store: StoreLike, name: str, limit_bytes: int) -> bytes | None:

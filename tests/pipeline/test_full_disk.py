@@ -14,7 +14,7 @@ import pytest
 from pipeline.distill import checkpoint, train
 from pipeline.extract import block as blocks
 from pipeline.extract import extract as stage
-from pipeline.inference.engine import EncodedBlock
+from pipeline.inference.encoding import EncodedBlock
 from pipeline.inference.task import Task
 from pipeline.runtime.progress import Silent
 from pipeline.tile.options import TileOptions

@@ -11,7 +11,8 @@ import pytest
 import pipeline as g2l_api
 from stores.errors import OptionError, StoreError
 from stores.family import family
-from stores.format import manifest, recipe
+from stores.format import layout, manifest, recipe, terms
+from stores.io import files
 from tests.tools.commands import g2l, one_error
 from tests.tools.stores import make_store
 
@@ -158,3 +159,24 @@ def test_what_is_refused(first: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError):
         family([first, tmp_path])
     one_error(g2l("store", "info", first, first), "2 stores; give one, or --family to compare them")
+
+
+def test_weights_that_were_drawn_have_no_licence(first: Path, tmp_path: Path) -> None:
+    """The line of all says no less than the lines of each."""
+    other, third = copied(first, tmp_path / "b"), copied(first, tmp_path / "c")
+    for store, said in ((first, "apache-2.0"), (other, None), (third, "unknown")):
+        options: dict[str, object] = {"random_weights": 0, "teacher_terms": []}
+        if said is not None:
+            options = {"random_weights": None, **terms.recorded([terms.Terms("t", terms.Fact(said))])}
+        files.write_json(store / layout.options_file("extract-teacher"), options)
+    lines = family([first, other]).lines()
+    assert [
+        line.partition("licence ")[2].partition(";")[0].strip() for line in lines if "licence" in line
+    ] == [
+        "Apache-2.0",
+        "none, its weights are random",
+        "Apache-2.0",
+    ]
+    assert "licence   none, its weights are random" in family([other, copied(other, tmp_path / "d")]).lines()
+    said = f"licence   Apache-2.0; unknown what the terms of {third} are"
+    assert said in family([first, third]).lines()

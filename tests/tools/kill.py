@@ -45,6 +45,11 @@ def like_job(slides: Path, store: Path, like: Path, options: dict[str, Any]) -> 
     api.extract([slides], store, like=like, **options)
 
 
+def together_job(slides: Path, stores: dict[Path, dict[str, Any]], options: dict[str, Any]) -> None:
+    """Stage one of several teachers."""
+    api.extract([slides], stores, **options)
+
+
 def embed_job(inputs: Sequence[Path], out: Path, options: EmbedOptions, tiling: TileOptions) -> None:
     """Embedding, tiling included."""
     embed(inputs, out, options, tiling, Silent())

@@ -331,6 +331,43 @@ def test_options_of_the_other_that_are_none(
     assert not (tmp_path / "b").exists()
 
 
+def test_the_other_has_grown_since(slides: Path, store: Path, small: Path, tmp_path: Path) -> None:
+    """A slide and a seed more, a new column, and a file that has another name now."""
+    one = tmp_path / "one"
+    one.mkdir()
+    shutil.copy(slides / "a.tiff", one)
+    a, b = Path(shutil.copytree(small, tmp_path / "store")), tmp_path / "b"
+    rows = manifest.read_slides(a)
+    manifest.write_slides(a, rows[:1])
+    for name in "bc":
+        shutil.move(a / "manifest" / "views" / name, tmp_path / name)
+    (commit,) = manifest.commits(a, "a")
+    table = commit.read()
+    commit.path.unlink()
+    manifest.write_commit(a, "a", 0, range(2), table.slice(0, 2 * rows[0]["n_patches"]))
+    assert g2l_api.extract([one], b, like=a, **OTHER).compared == 2 * rows[0]["n_patches"]
+    manifest.write_slides(a, [row | {"grade": "x", "file_name": f"{row['slide_id']}.tif"} for row in rows])
+    manifest.write_commit(a, "a", 0, range(2, 3), table.slice(2 * rows[0]["n_patches"]))
+    for name in "bc":
+        shutil.move(tmp_path / name, a / "manifest" / "views" / name)
+    done = g2l_api.extract([slides], b, like=a, **OTHER)
+    assert done.compared == done.to_json()["views"] == sum(len(of) for of in of_views(store))
+    assert manifest.read_slides(b) == manifest.read_slides(a)
+    assert structure(b) == []
+
+
+def test_a_store_that_was_begun_without_is_recorded_as_like(
+    slides: Path, store: Path, family: Path, tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(family, tmp_path / "b"))
+    options = path / "options" / "extract-teacher.json"
+    said = json.loads(options.read_text())
+    like = said.pop("like")
+    options.write_text(json.dumps(said))
+    g2l_api.extract([slides], path, like=store, **OTHER)
+    assert json.loads(options.read_text()) == said | {"like": like}
+
+
 @pytest.mark.slow
 def test_killed_and_continued(slides: Path, store: Path, family: Path, tmp_path: Path) -> None:
     path = tmp_path / "b"

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pytest
 
 from pipeline.extract.block import kept_of_teacher
-from pipeline.inference.engine import EncodedBlock, Engine
+from pipeline.inference.encoding import EncodedBlock
+from pipeline.inference.engine import Channel, Engine
 from pipeline.inference.loaded import EncoderSpec, load_on_device
 from pipeline.inference.task import Task
 from pipeline.slides.sources import StoreSource
@@ -34,7 +35,8 @@ class Held:
 @pytest.fixture
 def engine(store: Path) -> Any:
     spec = EncoderSpec(TEACHER.teacher, random_weights=0, device="cpu", batch_size=TEACHER.batch_size)
-    found = Engine(load_on_device(spec), kept_of_teacher(recipe.load_complete(store), False), threads=1)
+    kept = kept_of_teacher(recipe.load_complete(store), False)
+    found = Engine([Channel(load_on_device(spec), kept)], threads=1)
     yield found
     found.close()
 

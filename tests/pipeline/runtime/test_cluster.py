@@ -341,3 +341,34 @@ def test_a_closed_station_writes_nothing_more(
     thread.join()
     assert "the run has ended" in str(failed[0])
     assert contents(path) == before
+
+
+@pytest.mark.parametrize(
+    ("status", "workers", "match"),
+    [
+        ("running", {}, "no worker has been connected to the scheduler for 0 s; start workers"),
+        ("closed", {"w": {}}, "lost the connection to the scheduler"),
+    ],
+)
+def test_a_call_does_not_wait_for_a_dead_cluster(
+    monkeypatch: pytest.MonkeyPatch, status: str, workers: dict[str, Any], match: str
+) -> None:
+    class Client:
+        def __init__(self) -> None:
+            self.status = status
+
+        def submit(self, *args: Any, **settings: Any) -> Any:
+            return self
+
+        def exception(self, timeout: float) -> None:
+            raise TimeoutError
+
+        def cancel(self) -> None: ...
+
+        def scheduler_info(self, n_workers: int) -> dict[str, Any]:
+            return {"workers": workers}
+
+    monkeypatch.setattr(dask_cluster, "_QUIET_S", 0.01)
+    monkeypatch.setattr(dask_cluster, "WAIT_FOR_WORKERS_S", 0.03)
+    with pytest.raises(ClusterError, match=match):
+        dask_cluster.OnDask(Client(), "job", None).call(time.sleep, 1)
