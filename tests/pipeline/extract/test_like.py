@@ -340,7 +340,7 @@ def test_the_other_has_grown_since(slides: Path, store: Path, small: Path, tmp_p
     rows = manifest.read_slides(a)
     manifest.write_slides(a, rows[:1])
     for name in "bc":
-        shutil.move(a / "manifest" / "views" / name, tmp_path / name)
+        shutil.move(a / "manifest" / "views" / name, tmp_path / f"views-{name}")
     (commit,) = manifest.commits(a, "a")
     table = commit.read()
     commit.path.unlink()
@@ -349,7 +349,7 @@ def test_the_other_has_grown_since(slides: Path, store: Path, small: Path, tmp_p
     manifest.write_slides(a, [row | {"grade": "x", "file_name": f"{row['slide_id']}.tif"} for row in rows])
     manifest.write_commit(a, "a", 0, range(2, 3), table.slice(2 * rows[0]["n_patches"]))
     for name in "bc":
-        shutil.move(tmp_path / name, a / "manifest" / "views" / name)
+        shutil.move(tmp_path / f"views-{name}", a / "manifest" / "views" / name)
     done = g2l_api.extract([slides], b, like=a, **OTHER)
     assert done.compared == done.to_json()["views"] == sum(len(of) for of in of_views(store))
     assert manifest.read_slides(b) == manifest.read_slides(a)
