@@ -103,6 +103,7 @@ def distill(
     resume : bool
         Fail unless a checkpoint exists. Without it, a run continues if it can, and begins otherwise.
     """
+    began = time.monotonic()
     options.validate()
     if resume and not checkpoint.saved(run):
         raise OptionError(f"--resume: {run} has no checkpoint; leave --resume out to begin")
@@ -151,7 +152,7 @@ def distill(
         if student.preset.warning:
             report.note(f"warning: {options.student}: {student.preset.warning}")
         with out_of_memory.explained(options):
-            facts = _train(run, data, trainer, options, threads, report)
+            facts = _train(run, data, trainer, options, threads, report, began)
         return _finish(run, data, trainer, facts) if ranks.leads else {}
 
 
@@ -291,6 +292,8 @@ class Course:
     stop_early: EarlyStop
     facts: dict[str, Any]
     log: MetricsLog | None
+    begun: float | None = None
+    """When this process began, until its first step is over; on the clock of `time.monotonic`."""
     best: dict[str, Any] = field(default_factory=dict)
     """With ``--early-stop held-out``: weights at the validation with the highest CKA so far."""
 
@@ -314,8 +317,10 @@ class Course:
         t, data = self.trainer, self.data
         if data.held_out is None or not t.ranks.leads:
             return
+        began = time.monotonic()
         found = validate(t.model, data.held_out, self.loss_views, t.device, t.averaged, data.fit)
         result = found.figures()
+        self.facts["val_seconds"] = self.facts.get("val_seconds", 0.0) + time.monotonic() - began
         self.facts.setdefault("before", result)
         self.facts["after"] = result
         self.write("val", step, result)
@@ -384,6 +389,8 @@ class Course:
         memory = devices.peak_memory(self.trainer.device)
         speed = {"views_per_s": n_views / seconds, "data_wait": waited / seconds, **memory}
         speed["processes"] = self.trainer.ranks.world
+        if self.begun is not None:
+            speed["first_step_seconds"], self.begun = time.monotonic() - self.begun, None
         self.write("train", step, figures | speed)
         words = f"loss {loss:.3f}, {n_views / seconds:.0f} views/s, data wait {waited / seconds:.0%}"
         if self.facts.get("skipped_steps"):
@@ -421,7 +428,13 @@ class Course:
 
 
 def _train(
-    run: Path, data: Data, trainer: Trainer, options: DistillOptions, threads: int, report: Reporter
+    run: Path,
+    data: Data,
+    trainer: Trainer,
+    options: DistillOptions,
+    threads: int,
+    report: Reporter,
+    began: float,
 ) -> dict[str, Any]:
     """Train from the newest checkpoint, or from the start, to the last step; returns the figures."""
     ranks = trainer.ranks
@@ -440,7 +453,7 @@ def _train(
             checkpoint.prune(run)
         report.note(f"continues after step {facts['steps']} of {facts['steps_planned']}")
     log = MetricsLog(run, facts["steps"], options.tensorboard) if ranks.leads else None
-    course = Course(run, data, trainer, options, stop_early, facts, log, best)
+    course = Course(run, data, trainer, options, stop_early, facts, log, began, best)
     if data.held_out is not None:
         dims = trainer.model.student.dim, *(teaching.dim for teaching in data.teachings)
         for line in limits(len(data.held_out.views), course.loss_views, *dims):
@@ -525,6 +538,8 @@ def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> d
         "val_loss_constant": after.get("loss_constant"),
         "views_per_s": facts["views_seen"] / facts["seconds"],
         "data_wait": facts["wait_seconds"] / facts["seconds"],
+        "validation_share": facts.get("val_seconds", 0.0)
+        / (facts["seconds"] + facts.get("val_seconds", 0.0)),
         "seconds": facts["seconds"],
         **devices.peak_memory(trainer.device),
         **_of_teachers(data, before, after),

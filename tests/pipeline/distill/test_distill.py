@@ -57,6 +57,9 @@ def test_the_run_folder(run: Path, store: Path) -> None:
     assert summary["steps"] == summary["steps_planned"] == 24
     assert summary["views_seen"] == 24 * 8
     assert summary["loss_last"] < summary["loss_first"]
+    assert 0 < summary["validation_share"] < 1
+    started = [r["step"] for r in read_metrics(run / "metrics.jsonl") if "first_step_seconds" in r]
+    assert started == [1]
     assert summary["cosine_after"] > summary["cosine_before"]
     assert 0 < summary["cka_before"] < summary["cka_after"] <= 1
     assert summary["explained_before"] < summary["explained_after"] < 1

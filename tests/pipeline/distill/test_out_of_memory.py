@@ -26,9 +26,9 @@ ERRORS: list[Callable[[], Exception]] = [
 @pytest.mark.parametrize("error", ERRORS)
 def test_the_line_names_what_helps(error: Callable[[], Exception]) -> None:
     options = DistillOptions(student=VIT, batch_size=32)
-    with pytest.raises(DistillError, match=r"try --checkpointing or --micro-batch 16") as caught:
-        with out_of_memory.explained(options):
-            raise error()
+    said = r"try --checkpointing or --micro-batch 16"
+    with pytest.raises(DistillError, match=said) as caught, out_of_memory.explained(options):
+        raise error()
     assert ("on the GPU" in str(caught.value)) == (error is ERRORS[0])
     less = replace(options, checkpointing=True, micro_batch=8)
     with pytest.raises(DistillError, match=r"try --micro-batch 4[ (]"), out_of_memory.explained(less):
