@@ -122,7 +122,7 @@ def run_to_the_end(
         student="s", steps=steps, early_stop="held-out", lr=1e-4, checkpoint_every=1 << 30
     )
     trainer: Any = SimpleNamespace(
-        model=torch.nn.Linear(1, 1), averaged=None, ema=None, step=step,
+        model=torch.nn.Linear(1, 1), averaged=None, ema=None, step=step, loss_scale=None,
         ranks=Ranks(0, 1, 1, torch.device("cpu")), device=torch.device("cpu"),
     )  # fmt: skip
     facts: dict[str, Any] = {"steps_planned": steps, "views_per_step": 32, "steps": 0, "views_seen": 0}
