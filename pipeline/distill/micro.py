@@ -90,7 +90,9 @@ def add_gradients(
     with_beside = of_step[:0] if targets.has_beside is None else targets.has_beside.nonzero().flatten()
 
     def embedded(rows: slice) -> list[Embedded]:
-        beside = ((with_beside >= rows.start) & (with_beside < rows.stop)).nonzero().flatten()
+        beside = with_beside
+        if targets.has_beside is not None:  # a plan of memory has no numbers to look for
+            beside = ((with_beside >= rows.start) & (with_beside < rows.stop)).nonzero().flatten()
         for depth in depths:
             depth.part = (torch.cat([of_step[rows], len(views) + beside]), len(views) + len(with_beside))
         torch.manual_seed(seed)

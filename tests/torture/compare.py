@@ -9,7 +9,17 @@ from typing import Any
 
 _LOGS = re.compile(r"(.*/)?(logs/.*|log\.jsonl)")
 _TIMED = re.compile(r"(.*/)?(summary\.json|metrics\.jsonl|prototypes\.json)")
-_TIMES = ("seconds", "wait_seconds", "views_per_s", "data_wait", "peak_rss_bytes", "peak_device_bytes")
+_TIMES = (
+    "seconds",
+    "wait_seconds",
+    "val_seconds",
+    "validation_share",
+    "first_step_seconds",
+    "views_per_s",
+    "data_wait",
+    "peak_rss_bytes",
+    "peak_device_bytes",
+)
 _TIMED_TEXT = re.compile(r"(.*/)?(summary\.txt|student(-ema)?/README\.md|.*report\.html|curves\.png)")
 _CHECKPOINT = re.compile(r"(.*/)?checkpoints/.*\.pt")
 _MODEL = re.compile(r"(.*/)?student(-ema)?/config\.json")
