@@ -60,6 +60,12 @@ def first_of(batch: Batch, count: int) -> tuple[torch.Tensor, Targets]:
     return torch.from_numpy(batch.views[:count]), Targets.of(batch).rows(torch.arange(count))
 
 
+def without_end(run: Path) -> None:
+    """Make a finished run one that was interrupted after its last checkpoint but one."""
+    (run / "summary.json").unlink()
+    sorted((run / "checkpoints").glob("*.pt"))[-1].unlink()
+
+
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return {**load_file(run / "student/model.safetensors"), **load_file(run / "projector.safetensors")}
 
