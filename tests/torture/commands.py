@@ -167,6 +167,10 @@ COMMANDS: dict[str, Command] = {
     "evaluate all": Command(("evaluate", "all", "--config", "{kit}/bench.yaml", "--out", "out")),
     "report run": Command(("report", "run"), {"run": "finished"}),
     "report store": Command(("report", "store", "--max-patches", "4"), {"store": "store"}),
+    "export hf": Command(
+        ("export", "run", "--format", "hf", "--store", "store", "--views", "2", "--out", "out"),
+        {"run": "finished", "store": "store"},
+    ),
     "seal": _store("seal", "store"),
     "merge": _store("merge", "one", "two", "--out", "out", start={"one": "part one", "two": "part two"}),
     "merge reconcile": _store(

@@ -1,0 +1,90 @@
+"""Whole commands, each in a process of its own: views a second from the first second, and peak memory.
+
+Called by `bench_gpu`; the slides and sizes are its own.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.bench.measure import say
+
+DISTILL: dict[str, list[str]] = {
+    "as it is": [],
+    "--checkpointing": ["--checkpointing"],
+    "--micro-batch, a quarter": ["--micro-batch", "{quarter}"],
+    "both": ["--checkpointing", "--micro-batch", "{quarter}"],
+    "--dtype float16, with scaling": ["--dtype", "float16"],
+    "--compile": ["--compile"],
+}
+"""Options that change memory or time of a step, not what is learnt."""
+
+
+def command(name: str, *arguments: object) -> dict[str, Any]:
+    """Run a command of g2l, print its figures, return what it printed; empty when it failed."""
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "cli.py", *map(str, arguments), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    seconds = time.perf_counter() - began
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
+        say(f"{name}: FAILED with {done.returncode}: {last}")
+        return {}
+    found: dict[str, Any] = json.loads(done.stdout)
+    views = found.get("views_seen", found.get("views", found.get("computed")))
+    parts = [f"{seconds:.0f} s from the start of the process"]
+    if views:
+        parts.append(f"{views:,} views, {views / seconds:.1f} a second")
+    for key, wording in (
+        ("seconds_to_first_step", "first step after {:.1f} s"),
+        ("views_per_s", "{:.1f} views/s in training"),
+        ("data_wait", "data wait {:.1%}"),
+        ("validation_share", "validation {:.1%} of the time"),
+    ):
+        if found.get(key) is not None:
+            parts.append(wording.format(found[key]))
+    for key, where in (("peak_device_bytes", "device"), ("peak_rss_bytes", "process")):
+        if found.get(key):
+            parts.append(f"peak of the {where} {found[key] / 1e9:.1f} GB")
+    say(f"{name}: {', '.join(parts)}")
+    return found
+
+
+def commands(
+    folder: Path, teacher: str, student: str, device: str, batch: int, steps: int, seeds: int
+) -> None:
+    """Stage one with tokens, prototypes, a second teacher, every way of training, and deployment."""
+    on = ["--device", device]
+    slides = ["--slides-csv", folder / "slides.csv"]
+    a, b, run = folder / "A", folder / "B", folder / "runs"
+    stage_one = ["extract-teacher", folder, "--teacher", teacher, *on]
+    command("extract-teacher --tokens 16", *stage_one, "--store", a, "--random-weights", "0", "--tokens", "16",
+            "--seeds", str(seeds), *slides)  # fmt: skip
+    command(
+        "extract-teacher --like, another teacher",
+        *stage_one,
+        "--store",
+        b,
+        "--random-weights",
+        "1",
+        "--like",
+        a,
+    )
+    command("prototypes", "prototypes", "--store", a, "--out", folder / "prototypes", "--k", "1024", *on)
+    train = ["distill", "--student", student, "--random-weights", "0", "--slides", folder, *on,
+             "--steps", str(steps), "--batch-size", str(batch)]  # fmt: skip
+    for number, (name, options) in enumerate(DISTILL.items()):
+        given = [option.format(quarter=max(2, batch // 4)) for option in options]
+        command(f"distill, {name}", *train, "--store", a, "--out", run / str(number), *given)
+    command("distill, tokens and prototypes (dino+ibot)", *train, "--store", a, "--out", run / "tokens",
+            "--loss", "dino+ibot", "--prototypes", folder / "prototypes")  # fmt: skip
+    command("distill, two teachers", *train, "--store", a, "--store", b, "--out", run / "two")
+    command("embed, with the student", "embed", folder, "--encoder", run / "0" / "student", "--out",
+            folder / "embedded", *on)  # fmt: skip
