@@ -18,7 +18,6 @@ DISTILL: dict[str, list[str]] = {
     "--micro-batch, a quarter": ["--micro-batch", "{quarter}"],
     "both": ["--checkpointing", "--micro-batch", "{quarter}"],
     "--dtype float16, with scaling": ["--dtype", "float16"],
-    "--compile": ["--compile"],
 }
 """Options that change memory or time of a step, not what is learnt."""
 
