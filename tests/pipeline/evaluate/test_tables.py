@@ -107,7 +107,7 @@ def test_embeddings_that_are_there_already(bench_folder: Path) -> None:
         (
             "protocol: cka",
             "protocol: vibes",
-            "task 3: protocol 'vibes'; allowed: knn, linear, robustness, hest, slides, cka",
+            "task 3: protocol 'vibes'; allowed: knn, linear, robustness, hest, slides, pairs, cka",
         ),
         ("to: teacher", "to: nobody", "task 3: encoder 'nobody'; allowed: student, teacher"),
         (", to: teacher", "", "task 3: to is missing"),
