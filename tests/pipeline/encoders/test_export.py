@@ -161,7 +161,7 @@ def test_an_encoder_made_by_a_function_is_kept_and_says_how_it_opens(tmp_path: P
         ("not json", "not a readable JSON file"),
         ({"architecture": "transformers_model"}, "which timm does not know"),
         ({"model_type": "dinov2"}, "has architecture None"),
-        ({"g2l": {"pooling": "max"}}, "pooling 'max'; allowed: cls, cls+mean, forward"),
+        ({"g2l": {"pooling": "max"}}, "pooling 'max'; allowed: cls, cls+mean, cls-average, forward"),
         ({"g2l": {"mean": "red"}}, "three numbers"),
         ({"g2l": {"std": [1, 1, 0]}}, "positive numbers"),
         ({"g2l": {"mpp": "fine"}}, "does not have timm's form (ValueError"),
