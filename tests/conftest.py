@@ -20,6 +20,10 @@ from pipeline.runtime.progress import Silent
 from pipeline.tile.options import TileOptions
 from tests.tools.pairs import write_pairs
 
+# No test cuts the power, and those of the order of flushes trace child processes. What the tests write in their own
+# process does not wait for the disk.
+os.fsync = os.fstat  # type: ignore[assignment]
+
 # There is one server for all processes of the tests. The first test that needs it decides what it has imported: without
 # this a DataLoader of `test_dataset.py` did, and each start of a kill test then took seven seconds instead of one.
 multiprocessing.set_forkserver_preload(["tests.tools.kill"])

@@ -89,10 +89,7 @@ def scheduler(workers: int, **environment: str) -> Iterator[tuple[str, list[subp
 def test_the_same_bytes_wherever_it_runs(
     store: Path, slides: Path, tile_options: TileOptions, tmp_path: Path
 ) -> None:
-    """One process, two local ones, two workers of a scheduler."""
-    two = tmp_path / "two"
-    stage.extract([slides], two, TEACHER, tile_options, Silent(), ClusterOptions(workers=2))
-    assert contents(two) == contents(store)
+    """One process, and two workers of a scheduler. Two that the command starts: `test_together`."""
     with scheduler(2) as (address, _):
         where = ClusterOptions(scheduler=address)
         three = tmp_path / "three"
