@@ -41,6 +41,9 @@ def draw_curves(
     draw(loss, "held out, mean of the targets", "loss_constant", validations, ls=":", color="0.2")
     for name, (label, colour) in _AGREEMENT.items():
         draw(agreement, label, name, validations, marker="o", ms=3, color=colour)
+    if not validations:
+        agreement.set_axis_off()
+        agreement.text(0.5, 0.5, "no held-out views", ha="center", transform=agreement.transAxes)
     several = any("teachers" in record for record in validations)
     whose = "held out, mean over the teachers" if several else "agreement with the teacher, held out"
     schedule.plot(x, [record["lr"] for record in steps], color="C2")
