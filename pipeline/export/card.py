@@ -1,7 +1,6 @@
 """The card of an export, ``README.md``, and the same for programs, ``export.json``."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -162,8 +161,3 @@ def _shorter(lengths: Sequence[int]) -> str:
         f"The first {listed} numbers were trained as features of their own (Matryoshka): `features[:, :{lengths[0]}]`. "
         "Normalise to unit length after cutting, not before. Other lengths were not trained."
     )
-
-
-def sizes_of(folder: Path) -> dict[str, int]:
-    """Bytes of the files in a folder, by name."""
-    return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}

@@ -34,7 +34,6 @@ from stores.io.staging import REQUEST, staged
 from stores.io.text import human_bytes, one_line
 
 _BATCH = 16
-_PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ def export(
     """
     options.validate()
     _require_pixels(options, store)
-    folder = student_folder(name)
+    folder = _student_folder(name)
     made = format_of(options.format)
     report.note(f"loading {one_line(str(folder or name))}")
     encoder = load_encoder(
@@ -126,7 +125,8 @@ def export(
             agreement = _compared(
                 job, original, _run(job, options.format, made.opened(job, stage), views), views
             )
-            files = {file: _sha256(stage / file) for file in _sizes(stage)}
+            written = _sizes(stage)
+            files = {file: _sha256(stage / file) for file in written}
             facts = card.facts(job, options, agreement, against, identity, made, files)
             if not agreement.passes(options.least_cosine):
                 raise _NotTheOriginal
@@ -136,7 +136,7 @@ def export(
                 agreement,
                 against,
                 made,
-                _sizes(stage),
+                written,
                 against_it,
                 student_card is not None,
             )
@@ -170,7 +170,7 @@ def _compared(job: Job, original: Features, found: Features, views: Views) -> Ag
     return min(agreement, compare(original, half), key=lambda each: each.rank)
 
 
-def student_folder(name: str) -> Path | None:
+def _student_folder(name: str) -> Path | None:
     """The folder of an encoder: of a run its student; None where `name` is no folder."""
     path = Path(name).expanduser()
     if not path.is_dir():
@@ -242,22 +242,19 @@ def _extra(folder: Path | None) -> dict[str, Any]:
 
 
 def _card_of(folder: Path) -> str | None:
-    """The card of a student, which goes along; None where there is none."""
+    """The card of a student, which goes along; None where there is none, or none that can be read."""
     try:
         return read_regular(folder / "README.md", TEXT_BYTES, folder).decode("utf-8")
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, StoreError):
         return None
 
 
 def _sizes(stage: Path) -> dict[str, int]:
-    return {name: size for name, size in card.sizes_of(stage).items() if name != REQUEST}
+    """Bytes of what is published, by name."""
+    files = (path for path in sorted(stage.iterdir()) if path.is_file() and path.name != REQUEST)
+    return {path.name: path.stat().st_size for path in files}
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
