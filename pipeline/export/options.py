@@ -22,6 +22,8 @@ DTYPES = {
     "hf": ("float32",),
 }
 """Arithmetics by format."""
+_OF_FLOATS = ("wsinfer", "hf")
+"""Formats that the tool which runs them feeds normalised floats."""
 LEAST_COSINE = {"float32": 0.9999, "float16": 0.999, "int8": 0.99}
 CHECK = "Comparison with the original"
 
@@ -35,7 +37,7 @@ class ExportOptions(ThreadsOptions, PoolingOptions, WeightsOptions):
         None,
         "uint8 views, normalised inside; or float images that the caller has normalised.",
         choices=INPUTS,
-        shown="uint8; float for wsinfer",
+        shown="uint8; float for wsinfer and hf",
     )
     dtype: str = option("float32", "Arithmetic of what is written.", choices=tuple(LEAST_COSINE))
     mpp: float | None = option(
@@ -73,7 +75,7 @@ class ExportOptions(ThreadsOptions, PoolingOptions, WeightsOptions):
     @property
     def takes(self) -> str:
         """``uint8`` or ``float``."""
-        return self.input or ("float" if self.format in ("wsinfer", "hf") else "uint8")
+        return self.input or ("float" if self.format in _OF_FLOATS else "uint8")
 
     @property
     def least_cosine(self) -> float:
@@ -86,7 +88,7 @@ class ExportOptions(ThreadsOptions, PoolingOptions, WeightsOptions):
         require_choices(self)
         dtypes = DTYPES[self.format]
         require(self.dtype in dtypes, "dtype", self.dtype, f"{', '.join(dtypes)} with --format {self.format}")
-        if self.format in ("wsinfer", "hf") and self.input == "uint8":
+        if self.format in _OF_FLOATS and self.input == "uint8":
             raise OptionError(
                 f"--input uint8: --format {self.format} is fed normalised floats by the tool that runs it; leave it out"
             )
