@@ -1,6 +1,7 @@
 """Two things side by side in one process, taking turns until the ratio is known: interval, limit, verdict."""
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,14 +51,12 @@ class Ratio:
     @property
     def verdict(self) -> str:
         """``holds`` or ``missed``; ``undecided`` where a wide interval contains a limit."""
-        low, high = interval(self.rounds)
-        inside = self._keeps(self.median)
-        if narrow(self.rounds) or self._keeps(low) == self._keeps(high) == inside:
-            return "holds" if inside else "missed"
-        return "undecided"
-
-    def _keeps(self, value: float) -> bool:
-        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+        low, high = (self.median, self.median) if narrow(self.rounds) else interval(self.rounds)
+        least = -math.inf if self.least is None else self.least
+        most = math.inf if self.most is None else self.most
+        if least <= low and high <= most:
+            return "holds"
+        return "missed" if high < least or most < low else "undecided"
 
     def line(self) -> str:
         """One line of the table."""

@@ -30,6 +30,7 @@ def test_an_interval_holds_the_median_as_often_as_it_says() -> None:
         (Ratio("too much", [0.4, 0.5], most=0.35), "missed"),
         (Ratio("no limit", [0.0, 9.0]), "holds"),
         (Ratio("both limits", [0.97, 1.0, 1.02], 0.9, most=1.1), "holds"),
+        (Ratio("wide, around both limits", [0.5, 0.8, 1.3], 0.9, most=1.1), "undecided"),
     ],
     ids=lambda value: value.name if isinstance(value, Ratio) else "",
 )
