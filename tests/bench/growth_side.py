@@ -12,6 +12,13 @@ from pipeline.runtime.progress import Silent
 from pipeline.tile.options import TileOptions
 
 
+def peak_mb() -> float:
+    """Peak resident megabytes of this process: not getrusage's, which are those of the parent where they were more."""
+    found = re.search(r"VmHWM:\s+([0-9]+)", Path("/proc/self/status").read_text())
+    assert found, "no VmHWM in /proc/self/status"
+    return int(found[1]) / 1e3
+
+
 def main() -> None:
     """Arguments: folder of slides, store."""
     slides, store = Path(sys.argv[1]), Path(sys.argv[2])
@@ -23,10 +30,7 @@ def main() -> None:
     began = time.perf_counter()
     result = extract([slides], store, options, TileOptions(), Silent())
     seconds = time.perf_counter() - began
-    # not getrusage: its peak is that of the parent where that was larger
-    found = re.search(r"VmHWM:\s+([0-9]+)", Path("/proc/self/status").read_text())
-    assert found, "no VmHWM in /proc/self/status"
-    print(json.dumps([seconds, int(found[1]) / 1e3, result.views]))
+    print(json.dumps([seconds, peak_mb(), result.views]))
 
 
 if __name__ == "__main__":

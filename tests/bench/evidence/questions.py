@@ -3,7 +3,8 @@
 ``python -m tests.bench.evidence.questions QUESTION.yaml ... --slides DIR --tiles DIR --out DIR`` (``make teachers``).
 The questions of ``docs/experiments/several-teachers`` name their arms; ``tissue.yaml`` there says what they share: the
 teachers, and the options of a student. Every arm is trained three times, without one fold each. What is done is kept:
-start it again and it goes on. With the folder of ``make evidence`` as ``--out``, tissue and the first store are shared.
+start it again and it continues. With the folder of ``make evidence`` as ``--out``, tissue and the first store are
+shared.
 """
 
 import argparse
@@ -174,7 +175,7 @@ def ask(setting: Setting, path: Path, jobs: int) -> None:
     question = yaml.safe_load(path.read_text(encoding="utf-8"))
     arms = {name: Arm.of(said or {}) for name, said in question["arms"].items()}
     with reporter_for(sys.stderr) as report:
-        for name in dict.fromkeys([*setting.base["teachers"]]):
+        for name in setting.base["teachers"]:
             if name in question["agreement"] or any(name in dict(arm.teachers) for arm in arms.values()):
                 make_store(setting, name, report)
     _ = Judge(setting.judged, setting.table).views  # rendered once, mapped by every run
