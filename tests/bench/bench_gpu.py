@@ -14,6 +14,7 @@ import gc
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -41,7 +42,7 @@ from pipeline.runtime import devices
 from pipeline.runtime.progress import Silent
 from pipeline.runtime.work import threads_of
 from pipeline.tile.options import TileOptions
-from tests.bench.gpu_commands import commands
+from tests.bench.gpu_commands import Case, commands
 from tests.bench.measure import say
 from tests.tools.slide_copies import copy_slide
 
@@ -58,11 +59,14 @@ class Size:
     slides: int
     seeds: int
     steps: int
-    command_steps: int
+    commands: Case
 
 
-LARGE = Size("h-optimus-0", "hibou-l", (32, 128, 256), (32, 128), 8192, 9, 4, 30, 200)
-SMALL = Size("demo-teacher", "demo-student", (16,), (32,), 2048, 2, 2, 6, 20)
+_VIT = "timm:vit_tiny_patch16_224?depth=2"
+LARGE = Size("h-optimus-0", "hibou-l", (32, 128, 256), (32, 128), 8192, 9, 4, 30,
+             Case("h-optimus-0", "hibou-l", slides=3, seeds=4, batch=32, steps=200, prototypes=1024))  # fmt: skip
+SMALL = Size("demo-teacher", "demo-student", (16,), (32,), 2048, 2, 2, 6,
+             Case(_VIT, _VIT, slides=2, seeds=2, batch=8, steps=4, prototypes=16))  # fmt: skip
 
 
 class Clock:
@@ -303,19 +307,10 @@ def main() -> None:
             many = replace(size, slides=chosen.slides or size.slides)
             stages(folder / "stages", many, clock, dtype)
         if chosen.part in ("all", "commands"):
-            few = replace(size, slides=min(size.slides, 3))
             (folder / "commands").mkdir()
-            write_slides(folder / "commands", few)
-            # tokens need a ViT on both sides, which the demo's encoders are not
-            vits = (size.teacher, size.student) if size is not SMALL else ("timm:vit_tiny_patch16_224",) * 2
-            commands(
-                folder / "commands",
-                *vits,
-                str(device),
-                size.step_batches[0],
-                size.command_steps,
-                size.seeds,
-            )
+            write_slides(folder / "commands", replace(size, slides=size.commands.slides))
+            if not commands(folder / "commands", size.commands, str(device)):
+                sys.exit("a command failed")
 
 
 def stages(folder: Path, size: Size, clock: Clock, dtype: torch.dtype) -> None:

@@ -1,16 +1,32 @@
 """Whole commands, each in a process of its own: views a second from the first second, and peak memory.
 
-Called by `bench_gpu`; the slides and sizes are its own.
+Called by `bench_gpu`, which has the sizes and paints the slides.
 """
 
 import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.bench.measure import say
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the commands are given. Tokens need a vision transformer on both sides."""
+
+    teacher: str
+    student: str
+    slides: int
+    seeds: int
+    batch: int
+    steps: int
+    prototypes: int
+    """At most as many as there are views to train on."""
+
 
 DISTILL: dict[str, list[str]] = {
     "as it is": [],
@@ -43,7 +59,7 @@ def command(name: str, *arguments: object) -> dict[str, Any]:
         parts.append(f"{views:,} views, {views / seconds:.1f} a second")
     for key, wording in (
         ("seconds_to_first_step", "first step after {:.1f} s"),
-        ("views_per_s", "{:.1f} views/s in training"),
+        ("views_per_s", "{:.1f} views/s after the start"),
         ("data_wait", "data wait {:.1%}"),
         ("validation_share", "validation {:.1%} of the time"),
     ):
@@ -56,34 +72,27 @@ def command(name: str, *arguments: object) -> dict[str, Any]:
     return found
 
 
-def commands(
-    folder: Path, teacher: str, student: str, device: str, batch: int, steps: int, seeds: int
-) -> None:
-    """Stage one with tokens, prototypes, a second teacher, every way of training, and deployment."""
+def commands(folder: Path, case: Case, device: str) -> bool:
+    """Stage one with tokens, another teacher, prototypes, ways of training, deployment; False when one failed."""
     on = ["--device", device]
-    slides = ["--slides-csv", folder / "slides.csv"]
     a, b, run = folder / "A", folder / "B", folder / "runs"
-    stage_one = ["extract-teacher", folder, "--teacher", teacher, *on]
-    command("extract-teacher --tokens 16", *stage_one, "--store", a, "--random-weights", "0", "--tokens", "16",
-            "--seeds", str(seeds), *slides)  # fmt: skip
-    command(
-        "extract-teacher --like, another teacher",
-        *stage_one,
-        "--store",
-        b,
-        "--random-weights",
-        "1",
-        "--like",
-        a,
-    )
-    command("prototypes", "prototypes", "--store", a, "--out", folder / "prototypes", "--k", "1024", *on)
-    train = ["distill", "--student", student, "--random-weights", "0", "--slides", folder, *on,
-             "--steps", str(steps), "--batch-size", str(batch)]  # fmt: skip
+    one = ["extract-teacher", folder, "--teacher", case.teacher, *on]
+    done = [
+        command("extract-teacher --tokens 16", *one, "--store", a, "--random-weights", 0, "--tokens", 16,
+                "--seeds", case.seeds, "--slides-csv", folder / "slides.csv"),
+        command("extract-teacher --like, another teacher", *one, "--store", b, "--random-weights", 1, "--like", a),
+        command("prototypes", "prototypes", "--store", a, "--out", folder / "prototypes", "--k", case.prototypes, *on),
+    ]  # fmt: skip
+    train = ["distill", "--student", case.student, "--random-weights", 0, "--slides", folder, *on,
+             "--steps", case.steps, "--batch-size", case.batch]  # fmt: skip
     for number, (name, options) in enumerate(DISTILL.items()):
-        given = [option.format(quarter=max(2, batch // 4)) for option in options]
-        command(f"distill, {name}", *train, "--store", a, "--out", run / str(number), *given)
-    command("distill, tokens and prototypes (dino+ibot)", *train, "--store", a, "--out", run / "tokens",
-            "--loss", "dino+ibot", "--prototypes", folder / "prototypes")  # fmt: skip
-    command("distill, two teachers", *train, "--store", a, "--store", b, "--out", run / "two")
-    command("embed, with the student", "embed", folder, "--encoder", run / "0" / "student", "--out",
-            folder / "embedded", *on)  # fmt: skip
+        given = [option.format(quarter=max(2, case.batch // 4)) for option in options]
+        done.append(command(f"distill, {name}", *train, "--store", a, "--out", run / str(number), *given))
+    done += [
+        command("distill, tokens and prototypes (dino+ibot)", *train, "--store", a, "--out", run / "tokens",
+                "--loss", "dino+ibot", "--prototypes", folder / "prototypes"),
+        command("distill, two teachers", *train, "--store", a, "--store", b, "--out", run / "two"),
+        command("embed, with the student", "embed", folder, "--encoder", run / "0" / "student", "--out",
+                folder / "embedded", *on),
+    ]  # fmt: skip
+    return all(done)
