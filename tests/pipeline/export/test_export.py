@@ -1,6 +1,7 @@
 """`g2l export`: what is written agrees with the original, is the same each time, and appears whole or not at all."""
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -95,6 +96,38 @@ def test_several_class_tokens(
     done = deploy(tmp_path / "student", tmp_path / "out", tiles, format=kind, pooling=pooling)
     assert done.facts["output"]["dim"] == dim
     assert words in (tmp_path / "out/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "takes"),
+    [
+        ("onnx", "uint8"),
+        ("onnx", "float"),
+        ("torchscript", "uint8"),
+        ("torchscript", "float"),
+        ("hf", "float"),
+    ],
+)
+def test_the_code_of_a_card_runs(
+    kind: str, takes: str, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it stands there, on the black views that it begins with; of a student that averages squares."""
+    folder = student(
+        tmp_path / "student", SWIGLU.replace("img_size=28", "img_size=14"), shrink=2, pooling="cls+mean"
+    )
+    deploy(folder, tmp_path / "out", tiles, format=kind, input=takes)
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "out/README.md").read_text(), re.S)
+    monkeypatch.chdir(tmp_path / "out")
+    names: dict[str, Any] = {}
+    with onnx_file.quiet():  # torch.jit.load warns of itself
+        exec(code.replace("hf-hub:OWNER/NAME", f"local-dir:{tmp_path / 'out'}"), names)
+    original = load_encoder(str(folder))
+    views = torch.zeros(4, 28, 28, 3, dtype=torch.uint8)
+    if (kind, takes) == ("torchscript", "float"):  # there the zeros are normalised already
+        assert names["features"].shape == (4, original.dim)
+        return
+    with torch.inference_mode():
+        np.testing.assert_allclose(names["features"], original(views).numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("takes", ["uint8", "float"])
