@@ -447,12 +447,14 @@ def test_a_push_claims_its_url_and_looks_again_at_the_end(store: Path, tmp_path:
     manifest.write_slides(other, [row | {"patient_id": "p"} for row in manifest.read_slides(other)])
     there = quick(f"file://{tmp_path}/out")
     claims: list[dict[str, str]] = []
+    one_at_a_time = threading.Lock()
 
     class Meanwhile(Silent):
         def advance(self, by: int = 1, detail: str = "") -> None:
-            if not claims:
-                claims.append(json.loads(there.get("push.json", 1 << 16) or b"{}"))
-                there.put("push.json", json.dumps(transfer._claim_of(other)).encode())
+            with one_at_a_time:  # several threads push
+                if not claims:
+                    claims.append(json.loads(there.get("push.json", 1 << 16) or b"{}"))
+                    there.put("push.json", json.dumps(transfer._claim_of(other)).encode())
 
     with pytest.raises(OptionError, match="another store is being pushed there"):
         transfer.push(store, there, Meanwhile())
