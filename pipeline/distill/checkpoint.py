@@ -93,6 +93,8 @@ def restore(path: Path, trainer: Trainer, stop: EarlyStop) -> tuple[dict[str, An
         stop.restore(state["early_stop"])
         facts: dict[str, Any] = dict(state["facts"])
         best: dict[str, Any] = state.get("best", {})
+    except torch.OutOfMemoryError:  # of the GPU: the file is as it should be
+        raise
     except Exception as error:  # torch raises a dozen kinds of errors for damaged files
         raise DistillError(
             f"{path}: not a checkpoint of this run ({first_line(error)}); remove it to use the one before"

@@ -22,8 +22,8 @@ def explained(options: DistillOptions) -> Iterator[None]:
             raise
         of_device = isinstance(error, torch.OutOfMemoryError)
         raise DistillError(
-            f"out of memory {'on the GPU' if of_device else 'on this machine'}: {_remedies(options, of_device)}; the "
-            "last checkpoint is intact, and the same command with them continues from it"
+            f"out of memory {'on the GPU' if of_device else 'on this machine'}: {_remedies(options, of_device)}; "
+            "checkpoints are kept, and the same command with them continues from the last, if there is one"
         ) from None
 
 

@@ -40,6 +40,10 @@ def test_other_errors_are_not_touched() -> None:
         raise RuntimeError("shapes do not fit")
 
 
+def short_of_memory(*_: Any) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 @pytest.mark.slow
 def test_a_run_out_of_memory_continues(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = replace(OPTIONS, steps=6, checkpoint_every=2, val_every=6)
@@ -58,5 +62,9 @@ def test_a_run_out_of_memory_continues(store: Path, tmp_path: Path, monkeypatch:
     ):
         train.distill(store, tmp_path / "run", options, False, Silent())
     assert checkpoint.saved(tmp_path / "run")[-1].name == "step-00000002.pt"
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.AdamW, "load_state_dict", short_of_memory)
+        with pytest.raises(DistillError, match="out of memory on the GPU: try"):
+            train.distill(store, tmp_path / "run", options, True, Silent())
     summary = train.distill(store, tmp_path / "run", replace(options, micro_batch=4), True, Silent())
     assert summary["steps"] == 6
