@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -27,8 +27,7 @@ from pipeline.distill.trainer import Trainer
 from pipeline.distill.validate import VIEWS_AT_ONCE
 from pipeline.encoders.encoder import Encoder
 from pipeline.encoders.hub import brief
-from pipeline.encoders.presets import PRESETS
-from pipeline.encoders.timm_models import create, is_timm, timm_preset
+from pipeline.encoders.load import without_memory
 from pipeline.runtime import devices
 from stores.errors import EncoderError, OptionError
 from stores.io.text import human_bytes
@@ -54,11 +53,6 @@ class MemoryPlan:
     """Of ``weights``, ``gradients`` and ``optimiser``, projector included."""
     peaks: Mapping[str, int]
     """The largest sum of bytes during a step and a validation, by the options; empty text for none."""
-
-    @property
-    def some_failed(self) -> bool:
-        """Never."""
-        return False
 
     def fitting(self, device_gb: float) -> str | None:
         """The options with which it fits into a device, the cheapest first; None when it does not."""
@@ -146,8 +140,7 @@ def of_step(options: DistillOptions, dim: int) -> dict[str, int]:
     OptionError
         As `plan_memory`; also when the student cannot do what the options ask.
     """
-    with torch.device("meta"):
-        student = _built(options.student)
+    student = _built(options.student)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             return _counted(student, options, dim)
@@ -159,19 +152,19 @@ def of_step(options: DistillOptions, dim: int) -> dict[str, int]:
 
 
 def _built(name: str) -> Encoder:
-    if name not in PRESETS and not is_timm(name.removeprefix("timm:")):
+    try:
+        student = without_memory(name)
+    except EncoderError as error:
+        raise OptionError(f"--student {name}: {error}") from None
+    if student is None:
         raise OptionError(
             f"--student {name}: its layers are not known without loading it; give a name of `g2l models` or of timm"
         )
-    preset = PRESETS[name] if name in PRESETS else timm_preset(name.removeprefix("timm:"))
-    try:
-        return Encoder(preset, create(preset))
-    except EncoderError as error:
-        raise OptionError(f"--student {name}: {error}") from None
+    return student
 
 
 def _counted(student: Encoder, options: DistillOptions, dim: int) -> dict[str, int]:
-    _give_shapes(student)
+    student.to_empty(device="cpu")
     dtype, _ = devices.choose_dtype(options.dtype, _CPU.device)
     model = build(student, [Teaching(dim, np.zeros(dim), np.ones(dim))], options, dtype).train()
     if options.checkpointing:
@@ -181,9 +174,8 @@ def _counted(student: Encoder, options: DistillOptions, dim: int) -> dict[str, i
     trainer = Trainer(model, model, None, _CPU, dtype, 0, micro_batch=options.micro_batch)  # type: ignore[arg-type]
     weights = list(model.parameters())
     moments = [torch.empty_like(weight) for weight in weights for _ in range(2)]
-    count = min(
-        options.batch_size, 2 * (options.micro_batch or options.batch_size)
-    )  # all parts are like the first two
+    # all parts are like the first two
+    count = min(options.batch_size, 2 * (options.micro_batch or options.batch_size))
     views, targets = _a_batch(student, count, dim)
     with Live() as live:
         live.now = (options.batch_size - count) * (views[0].nbytes + 4 * dim)
@@ -206,23 +198,6 @@ def _a_batch(student: Encoder, count: int, dim: int) -> tuple[Tensor, Targets]:
     side = student.image_px
     views = torch.empty(count, side, side, 3, dtype=torch.uint8)
     return views, Targets(torch.empty(count, dim), torch.empty(count, 0, 0), torch.empty(count, 0).long())
-
-
-def _give_shapes(module: nn.Module) -> None:
-    """Replace the tensors of a module on the meta device by fake ones of the CPU; what was shared is shared."""
-    made: dict[int, Tensor] = {}
-    for part in module.modules():
-        for name, weight in part._parameters.items():
-            if weight is not None:
-                fake = made.setdefault(
-                    id(weight), nn.Parameter(torch.empty(weight.shape), weight.requires_grad)
-                )
-                part._parameters[name] = fake  # type: ignore[assignment]
-        for name, buffer in part._buffers.items():
-            if buffer is not None:
-                part._buffers[name] = made.setdefault(
-                    id(buffer), torch.empty(buffer.shape, dtype=buffer.dtype)
-                )
 
 
 class Live(TorchDispatchMode):

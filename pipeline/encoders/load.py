@@ -106,6 +106,16 @@ def _repooled(encoder: Encoder, pooling: str) -> Encoder:
     return Encoder(preset, encoder.backbone).eval()
 
 
+def without_memory(spec: str) -> Encoder | None:
+    """The layers of an encoder on PyTorch's meta device; None unless its name, a preset's or timm's, tells them."""
+    name = spec.removeprefix("timm:")
+    if spec not in PRESETS and not is_timm(name):
+        return None
+    preset = PRESETS[spec] if spec in PRESETS else timm_preset(name)
+    with torch.device("meta"):
+        return Encoder(preset, create(preset))
+
+
 def _load(spec: str, weights: Path | None, random_weights: int | None) -> Encoder:
     if spec in PRESETS:
         return _build(PRESETS[spec], weights, random_weights)

@@ -292,21 +292,16 @@ def _token_dim(options: PlanOptions, dim: int | None) -> int | None:
 
 def _attention_grid(teacher: str) -> int:
     """Side of the teacher's grid of patches; it is built without weights or memory."""
-    import torch
-
     from pipeline.encoders.attention import require_attention
-    from pipeline.encoders.encoder import Encoder, token_grid
-    from pipeline.encoders.timm_models import create, is_timm, timm_preset
+    from pipeline.encoders.encoder import token_grid
+    from pipeline.encoders.load import without_memory
 
-    name = teacher.removeprefix("timm:")
-    if teacher not in PRESETS and not is_timm(name):
+    encoder = without_memory(teacher)
+    if encoder is None:
         raise OptionError(
             f"--attention: the patches of {teacher} are not known without loading it; give a name of "
             "`g2l models` or of timm as --teacher"
         )
-    preset = PRESETS[teacher] if teacher in PRESETS else timm_preset(name)
-    with torch.device("meta"):
-        encoder = Encoder(preset, create(preset))
     require_attention(encoder)
     return token_grid(encoder)[0]
 
