@@ -12,13 +12,13 @@ float32 rounding; the price is one more forward pass. Layers draw the same in bo
 out what the undivided step leaves out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.distill.model import Distiller, Embedded, Targets
+from pipeline.distill.model import Distiller, Embedded, Targets, different, with_others
 from stores.errors import OptionError
 
 
@@ -100,26 +100,12 @@ def add_gradients(
 
     with torch.no_grad():
         found = [embedded(rows) for rows in parts]
-    leaves = [torch.cat(tensors).requires_grad_() for tensors in zip(*map(_tensors, found), strict=True)]
-    loss, terms = model.loss_of(_with_tensors(found[0], leaves), targets)
+    leaves = [torch.cat(tensors).requires_grad_() for tensors in zip(*map(different, found), strict=True)]
+    loss, terms = model.loss_of(with_others(found[0], leaves), targets)
     scaled(loss).backward()
     gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
     for rows in parts:
-        torch.autograd.backward(_tensors(embedded(rows)), [gradient[rows] for gradient in gradients])
+        torch.autograd.backward(different(embedded(rows)), [gradient[rows] for gradient in gradients])
     for depth in depths:
         depth.part = None
     return loss.detach(), terms
-
-
-def _tensors(found: Sequence[Embedded]) -> list[Tensor]:
-    """The different tensors of what each teacher compares: they share most."""
-    tensors: dict[int, Tensor] = {}
-    for embedded in found:
-        embedded.map(lambda tensor: tensors.setdefault(id(tensor), tensor))
-    return list(tensors.values())
-
-
-def _with_tensors(found: Sequence[Embedded], tensors: Sequence[Tensor]) -> list[Embedded]:
-    """The same with other tensors, in the order of `_tensors`."""
-    other = {id(old): new for old, new in zip(_tensors(found), tensors, strict=True)}
-    return [embedded.map(lambda tensor: other[id(tensor)]) for embedded in found]

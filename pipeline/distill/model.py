@@ -163,17 +163,33 @@ class Embedded:
         return self.map(lambda tensor: tensor.to(device))
 
 
+def different(found: Sequence[Embedded]) -> list[Tensor]:
+    """The different tensors of what each teacher compares: they share most."""
+    tensors: dict[int, Tensor] = {}
+    for embedded in found:
+        embedded.map(lambda tensor: tensors.setdefault(id(tensor), tensor))
+    return list(tensors.values())
+
+
+def with_others(found: Sequence[Embedded], tensors: Sequence[Tensor]) -> list[Embedded]:
+    """The same with other tensors, in the order of `different`."""
+    other = {id(old): new for old, new in zip(different(found), tensors, strict=True)}
+    return [embedded.map(lambda tensor: other[id(tensor)]) for embedded in found]
+
+
 class Lesson(nn.Module):
     """What stands between a student and the loss of one teacher.
 
     Parameters
     ----------
     student
-        Whose features and tokens it takes; it is no part of this module.
+        Whose features and tokens it takes.
     loss
         Terms and their weights, see `pipeline.distill.loss_spec.parse`.
     number
         Of the teacher, from 0: its class token, with ``--student-tokens per-teacher``.
+    keeps_student : bool
+        Whether the student is a part of this module.
     """
 
     projector: Projector | None
@@ -187,18 +203,11 @@ class Lesson(nn.Module):
         teaching: Teaching,
         options: DistillOptions,
         number: int = 0,
+        keeps_student: bool = False,
     ) -> None:
         super().__init__()
-        self._set_up(student, loss, teaching, options, number)
-
-    def _set_up(
-        self,
-        student: Encoder,
-        loss: Mapping[str, float],
-        teaching: Teaching,
-        options: DistillOptions,
-        number: int = 0,
-    ) -> None:
+        if keeps_student:  # before the heads: checkpoints know parameters by their order
+            self.student = student
         self.loss = loss
         per_teacher = options.student_tokens == "per-teacher"
         self.class_token, self.places = (number, places_of(student, number)) if per_teacher else (0, None)
@@ -414,11 +423,9 @@ class Distiller(Lesson):
         dtype: torch.dtype = torch.float32,
         gather: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        nn.Module.__init__(self)
-        self.student = student  # before the heads: checkpoints know parameters by their order
+        super().__init__(student, loss, teaching, options, keeps_student=True)
         self.names, self.weights = [teaching.name], [teaching.weight]
         self.dtype, self.gather = dtype, gather
-        self._set_up(student, loss, teaching, options)
 
     @property
     def lessons(self) -> list[Lesson]:
@@ -449,13 +456,18 @@ class Distiller(Lesson):
 
     def loss_of(self, students: Sequence[Embedded], targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
         """As `forward`, of what `embed_for` returned."""
-        (student,) = students
-        targets = replace(targets, beside=None)
-        if self.gather is not None:
-            student = student.map(self.gather)
-            with torch.no_grad():
-                targets = targets.map(self.gather)
+        (student,), targets = self._gathered(students, targets)
         return self.compare(student, targets)
+
+    def _gathered(self, students: Sequence[Embedded], targets: Targets) -> tuple[Sequence[Embedded], Targets]:
+        """What the loss compares, with the rows of all processes where `gather` is given."""
+        targets = replace(targets, beside=None)
+        if self.gather is None:
+            return students, targets
+        rows = [self.gather(tensor) for tensor in different(students)]
+        with torch.no_grad():
+            targets = targets.map(self.gather)
+        return with_others(students, rows), targets
 
     def embed(self, views: Tensor, positions: Tensor) -> Embedded:
         """The student's features, its tokens at `positions` and its attention where the loss uses them."""

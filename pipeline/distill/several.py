@@ -8,7 +8,6 @@ with least, and lets go of each other one with some probability.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -56,21 +55,7 @@ class SeveralDistiller(Distiller):
 
     def loss_of(self, students: Sequence[Embedded], targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and that of each teacher, not weighted, detached; 0 where one has no part in it."""
-        targets = replace(targets, beside=None)
-        if self.gather is not None:
-            features, other = self.gather(students[0].features), students[0].beside
-            beside = None if other is None else self.gather(other)
-            students = [
-                replace(
-                    Embedded(
-                        features, *(None if of is None else self.gather(of) for of in (s.tokens, s.attention))
-                    ),
-                    beside=beside,
-                )
-                for s in students
-            ]
-            with torch.no_grad():
-                targets = targets.map(self.gather)
+        students, targets = self._gathered(students, targets)
         losses = self._losses(students, targets)
         total = torch.stack([w * loss for w, loss in zip(self.weights, losses, strict=True)]).sum()
         return total, {name: loss.detach() for name, loss in zip(self.names, losses, strict=True)}
