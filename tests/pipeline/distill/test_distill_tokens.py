@@ -25,7 +25,7 @@ from pipeline.distill.validate import validate
 from pipeline.encoders.load import load_encoder
 from pipeline.runtime.progress import Silent
 from stores.errors import EncoderError, G2LError, OptionError, StoreError
-from tests.tools.distill import ALONE, STUDENT, first_of, made
+from tests.tools.distill import ALONE, OPTIONS, STUDENT, first_of, made
 from tests.tools.ranks import run_several
 from tests.tools.stores import TOKENS
 
@@ -36,20 +36,16 @@ pytestmark = pytest.mark.slow
 def options(token_store: Path, tmp_path_factory: pytest.TempPathFactory) -> DistillOptions:
     folder = tmp_path_factory.mktemp("prototypes") / "p"
     fit.fit(token_store, folder, PrototypeOptions(k=12, window=64, threads=2), Silent())
-    return DistillOptions(
+    return replace(
+        OPTIONS,
         student=STUDENT,
-        random_weights=1,
         loss="dino+ibot",
         prototypes=folder,
         head_hidden=32,
         head_bottleneck=16,
         steps=12,
-        batch_size=8,
-        lr=3e-3,
         val_every=6,
         checkpoint_every=6,
-        threads=2,
-        window=64,
     )
 
 
