@@ -54,8 +54,9 @@ class ViewDataset(IterableDataset[ViewBatch]):
     ``w``, ``w + W``, and so on. Every iteration begins at the position that was loaded last, 0 by default.
 
     Each epoch shows every view of the split once (unless `balance` says otherwise); the next epoch follows in another
-    order. Stop when you have enough:
-    after a number of batches, or when ``batch.epoch`` reaches a number.
+    order. Stop when you have enough: after a number of batches, or when ``batch.epoch`` reaches a number.
+
+    The views that ``distill`` puts beside those of pairs (``--loss ...+pair``) are not in the batches.
 
     Parameters
     ----------
