@@ -12,7 +12,7 @@ from pipeline.distill import memory
 from pipeline.distill.memory import Live, MemoryPlan, of_step
 from pipeline.distill.options import DistillOptions
 from stores.errors import OptionError
-from tests.tools.steps import DIM, VIT, a_batch, a_trainer
+from tests.tools.steps import DIM, PX, VIT, a_batch, a_trainer
 
 BATCH = 12
 
@@ -43,6 +43,16 @@ def test_the_plan_is_what_a_step_takes(options: dict[str, Any], monkeypatch: pyt
     assert planned["peak"] == pytest.approx(live.peak, rel=0.05)  # kernels of a CPU copy some weights
     assert planned["optimiser"] == 2 * planned["weights"] == 2 * planned["gradients"]
     assert planned["parameters"] == sum(p.numel() for p in model.student.parameters())
+
+
+def test_a_validation_and_the_views_of_other_parts_are_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    def peak(batch_size: int, at_once: int) -> int:
+        monkeypatch.setattr(memory, "VIEWS_AT_ONCE", at_once)
+        return of_step(DistillOptions(student=VIT, batch_size=batch_size, micro_batch=2), DIM)["peak"]
+
+    step = peak(4, 1)
+    assert peak(4000, 1) - step == 3996 * (PX * PX * 3 + 4 * DIM)
+    assert peak(4, 256) - step > 128 * PX * PX * 3 * 4  # images in float32, at least
 
 
 def test_what_is_let_go_of_is_not_counted() -> None:
