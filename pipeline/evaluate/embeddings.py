@@ -324,6 +324,29 @@ def add_columns(embeddings: Embeddings, table: Path) -> tuple[Embeddings, int]:
     return Embeddings(kept.source, kept.encoder, kept.x, columns, kept.left_out), int((~known).sum())
 
 
+def joined(embeddings: Embeddings, table: Path | None, notes: list[str]) -> Embeddings:
+    """The samples that a table names, with its columns, see `add_columns`; all of them where there is no table.
+
+    Notes how many it lacks, and how many were lost before.
+    """
+    if table is not None:
+        embeddings, lost = add_columns(embeddings, table)
+        if lost:
+            notes.append(f"{lost} samples are not in {table.name} and were left out")
+    if embeddings.left_out:
+        notes.append(f"{embeddings.left_out} samples could not be read when they were embedded")
+    return embeddings
+
+
+def with_value(embeddings: Embeddings, name: str, what: str, notes: list[str]) -> Embeddings:
+    """The samples that have a value in a column, which the option `what` names; notes how many have none."""
+    known = np.array([value not in (None, "") for value in embeddings.column(name, what)])
+    if known.all():
+        return embeddings
+    notes.append(f"{int((~known).sum())} samples without a {what} were left out")
+    return embeddings.take(known)
+
+
 def sample_names(embeddings: Embeddings) -> list[tuple[str, ...]]:
     """What identifies each sample, whatever encoder embedded it.
 

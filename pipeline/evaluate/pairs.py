@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluate.embeddings import Embeddings, add_columns
+from pipeline.evaluate.embeddings import Embeddings, joined, with_value
 from pipeline.evaluate.options import PairsOptions
 from pipeline.evaluate.plism import cosines_and_hits
 from pipeline.evaluate.result import Judged, Result, Row, row_of
@@ -31,15 +31,8 @@ def run_pairs(embeddings: Embeddings, options: PairsOptions) -> Result:
     """Matched cosine and top-k accuracy over all pairs of sites, with intervals over groups, and the effective rank."""
     options.validate()
     result = Result("pairs", embeddings.encoder, embeddings.source, 0, options)
-    if options.labels is not None:
-        embeddings, lost = add_columns(embeddings, options.labels)
-        if lost:
-            result.notes.append(f"{lost} samples are not in {options.labels.name} and were left out")
-    values = embeddings.column(options.pair, "pair")
-    known = np.array([value not in (None, "") for value in values])
-    if not known.all():
-        result.notes.append(f"{int((~known).sum())} samples without a pair were left out")
-        embeddings = embeddings.take(known)
+    embeddings = joined(embeddings, options.labels, result.notes)
+    embeddings = with_value(embeddings, options.pair, "pair", result.notes)
     rows, sites, places = _table(embeddings, options)
     ks = sorted(set(options.k))
     figures, pairs = _by_sites(embeddings.x, rows, sites, ks, options.device)

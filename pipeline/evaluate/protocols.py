@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pipeline.evaluate import options as opts
 from pipeline.evaluate import pathorob
-from pipeline.evaluate.embeddings import Embeddings, add_columns, matched, read_table, sample_names
+from pipeline.evaluate.embeddings import Embeddings, joined, matched, read_table, sample_names, with_value
 from pipeline.evaluate.eva_linear import eva_linear
 from pipeline.evaluate.hest import hest
 from pipeline.evaluate.linear import Fold, fold_of_splits, folds_by_group, logistic_probe
@@ -52,17 +52,8 @@ class _Labelled:
 
 def _labelled(embeddings: Embeddings, options: Any, result: Result) -> _Labelled:
     """Join ``--labels``, leave out what has no label, and look up label and group."""
-    if getattr(options, "labels", None) is not None:
-        embeddings, lost = add_columns(embeddings, options.labels)
-        if lost:
-            result.notes.append(f"{lost} samples are not in {options.labels.name} and were left out")
-    values = embeddings.column(options.label, "label")
-    known = np.array([value not in (None, "") for value in values])
-    if not known.all():
-        result.notes.append(f"{int((~known).sum())} samples without a label were left out")
-        embeddings = embeddings.take(known)
-    if embeddings.left_out:
-        result.notes.append(f"{embeddings.left_out} samples could not be read when they were embedded")
+    embeddings = joined(embeddings, getattr(options, "labels", None), result.notes)
+    embeddings = with_value(embeddings, options.label, "label", result.notes)
     result.samples = len(embeddings)
     labels, names = codes_of(options.label, embeddings.column(options.label, "label"), len(embeddings))
     name = options.group or next((n for n in ("group", "slide_id") if n in embeddings.columns), "none")
@@ -205,6 +196,8 @@ def run_cka(embeddings: Embeddings, other: Embeddings, options: opts.CkaOptions)
     rows_a, rows_b = matched(embeddings, other)
     name = f"{embeddings.encoder or 'embeddings'} and {other.encoder or 'embeddings'}"
     result = Result("cka", name, f"{embeddings.source} and {other.source}", len(rows_a), options)
+    for one in (embeddings, other):
+        joined(one, None, result.notes)
     x, y = embeddings.x[rows_a], other.x[rows_b]
     lost = len(embeddings) + len(other) - 2 * len(rows_a)
     if lost:
@@ -284,11 +277,10 @@ def run_hest(embeddings: Embeddings, options: opts.HestOptions) -> Result:
     """Mean correlation over genes and folds."""
     options.validate()
     assert options.genes is not None
-    with_genes, lost = add_columns(embeddings, options.genes)
     names = _gene_names(options.genes, embeddings)
-    result = Result("hest", embeddings.encoder, embeddings.source, len(with_genes), options)
-    if lost:
-        result.notes.append(f"{lost} samples are not in {options.genes.name} and were left out")
+    result = Result("hest", embeddings.encoder, embeddings.source, 0, options)
+    with_genes = joined(embeddings, options.genes, result.notes)
+    result.samples = len(with_genes)
     try:
         genes = np.array([[float(v) for v in with_genes.columns[name]] for name in names]).T
     except ValueError as error:
@@ -319,10 +311,7 @@ def run_slides(embeddings: Embeddings, options: opts.SlideOptions) -> Result:
     """A task of whole slides, cross-validated by patient."""
     options.validate()
     result = Result(f"slides-{options.pool}", embeddings.encoder, embeddings.source, 0, options)
-    if options.labels is not None:
-        embeddings, lost = add_columns(embeddings, options.labels)
-        if lost:
-            result.notes.append(f"{lost} samples are not in {options.labels.name} and were left out")
+    embeddings = joined(embeddings, options.labels, result.notes)
     slides, names = codes_of("slide_id", embeddings.column("slide_id", "slide_id"), len(embeddings))
     bags = bags_of(slides)
     values = embeddings.column(options.label, "label")

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from cli import g2l
 from pipeline.embed.parts import feature_column
 from pipeline.evaluate.embeddings import add_columns, load_embeddings, matched
-from pipeline.evaluate.options import LinearOptions, RobustnessOptions, SlideOptions
+from pipeline.evaluate.options import LinearOptions, PairsOptions, RobustnessOptions, SlideOptions
+from pipeline.evaluate.pairs import run_pairs
 from pipeline.evaluate.protocols import run_linear, run_robustness, run_slides
 from stores.errors import EvaluationError, OptionError
 from stores.format import features, manifest
@@ -204,7 +206,19 @@ def test_rows_that_could_not_be_read_are_left_out_and_counted(tmp_path: Path) ->
     found = load_embeddings(path)
     assert (len(found), found.left_out) == (60, 180)
     assert len(found.columns["label"]) == 60
-    assert "180 samples could not be read when they were embedded" in run("knn", path)["notes"]
+    said = "180 samples could not be read when they were embedded"
+    assert said in run("knn", path)["notes"]
+    assert run("cka", path, path)["notes"].count(said) == 2
+    rows = ["path,CD3", *(f"t{i}.png,{i % 7}" for i in range(len(found.x) * 4))]
+    (tmp_path / "genes.csv").write_text("\n".join(rows) + "\n")
+    assert said in run("hest", path, "--genes", tmp_path / "genes.csv", "--fold", "site")["notes"]
+
+    slides = load_embeddings(slide_embeddings(tmp_path))
+    labels = {"label": ["ab"[int(patient[1:]) % 2] for patient in slides.columns["patient_id"]]}
+    slides = replace(slides, columns={**slides.columns, **labels}, left_out=180)
+    assert said in run_slides(slides, SlideOptions(pool="mean", folds=3)).notes
+    places = {"pair": [str(i // 2) for i in range(240)], "site": ["a", "b"] * 120}
+    assert said in run_pairs(replace(slides, columns=places, left_out=180), PairsOptions(replicates=2)).notes
 
 
 def test_hest_of_genes_in_a_csv(tmp_path: Path) -> None:
