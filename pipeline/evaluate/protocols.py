@@ -57,7 +57,8 @@ def _labelled(embeddings: Embeddings, options: Any, result: Result) -> _Labelled
     result.samples = len(embeddings)
     labels, names = codes_of(options.label, embeddings.column(options.label, "label"), len(embeddings))
     name = options.group or next((n for n in ("group", "slide_id") if n in embeddings.columns), "none")
-    groups, values = None, []
+    groups = None
+    values: list[str] = []
     if name != "none":
         groups, values = codes_of(name, embeddings.column(name, "group"), len(embeddings))
     if options.shuffle_labels:
