@@ -22,6 +22,7 @@ from pipeline.runtime.work import (
     Cluster,
     Done,
     Failures,
+    ForeignError,
     Item,
     Result,
     Work,
@@ -59,7 +60,7 @@ def _attempt(work: Work, item: Any) -> _Attempt:
         return _Attempt(None, address, 0, portable(error), traceback.format_exc())
 
 
-class _Died(RuntimeError):
+class _Died(ForeignError):
     """A worker died with the item on it, as often as the scheduler allows."""
 
 
@@ -166,7 +167,7 @@ class OnDask:
         if isinstance(error, KilledWorker):
             said = "every worker that took it died: out of memory, or a crash in a library"
             return _Attempt(None, "", 0, _Died(said))
-        return _Attempt(None, "", 0, RuntimeError(f"{type(error).__name__}: {first_line(error)}"))
+        return _Attempt(None, "", 0, portable(error))
 
     def call(self, function: Callable[..., Result], *args: Any) -> Result:
         got = self._called(_Call(function, args))
