@@ -1,6 +1,6 @@
 """What a run of ``extract-teacher`` did: to one store, or to several that saw the same views."""
 
-from collections.abc import Mapping
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,38 @@ from stores.info import store_info
 from stores.io.text import counted, first_of, human_bytes
 
 
-@dataclass(slots=True, kw_only=True)
-class Extracted(Tally):
-    """What a run of ``extract-teacher`` did, and what the store holds now."""
+@dataclass(kw_only=True)
+class IntoStore(Tally):
+    """What a run did that adds views to a store, and what the store holds after it."""
 
     store: Path
+
+    @functools.cached_property
+    def held(self) -> dict[str, Any]:
+        """What `store_info` says after the run. It reads every commit record, so it is asked once."""
+        return store_info(self.store)
+
+    def held_json(self) -> dict[str, Any]:
+        """Which views the store has, and how many of them are new, as plain JSON types."""
+        return {
+            "store": str(self.store),
+            "recipe_digest": self.held["recipe_digest"],
+            "views": self.held["views"],
+            "views_new": self.views,
+            "views_before": self.views_before,
+        }
+
+    def held_line(self) -> str:
+        """The same as text, less the recipe."""
+        return (
+            f"{self.held['views']} views in {self.store} ({self.views} new, {self.views_before} found done)"
+        )
+
+
+@dataclass(kw_only=True)
+class Extracted(IntoStore):
+    """What a run of ``extract-teacher`` did, and what the store holds now."""
+
     refused: list[str] = field(default_factory=list)
     """A line for each tile of the list that could not be used; empty for slides."""
     like: str = ""
@@ -25,20 +52,13 @@ class Extracted(Tally):
     @property
     def some_failed(self) -> bool:
         """Whether a slide, a tile, a block or a patch could not be done."""
-        return super(Extracted, self).some_failed or bool(self.refused)
+        return super().some_failed or bool(self.refused)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        info = store_info(self.store)
         return {
-            "store": str(self.store),
-            "recipe_digest": info["recipe_digest"],
-            "views": info["views"],
-            "views_new": self.views,
-            "views_before": self.views_before,
-            "complete": info["complete"],
-            "bytes": info["bytes"],
-            "bytes_per_view": info["bytes_per_view"],
+            **self.held_json(),
+            **{name: self.held[name] for name in ("complete", "bytes", "bytes_per_view")},
             **self.figures_json(),
             **({"refused_tiles": self.refused} if self.refused else {}),
             **({"like": self.like, "compared": self.compared} if self.like else {}),
@@ -46,21 +66,19 @@ class Extracted(Tally):
 
     def lines(self) -> list[str]:
         """The same as text."""
-        found = self.to_json()
-        said = self.said_lines(found)
+        said = self.said_lines()
         if self.views:
-            size, memory = human_bytes(found["bytes_per_view"]), human_bytes(found["peak_rss_bytes"])
+            size = human_bytes(self.held["bytes_per_view"])
+            memory = human_bytes(self.figures["peak_rss_bytes"])
             said.insert(1, f"{self.speed()}; {size} a view, peak memory {memory}")
         return [*said, *self.failed_lines()]
 
-    def said_lines(self, found: Mapping[str, Any]) -> list[str]:
-        """What the store holds, and what was compared, of what `to_json` found."""
-        lines = [
-            f"{found['views']} views in {self.store} ({self.views} new, {self.views_before} found done), "
-            f"{found['complete']:.1%} of all patches; recipe {found['recipe_digest'][:12]}"
-        ]
+    def said_lines(self) -> list[str]:
+        """What the store holds, and what was compared."""
+        digest = self.held["recipe_digest"][:12]
+        lines = [f"{self.held_line()}, {self.held['complete']:.1%} of all patches; recipe {digest}"]
         if self.like:
-            others = found["views"] - self.compared
+            others = self.held["views"] - self.compared
             lines.append(
                 f"{counted(self.compared, 'view has', 'views have')} the checksum of that in {self.like}; "
                 f"{counted(others, 'view is', 'views are')} not there"
@@ -69,8 +87,7 @@ class Extracted(Tally):
 
     def failed_lines(self) -> list[str]:
         """What could not be done, and why: patches, blocks, slides, tiles."""
-        failed = super(Extracted, self).failed_lines()
-        return [*failed, *first_of("tile not used", self.refused)]
+        return [*super().failed_lines(), *first_of("tile not used", self.refused)]
 
 
 @dataclass(slots=True)
@@ -92,7 +109,7 @@ class ExtractedTogether:
 
     def lines(self) -> list[str]:
         """The same as text."""
-        lines = [line for store in self.stores for line in store.said_lines(store.to_json())]
+        lines = [line for store in self.stores for line in store.said_lines()]
         encoded = sum(store.views for store in self.stores)
         if encoded:
             first = next(store for store in self.stores if store.views)

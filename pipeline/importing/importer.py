@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.extract.block import StoreSink
+from pipeline.extract.result import IntoStore
 from pipeline.extract.tasks import create_arrays
 from pipeline.importing.declared import DeclaredEncoder, declared_encoder
 from pipeline.importing.h5_files import HowCut, SlideFeatures, describe, find_h5, read_slide
 from pipeline.importing.options import ImportOptions
 from pipeline.inference.encoding import EncodedBlock, views_table
 from pipeline.inference.facts import reader_identity
-from pipeline.inference.task import Tally, Task
+from pipeline.inference.task import Task
 from pipeline.runtime.options import to_json
 from pipeline.runtime.progress import Reporter
 from pipeline.runtime.work import threads_of
@@ -42,7 +43,6 @@ from pipeline.views.policy import Policy
 from stores.errors import CorruptStore, G2LError, OptionError, RecipeMismatch, SlideError, StoreError
 from stores.format import features, layout, manifest, recipe, terms
 from stores.format.splits import count_splits, split_warnings
-from stores.info import store_info
 from stores.io import files
 from stores.io.lock import only_writer
 from stores.io.ranges import aligned
@@ -52,24 +52,18 @@ _SEEDS = range(1)
 _SHOWN = 3
 
 
-@dataclass(slots=True, kw_only=True)
-class Imported(Tally):
+@dataclass(kw_only=True)
+class Imported(IntoStore):
     """What a run of ``store import`` did, and what the store holds now."""
 
-    store: Path
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     """What a training on the splits cannot do, a line each."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        info = store_info(self.store)
         return {
-            "store": str(self.store),
-            "recipe_digest": info["recipe_digest"],
-            "views": info["views"],
-            "views_new": self.views,
-            "views_before": self.views_before,
+            **self.held_json(),
             "seconds": self.seconds,
             "notes": self.notes,
             "warnings": self.warnings,
@@ -79,10 +73,8 @@ class Imported(Tally):
 
     def lines(self) -> list[str]:
         """The same as text."""
-        found = self.to_json()
         return [
-            f"{found['views']} views in {self.store} ({self.views} new, {self.views_before} found done); "
-            f"recipe {found['recipe_digest'][:12]}",
+            f"{self.held_line()}; recipe {self.held['recipe_digest'][:12]}",
             "teacher and views are what was declared; `g2l store verify --slides SLIDES --teacher TEACHER` proves a "
             "sample",
             *(f"note: {text}" for text in self.notes),

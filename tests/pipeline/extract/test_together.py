@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import pipeline as g2l_api
+from pipeline.extract import result as results
 from pipeline.slides.openslide_reader import OpenSlidePatches
 from pipeline.tile.options import TileOptions
 from pipeline.views import patch_views
@@ -154,7 +155,18 @@ def test_more_seeds_later_and_a_limit(slides: Path, store: Path, tmp_path: Path)
     assert {found.kind for found in structure(b)} == {"missing"}
 
 
-def test_three_stores_like_another_one(slides: Path, store: Path, tmp_path: Path) -> None:
+def test_three_stores_like_another_one(
+    slides: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a store holds is asked once of each, however often it is said."""
+    asked: list[Path] = []
+    true_info = results.store_info
+
+    def info(path: Path) -> dict[str, Any]:
+        asked.append(path)
+        return true_info(path)
+
+    monkeypatch.setattr(results, "store_info", info)
     small = {"teacher": "tests.tools.tiny:student", "random_weights": 1}
     stores = {tmp_path / "b": SECOND, tmp_path / "c": small, tmp_path / "d": {**small, "random_weights": 2}}
     done = g2l_api.extract([slides], stores, like=store, threads=2, limit=5)
@@ -165,6 +177,7 @@ def test_three_stores_like_another_one(slides: Path, store: Path, tmp_path: Path
     assert "15 views rendered for 45 of 3 teachers" in said
     assert all(f"15 views in {path} (15 new" in said for path in stores)
     assert [one["store"] for one in done.to_json()["stores"]] == [str(path) for path in stores]
+    assert asked == [*stores]
 
 
 def test_a_view_that_another_of_the_stores_has_otherwise(
