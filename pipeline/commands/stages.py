@@ -25,11 +25,11 @@ from pipeline.distill.prototypes.options import PrototypeOptions
 from pipeline.distill.weighted import parse_weight
 from pipeline.embed.options import EmbedOptions
 from pipeline.export.options import CHECK, ExportOptions
-from pipeline.extract.options import ExtractOptions, PlanOptions, own_options
+from pipeline.extract.options import ExtractOptions, PlanOptions, own_options, require_distinct
 from pipeline.runtime.options import ENCODER, VIEWS, ClusterOptions
 from pipeline.tile.options import TileOptions
 from stores.errors import SOME_SLIDES_FAILED, OptionError
-from stores.io.location import is_same, names_of
+from stores.io.location import names_of
 from stores.io.text import counted
 
 
@@ -169,9 +169,7 @@ def _several(
             f"{flag}: given twice; an option holds for all teachers of a command, and --for STORE:{name}=VALUE gives "
             "one teacher its own"
         )
-    for number, store in enumerate(stores):
-        if any(is_same(store, other) for other in stores[:number]):
-            raise OptionError(f"--store {store}: given twice; each teacher has a store of its own")
+    require_distinct(stores)  # before two that are one become one key
     options = own_options(own, names_of(stores))
     return {
         store: {"teacher": teacher, **mine}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.extract.like import Like, not_among, note_left_out
-from pipeline.extract.options import ExtractOptions
+from pipeline.extract.options import ExtractOptions, require_distinct
 from pipeline.extract.original import Original, expected
 from pipeline.extract.result import Extracted, ExtractedTogether
 from pipeline.extract.store_run import StoreRun
@@ -36,7 +36,6 @@ from pipeline.views.policy import load_policy, sized
 from stores.errors import DiskFull, OptionError
 from stores.format import layout, manifest, recipe
 from stores.io import files
-from stores.io.location import is_same
 from stores.io.lock import only_writer
 from stores.io.text import counted, human_bytes
 
@@ -92,7 +91,7 @@ def extract_together(
     stores, options = [store for store, _ in asked], asked[0][1]
     for _, own in asked:
         own.validate()
-    _require_distinct(stores)
+    require_distinct(stores)
     said = f"--policy {options.policy}" if like is None else f"--like {like}"
     if like is None:
         policy = sized(load_policy(options.policy), tile_options.patch, VIEW_PX)
@@ -142,15 +141,6 @@ def extract_together(
             for run in runs:
                 run.summary.like, run.summary.compared = str(like), like.original.compared(run.store)
     return result
-
-
-def _require_distinct(stores: Sequence[Path]) -> None:
-    for a, b in itertools.combinations(stores, 2):
-        if is_same(a, b):
-            raise OptionError(f"--store {b}: given twice; each teacher has a store of its own")
-        inner, outer = (a, b) if b.absolute() in a.absolute().parents else (b, a)
-        if outer.absolute() in inner.absolute().parents:
-            raise OptionError(f"--store {inner}: lies in {outer}, a store too; give another folder")
 
 
 def _begin(

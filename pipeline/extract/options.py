@@ -1,7 +1,9 @@
 """Options of ``extract-teacher`` and ``plan``; imports nothing heavy."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.options import (
@@ -17,6 +19,7 @@ from pipeline.runtime.options import (
     types_of,
 )
 from stores.errors import OptionError
+from stores.io.location import is_same
 
 _SEEDS = "Views of a patch: the centre crop, and one augmented view for each further seed."
 
@@ -70,6 +73,16 @@ class ExtractOptions(CompileOptions, ReadingOptions, ForwardOptions, WeightsOpti
 
 SHARED = ("seeds", "policy", "limit", "threads", "readers")
 """What holds for all teachers that see the same views; any other of `ExtractOptions` may be one teacher's own."""
+
+
+def require_distinct(stores: Sequence[Path]) -> None:
+    """Raise OptionError when one of several stores is given twice, or lies in another one."""
+    for a, b in itertools.combinations(stores, 2):
+        if is_same(a, b):
+            raise OptionError(f"--store {b}: given twice; each teacher has a store of its own")
+    for inner, outer in itertools.permutations(stores, 2):
+        if outer.resolve() in inner.resolve().parents:
+            raise OptionError(f"--store {inner}: lies in {outer}, a store too; give another folder")
 
 
 def own_options(texts: Sequence[str], names: Sequence[str], flag: str = "for") -> list[dict[str, Any]]:

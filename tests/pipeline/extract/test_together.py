@@ -260,6 +260,7 @@ def test_bad_reads_are_told_once(
     [
         ({"a": FIRST, "b/../a": SECOND}, "given twice; each teacher has a store of its own"),
         ({"a": FIRST, "a/b": SECOND}, "lies in .*, a store too"),
+        ({"b/../a/b": SECOND, "a": FIRST}, "lies in .*, a store too"),
         ({"a": FIRST, "b": {**SECOND, "seeds": 2}}, "seeds holds for all teachers"),
         ({"a": FIRST, "b": {}}, r"--teacher \(missing\)"),
         ({"a": FIRST, "b": {**SECOND, "token": 2}}, "no option 'token'; did you mean tokens"),
