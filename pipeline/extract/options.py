@@ -85,7 +85,7 @@ def require_distinct(stores: Sequence[Path]) -> None:
             raise OptionError(f"--store {inner}: lies in {outer}, a store too; give another folder")
 
 
-def own_options(texts: Sequence[str], names: Sequence[str], flag: str = "for") -> list[dict[str, Any]]:
+def own_options(texts: Sequence[str], names: Sequence[str]) -> list[dict[str, Any]]:
     """The options that ``--for NAME:OPTION=VALUE`` gives to single teachers, for each of `names`.
 
     >>> own_options(["b:tokens=64", "b:attention"], ["a", "b"])
@@ -100,28 +100,27 @@ def own_options(texts: Sequence[str], names: Sequence[str], flag: str = "for") -
     kinds = types_of(ExtractOptions)
     allowed = [n for n in kinds if n not in (*SHARED, "teacher", "trust_remote_code")]
     for text in texts:
-        fitting = [name for name in names if text.startswith(f"{name}:")]
-        if not fitting:
+        name, _, said = text.partition(":")
+        if name not in names:
             raise OptionError(
-                f"--{flag} {text}: begins with no store of this command; allowed: "
+                f"--for {text}: begins with no store of this command; allowed: "
                 + ", ".join(f"{name}:OPTION=VALUE" for name in names)
             )
-        name = max(fitting, key=len)
-        option_name, equals, value = text[len(name) + 1 :].partition("=")
+        option_name, equals, value = said.partition("=")
         key = option_name.removeprefix("--").replace("-", "_")
         if key not in allowed:
             flags = ", ".join(each.replace("_", "-") for each in allowed)
-            raise OptionError(f"--{flag} {text}: {option_name} is no option of one teacher; allowed: {flags}")
+            raise OptionError(f"--for {text}: {option_name} is no option of one teacher; allowed: {flags}")
         own = found[names.index(name)]
         if key in own:
-            raise OptionError(f"--{flag} {text}: {option_name} is given twice for {name}")
+            raise OptionError(f"--for {text}: {option_name} is given twice for {name}")
         own[key] = value
         if kinds[key] is bool:
             words = {"": True, "true": True, "false": False}
-            require(value in words, flag, text, f"{name}:{option_name}, or =true or =false behind it")
+            require(value in words, "for", text, f"{name}:{option_name}, or =true or =false behind it")
             own[key] = words[value]
         elif not equals or not value:
-            raise OptionError(f"--{flag} {text}: has no value; give {name}:{option_name}=VALUE")
+            raise OptionError(f"--for {text}: has no value; give {name}:{option_name}=VALUE")
     return found
 
 
