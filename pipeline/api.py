@@ -220,6 +220,7 @@ def extract(
     from pipeline.extract.extract import extract_together as run
     from pipeline.extract.like import Like
     from pipeline.extract.options import ExtractOptions
+    from pipeline.extract.tiling import first_tiled
 
     given = _checked("extract", options, ExtractOptions, TileOptions, ClusterOptions)
     of_each = _of_each_store(store, given)
@@ -228,8 +229,7 @@ def extract(
     other = None
     with contextlib.ExitStack() as stack:
         if like is None:
-            tiled = next((folder for folder in folders if (folder / layout.RECIPE).exists()), folders[0])
-            tiling = _as_tiled(tiled, given)
+            tiling = _as_tiled(first_tiled(folders), given)
         else:
             other = Like.of(stack.enter_context(_opened(like)))
             tiling = other.tile_options(given)

@@ -20,7 +20,7 @@ from pipeline.extract.original import Original, expected
 from pipeline.extract.result import Extracted, ExtractedTogether
 from pipeline.extract.store_run import StoreRun
 from pipeline.extract.tasks import plan_tasks, prepared, shared_sources, together
-from pipeline.extract.tiling import holds_tiles, tile_and_find
+from pipeline.extract.tiling import first_tiled, holds_tiles, tile_and_find
 from pipeline.inference.worker import TogetherWorker
 from pipeline.runtime.cluster import open_cluster
 from pipeline.runtime.options import IN_PROCESS, ClusterOptions
@@ -67,8 +67,7 @@ def extract_together(
 ) -> ExtractedTogether:
     """Run stage one over `inputs`; tiles slides that the stores do not know yet, or that failed before.
 
-    The first store that is tiled, or the first of all, is tiled further, and the others take over its slides, patches
-    and splits.
+    One store is tiled further, see `first_tiled`, and the others take over its slides, patches and splits.
 
     Parameters
     ----------
@@ -99,7 +98,7 @@ def extract_together(
         policy = like.policy
     if policy.patch_px != tile_options.patch:
         raise OptionError(f"{said}: for patches of {policy.patch_px} px, not {tile_options.patch}")
-    base = next((store for store in stores if (store / layout.RECIPE).exists()), stores[0])
+    base = first_tiled(stores)
     of_tiles = like is None and (are_tiles(inputs, tile_options.tiles) or holds_tiles(base))
     if not of_tiles and like is None:  # mistakes in inputs and table are told before a teacher is loaded
         given_of(tile_options, find_slides(inputs, manifest.read_slides(base)), for_training=False)

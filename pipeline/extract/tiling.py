@@ -19,6 +19,11 @@ from stores.format import layout, manifest, recipe, tiles
 from stores.io.text import counted
 
 
+def first_tiled(stores: Sequence[Path]) -> Path:
+    """The store that is tiled further for all: the first that is tiled, or the first of all."""
+    return next((store for store in stores if (store / layout.RECIPE).exists()), stores[0])
+
+
 def holds_tiles(store: Path) -> bool:
     return (store / layout.RECIPE).exists() and recipe.load(store).patch.grid == tiles.GRID
 
