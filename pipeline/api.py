@@ -137,15 +137,17 @@ def plan_student(student: str, **options: Any) -> "MemoryPlan":
     from pipeline.extract.options import PlanOptions
 
     asked = _made(PlanOptions, _checked("plan", options, PlanOptions))
+    for name in options:
+        if name not in ("batch_size", "teacher", "dim", "dtype", "device"):
+            flag = name.replace("_", "-")
+            raise OptionError(f"--{flag}: is not counted in the memory of a --student; leave it out")
     asked.validate()
     if asked.teacher is not None and asked.teacher not in PRESETS and asked.dim is None:
         raise OptionError(f"--teacher {asked.teacher}: its feature length is not known; give --dim")
     dim = asked.dim or PRESETS[asked.teacher or "h-optimus-0"].dim
-    dtype = (
-        ("float32" if asked.device in ("cpu", "mps") else "bfloat16")
-        if asked.dtype == "auto"
-        else asked.dtype
-    )
+    dtype = asked.dtype
+    if dtype == "auto":
+        dtype = "float32" if asked.device in ("cpu", "mps") else "bfloat16"
     return plan_memory(student, asked.batch_size or 32, dim, dtype)
 
 

@@ -92,6 +92,7 @@ def test_the_command() -> None:
         ([], "plan: give slides or a store, or --student"),
         (["--student", "tests.tools.tiny:student"], "its layers are not known without loading it"),
         (["--student", VIT, "--batch-size", "1"], "--batch-size 1: allowed is 2 or more"),
+        (["--student", VIT, "--tokens", "8"], "--tokens: is not counted in the memory of a --student"),
         (
             ["--student", VIT, "--teacher", "x:y"],
             "--teacher x:y: its feature length is not known; give --dim",
