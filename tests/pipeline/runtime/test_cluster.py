@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from pipeline.runtime import dask_cluster
 from pipeline.runtime.cluster import open_cluster
 from pipeline.runtime.options import ClusterOptions
 from pipeline.runtime.progress import Silent
-from pipeline.runtime.work import Advance, Cluster, close_stations
+from pipeline.runtime.work import Advance, Cluster, close_stations, station
 from pipeline.tile import tile
 from pipeline.tile.options import TileOptions
 from pipeline.tiles.places import SlidePlace
@@ -338,6 +338,26 @@ def test_a_closed_station_writes_nothing_more(
     thread.join()
     assert "the run has ended" in str(failed[0])
     assert contents(path) == before
+
+
+def test_runs_that_share_a_store_share_their_end() -> None:
+    """Several teachers are one job, with a line for each store; a later run may have one of the stores alone."""
+    closed: list[str] = []
+
+    @dataclass
+    class Kept:
+        job: str
+
+        def close(self) -> None:
+            closed.append(self.job)
+
+    for job in ("into a\ninto b", "into b", "into bc"):
+        station(job, "encoder", functools.partial(Kept, job))
+    close_stations("into a\ninto d")
+    assert closed == ["into a\ninto b"]
+    close_stations("into b")
+    assert closed == ["into a\ninto b", "into b"]
+    close_stations("into bc")
 
 
 @pytest.mark.parametrize(
