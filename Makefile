@@ -5,6 +5,8 @@ STAMP := $(VENV)/.installed
 DATA ?= ../shared/data
 SLIDES ?= $(DATA)/slides
 TILES ?= $(wildcard $(DATA)/tiles/nuclei_density)
+# one more than there are CPUs: many tests wait for a process that they started
+PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(1 + (os.cpu_count() or 1), 8))')
 MINUTES ?= 10
 BASE ?= docs/experiments/small.yaml
 
@@ -25,10 +27,10 @@ demo: install ## Both stages on synthetic slides, in minutes on a CPU; writes de
 	$(BIN)/g2l demo --out demo
 
 test: install ## Run the tests, on all CPUs
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
 
 test-fast: install ## The quick tests, in a minute on two CPUs: no kills, clusters, S3 or browser
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal \
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal \
 		-m "not (kill or cluster or torchrun or s3 or browser or slow)"
 
 lint: install ## ruff (lint, format), mypy and the import rules of the rooms
