@@ -16,7 +16,7 @@ from pipeline.runtime.options import ClusterOptions, from_json, types_of
 from pipeline.tile.options import TileOptions
 from stores.errors import OptionError
 from stores.format import layout
-from stores.io.location import LOGS, StoreLike
+from stores.io.location import LOGS, StoreLike, names_of
 from stores.io.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.distill.result import Distilled
     from pipeline.embed.publish import EmbedSummary
     from pipeline.export.export import Exported
-    from pipeline.extract.plan import Plan
+    from pipeline.extract.plan import Plan, PlannedTogether
     from pipeline.extract.result import Extracted, ExtractedTogether
     from pipeline.importing.importer import Imported
     from pipeline.runtime.log import RunLog
@@ -76,39 +76,105 @@ def tile(
     return result
 
 
-def plan(inputs: "AnyStore | Iterable[AnyPath]", *, report: Reporter = SILENT, **options: Any) -> "Plan":
+@overload
+def plan(
+    inputs: "AnyStore | Iterable[AnyPath]",
+    *,
+    teachers: None = None,
+    report: Reporter = SILENT,
+    **options: Any,
+) -> "Plan": ...
+
+
+@overload
+def plan(
+    inputs: "AnyStore | Iterable[AnyPath]",
+    *,
+    teachers: Sequence[Mapping[str, Any]],
+    report: Reporter = SILENT,
+    **options: Any,
+) -> "PlannedTogether": ...
+
+
+def plan(
+    inputs: "AnyStore | Iterable[AnyPath]",
+    *,
+    teachers: Sequence[Mapping[str, Any]] | None = None,
+    report: Reporter = SILENT,
+    **options: Any,
+) -> "Plan | PlannedTogether":
     """Predict patches, bytes, files and hours without writing anything: ``g2l plan``.
+
+    Several teachers see the same views, which are counted once:
+    ``plan("slides", teachers=[{"teacher": "h-optimus-0"}, {"teacher": "uni2-h", "store": "B"}])``.
 
     Parameters
     ----------
     inputs
         Slide files or folders of slides; or one tiled store, as a folder, a URL or an open `stores.Store`.
+    teachers
+        Several teachers: each with the options that are its own.
     **options
-        Fields of `pipeline.extract.options.PlanOptions` (``seeds=4``, ``teacher=...``) and of
+        Fields of `pipeline.extract.options.PlanOptions` (``seeds=4``, ``teacher=...``, ``store=...``) and of
         `pipeline.tile.options.TileOptions`.
 
     Returns
     -------
-    Plan
-        ``slides``, ``patches``, ``views``, ``feature_bytes(dim)``, ``hours``; ``lines()`` and ``to_json()``.
+    Plan or PlannedTogether
+        ``slides``, ``patches``, ``views``, ``feature_bytes(dim)``, ``hours``, and of a store ``left`` (views that it
+        lacks); ``lines()`` and ``to_json()``. Of several teachers ``plans`` has these by name, and ``total_bytes``,
+        ``hours`` and ``left`` are those of all.
 
     Raises
     ------
     OptionError
         For an unknown option, or a value that is not allowed.
+    RecipeMismatch, StoreError
+        When a store that is begun holds something else than is planned for it.
     """
     from pipeline.extract.options import PlanOptions
-    from pipeline.extract.plan import plan as run
+    from pipeline.extract.plan import plan_together as run
+    from pipeline.extract.tiling import first_tiled
 
     given = _checked("plan", options, PlanOptions, TileOptions)
-    asked, tiling = _made(PlanOptions, given), _made(TileOptions, given)
+    each = [{**given, **own} for own in _own_of_teachers(teachers, given)]
+    asked = [_made(PlanOptions, own) for own in each]
+    stores = [one.store for one in asked if one.store is not None]
+    named = stores if len(stores) == len(asked) else [one.teacher for one in asked]
+    by_name = dict(zip(names_of(named), asked, strict=True))
+    tiling = _as_tiled(first_tiled(stores), given) if stores else _made(TileOptions, given)
     listed: list[Any] = _listed(inputs)
     only = listed[0] if len(listed) == 1 else None
     is_path = isinstance(only, str | Path)
     if only is not None and (not is_path or _is_url(only) or (Path(only) / layout.RECIPE).is_file()):
         with _opened(only) as files:
-            return run(files, asked, tiling, report)
-    return run(_paths(listed), asked, tiling, report)
+            found = run(files, by_name, tiling, report)
+    else:
+        found = run(_paths(listed), by_name, tiling, report)
+    return found.first if teachers is None else found
+
+
+def _own_of_teachers(
+    teachers: Sequence[Mapping[str, Any]] | None, given: Mapping[str, Any]
+) -> Sequence[Mapping[str, Any]]:
+    """The options of each teacher that are its own; those of a single one are given with the others."""
+    from pipeline.extract.options import SHARED, PlanOptions, require_distinct
+
+    if teachers is None:
+        return [{}]
+    if not teachers:
+        raise OptionError("plan: no teacher; give {'teacher': NAME} for each")
+    for name in ("teacher", "store"):
+        if name in given:
+            raise OptionError(f"plan: several teachers: give each its own {name}, [{{{name!r}: ...}}]")
+    for number, own in enumerate(teachers, 1):
+        for name in _checked(f"plan: teacher {number}", own, PlanOptions):
+            if name in SHARED:
+                raise OptionError(
+                    f"plan: teacher {number}: {name} holds for all teachers; give it beside them"
+                )
+    require_distinct([Path(own["store"]) for own in teachers if own.get("store") is not None])
+    return teachers
 
 
 def plan_student(student: str, **options: Any) -> "MemoryPlan":

@@ -50,7 +50,7 @@ def tile_command(slides: tuple[Path, ...], store: Path, as_json: bool, **values:
     _exit_if(result.some_failed)
 
 
-@click.command("plan", cls=Command, short_help="Predict patches, disk space and time")
+@click.command("plan", cls=SeveralCommand, short_help="Predict patches, disk space and time")
 @click.argument("inputs", nargs=-1, type=STORE)
 @click.option(
     "--student",
@@ -59,8 +59,47 @@ def tile_command(slides: tuple[Path, ...], store: Path, as_json: bool, **values:
     metavar="ENCODER",
     help="Instead of slides: the memory of a training step of this student, with --batch-size views [32].",
 )
-@options_of(PlanOptions, TileOptions)
-def plan_command(inputs: tuple[str, ...], student: str | None, as_json: bool, **values: Any) -> None:
+@click.option(
+    "--teacher",
+    "teachers",
+    multiple=True,
+    cls=Option,
+    one_or_several=True,
+    heading=ENCODER,
+    metavar="ENCODER",
+    help="The teacher. Its name gives the feature length; --measure finds its speed. Several teachers see the same "
+    "views, which are counted once.",
+)
+@click.option(
+    "--store",
+    "listed",
+    multiple=True,
+    type=PATH,
+    cls=Option,
+    one_or_several=True,
+    metavar="DIR",
+    help="Store that the views are for, new or begun: says what is left to do. Of several teachers one for each.",
+)
+@click.option(
+    "--for",
+    "own",
+    multiple=True,
+    cls=Option,
+    one_or_several=True,
+    heading=ENCODER,
+    metavar="NAME:OPTION=VALUE",
+    help="An option of one of several teachers, by its name, or by the last part of its store: uni2-h:tokens=64.",
+)
+@options_of(PlanOptions, TileOptions, without=("teacher", "store"))
+def plan_command(
+    inputs: tuple[str, ...],
+    student: str | None,
+    teachers: tuple[str, ...],
+    listed: tuple[Path, ...],
+    own: tuple[str, ...],
+    as_json: bool,
+    **values: Any,
+) -> None:
     """Predict what slides, or a tiled store, will need: patches, views, bytes, files and hours. Writes nothing.
 
     With --student and no slides: the memory that training it will need, and what fits into small GPUs.
@@ -72,10 +111,19 @@ def plan_command(inputs: tuple[str, ...], student: str | None, as_json: bool, **
     if student is not None:
         show(as_json, api.plan_student(student, **given(values)))
         return
+    from pipeline.extract.plan import Plan, PlannedTogether
     from pipeline.runtime.progress import reporter_for
 
+    result: Plan | PlannedTogether
     with reporter_for(sys.stderr) as report:
-        result = api.plan(inputs, report=report, **given(values))
+        if max(len(teachers), len(listed)) > 1 or own:
+            several = _several(teachers, listed, own, PlanOptions, may_lack_stores=True)
+            result = api.plan(inputs, teachers=several, report=report, **given(values))
+        else:
+            options = given(values)
+            options |= {"teacher": teachers[0]} if teachers else {}
+            options |= {"store": listed[0]} if listed else {}
+            result = api.plan(inputs, report=report, **options)
     show(as_json, result)
     _exit_if(result.some_failed)
 
@@ -146,35 +194,40 @@ def extract_command(
             options = {"teacher": teachers[0], **given(values)}
             result = api.extract(slides, listed[0], like=like, report=report, **options)
         else:
-            stores = _several(teachers, listed, own)
+            stores = {each.pop("store"): each for each in _several(teachers, listed, own, ExtractOptions)}
             result = api.extract(slides, stores, like=like, report=report, **given(values))
     show(as_json, result)
     _exit_if(result.some_failed)
 
 
 def _several(
-    teachers: Sequence[str], stores: Sequence[Path], own: Sequence[str]
-) -> dict[Path, dict[str, Any]]:
-    """The stores, each with its teacher and what ``--for`` says of it."""
-    if len(teachers) != len(stores):
+    teachers: Sequence[str],
+    stores: Sequence[Path],
+    own: Sequence[str],
+    kind: type,
+    may_lack_stores: bool = False,
+) -> list[dict[str, Any]]:
+    """Each teacher with its store and what ``--for`` says of it."""
+    if len(teachers) != len(stores) and (stores or not may_lack_stores):
         raise OptionError(
             f"--teacher: {counted(len(teachers), 'teacher')} for {counted(len(stores), 'store')}; give a --store for "
             "each --teacher, in the same order"
         )
-    if len(stores) == 1:
+    if len(teachers) < 2:
         raise OptionError(f"--for {own[0]}: there is one teacher; give the option itself")
+    named = "store" if stores else "teacher"
     for flag in repeated():
         name = flag.removeprefix("--")
         raise OptionError(
-            f"{flag}: given twice; an option holds for all teachers of a command, and --for STORE:{name}=VALUE gives "
-            "one teacher its own"
+            f"{flag}: given twice; an option holds for all teachers of a command, and --for "
+            f"{named.upper()}:{name}=VALUE gives one teacher its own"
         )
     require_distinct(stores)  # before two that are one become one key
-    options = own_options(own, names_of(stores))
-    return {
-        store: {"teacher": teacher, **mine}
-        for store, teacher, mine in zip(stores, teachers, options, strict=True)
-    }
+    options = own_options(own, names_of(stores or teachers), kind, named)
+    found = [{"teacher": teacher, **mine} for teacher, mine in zip(teachers, options, strict=True)]
+    for each, store in zip(found, stores, strict=False):  # `plan` needs none
+        each["store"] = store
+    return found
 
 
 @click.command("distill", cls=Command, short_help="Train a student on a store")

@@ -21,6 +21,7 @@ from pipeline.runtime.options import (
 from stores.errors import OptionError
 from stores.io.location import is_same
 
+DEFAULT_SEEDS = 4
 _SEEDS = "Views of a patch: the centre crop, and one augmented view for each further seed."
 
 
@@ -34,7 +35,7 @@ class ExtractOptions(CompileOptions, ReadingOptions, ForwardOptions, WeightsOpti
         metavar="ENCODER",
         heading=ENCODER,
     )
-    seeds: int = option(4, _SEEDS, heading=VIEWS)
+    seeds: int = option(DEFAULT_SEEDS, _SEEDS, heading=VIEWS)
     policy: str = option("g2l", "Augmentation: g2l, none, hed, or a YAML file of your own.", heading=VIEWS)
     pixels: bool = option(
         False, "Keep the pixels of the patches, for labs that do not have the slides.", heading=VIEWS
@@ -85,11 +86,20 @@ def require_distinct(stores: Sequence[Path]) -> None:
             raise OptionError(f"--store {inner}: lies in {outer}, a store too; give another folder")
 
 
-def own_options(texts: Sequence[str], names: Sequence[str]) -> list[dict[str, Any]]:
+def own_options(
+    texts: Sequence[str], names: Sequence[str], kind: type = ExtractOptions, named: str = "store"
+) -> list[dict[str, Any]]:
     """The options that ``--for NAME:OPTION=VALUE`` gives to single teachers, for each of `names`.
 
     >>> own_options(["b:tokens=64", "b:attention"], ["a", "b"])
     [{}, {'tokens': '64', 'attention': True}]
+
+    Parameters
+    ----------
+    kind
+        The options of the command.
+    named
+        What has the names, for messages: ``store`` or ``teacher``.
 
     Raises
     ------
@@ -97,13 +107,13 @@ def own_options(texts: Sequence[str], names: Sequence[str]) -> list[dict[str, An
         For another name or option, and for what is given twice.
     """
     found: list[dict[str, Any]] = [{} for _ in names]
-    kinds = types_of(ExtractOptions)
-    allowed = [n for n in kinds if n not in (*SHARED, "teacher", "trust_remote_code")]
+    kinds = types_of(kind)
+    allowed = [n for n in kinds if n not in (*SHARED, "teacher", "store", "trust_remote_code")]
     for text in texts:
         name, _, said = text.partition(":")
         if name not in names:
             raise OptionError(
-                f"--for {text}: begins with no store of this command; allowed: "
+                f"--for {text}: begins with no {named} of this command; allowed: "
                 + ", ".join(f"{name}:OPTION=VALUE" for name in names)
             )
         option_name, equals, value = said.partition("=")
@@ -134,7 +144,12 @@ class PlanOptions(ForwardOptions, WeightsOptions):
         metavar="ENCODER",
         heading=ENCODER,
     )
-    seeds: int = option(4, _SEEDS, heading=VIEWS)
+    store: Path | None = option(
+        None, "Folder of the store that it is planned for; where it is begun, what is left to do is said."
+    )
+    seeds: int | None = option(
+        None, _SEEDS, heading=VIEWS, shown=f"{DEFAULT_SEEDS}; for a store with views, its own"
+    )
     pixels: bool = option(False, "Include the pixels of the patches.", heading=VIEWS)
     tokens: int | None = option(None, "Include N patch tokens of each view.", heading=VIEWS, shown="none")
     attention: bool = option(
@@ -150,7 +165,7 @@ class PlanOptions(ForwardOptions, WeightsOptions):
 
     def validate(self) -> None:
         """Raise OptionError that names the first value that is not allowed."""
-        require(1 <= self.seeds <= 1000, "seeds", self.seeds, "1 to 1000")
+        require(self.seeds is None or 1 <= self.seeds <= 1000, "seeds", self.seeds, "1 to 1000")
         require_one_or_more(self, "dim", "tokens")
         speed = self.views_per_s
         require(speed is None or speed > 0, "views_per_s", speed, "above 0")

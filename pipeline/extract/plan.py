@@ -1,11 +1,12 @@
-"""``plan``: what a store will hold and cost, before anything runs.
+"""``plan``: what the stores of one or several teachers will hold and cost, before anything runs.
 
-Patches are counted by the very code of ``tile``, on thumbnails, and nothing is written. Sizes and numbers of files
-follow from the layout of a store; only what compression makes of manifest and pixels is an estimate, and is called one.
+Patches are counted once (`pipeline.extract.count`), and nothing is written. Sizes and numbers of files follow from the
+layout of a store; only what compression makes of manifest and pixels is an estimate, and is called one.
 """
 
+import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,16 @@ from typing import Any
 import numpy as np
 
 from pipeline.encoders.presets import PRESETS
-from pipeline.extract.options import PlanOptions
-from pipeline.runtime.cluster import open_cluster
-from pipeline.runtime.options import IN_PROCESS
+from pipeline.extract.count import Counted, SlidePlan, count
+from pipeline.extract.options import DEFAULT_SEEDS, PlanOptions
+from pipeline.extract.tasks import missing_seeds
+from pipeline.inference.task import Tally
 from pipeline.runtime.progress import Reporter
-from pipeline.slides.find import find_slides
-from pipeline.slides.registry import open_slide
-from pipeline.slides.slide import plan_read, require_square
-from pipeline.tile.grid import find_patches, patch_recipe
-from pipeline.tile.groups import group_tiles, require_no_slide_options, table_of
 from pipeline.tile.options import TileOptions
-from pipeline.tile.slides_csv import given_of
-from pipeline.tile.splits import Splits
-from pipeline.tiles.table import are_tiles, list_tiles
-from stores.errors import OptionError, SlideError
-from stores.format import features, manifest, tokens
+from stores.errors import OptionError, StoreError
+from stores.format import features, layout, manifest, recipe, tokens
 from stores.io.location import StoreLike
-from stores.io.text import first_of, human_bytes, unusable_lines
+from stores.io.text import first_of, human_bytes, one_line, unusable_lines
 
 MANIFEST_BYTES_PER_VIEW = 44
 """Commit records and patches of the demo's store, 968 patches under 4 seeds: 44.0 B a view."""
@@ -44,16 +38,6 @@ _MEASURED_BATCHES = 5
 
 
 @dataclass(frozen=True, slots=True)
-class SlidePlan:
-    """What is planned for one slide."""
-
-    slide_id: str
-    patches: int
-    split: str
-    patient_id: str
-
-
-@dataclass(frozen=True, slots=True)
 class TokenPlan:
     """Which patch tokens are planned."""
 
@@ -63,9 +47,18 @@ class TokenPlan:
     """Length of a token; None when it cannot be known."""
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The store that a plan is for, new or begun."""
+
+    store: Path
+    views: int
+    """Those of the plan that it has."""
+
+
 @dataclass(slots=True)
 class Plan:
-    """Everything that ``plan`` says."""
+    """Everything that ``plan`` says of one teacher."""
 
     slides: list[SlidePlan]
     unusable: dict[str, str]
@@ -81,6 +74,8 @@ class Plan:
     """A line for each tile that cannot be used; empty for slides."""
     attention: int | None = None
     """Side of the grid of patches whose attention is planned; None for none."""
+    begun: Begun | None = None
+    """None where no store is named."""
 
     @property
     def patches(self) -> int:
@@ -142,9 +137,34 @@ class Plan:
         return int(self.patches * side * side * 3 * PIXELS_SHARE)
 
     @property
+    def total_bytes(self) -> int | None:
+        """Bytes of the store, those that are estimates too; None when a length is not known."""
+        if not self.dim or (self.tokens is not None and not self.tokens.dim):
+            return None
+        of_tokens = 0 if self.tokens is None else self.token_bytes(self.tokens)
+        arrays = self.feature_bytes(self.dim) + of_tokens + self.attention_bytes
+        return arrays + self.views * MANIFEST_BYTES_PER_VIEW + self.pixel_bytes
+
+    @property
+    def left(self) -> int:
+        """Views that are to do: all, unless a store has some of them."""
+        return self.views - (0 if self.begun is None else self.begun.views)
+
+    @property
+    def left_bytes(self) -> int | None:
+        """Bytes of the views that are to do: an estimate."""
+        total = self.total_bytes
+        return None if total is None else round(total * self.left / max(self.views, 1))
+
+    @property
     def hours(self) -> float | None:
-        """Hours on the device whose speed is given."""
+        """Hours for all views on the device whose speed is given."""
         return self.views / self.views_per_s / 3600 if self.views_per_s else None
+
+    @property
+    def left_hours(self) -> float | None:
+        """Hours for the views that are to do."""
+        return self.left / self.views_per_s / 3600 if self.views_per_s else None
 
     @property
     def some_failed(self) -> bool:
@@ -153,7 +173,10 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        dim = self.dim
+        return self.counted_json() | self.teacher_json() | self.failed_json()
+
+    def counted_json(self) -> dict[str, Any]:
+        """Patches and views, which are those of every teacher."""
         return {
             "slides": len(self.slides),
             "patients": len({slide.patient_id for slide in self.slides}),
@@ -162,6 +185,20 @@ class Plan:
             "patches_by_split": dict(sorted(self.splits.items())),
             "seeds": self.seeds,
             "views": self.views,
+        }
+
+    def teacher_json(self) -> dict[str, Any]:
+        """Bytes, files and hours of the teacher."""
+        dim, begun = self.dim, {}
+        if self.begun is not None:
+            begun = {
+                "store": str(self.begun.store),
+                "views_done": self.begun.views,
+                "views_left": self.left,
+                "left_bytes_estimate": self.left_bytes,
+                "left_hours": self.left_hours,
+            }
+        return {
             "dim": dim,
             "feature_bytes": self.feature_bytes(dim) if dim else None,
             "tokens": self.tokens.count if self.tokens else None,
@@ -173,11 +210,19 @@ class Plan:
             "views_per_s": self.views_per_s,
             "speed_source": self.speed_source,
             "hours": self.hours,
-            "unusable": self.unusable,
-        } | ({"refused_tiles": self.refused} if self.refused else {})
+            **begun,
+        }
+
+    def failed_json(self) -> dict[str, Any]:
+        """What cannot be used."""
+        return {"unusable": self.unusable} | ({"refused_tiles": self.refused} if self.refused else {})
 
     def lines(self) -> list[str]:
         """The same as text."""
+        return [*self.counted_lines(), *self.teacher_lines(), *self.failed_lines()]
+
+    def counted_lines(self, further: str = "") -> list[str]:
+        """Patches and views; `further` follows the number of views."""
         most = sorted(self.slides, key=lambda slide: -slide.patches)[:10]
         width = max([len(slide.slide_id) for slide in most] or [0])
         said = [f"{slide.slide_id:<{width}} {slide.patches:>9,} patches  {slide.split}" for slide in most]
@@ -188,10 +233,15 @@ class Plan:
         said += [
             f"slides    {len(self.slides)} usable, {len(self.unusable)} not",
             f"patches   {self.patches:,} ({splits})",
-            f"views     {self.views:,} under {self.seeds} seeds",
+            f"views     {self.views:,} under {self.seeds} seeds{further}",
         ]
         if "val" not in self.splits:
             said.append("          no validation split: give splits in --slides-csv, or take more patients")
+        return said
+
+    def teacher_lines(self) -> list[str]:
+        """Bytes, files and time, and what is to do where a store is named."""
+        said = []
         if self.dim:
             exact = self.feature_bytes(self.dim)
             rows = human_bytes(self.views * MANIFEST_BYTES_PER_VIEW)
@@ -217,7 +267,103 @@ class Plan:
                 "time      unknown: give the teacher's speed with --views-per-s, or --measure it "
                 "(H-optimus-0: about 630 views/s on an H200)"
             )
-        return [*said, *unusable_lines(self.unusable), *first_of("tile not used", self.refused)]
+        if self.begun is not None:
+            said.append(f"left      {self._left()}")
+        return said
+
+    def _left(self) -> str:
+        assert self.begun is not None
+        if not self.left:
+            return f"nothing: {self.begun.store} has all of them"
+        parts = [f"{self.left:,} of {self.views:,} views, for {self.begun.store}"]
+        parts += [] if self.left_bytes is None else [f"about {human_bytes(self.left_bytes)}"]
+        parts += [] if self.left_hours is None else [f"{self.left_hours:.2g} hours"]
+        return ", ".join(parts)
+
+    def failed_lines(self) -> list[str]:
+        """What cannot be used, and why."""
+        return [*unusable_lines(self.unusable), *first_of("tile not used", self.refused)]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTogether:
+    """What ``plan`` says of several teachers that see the same views."""
+
+    plans: dict[str, Plan]
+    """By the name of each teacher, or its place where two have one name."""
+
+    @property
+    def first(self) -> Plan:
+        """That of the first teacher: patches and views are those of all."""
+        return next(iter(self.plans.values()))
+
+    @property
+    def some_failed(self) -> bool:
+        """Whether some slide or tile could not be used."""
+        return self.first.some_failed
+
+    @property
+    def total_bytes(self) -> int | None:
+        """Bytes of all stores; None when those of one are not known. Those that are to do, and hours, likewise."""
+        return _sum(plan.total_bytes for plan in self.plans.values())
+
+    @property
+    def left(self) -> int:
+        """Views that are to be encoded, each once for each teacher that lacks it."""
+        return sum(plan.left for plan in self.plans.values())
+
+    @property
+    def left_bytes(self) -> int | None:
+        return _sum(plan.left_bytes for plan in self.plans.values())
+
+    @property
+    def hours(self) -> float | None:
+        return _sum(plan.hours for plan in self.plans.values())
+
+    @property
+    def left_hours(self) -> float | None:
+        return _sum(plan.left_hours for plan in self.plans.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        names = ("total_bytes", "files", "hours", "left", "left_bytes", "left_hours")
+        return {
+            **self.first.counted_json(),
+            "teachers": {name: plan.teacher_json() for name, plan in self.plans.items()},
+            "together": {name: getattr(self, name) for name in names},
+            **self.first.failed_json(),
+        }
+
+    @property
+    def files(self) -> int:
+        """Files of all stores."""
+        return sum(plan.files for plan in self.plans.values())
+
+    def lines(self) -> list[str]:
+        """The same as text."""
+        n_teachers = len(self.plans)
+        said = self.first.counted_lines(f", each rendered once for {n_teachers} teachers")
+        for name, plan in self.plans.items():
+            said += [f"{name}:", *(f"  {line}" for line in plan.teacher_lines())]
+        size, hours = self.total_bytes, self.hours
+        parts = [
+            "bytes unknown" if size is None else f"about {human_bytes(size)}",
+            f"{self.files:,} files",
+            "time unknown" if hours is None else f"{hours:.2g} hours",
+        ]
+        said.append(f"together  {', '.join(parts)}")
+        if any(plan.begun is not None for plan in self.plans.values()):
+            to_do = [f"{self.left:,} views to encode"]
+            to_do += [] if self.left_bytes is None else [f"about {human_bytes(self.left_bytes)}"]
+            to_do += [] if self.left_hours is None else [f"{self.left_hours:.2g} hours"]
+            said.append(f"left      {', '.join(to_do)}")
+        return [*said, *self.first.failed_lines()]
+
+
+def _sum(values: Iterable[Any]) -> Any:
+    """The sum; None where one is not known."""
+    found = list(values)
+    return None if None in found else sum(found)
 
 
 def plan(
@@ -231,44 +377,132 @@ def plan(
     Parameters
     ----------
     inputs
-        Slide files and folders; or a store that is tiled, whose patches are known.
+        Slide files and folders; or a store that is tiled, whose patches are known, and whose seeds are taken over where
+        it has views.
 
     Raises
     ------
     OptionError
         When an option is not allowed, or the feature length of the teacher cannot be known.
     """
-    options.validate()
+    (found,) = plan_together(inputs, {"": options}, tile_options, report).plans.values()
+    return found
+
+
+def plan_together(
+    inputs: list[Path] | StoreLike,
+    asked: Mapping[str, PlanOptions],
+    tile_options: TileOptions,
+    report: Reporter,
+) -> PlannedTogether:
+    """As `plan`, for several teachers, whose patches are counted once.
+
+    Parameters
+    ----------
+    asked
+        The options of each teacher by name; they differ in none of `pipeline.extract.options.SHARED`.
+
+    Raises
+    ------
+    OptionError
+        As `plan`; also when a store that is begun holds something else than is planned for it.
+    RecipeMismatch, StoreError
+        When such a store is cut otherwise.
+    """
+    lengths = []
+    for options in asked.values():  # before patches are counted, which takes minutes
+        options.validate()
+        if options.store is not None:
+            options = _as_begun(options, options.store)
+        grid = _attention_grid(str(options.teacher)) if options.attention else None
+        lengths.append((_dim(options), grid))
     tile_options.validate()
-    dim = _dim(options)
-    grid = _attention_grid(str(options.teacher)) if options.attention else None
-    refused: list[str] = []
-    if not isinstance(inputs, list):
-        slides, unusable = _tiled(inputs)
-    elif are_tiles(inputs, tile_options.tiles):
-        slides, unusable, refused = _count_tiles(inputs, tile_options, report)
-    else:
-        slides, unusable = _count(inputs, tile_options, report)
+    patches = count(inputs, tile_options, report)
+    found = {}
+    for (name, options), (dim, grid) in zip(asked.items(), lengths, strict=True):
+        found[name] = _of_teacher(patches, options, dim, grid, tile_options.patch, report)
+    return PlannedTogether(found)
+
+
+def _of_teacher(
+    patches: Counted, options: PlanOptions, dim: int | None, grid: int | None, patch_px: int, report: Reporter
+) -> Plan:
     speed, source = options.views_per_s, "as given"
     if options.measure:
         speed, dim, source = _measure(options)
-    kept = tile_options.patch if options.pixels else None
-    of_view = None if options.tokens is None else TokenPlan(options.tokens, _token_dim(options, dim))
+    seeds = options.seeds or patches.seeds or DEFAULT_SEEDS
     result = Plan(
-        slides,
-        unusable,
-        options.seeds,
+        patches.slides,
+        patches.unusable,
+        seeds,
         dim,
-        kept,
+        patch_px if options.pixels else None,
         speed,
         source if speed else "",
-        of_view,
-        refused=refused,
+        None if options.tokens is None else TokenPlan(options.tokens, _token_dim(options, dim)),
+        refused=patches.refused,
         attention=grid,
+        begun=None if options.store is None else _begun(options.store, patches, seeds, report),
     )
-    for slide in slides:
+    for slide in patches.slides:
         result.splits[slide.split] = result.splits.get(slide.split, 0) + slide.patches
     return result
+
+
+def _as_begun(options: PlanOptions, store: Path) -> PlanOptions:
+    """The options, with the feature length of a store that has features; OptionError when it was begun otherwise."""
+    if not (store / layout.RECIPE).exists():
+        return options
+    stored = recipe.load(store)
+    if stored.teacher is None:
+        return options
+    preset = PRESETS.get(options.teacher or "")
+    there = {
+        "teacher": stored.teacher.name,
+        "dim": stored.teacher.dim,
+        "tokens": None if stored.tokens is None else stored.tokens.count,
+        "attention": stored.attention is not None,
+        "pixels": layout.read_options(store, "extract-teacher").get("pixels", options.pixels),
+    }
+    asked = {name: getattr(options, name) for name in there}
+    asked["teacher"] = there["teacher"] if preset is None else preset.name
+    asked["dim"] = options.dim or (there["dim"] if preset is None else preset.dim)
+    for name, value in asked.items():
+        if value != there[name]:
+            raise OptionError(
+                f"--{name} {value}: {store} was begun with {one_line(there[name])}; use that, or another --store"
+            )
+    return dataclasses.replace(options, dim=stored.teacher.dim)
+
+
+def _begun(store: Path, patches: Counted, seeds: int, report: Reporter) -> Begun:
+    """Which of the planned views a store has."""
+    if not (store / layout.RECIPE).exists():
+        return Begun(store, 0)
+    tiled = recipe.load(store)
+    if patches.patch is not None:
+        recipe.require_same(tiled, dataclasses.replace(tiled, patch=patches.patch), str(store))
+    there = {
+        row["slide_id"]: row["n_patches"]
+        for row in manifest.read_slides(store)
+        if row["status"] == manifest.OK
+    }
+    report.start(f"plan: views in {store.name}", len(patches.slides))
+    done = 0
+    for slide in patches.slides:
+        name, n_patches = slide.slide_id, there.get(slide.slide_id, slide.patches)
+        if n_patches != slide.patches:
+            raise StoreError(
+                f"slide {name}: has {n_patches:,} patches in {store}, and {slide.patches:,} are planned; plan with the "
+                "options that it was tiled with, or from the store itself"
+            )
+        for block in range(features.n_blocks(n_patches) if name in there else 0):
+            rows = features.block_range(n_patches, block)
+            missing = missing_seeds(store, name, block, rows, seeds, Tally())
+            lacks = {seed for part in missing for seed in part if seed < seeds}
+            done += len(rows) * (seeds - len(lacks))
+        report.advance(detail=name)
+    return Begun(store, done)
 
 
 def _dim(options: PlanOptions) -> int | None:
@@ -304,61 +538,6 @@ def _attention_grid(teacher: str) -> int:
         )
     require_attention(encoder)
     return token_grid(encoder)[0]
-
-
-def _tiled(store: StoreLike) -> tuple[list[SlidePlan], dict[str, str]]:
-    """The slides of a store that is tiled already."""
-    rows = manifest.read_slides(store)
-    usable = [row for row in rows if row["status"] == manifest.OK]
-    slides = [SlidePlan(r["slide_id"], r["n_patches"], r["split"], r["patient_id"]) for r in usable]
-    return slides, {r["slide_id"]: r["reason"] for r in rows if r["status"] != manifest.OK}
-
-
-def _count(
-    inputs: Sequence[Path], options: TileOptions, report: Reporter
-) -> tuple[list[SlidePlan], dict[str, str]]:
-    paths = find_slides(inputs, report=report)
-    given = given_of(options, paths, report=report)
-    _, rule = patch_recipe(options)
-    found: dict[str, int] = {}
-    unusable: dict[str, str] = {}
-    report.start("plan", len(paths))
-    for slide_id, path in paths.items():
-        try:
-            with open_slide(path) as file:
-                info = file.inspect(slide_id, *given.mpp.get(slide_id, (None, "")))
-                if not options.square_pixels:
-                    require_square(info)
-                read = plan_read(info, options.mpp, options.patch)
-                grid = find_patches(file, info, read, rule, options)
-            if len(grid.patches):
-                found[slide_id] = len(grid.patches)
-            else:
-                unusable[slide_id] = f"no patch of it has {options.min_tissue:.0%} tissue"
-        except SlideError as error:
-            unusable[slide_id] = str(error)
-        report.advance(detail=slide_id)
-    splits = Splits({}, given, found, options.val)
-    slides = [SlidePlan(i, count, splits.of(i), splits.patients[i]) for i, count in found.items()]
-    return slides, unusable
-
-
-def _count_tiles(
-    inputs: Sequence[Path], options: TileOptions, report: Reporter
-) -> tuple[list[SlidePlan], dict[str, str], list[str]]:
-    """Groups, those without a patch with their reasons, and a line for each tile that cannot be used."""
-    require_no_slide_options(options)
-    listed = list_tiles(inputs, options.root, options.column)
-    with open_cluster(IN_PROCESS, "plan", report) as workers:
-        grouped = group_tiles(workers, listed, options, {}, {}, report)
-    found, unusable = [], {}
-    for _, group in sorted(grouped.groups.items()):
-        row = table_of(grouped, group, options).row
-        if row["n_patches"]:
-            found.append(SlidePlan(group.slide_id, row["n_patches"], group.split, group.patient_id))
-        else:
-            unusable[group.slide_id] = row["reason"]
-    return found, unusable, grouped.refused
 
 
 def _measure(options: PlanOptions) -> tuple[float, int, str]:

@@ -50,7 +50,7 @@ def plan_tasks(
         for block in range(features.n_blocks(n_patches)):
             rows = features.block_range(n_patches, block)
             rows = range(rows.start, min(rows.stop, take))
-            missing = _missing(store, slide_id, block, rows, options.seeds, summary)
+            missing = missing_seeds(store, slide_id, block, rows, options.seeds, summary)
             part = source
             if isinstance(source, GroupSource) and tile is not None:
                 part = source.for_part(f"block {block}", tile[rows.start : rows.stop])
@@ -157,10 +157,13 @@ def create_arrays(
     features.create_slide(store, slide_id, coords, n_seeds, stored.teacher.dim)
 
 
-def _missing(
+def missing_seeds(
     store: Path, slide_id: str, block: int, rows: range, n_seeds: int, summary: Tally
 ) -> list[range]:
-    """Ranges of seeds of a block that have no commit record, or one with fewer rows than wanted."""
+    """Ranges of seeds of a block that have no commit record, or one with fewer rows than wanted.
+
+    Fills in what is done.
+    """
     if not rows:
         return []
     todo: list[range] = []
