@@ -10,7 +10,7 @@ PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(1 + (os.cpu_count() or 1
 MINUTES ?= 10
 BASE ?= docs/experiments/small.yaml
 
-.PHONY: help install demo test test-fast lint format bench bench-gpu experiments evidence teachers torture clean
+.PHONY: help install demo docs test test-fast lint format bench bench-gpu experiments evidence teachers torture clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -25,6 +25,10 @@ install: $(STAMP) ## Install into .venv, with the pins of constraints.txt
 
 demo: install ## Both stages on synthetic slides, in minutes on a CPU; writes demo/
 	$(BIN)/g2l demo --out demo
+
+docs: install ## The documentation site, of docs/ and the docstrings; warnings are errors; writes site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html; with the search: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site"
 
 test: install ## Run the tests, on all CPUs
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
@@ -67,4 +71,4 @@ torture: install ## Kill every command, break its disk, repeat it: MINUTES=10; w
 	$(BIN)/python -m tests.torture.fuzz --minutes $$(($(MINUTES) / 5)) --keep torture/inputs
 
 clean: ## Remove what install, demo and the tools made
-	rm -rf $(VENV) demo experiments evidence torture build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) demo site experiments evidence torture build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
