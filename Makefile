@@ -30,8 +30,9 @@ docs: install ## The documentation site, of docs/ and the docstrings; warnings a
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "site/index.html; with the search: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site"
 
+# the many processes that tests start compile the project once, whatever the environment says
 test: install ## Run the tests, on all CPUs
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
 
 test-fast: install ## The quick tests, in a minute on two CPUs: no kills, clusters, S3 or browser
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal \
