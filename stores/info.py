@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from stores.errors import CorruptStore
-from stores.format import features, layout, manifest, recipe
+from stores.format import features, layout, manifest, qc, recipe
 from stores.format.statistics import RunningStats
 from stores.io.location import StoreLike
 from stores.io.text import counted, human_bytes, one_line, unusable_lines
@@ -38,6 +38,7 @@ def store_info(store: StoreLike) -> dict[str, Any]:
         folder = name.split("/")[0]
         if folder in size:
             size[folder] += n_bytes
+    judged = qc.summary(store, slides)
     return {
         "path": str(store),
         "recipe_digest": stored.digest() if stored.complete else None,
@@ -59,7 +60,7 @@ def store_info(store: StoreLike) -> dict[str, Any]:
         "statistics": statistics(store),
         "bytes": size,
         "bytes_per_view": (size[layout.FEATURES] + size[layout.MANIFEST]) / n_views if n_views else None,
-    }
+    } | ({} if judged is None else {"qc": judged})
 
 
 def info_lines(info: Mapping[str, Any]) -> list[str]:
@@ -100,6 +101,8 @@ def info_lines(info: Mapping[str, Any]) -> list[str]:
         if "tissue_p50" in found and "declared" not in recipe_json:
             share = "{tissue_p05:.0%}, {tissue_p50:.0%}, {tissue_p95:.0%}".format(**found)
             lines.append(f"tissue    {share} of a patch (5th, 50th and 95th percentile)")
+    if "qc" in info:
+        lines += qc.lines(info["qc"])
     if info["bytes_per_view"]:
         lines.append(f"          {info['bytes_per_view']:.0f} B a view, manifest included")
     return lines + unusable_lines(info["slides_unusable"])

@@ -261,7 +261,7 @@ def test_interrupted_says_how_to_go_on(slides: Path, tmp_path: Path, monkeypatch
 
 
 def test_a_full_disk_is_one_line(slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: object) -> None:
+    def full(*args: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("stores.format.manifest.write_patches", full)

@@ -22,6 +22,7 @@ from pipeline.data.split import files_and_recipe, open_split
 from pipeline.runtime.work import threads_of
 from stores import sampler
 from stores.errors import OptionError, StoreError
+from stores.format.qc import parse_limits
 
 _POSITION = "views_consumed"
 _STREAM = "stream"
@@ -79,6 +80,9 @@ class ViewDataset(IterableDataset[ViewBatch]):
         How many seeds of a patch are rendered from one decoding. It is part of the order.
     balance : {"none", "slide", "patient"}
         Whether an epoch shows each view once, or as many views of each slide or patient. It is part of the order.
+    qc_max, qc_min
+        Limits ``NAME=VALUE`` on columns ``qc_NAME`` of the store, such as ``["fold=0.1"]``. Views of patches beyond one
+        of them, or whose value is not known, are left out.
     check_views : {"sample", "all", "none"}
         Which rebuilt views are compared with the checksums of the views that the teacher saw.
     threads : int, optional
@@ -114,6 +118,8 @@ class ViewDataset(IterableDataset[ViewBatch]):
         window: int | None = None,
         views_per_read: int = 1,
         balance: str = "none",
+        qc_max: Sequence[str] = (),
+        qc_min: Sequence[str] = (),
         check_views: str = "sample",
         threads: int | None = None,
         readers: str = "threads",
@@ -143,7 +149,9 @@ class ViewDataset(IterableDataset[ViewBatch]):
             )
         # only the files go into workers; what keeps the cache of a remote store alive stays here
         self._opened = None if isinstance(files, Path) else opened
-        self._split = open_split(files, recipe, split, seeds, [Path(path) for path in slides])
+        limits = parse_limits(qc_max, qc_min)
+        paths = [Path(path) for path in slides]
+        self._split = open_split(files, recipe, split, seeds, paths, limits=limits)
         self._tokens = recipe.tokens if tokens else None
         self._attention = recipe.attention if attention else None
         self._threads = threads

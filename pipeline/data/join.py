@@ -27,6 +27,7 @@ from stores import sampler
 from stores.errors import RecipeMismatch, StoreError, ViewMismatch
 from stores.export.pseudonyms import is_keyed
 from stores.format import manifest, tiles
+from stores.format.qc import Limit
 from stores.format.recipe import Attention, CompleteRecipe, Tokens
 from stores.format.same_views import two_checksums, view_differences, view_name
 from stores.io.location import StoreLike
@@ -132,6 +133,7 @@ def open_joined(
     slides: Sequence[Path],
     may_be_empty: Sequence[str],
     report: Reporter,
+    limits: Sequence[Limit] = (),
 ) -> list[JoinedSplit]:
     """The views of some splits that the stores have in common, or that any has.
 
@@ -145,6 +147,8 @@ def open_joined(
         ``common`` or ``any``.
     may_be_empty
         Splits that are allowed to have no views.
+    limits
+        Of quality, see `find_views`; each store needs the columns.
 
     Raises
     ------
@@ -167,7 +171,8 @@ def open_joined(
     in_split: dict[str, tuple[str, StoreLike]] = {}
     for split, seeds in n_seeds.items():
         units = [
-            find_views(m.files, m.recipe, split, seeds, split in may_be_empty, uneven=True) for m in members
+            find_views(m.files, m.recipe, split, seeds, split in may_be_empty, True, limits, report)
+            for m in members
         ]
         sides = [_Side(m.files, rows, of) for m, rows, of in zip(members, tables, units, strict=True)]
         for side in sides:

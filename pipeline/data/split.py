@@ -14,6 +14,7 @@ from pipeline.data import statistics
 from pipeline.data.balance import group_units
 from pipeline.data.loader import Batch, LoaderOptions, ViewLoader, load_views
 from pipeline.data.pairs import Pairs
+from pipeline.data.quality import within_limits
 from pipeline.data.sources import find_sources
 from pipeline.slides.sources import Source, StoreSource
 from pipeline.views.draw import RENDERING
@@ -22,6 +23,7 @@ from stores import sampler
 from stores.errors import OptionError, StoreError, ViewMismatch
 from stores.format.features import require_slide
 from stores.format.manifest import read_patches
+from stores.format.qc import Limit
 from stores.format.recipe import Attention, CompleteRecipe, Tokens, load_complete, require_possible
 from stores.io.location import StoreLike
 from stores.io.progress import SILENT, Reporter
@@ -156,8 +158,15 @@ def find_views(
     n_seeds: int | None,
     may_be_empty: bool = False,
     uneven: bool = False,
+    limits: Sequence[Limit] = (),
+    report: Reporter = SILENT,
 ) -> list[sampler.Segment]:
     """The committed views of a split, as `stores.sampler.find_units`, with arrays that belong to them.
+
+    Parameters
+    ----------
+    limits
+        Views of patches beyond one of them, or that one cannot judge, are left out.
 
     Raises
     ------
@@ -165,6 +174,8 @@ def find_views(
         When there are none, unless `may_be_empty`.
     CorruptStore
         When the tables of the store contradict each other, or the arrays of a slide.
+    OptionError
+        When the store lacks the column of a limit, or the limits leave no view.
     """
     require_possible(recipe, store)
     units = sampler.find_units(store, split, n_seeds, recipe.patch, uneven)
@@ -176,7 +187,7 @@ def find_views(
         n_seeds_of[slide_id] = max(n_seeds_of.get(slide_id, 0), unit.commit.seeds.stop)
     for slide_id, seeds in n_seeds_of.items():
         require_slide(store, slide_id, read_patches(store, slide_id).coords, seeds, recipe.teacher.dim)
-    return units
+    return within_limits(store, units, limits, split, report)
 
 
 def open_split(
@@ -187,6 +198,7 @@ def open_split(
     slides: Sequence[Path] = (),
     may_be_empty: bool = False,
     report: Reporter = SILENT,
+    limits: Sequence[Limit] = (),
 ) -> Split:
     """Find the views of a split and their pixels. Reads neither pixels nor features.
 
@@ -200,6 +212,8 @@ def open_split(
         Slide files or folders, for slides whose pixels the store does not keep.
     may_be_empty : bool
         Whether a split without committed views is allowed.
+    limits
+        See `find_views`.
 
     Raises
     ------
@@ -213,7 +227,7 @@ def open_split(
         When the store contradicts itself.
     """
     empty = (split,) if may_be_empty else ()
-    (found,) = open_splits(store, recipe, {split: n_seeds}, slides, empty, report)
+    (found,) = open_splits(store, recipe, {split: n_seeds}, slides, empty, report, limits)
     return found
 
 
@@ -224,6 +238,7 @@ def open_splits(
     slides: Sequence[Path] = (),
     may_be_empty: Collection[str] = (),
     report: Reporter = SILENT,
+    limits: Sequence[Limit] = (),
 ) -> list[Split]:
     """`open_split` for several splits, whose pixels are looked for once.
 
@@ -237,7 +252,7 @@ def open_splits(
     require_rendering(store, recipe)
     policy = Policy.from_json(recipe.policy)
     units = {
-        split: find_views(store, recipe, split, seeds, split in may_be_empty)
+        split: find_views(store, recipe, split, seeds, split in may_be_empty, limits=limits, report=report)
         for split, seeds in n_seeds.items()
     }
     slide_ids = {split: {unit.commit.slide_id for unit in found} for split, found in units.items()}

@@ -17,6 +17,7 @@ from pipeline.distill.prototypes.files import Space
 from pipeline.distill.weighted import WeightedStore, losses_of, prototypes_of
 from pipeline.runtime.progress import Reporter
 from stores.errors import StoreError
+from stores.format.qc import parse_limits
 from stores.format.recipe import Attention, CompleteRecipe, Tokens
 from stores.format.splits import REMEDY
 from stores.format.terms import Terms, of_store, union
@@ -85,17 +86,18 @@ def open_data(
         for (files, recipe), loss, folder in zip(opened, losses, prototypes, strict=True)
     ]
     seeds = {"train": options.seeds, "val": 1}
+    limits = parse_limits(options.qc_max, options.qc_min)
     train: Split
     val: Split
     if len(given) == 1:
         ((files, recipe),) = opened
-        train, val = open_splits(files, recipe, seeds, options.slides, ("val",), report)
+        train, val = open_splits(files, recipe, seeds, options.slides, ("val",), report, limits)
         members: Sequence[Split] = [train]
     else:
         listed = [
             Member(*pair, tokens, looked) for pair, (tokens, _, looked) in zip(opened, wanted, strict=True)
         ]
-        train, val = open_joined(listed, seeds, options.join, options.slides, ("val",), report)
+        train, val = open_joined(listed, seeds, options.join, options.slides, ("val",), report, limits)
         members = train.members
         for number, one in enumerate(given):
             report.note(

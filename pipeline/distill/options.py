@@ -235,6 +235,16 @@ class DistillOptions(
         choices=("common", "any"),
         heading=_DATA,
     )
+    qc_max: tuple[str, ...] = option(
+        (),
+        "Train and validate without patches whose value in a column qc_NAME of the store is higher, or is not known, "
+        "such as fold=0.1. May be repeated.",
+        metavar="NAME=VALUE",
+        heading=_DATA,
+    )
+    qc_min: tuple[str, ...] = option(
+        (), "The same for lower values. May be repeated.", metavar="NAME=VALUE", heading=_DATA
+    )
     teacher_drop: float = option(
         0.0,
         "With several stores: let each view go of a teacher with this probability, but not of the one whose loss is "
@@ -302,6 +312,9 @@ class DistillOptions(
                 f"--nested {self.nested}: with --student-tokens per-teacher the first numbers of the embedding are "
                 "those of the first teacher; leave one of the two out"
             )
+        from stores.format.qc import parse_limits  # imports tables
+
+        parse_limits(self.qc_max, self.qc_min)
         LossOptions.validate(self)
         OptimiserOptions.validate(self)
         ReadingOptions.validate(self)

@@ -79,6 +79,8 @@ _FREE = frozenset(
 )
 _OF_HELD_OUT = frozenset(["val_every", "val_views"])
 """With ``--early-stop held-out`` these decide when training ends."""
+_NOT_SAID = frozenset(["qc_max", "qc_min"])
+"""Options that a run does not record where they are not given: runs of earlier versions do not have them."""
 _AS_BEGUN = ("window", "lr", "warmup_steps", "early_stop")
 """Where nothing is given, a run that continues has what it began with."""
 
@@ -258,7 +260,8 @@ def _begin_run(run: Path, options: DistillOptions, data: Data) -> None:
     if not files.is_unused(run):
         raise OptionError(f"--out {run}: the folder is not empty and not a run; choose another")
     digest = data.train.recipe.digest()
-    begun = {"options": to_json(options), "store_recipe": digest, "stream": sampler.STREAMS[options.balance]}
+    said = {name: value for name, value in to_json(options).items() if value or name not in _NOT_SAID}
+    begun = {"options": said, "store_recipe": digest, "stream": sampler.STREAMS[options.balance]}
     files.write_json(path, begun | _of_stores(data))
 
 

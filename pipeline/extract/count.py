@@ -13,6 +13,7 @@ from pipeline.slides.slide import plan_read, require_square
 from pipeline.tile.grid import find_patches, patch_recipe
 from pipeline.tile.groups import group_tiles, require_no_slide_options, table_of
 from pipeline.tile.options import TileOptions
+from pipeline.tile.qc import qc_of
 from pipeline.tile.slides_csv import given_of
 from pipeline.tile.splits import Splits
 from pipeline.tiles.table import are_tiles, list_tiles
@@ -72,7 +73,7 @@ def _count(
     inputs: Sequence[Path], options: TileOptions, report: Reporter
 ) -> tuple[list[SlidePlan], dict[str, str]]:
     paths = find_slides(inputs, report=report)
-    given = given_of(options, paths, report=report)
+    given, qc = given_of(options, paths, report=report), qc_of(options, paths, report)
     _, rule = patch_recipe(options)
     found: dict[str, int] = {}
     unusable: dict[str, str] = {}
@@ -84,11 +85,13 @@ def _count(
                 if not options.square_pixels:
                     require_square(info)
                 read = plan_read(info, options.mpp, options.patch)
-                grid = find_patches(file, info, read, rule, options)
+                of_slide = None if qc is None else qc.of(slide_id)
+                grid = find_patches(file, info, read, rule, options, of_slide)
             if len(grid.patches):
                 found[slide_id] = len(grid.patches)
             else:
-                unusable[slide_id] = f"no patch of it has {options.min_tissue:.0%} tissue"
+                bad = ", or QC left it out" if grid.left_out is not None and len(grid.left_out) else ""
+                unusable[slide_id] = f"no patch of it has {options.min_tissue:.0%} tissue{bad}"
         except SlideError as error:
             unusable[slide_id] = str(error)
         report.advance(detail=slide_id)

@@ -23,7 +23,7 @@ from stores.format.same_views import NONE, Expected, read_checksums, require_equ
 from stores.io import files
 from stores.io.location import StoreLike, is_same
 
-OF_THIS_MACHINE = ("slides_csv", "masks", "root")
+OF_THIS_MACHINE = ("slides_csv", "masks", "qc", "root")
 """Tile options that are paths of whoever tiled: they are not taken over."""
 
 

@@ -74,6 +74,8 @@ class SlidePart:
     """Of patches that were cut from tiles: name of the tile's file, and x and y inside it; empty for a slide."""
     sprite: bytes
     """JPEG of all shown patches, `SPRITE_COLUMNS` in a line."""
+    quality: list[str] = field(default_factory=list)
+    """What another tool says of each shown patch, in words; empty where it was never asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,9 +238,23 @@ class _Slide:
                 contour,
                 captions,
                 _sprite(seen),
+                self._quality(),
             ),
             seen,
         )
+
+    def _quality(self) -> list[str]:
+        """The QC columns of each shown patch."""
+        columns = manifest.read_patches(self._store, self._row["slide_id"]).qc
+        return [
+            ", ".join(
+                f"{visible(name.removeprefix(manifest.QC))} "
+                + ("not known" if np.isnan(values[number]) else f"{values[number]:.3g}")
+                for name, values in columns.items()
+            )
+            for number, _ in self.places
+            if columns
+        ]
 
     def _captions(self, x_px0: Sequence[int], y_px0: Sequence[int]) -> list[str]:
         """Name of the tile and position in it of each shown patch; the tile's fingerprint in a store without names."""

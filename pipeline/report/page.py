@@ -193,6 +193,7 @@ def _embedded(found: Gathered) -> str:
                 "contour": slide.contour,
                 "captions": slide.captions,
                 "sprite": _data_url(slide.sprite),
+                "quality": slide.quality,
             }
             for slide in found.slides
         ],

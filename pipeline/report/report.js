@@ -20,7 +20,8 @@
   };
   const describe = (n) => {
     const s = slideOf(n), slide = data.slides[s], i = n - first[s];
-    return slide.captions.length ? slide.captions[i] : `${slide.id}, row ${slide.rows[i]} at ${slide.x[i]}, ${slide.y[i]}`;
+    const place = slide.captions.length ? slide.captions[i] : `${slide.id}, row ${slide.rows[i]} at ${slide.x[i]}, ${slide.y[i]}`;
+    return slide.quality.length ? `${place}; ${slide.quality[i]}` : place;
   };
   const crop = (node, n) => {
     const s = slideOf(n), i = n - first[s];

@@ -291,6 +291,22 @@ def _run_facts(path: Path, run: RunFiles) -> str:
     return page.facts(pairs)
 
 
+def _qc(info: Mapping[str, Any]) -> str:
+    """What another tool says of the patches of a store; empty where it was never asked."""
+    if "qc" not in info:
+        return ""
+    judged = info["qc"]
+    rows = []
+    for column, of in judged["columns"].items():
+        figures = [f"{of[name]:.3g}" if name in of else "" for name in ("mean", "p95", "max")]
+        rows.append([column.removeprefix("qc_"), *figures, f"{of['known']:,}", f"{of['unknown']:,}"])
+    head = ["class or score", "mean", "95th percentile", "max", "patches", "patches without a value"]
+    said = f"{counted(judged['left_out'], 'patch', 'patches')} with enough tissue left out at tiling."
+    return f"<h3>Quality, as another tool judged it</h3><p>{said}</p>" + (
+        page.table("quality", head, rows) if rows else ""
+    )
+
+
 _DECLARED = "the features were imported from files of {}: teacher and views are what was declared, not proven"
 
 
@@ -318,4 +334,4 @@ def _store_facts(path: Path, info: Mapping[str, Any]) -> str:
         ("recipe", stored.digest()[:16]),
         ("date of its last extraction", origin.last_date(path / LOGS / "extract-teacher.jsonl")),
     ]
-    return page.facts(pairs)
+    return page.facts(pairs) + _qc(info)

@@ -58,7 +58,10 @@ def has_choice(info: SlideInfo) -> bool:
 
 
 def choose_frame(
-    path: Path, masks: Sequence[tuple[Frame, Bools]], scanned: npt.NDArray[np.float32]
+    path: Path,
+    masks: Sequence[tuple[Frame, Bools]],
+    scanned: npt.NDArray[np.float32],
+    flag: str = "--mask-frame",
 ) -> tuple[Frame, Bools]:
     """The frame in which a mask lies on what was scanned, and the mask in it.
 
@@ -68,6 +71,8 @@ def choose_frame(
         The mask in every frame whose edges it keeps, bool (h, w) of the whole slide; not empty, one or two.
     scanned : float32 (h, w)
         How much of each pixel was scanned.
+    flag
+        The option that says it, for messages.
 
     Raises
     ------
@@ -79,7 +84,7 @@ def choose_frame(
         raise TissueError(
             f"{path}: no scanned pixel lies in it, counted from the corner of the "
             f"{' or the '.join(str(frame) for frame, _ in masks)}; "
-            "is it the file of this slide, and of its level 0? See --mask-frame"
+            f"is it the file of this slide, and of its level 0? See {flag}"
         )
     if len(masks) == 1:
         return masks[0]
@@ -91,12 +96,12 @@ def choose_frame(
         for (frame, _), share in zip(masks, shares, strict=True)
     )
     raise TissueError(
-        f"{path}: of what is marked, {said} was scanned, so both are possible; say --mask-frame bounds for "
-        "coordinates from QuPath, --mask-frame slide for those from OpenSlide"
+        f"{path}: of what is marked, {said} was scanned, so both are possible; say {flag} bounds for "
+        f"coordinates from QuPath, {flag} slide for those from OpenSlide"
     )
 
 
-def frame_counts(rows: Sequence[Mapping[str, object]]) -> dict[str, int]:
+def frame_counts(rows: Sequence[Mapping[str, object]], column: str = "mask_frame") -> dict[str, int]:
     """How many slides' masks were read in which frame; empty where no slide had a choice."""
-    found = [str(row["mask_frame"]) for row in rows if row.get("mask_frame")]
+    found = [str(row[column]) for row in rows if row.get(column)]
     return {name: found.count(name) for name in ("slide", "bounds") if name in found}

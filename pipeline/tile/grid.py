@@ -13,8 +13,10 @@ from pipeline.tile import tissue
 from pipeline.tile.frames import frames_of, has_choice
 from pipeline.tile.masks import load_user_mask
 from pipeline.tile.options import TileOptions
+from pipeline.tile.qc import PatchQc, SlideQc, judge_patches
 from stores.errors import TissueError
 from stores.format import manifest, recipe
+from stores.format.qc import parse_limits
 
 THUMBNAIL_MPP = 8.0
 _WHOLE = 0.9999
@@ -52,6 +54,10 @@ class Grid:
     mask: npt.NDArray[np.bool_]
     mask_frame: str = ""
     """Where the coordinates of the user's mask began, when there was a choice."""
+    qc: PatchQc | None = None
+    """What ``--qc`` says of the patches with enough tissue."""
+    left_out: npt.NDArray[np.int32] | None = None
+    """Level-0 x and y of the patches that its limits left out, (n, 2)."""
 
 
 def find_patches(
@@ -60,13 +66,19 @@ def find_patches(
     plan: ReadPlan,
     rule: tissue.TissueRule,
     options: TileOptions,
+    qc: SlideQc | None = None,
 ) -> Grid:
     """Tissue mask of a slide and the patches with enough of it, in row order; none of them wholly transparent.
+
+    Parameters
+    ----------
+    qc : SlideQc, optional
+        What ``--qc`` says of the slide.
 
     Raises
     ------
     SlideError
-        When the slide cannot be read, or its mask is missing or does not fit.
+        When the slide cannot be read, or its mask is missing or does not fit, or what ``--qc`` says of it.
     """
     overview = read_overview(file, info, THUMBNAIL_MPP)
     thumbnail, mask_frame = overview.pixels, ""
@@ -91,10 +103,22 @@ def find_patches(
     share = tissue.patch_tissue_fraction(mask, x_px0, y_px0, plan.sides_px0, size_px0)
     keep = share >= options.min_tissue
     keep[keep] = scanned_patches(file, plan, overview.scanned, x_px0[keep], y_px0[keep], size_px0)
+    judged, left_out, candidates = None, None, np.flatnonzero(keep)
+    if qc is not None:
+        limits = parse_limits(options.qc_max, options.qc_min)
+        places = x_px0[keep], y_px0[keep]
+        judged = judge_patches(qc, limits, info, overview.scanned, options.qc_frame, *places, plan.sides_px0)
+        left_out = np.stack(places, axis=1)[~judged.judged.keep]
+        keep[candidates] = judged.judged.keep
     if options.max_patches is not None and keep.sum() > options.max_patches:
         keep[keep] = sample_of(info.fingerprint, x_px0[keep], y_px0[keep], options.max_patches)
     order = np.flatnonzero(keep)[morton_order(col[keep], row[keep])]
-    return Grid(manifest.Patches(x_px0[order], y_px0[order], share[order]), thumbnail, mask, mask_frame)
+    of_qc = {}
+    if judged is not None:
+        at = np.searchsorted(candidates, order)
+        of_qc = {name: values[at] for name, values in judged.values.items()}
+    patches = manifest.Patches(x_px0[order], y_px0[order], share[order], qc=of_qc)
+    return Grid(patches, thumbnail, mask, mask_frame, judged, left_out)
 
 
 def scanned_patches(

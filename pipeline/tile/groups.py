@@ -52,6 +52,7 @@ def require_no_slide_options(options: TileOptions) -> None:
         "--slide-mpp": bool(options.slide_mpp),
         "--square-pixels": options.square_pixels,
         "--masks": options.masks is not None,
+        "--qc": options.qc is not None,
         "--slides-csv": options.slides_csv is not None,
         "--min-tissue": options.min_tissue != TileOptions.min_tissue,
     }

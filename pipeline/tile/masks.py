@@ -13,18 +13,17 @@ from PIL import Image
 
 from pipeline.slides.image_file import TooManyPixels, open_image
 from pipeline.tile.frames import Frame, choose_frame
+from pipeline.tile.geojson import MAX_JSON_BYTES, MisfitError, class_of, draw_feature, read_features
 from pipeline.tile.tissue import Bools
 from stores.errors import OptionError, StoreError, TissueError
 from stores.format.manifest import check_slide_id
-from stores.io.files import first_line, read_json
+from stores.io.files import first_line
 
-MAX_JSON_BYTES = 64 * 2**20
 _MAX_IMAGE_BYTES = 1 << 30
 MAX_MASK_PX = 80_000_000
 _JSON_SUFFIXES = (".geojson", ".json")
 _IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
 _IMAGE_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B", "I")
-_SPILL = 0.01  # of the longer side: what is drawn by hand runs a little over the edge
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +78,15 @@ def load_user_mask(
     path = found[0]
     shape = (scanned.shape[0], scanned.shape[1])
     if path.suffix in _JSON_SUFFIXES:
-        draw = functools.partial(_draw_polygons, path, _read_features(path))
+        draw = functools.partial(_draw_polygons, path, read_features(path))
     else:
         draw = functools.partial(_draw_image, path, _read_image(path, frames))
     masks: list[tuple[Frame, Bools]] = []
-    misfits: list[_MisfitError] = []
+    misfits: list[MisfitError] = []
     for frame in frames:
         try:
             masks.append((frame, draw(frame, size_px0, shape)))
-        except _MisfitError as error:
+        except MisfitError as error:
             misfits.append(error)
     if not masks:
         raise misfits[0]
@@ -95,10 +94,6 @@ def load_user_mask(
         raise TissueError(f"{path}: no tissue in it; mark some, or take the slide out of the inputs")
     frame, pixels = choose_frame(path, masks, scanned)
     return UserMask(pixels, frame)
-
-
-class _MisfitError(TissueError):
-    """A file does not fit a frame; it may fit another."""
 
 
 def _too_large(path: Path, size: str) -> TissueError:
@@ -154,7 +149,7 @@ def _draw_image(
 ) -> Bools:
     """An image of a frame as a mask of the whole slide; its edges fall on whole pixels of the mask."""
     if not _same_ratio((pixels.shape[1], pixels.shape[0]), frame):
-        raise _MisfitError(f"{path}: another aspect ratio than the {frame}")
+        raise MisfitError(f"{path}: another aspect ratio than the {frame}")
     left, top = (
         round(a * n / whole) for a, n, whole in zip(frame.corner_px0, shape[::-1], size_px0, strict=True)
     )
@@ -175,86 +170,12 @@ def _resize(mask: Bools, shape: tuple[int, int]) -> Bools:
     return resized >= 127
 
 
-def _read_features(path: Path) -> list[Any]:
-    """The features of a GeoJSON file, unchecked."""
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise _too_large(path, f"{path.stat().st_size:,} bytes")
-    try:
-        content = read_json(path, MAX_JSON_BYTES)
-    except StoreError as error:
-        raise TissueError(f"{first_line(error)}; export it again") from None
-    if isinstance(content, dict):
-        content = content.get("features") if content.get("type") == "FeatureCollection" else [content]
-    if not isinstance(content, list):
-        raise TissueError(f"{path}: no GeoJSON FeatureCollection; in QuPath: File, Export objects as GeoJSON")
-    return content
-
-
 def _draw_polygons(
     path: Path, content: list[Any], frame: Frame, size_px0: tuple[int, int], shape: tuple[int, int]
 ) -> Bools:
     """Rasterise polygons of a frame: their union, less those of QuPath's class ``Ignore*``."""
     tissue, ignored = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
-    scale = np.array(shape[::-1]) / size_px0
     for number, feature in enumerate(content):
-        where = f"{path}: feature {number}"
-        canvas = ignored if _class_of(feature) == "Ignore*" else tissue
-        for polygon in _polygons_of(feature, where):
-            _fill(canvas, [_ring(ring, frame, scale, where) for ring in polygon], where)
+        canvas = ignored if class_of(feature) == "Ignore*" else tissue
+        draw_feature(canvas, feature, frame, size_px0, f"{path}: feature {number}")
     return tissue > ignored
-
-
-def _class_of(feature: Any) -> Any:
-    for key in ("properties", "classification", "name"):
-        feature = feature.get(key) if isinstance(feature, dict) else None
-    return feature
-
-
-def _polygons_of(feature: Any, where: str) -> list[list[Any]]:
-    geometry = feature.get("geometry") if isinstance(feature, dict) else None
-    kind = geometry.get("type") if isinstance(geometry, dict) else None
-    if not isinstance(geometry, dict) or kind not in ("Polygon", "MultiPolygon"):
-        raise TissueError(
-            f"{where}: geometry {kind!r:.40}; allowed: Polygon, MultiPolygon; leave others out of the export"
-        )
-    coordinates = geometry.get("coordinates")
-    polygons = [coordinates] if kind == "Polygon" else coordinates
-    if not isinstance(polygons, list) or not all(isinstance(rings, list) and rings for rings in polygons):
-        raise TissueError(f"{where}: {kind} without rings of coordinates; export it again")
-    return polygons
-
-
-def _ring(ring: Any, frame: Frame, scale: npt.NDArray[np.float64], where: str) -> npt.NDArray[np.int32]:
-    """Corners of a ring in 1/16 pixels of the mask, int32 (n, 2); `scale` is pixels of the mask per level-0 pixel."""
-    try:
-        corners = np.array([corner[:2] for corner in ring], np.float64)
-    except (LookupError, TypeError, ValueError, OverflowError):
-        corners = np.empty(0)
-    if corners.ndim != 2 or corners.shape[1] != 2 or len(corners) < 3 or not np.isfinite(corners).all():
-        raise TissueError(f"{where}: a ring is a list of three or more [x, y] numbers; found {ring!r:.60}")
-    beyond = np.maximum(-corners, corners - frame.size_px0).max(axis=1)
-    if beyond.max() > _SPILL * max(frame.size_px0):
-        x, y = corners[beyond.argmax()]
-        raise _MisfitError(
-            f"{where}: corner ({x:.6g}, {y:.6g}) lies outside of the {frame}; "
-            "coordinates are level-0 pixels: is it the file of this slide?"
-        )
-    at = (corners + frame.corner_px0) * scale
-    return np.rint((at - 0.5) * 16).astype(np.int32)  # fillPoly: pixel centres are whole numbers
-
-
-def _fill(canvas: npt.NDArray[np.uint8], rings: list[npt.NDArray[np.int32]], where: str) -> None:
-    """Add a polygon, its outline first and then its holes, to `canvas`. Works in its bounding box only."""
-    outline, *holes = rings
-    low, high = outline.min(axis=0), outline.max(axis=0)
-    for hole in holes:
-        if (hole.min(axis=0) < low).any() or (hole.max(axis=0) > high).any():
-            raise TissueError(f"{where}: a hole lies outside of its polygon; repair or redraw it")
-    x, y = np.maximum(low // 16, 0)
-    x_end, y_end = np.minimum(high // 16 + 2, canvas.shape[::-1])
-    if x >= x_end or y >= y_end:
-        return
-    box = np.zeros((y_end - y, x_end - x), np.uint8)
-    for value, ring in [(1, outline), *((0, hole) for hole in holes)]:
-        cv2.fillPoly(box, [ring - np.array([x, y], np.int32) * 16], value, shift=4)
-    canvas[y:y_end, x:x_end] |= box

@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.runtime.options import TILES, option, require, require_one_or_more
+from stores.errors import OptionError
 
 MASK_FRAMES = ("auto", "slide", "bounds")
 PADS = ("none", "white", "reflect")
+OF_QC = ("qc", "qc_max", "qc_min", "qc_frame")
+"""Options of ``--qc``; the record of a store that was tiled without it leaves them out."""
 OF_TILES = ("tiles", "pad", "root", "column")
 """Options that only tiles have; the record of a store of slides leaves them out."""
 
@@ -80,6 +83,33 @@ class TileOptions(CohortOptions, GridOptions):
         heading=TILES,
         shown="decided for each slide, where it can be",
     )
+    qc: Path | None = option(
+        None,
+        "What another tool says of the quality: a folder of GeoJSON with classified regions (ID.geojson), or a table "
+        "of scores by slide_id, or by slide_id, x_px0 and y_px0.",
+        metavar="PATH",
+        heading=TILES,
+    )
+    qc_max: tuple[str, ...] = option(
+        (),
+        "Leave out patches that a class of --qc covers by more than a share, or with a higher score, such as fold=0.1, "
+        "and those of which that is not known. May be repeated.",
+        metavar="NAME=VALUE",
+        heading=TILES,
+    )
+    qc_min: tuple[str, ...] = option(
+        (),
+        "The same for lower values. May be repeated.",
+        metavar="NAME=VALUE",
+        heading=TILES,
+    )
+    qc_frame: str = option(
+        "auto",
+        "Where the coordinates of regions of --qc begin, as --mask-frame says it for masks.",
+        choices=MASK_FRAMES,
+        heading=TILES,
+        shown="decided for each slide, where it can be",
+    )
     tiles: bool = option(
         False,
         "The folders or images are tiles: images that were cut before, with classes as folder names. "
@@ -114,4 +144,12 @@ class TileOptions(CohortOptions, GridOptions):
         require_one_or_more(self, "max_patches")
         require(self.pad in PADS, "pad", self.pad, ", ".join(PADS))
         require(self.mask_frame in MASK_FRAMES, "mask_frame", self.mask_frame, ", ".join(MASK_FRAMES))
+        require(self.qc_frame in MASK_FRAMES, "qc_frame", self.qc_frame, ", ".join(MASK_FRAMES))
+        from stores.format.qc import parse_limits  # imports tables
+
+        limits = parse_limits(self.qc_max, self.qc_min)
+        if self.qc is None and (limits or self.qc_frame != "auto"):
+            raise OptionError(
+                f"{limits[0] if limits else '--qc-frame'}: needs --qc, the file or folder that it judges by"
+            )
         CohortOptions.validate(self)

@@ -1,16 +1,19 @@
 """Whether slides can be added to a store, and its recipe's patch part and options."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.runtime.options import to_json
 from pipeline.tile.grid import patch_recipe
 from pipeline.tile.groups import tiles_recipe
-from pipeline.tile.options import OF_TILES, TileOptions
+from pipeline.tile.options import OF_QC, OF_TILES, TileOptions
 from stores.errors import OptionError, RecipeMismatch, StoreError
 from stores.export import pseudonyms
 from stores.format import layout, manifest, recipe
 from stores.format.layout import read_options
+from stores.format.qc import parse_limits
 from stores.io import files
 
 
@@ -60,13 +63,42 @@ def prepare_store(store: Path, options: TileOptions, of_tiles: bool = False) -> 
                     f"--{flag} {getattr(options, name)}: {store} was tiled with {old[name]}; "
                     "use that, or another --store"
                 )
+        _require_same_qc(store, old, options)
     else:
         said = to_json(options)
         if not options.square_pixels:  # of older stores nothing says it
             del said["square_pixels"]
+        if options.qc is None:
+            said = {name: value for name, value in said.items() if name not in OF_QC}
         record = {name: value for name, value in said.items() if of_tiles or name not in OF_TILES}
         files.write_json(store / layout.options_file("tile"), record)
         recipe.save(store, recipe.Recipe(part))
+
+
+def _require_same_qc(store: Path, old: Mapping[str, Any], options: TileOptions) -> None:
+    """Raise OptionError when the patches of a store were judged by other limits, or not at all.
+
+    Where the tiling was taken over from another store, the record says no path.
+    """
+    if ("qc" in old) != (options.qc is not None):
+        was, now = ("without", "with") if options.qc is not None else ("with", "without")
+        raise OptionError(
+            f"--qc: {store} was tiled {was} it, this run is {now} it; do the same, or use another --store"
+        )
+    before = parse_limits(_texts(old, "qc_max"), _texts(old, "qc_min"))
+    limits = parse_limits(options.qc_max, options.qc_min)
+    if before != limits:
+        said, was = (" ".join(map(str, of)) or "no limit of --qc" for of in (limits, before))
+        raise OptionError(f"{said}: {store} was tiled with {was}; use that, or another --store")
+    if options.qc is not None and old.get("qc_frame") != options.qc_frame:
+        raise OptionError(
+            f"--qc-frame {options.qc_frame}: {store} was tiled with {old.get('qc_frame')}; use that, or another --store"
+        )
+
+
+def _texts(old: Mapping[str, Any], name: str) -> list[str]:
+    found = old.get(name, [])
+    return [str(text) for text in found] if isinstance(found, list) else []
 
 
 def _require_whole(store: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.tile.options import TileOptions
+from pipeline.tile.qc import SlideQc
 from pipeline.tile.slides_csv import Given
 from pipeline.tile.splits import Splits
 from stores.errors import OptionError
@@ -31,6 +32,8 @@ class SlideWork:
     """Whether it was tiled before, and `row` is whole."""
     is_oblong: bool = False
     """Whether its pixels were resampled to square ones before."""
+    qc: SlideQc | None = None
+    """What ``--qc`` says of it."""
 
     def __str__(self) -> str:
         return self.slide_id

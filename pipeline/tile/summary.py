@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.tile.frames import frame_counts
 from stores.format import manifest
+from stores.format.qc import FRAME, count_in, was_judged
 from stores.format.splits import count_splits, split_lines, split_warnings
 from stores.io.text import counted, first_of, unusable_lines
 
@@ -48,20 +49,34 @@ class TileSummary:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         usable = [row for row in self.slides if row["status"] == manifest.OK]
-        return {
-            "store": str(self.store),
-            "slides": len(self.slides),
-            "slides_usable": len(usable),
-            "patches": self.n_patches,
-            "patches_by_slide": {row["slide_id"]: row["n_patches"] for row in self.slides},
-            "splits": {
-                name: sum(row["split"] == name for row in usable) for name in ("train", "val", "test")
-            },
-            "split_counts": count_splits(self.slides),
-            "warnings": self.warnings,
-            "mask_frames": frame_counts(self.slides),
-            "unusable": {row["slide_id"]: row["reason"] for row in self.unusable},
-        } | ({"refused_tiles": self.refused} if self.refused else {})
+        return (
+            {
+                "store": str(self.store),
+                "slides": len(self.slides),
+                "slides_usable": len(usable),
+                "patches": self.n_patches,
+                "patches_by_slide": {row["slide_id"]: row["n_patches"] for row in self.slides},
+                "splits": {
+                    name: sum(row["split"] == name for row in usable) for name in ("train", "val", "test")
+                },
+                "split_counts": count_splits(self.slides),
+                "warnings": self.warnings,
+                "mask_frames": frame_counts(self.slides),
+                "unusable": {row["slide_id"]: row["reason"] for row in self.unusable},
+            }
+            | self._qc()
+            | ({"refused_tiles": self.refused} if self.refused else {})
+        )
+
+    def _qc(self) -> dict[str, Any]:
+        """What ``--qc`` made of the slides; empty without it."""
+        judged = {
+            row["slide_id"]: {name: count_in(row, f"qc_{name}") for name in ("left_out", "unknown")}
+            for row in self.slides
+            if was_judged(row)
+        }
+        frames = frame_counts(self.slides, FRAME)
+        return {"qc": judged} | ({"qc_frames": frames} if frames else {}) if judged else {}
 
     def lines(self) -> list[str]:
         """The same as text."""
@@ -71,13 +86,26 @@ class TileSummary:
             f"{counted(found['patches'], 'patch', 'patches')}",
             *split_lines(found["split_counts"]),
             *(f"warning: {text}" for text in found["warnings"]),
-            *_frame_lines(found["mask_frames"]),
+            *_frame_lines("masks", found["mask_frames"]),
+            *_qc_lines(found.get("qc", {})),
+            *_frame_lines("regions of --qc", found.get("qc_frames", {})),
             f"pictures: {self.store / 'pictures'}",
             *unusable_lines(found["unusable"]),
             *first_of("tile not used", self.refused),
         ]
 
 
-def _frame_lines(counts: Mapping[str, int]) -> list[str]:
+def _frame_lines(what: str, counts: Mapping[str, int]) -> list[str]:
     named = {"slide": "the corner of the slide", "bounds": "the corner of the scanned bounds, as in QuPath"}
-    return [f"masks that count from {named[name]}: {count}" for name, count in counts.items()]
+    return [f"{what} that count from {named[name]}: {count}" for name, count in counts.items()]
+
+
+def _qc_lines(judged: Mapping[str, Mapping[str, int]]) -> list[str]:
+    if not judged:
+        return []
+    left_out, unknown = (sum(of[name] for of in judged.values()) for name in ("left_out", "unknown"))
+    said = counted(
+        left_out, "patch with enough tissue was left out", "patches with enough tissue were left out"
+    )
+    without = f"; something is not known of {counted(unknown, 'patch', 'patches')}" if unknown else ""
+    return [f"QC of {counted(len(judged), 'slide')}: {said}{without}"]

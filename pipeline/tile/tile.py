@@ -27,6 +27,7 @@ from pipeline.tile.grid import Grid, find_patches, patch_recipe
 from pipeline.tile.options import TileOptions
 from pipeline.tile.picture import draw_slide
 from pipeline.tile.prepare import prepare_store, require_extendable
+from pipeline.tile.qc import qc_columns, qc_of
 from pipeline.tile.same_picture import Pictures
 from pipeline.tile.slide_rows import (
     SlideWork,
@@ -44,6 +45,7 @@ from pipeline.tiles.table import are_tiles
 from stores.errors import OptionError, SlideError
 from stores.format import layout, manifest, oblong
 from stores.format.committed import same_picture, same_pictures
+from stores.format.qc import described
 from stores.io import files
 from stores.io.lock import only_writer
 from stores.io.text import counted, is_utf8, visible
@@ -97,6 +99,8 @@ def tile_on(
     found.tell(report)
     doubled = {slide_id: paths[0] for slide_id, paths in found.doubled.items()}
     given = given_of(options, found.slides | doubled, for_training, report)
+    begun = (store / layout.RECIPE).exists()
+    qc = None if begun else qc_of(options, found.slides, report)  # what is refused leaves no store behind
     prepare_store(store, options)
     splits = Splits(rows, given, [*found.slides, *(i for i in doubled if i not in found.slides)], options.val)
     works = [
@@ -114,6 +118,10 @@ def tile_on(
         require_one_split(planned.values())
     settled = {slide_id: row for slide_id, row in rows.items() if row["status"] == manifest.OK}
     todo = [work for work in works if look_again or not work.done]
+    if begun and not all(work.done for work in todo):
+        qc = qc_of(options, found.slides, report, again=True)
+    if qc is not None:
+        todo = [dataclasses.replace(work, qc=qc.of(work.slide_id)) for work in todo]
     started = {work.slide_id for work in todo}
     kept = {slide_id: row for slide_id, row in planned.items() if slide_id not in started}
     if any(rows.get(slide_id) != row for slide_id, row in kept.items()):
@@ -121,8 +129,7 @@ def tile_on(
         manifest.write_slides(store, list(rows.values()))
     _tell(settled, [work for work in todo if work.slide_id in rows and not work.done], rows, report)
     report.start("tile", len(todo))
-    masks = None if options.masks is None else options.masks.absolute()
-    run = functools.partial(tile_slide, store.absolute(), dataclasses.replace(options, masks=masks))
+    run = functools.partial(tile_slide, store.absolute(), _absolute(options))
     pictures = Pictures(store, rows, settled, given.cells)
     by_id = {work.slide_id: work for work in todo}
     written, unwritten = time.monotonic(), 0
@@ -144,6 +151,12 @@ def tile_on(
         if unwritten:
             _write(store, rows, pictures)
     return TileSummary(store, manifest.read_slides(store), found.slides, holds_out=options.val > 0)
+
+
+def _absolute(options: TileOptions) -> TileOptions:
+    """The options for workers, which may have another working folder."""
+    masks, qc = (None if path is None else path.absolute() for path in (options.masks, options.qc))
+    return dataclasses.replace(options, masks=masks, qc=qc)
 
 
 def _write(store: Path, rows: Mapping[str, Mapping[str, Any]], pictures: Pictures) -> None:
@@ -207,20 +220,25 @@ def _tile_slide(store: Path, slide: SlideWork, options: TileOptions) -> dict[str
                 return row | measured
             row |= measured
             _, rule = patch_recipe(options)
-            grid = find_patches(file, info, plan, rule, options)
+            grid = find_patches(file, info, plan, rule, options, slide.qc)
     except SlideError as error:
         said = str(error)
-        for folder in (slide.path.parent, options.masks):  # a reason stands in the store, which others get
+        qc = slide.qc.regions if slide.qc is not None else None
+        folders = (slide.path.parent, options.masks, None if qc is None else qc.parent)
+        for folder in folders:  # a reason stands in the store, which others get
             said = said.replace(f"{folder}/", "")
         return failed(row, said)
     if grid.mask_frame:
         row["mask_frame"] = grid.mask_frame
-    draw_slide(store / layout.picture_file(slide_id), info, plan, grid.thumbnail, grid.mask, grid.patches)
+    if slide.qc is not None and grid.qc is not None:
+        row |= qc_columns(slide.qc, grid.qc)
+    picture = store / layout.picture_file(slide_id)
+    draw_slide(picture, info, plan, grid.thumbnail, grid.mask, grid.patches, grid.qc, grid.left_out)
     if len(grid.patches) == 0:
         reason = _why_none(info, plan, grid, options)
         return row | {"status": "no_tissue", "reason": reason, "n_patches": 0}
     patches = grid.patches
-    manifest.write_patches(store, slide_id, patches.x_px0, patches.y_px0, patches.tissue)
+    manifest.write_patches(store, slide_id, patches.x_px0, patches.y_px0, patches.tissue, qc=patches.qc)
     return row | {"status": manifest.OK, "reason": "", "n_patches": len(patches)}
 
 
@@ -229,6 +247,12 @@ def _why_none(info: SlideInfo, plan: ReadPlan, grid: Grid, options: TileOptions)
     side = f"{wide}" if plan.heights is None else f"{wide}x{high}"
     if info.width_px0 < wide or info.height_px0 < high:
         return f"{info.width_px0}x{info.height_px0} px, smaller than one patch of {side} px"
+    if grid.qc is not None and not grid.qc.judged.keep.all():
+        n, judged = len(grid.qc.judged.keep), grid.qc.judged
+        return (
+            f"{counted(n, 'patch', 'patches')} of {side} px with enough tissue, all left out by QC "
+            f"({described(judged.beyond, judged.unknown)})"
+        )
     return (
         f"no patch of {side} px has {options.min_tissue:.0%} tissue; "
         f"{grid.mask.mean():.1%} of the slide is tissue; see its picture, or lower --min-tissue"

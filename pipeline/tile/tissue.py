@@ -170,17 +170,18 @@ def _drop_small(mask: Bools, area_px: float) -> Bools:
 
 
 def patch_tissue_fraction(
-    mask: Bools,
+    mask: Bools | npt.NDArray[np.uint8],
     x_px0: npt.NDArray[np.integer[Any]],
     y_px0: npt.NDArray[np.integer[Any]],
     sides_px0: tuple[int, int],
     size_px0: tuple[int, int],
+    whole: int = 1,
 ) -> npt.NDArray[np.float32]:
     """Share of tissue in patches: each pixel of the mask counts as far as a patch covers it.
 
     Parameters
     ----------
-    mask : bool (h, w)
+    mask : bool or uint8 (h, w)
         Mask of the whole slide; its pixels are rectangles of ``w0 / w`` by ``h0 / h`` level-0 pixels.
     x_px0, y_px0 : int (n,)
         Upper left corners.
@@ -188,6 +189,8 @@ def patch_tissue_fraction(
         Width and height of a patch.
     size_px0 : (int, int)
         Width and height of the slide. What a patch covers beyond it is not tissue.
+    whole : int
+        Value of a pixel of the mask that counts wholly.
 
     Returns
     -------
@@ -207,7 +210,7 @@ def patch_tissue_fraction(
     x_end, y_end = x + sides_px0[0], y + sides_px0[1]
     covered = below(x_end, y_end) - below(x, y_end) - below(x_end, y) + below(x, y)
     area = (sides_px0[0] * w / size_px0[0]) * (sides_px0[1] * h / size_px0[1])
-    return np.clip(covered / area, 0, 1).astype(np.float32)
+    return np.clip(covered / (area * whole), 0, 1).astype(np.float32)
 
 
 def _cell(

@@ -28,6 +28,7 @@ from pipeline.verify.options import VerifyOptions
 from pipeline.verify.slide_views import require_teacher_of, spec_of
 from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError, ViewMismatch
 from stores.format import arrays, attention, features, layout, manifest, pixels, recipe, tiles, tokens
+from stores.format.qc import was_judged
 from stores.io.ranges import ranges_of
 from stores.verify.findings import Finding
 
@@ -298,4 +299,5 @@ class _Repair:
             np.array(y, np.int32),
             np.array(tissue, np.float32),
         )
-        self.done.append(f"slide {self.slide_id}: patches written again from the commit records")
+        without = ", without their QC columns, which no record has" if was_judged(self.row) else ""
+        self.done.append(f"slide {self.slide_id}: patches written again from the commit records{without}")

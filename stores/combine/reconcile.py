@@ -87,6 +87,16 @@ def _require_same_patches(slide_id: str, a: Source, b: Source) -> None:
         if not np.array_equal(x, y):
             row = int(np.flatnonzero(x != y)[0])
             _conflict(slide_id, f"{name} of patch {row}", a, x[row].item(), b, y[row].item())
+    if sorted(mine.qc) != sorted(other.qc):
+        _conflict(slide_id, "QC columns of its patches", a, sorted(mine.qc), b, sorted(other.qc))
+    for name, values in mine.qc.items():
+        if not np.array_equal(values, other.qc[name], equal_nan=True):
+            row = int(
+                np.flatnonzero((values != other.qc[name]) & ~(np.isnan(values) & np.isnan(other.qc[name])))[0]
+            )
+            _conflict(
+                slide_id, f"{name} of patch {row}", a, values[row].item(), b, other.qc[name][row].item()
+            )
     if (mine.tile is None) != (other.tile is None):
         _conflict(slide_id, "tiles", a, mine.tile is not None, b, other.tile is not None)
     if mine.tile is not None and other.tile is not None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stores.errors import CorruptStore, StoreError
-from stores.format import features, layout, manifest, oblong, tiles
+from stores.format import features, layout, manifest, oblong, qc, tiles
 from stores.format.recipe import AS_DECLARED, AS_IS_TOLERANCE, DECLARED_FACTOR, Patch
 from stores.io.location import StoreLike
 
@@ -193,6 +193,7 @@ def patches_problems(
             yield f"{name} from {at.min()} to {at.max()}: a patch of {side} pixels lies outside of the slide{limit}"
         elif patch is not None and patch.grid == GRID and (at % side).any():
             yield f"{name} {at[at % side > 0][0]} is not on the grid of {side} pixels from the level-0 origin"
+    yield from qc.problems(patches)
     least = np.float32(0.0 if patch is None else patch.min_tissue)
     wrong = ~((patches.tissue >= least) & (patches.tissue <= 1))  # also where it is NaN
     if wrong.any():

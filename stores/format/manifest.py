@@ -8,6 +8,7 @@ file is written after the block's chunks are on disk, so only what it lists exis
 Each file carries a CRC-32 of itself in its Parquet metadata: page checksums leave the footer uncovered.
 """
 
+import dataclasses
 import os
 import re
 import zlib
@@ -58,6 +59,8 @@ PATCHES_SCHEMA = pa.schema([("x_px0", pa.int32()), ("y_px0", pa.int32()), ("tiss
 TILE, TILE_FILE = "tile", "file"
 """Further columns of patches that were cut from tiles: fingerprint and name of the tile, see `stores.format.tiles`.
 The user's own columns follow them."""
+QC = "qc_"
+"""How further columns of numbers begin, in which another tool judges patches, see `stores.format.qc`."""
 DRAWN_SCHEMA = pa.schema(
     [
         ("crop_x_px", pa.int16()),
@@ -95,7 +98,7 @@ VIEWS_SCHEMA = pa.schema(
 
 GIVEN = ("slide_id", "mpp", "patient_id", "split")
 """Columns of the slides table that users give."""
-ADDED = ("mask_frame", "mpp_y", "patch_y_px0")
+ADDED = ("mask_frame", "mpp_y", "patch_y_px0", "qc_frame", "qc_left_out", "qc_unknown")
 """Columns of ours, as text, that a slides table has only where one of its slides needs them."""
 RESERVED = frozenset((
     *SLIDES_SCHEMA.names, *PATCHES_SCHEMA.names, "row", "seed", "view_crc32", "features", "tokens", "coords", "pixels",
@@ -241,6 +244,7 @@ def write_patches(
     y_px0: npt.NDArray[np.int32],
     tissue: npt.NDArray[np.float32],
     further: Mapping[str, Sequence[str | None]] | None = None,
+    qc: Mapping[str, npt.NDArray[np.float32]] | None = None,
 ) -> None:
     """Write a slide's patches, (n,) each, in row order.
 
@@ -248,11 +252,17 @@ def write_patches(
     ----------
     further
         Columns of text that only patches of tiles have: `TILE`, `TILE_FILE`, and the user's own.
+    qc
+        As in `Patches.qc`.
     """
     table = pa.table([x_px0, y_px0, tissue], schema=PATCHES_SCHEMA)
     for name, values in (further or {}).items():
         texts = [None if value is None else utf8(value) for value in values]
         table = table.append_column(name, pa.array(texts, pa.string()))
+    for name, numbers in (qc or {}).items():
+        table = table.append_column(
+            name, pa.array(numbers, pa.float32(), from_pandas=True)
+        )  # NaN becomes empty
     _write(patches_path(store, slide_id), table)
 
 
@@ -266,7 +276,9 @@ class Patches:
     tile: npt.NDArray[np.object_] | None = None
     """Where patches were cut from tiles: the fingerprint of each one's tile. x and y are positions inside it."""
     further: tuple[str, ...] = ()
-    """Names of all columns that slides do not have."""
+    """Names of all columns of text, which slides do not have."""
+    qc: Mapping[str, npt.NDArray[np.float32]] = dataclasses.field(default_factory=dict)
+    """What another tool says of each patch, by column; NaN where it says nothing. See `stores.format.qc`."""
 
     def __len__(self) -> int:
         return len(self.x_px0)
@@ -294,13 +306,19 @@ def read_patches(store: StoreLike, slide_id: str, n_patches: int | None = None) 
 
     def chosen(names: Sequence[str]) -> list[str]:
         there.extend(names)
-        return [*PATCHES_SCHEMA.names, *([TILE] if TILE in names else [])]
+        qc = (name for name in names if name.startswith(QC))
+        return [*PATCHES_SCHEMA.names, *([TILE] if TILE in names else []), *qc]
 
     table = _read(path, path.parents[2], PATCHES_SCHEMA, chosen)
     tile = _texts(path, table, TILE) if TILE in there else None
     x_px0, y_px0, tissue = (table[name].to_numpy() for name in PATCHES_SCHEMA.names)
-    further = tuple(name for name in there if name not in PATCHES_SCHEMA.names)
-    found = Patches(x_px0, y_px0, tissue, tile, further)
+    qc = {
+        name: table[name].to_numpy()
+        for name in table.column_names
+        if name.startswith(QC) and table[name].type == pa.float32()  # a user's own column is text
+    }
+    further = tuple(name for name in there if name not in PATCHES_SCHEMA.names and name not in qc)
+    found = Patches(x_px0, y_px0, tissue, tile, further, qc)
     if n_patches is not None and len(found) != n_patches:
         raise CorruptStore(f"{path}: {len(found)} patches, the slides table has {n_patches}")
     return found

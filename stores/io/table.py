@@ -54,13 +54,15 @@ class Table:
             )
 
 
-def read_table(path: Path, what: str, known: Collection[str] = ()) -> Table:
+def read_table(path: Path, what: str, known: Collection[str] = (), heading: str = "") -> Table:
     """Read a table of a user's.
 
     Parameters
     ----------
     known
         Names with a meaning. A column whose name differs from one of them in case alone has that name.
+    heading
+        What may stand before the names of the columns, after lines of comments that begin with its first character.
 
     Raises
     ------
@@ -72,7 +74,10 @@ def read_table(path: Path, what: str, known: Collection[str] = ()) -> Table:
         with open_regular(path, TABLE_BYTES) as file:
             text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
             lines = _lines(text)
-            first = next(lines, "")
+            first, skipped = next(lines, ""), 0
+            while heading and first.startswith(heading[0]) and not first.startswith(heading):
+                first, skipped = next(lines, ""), skipped + 1
+            first = first.removeprefix(heading)
             given = csv.reader(
                 itertools.chain([first], lines),
                 delimiter=_separator(first),
@@ -81,7 +86,7 @@ def read_table(path: Path, what: str, known: Collection[str] = ()) -> Table:
             )
             names = [_stripped(name) for name in next(given, [])]
             rows, begins = [], []
-            begin = given.line_num + 1
+            begin = given.line_num + 1 + skipped
             for cells in given:
                 cells = [_stripped(cell) for cell in cells]
                 if any(cells):
@@ -92,7 +97,7 @@ def read_table(path: Path, what: str, known: Collection[str] = ()) -> Table:
                         )
                     rows.append(cells)
                     begins.append(begin)
-                begin = given.line_num + 1
+                begin = given.line_num + 1 + skipped
     except UnicodeDecodeError as error:
         raise OptionError(f"{what}: is not UTF-8 text ({first_line(error)}); save it as CSV UTF-8") from None
     except (OSError, csv.Error, StoreError) as error:

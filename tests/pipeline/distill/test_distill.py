@@ -79,6 +79,7 @@ def test_the_run_folder(run: Path, store: Path) -> None:
     assert (run / "curves.png").stat().st_size > 5000
     assert len(checkpoint.saved(run)) == 2
     options = json.loads((run / "options.json").read_text())
+    assert not {"qc_max", "qc_min"} & options["options"].keys()  # without limits, as before there were any
     assert options["options"]["student"] == VIT
     card = (run / "student/README.md").read_text()
     assert card.startswith("---\n")
