@@ -1,7 +1,7 @@
 """What a store holds, in figures."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 
 from stores.errors import CorruptStore
 from stores.format import features, layout, manifest, qc, recipe
+from stores.format.arrays import read_metadata
 from stores.format.statistics import RunningStats
-from stores.io.location import StoreLike
+from stores.io.location import StoreLike, read_file
 from stores.io.text import counted, human_bytes, one_line, unusable_lines
 
 CONSTANT = 1e-6
@@ -34,7 +35,8 @@ def store_info(store: StoreLike) -> dict[str, Any]:
     seeds = sorted({c["seed"] for c in counts})
     n_views = sum(c["views"] for c in counts)
     size = dict.fromkeys((layout.FEATURES, layout.PIXELS, layout.MANIFEST), 0)
-    for name, n_bytes in layout.list_files(store, only_plain=False).items():
+    listed = layout.list_files(store, only_plain=False)
+    for name, n_bytes in listed.items():
         folder = name.split("/")[0]
         if folder in size:
             size[folder] += n_bytes
@@ -59,6 +61,8 @@ def store_info(store: StoreLike) -> dict[str, Any]:
         "complete": n_views / (n_patches * len(seeds)) if n_patches and seeds else 0.0,
         "statistics": statistics(store),
         "bytes": size,
+        "files": len(listed),
+        "packed": _is_packed(store, slides),
         "bytes_per_view": (size[layout.FEATURES] + size[layout.MANIFEST]) / n_views if n_views else None,
     } | ({} if judged is None else {"qc": judged})
 
@@ -91,6 +95,8 @@ def info_lines(info: Mapping[str, Any]) -> list[str]:
         f"views     {info['views']}, {info['complete']:.1%} complete, {counted(info['bad_reads'], 'bad read')}",
         *(f"  seed {seed:>3} {_join(splits)}" for seed, splits in info["views_by_seed_and_split"].items()),
         "bytes     " + ", ".join(f"{name} {human_bytes(size)}" for name, size in info["bytes"].items()),
+        f"files     {info['files']}"
+        + (", packed: read only, `g2l store export --loose` undoes it" if info["packed"] else ""),
     ]
     if found:
         lines.append(
@@ -106,6 +112,17 @@ def info_lines(info: Mapping[str, Any]) -> list[str]:
     if info["bytes_per_view"]:
         lines.append(f"          {info['bytes_per_view']:.0f} B a view, manifest included")
     return lines + unusable_lines(info["slides_unusable"])
+
+
+def _is_packed(store: StoreLike, slides: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the features of the first slide that has any are in shards."""
+    for row in slides:
+        name = layout.feature_array(row["slide_id"], "features")
+        if row["status"] == manifest.OK and read_file(
+            store, layout.metadata_file(name), layout.MAX_METADATA_BYTES
+        ):
+            return read_metadata(store, name).shard is not None
+    return False
 
 
 def _join(counts: Mapping[str, int]) -> str:

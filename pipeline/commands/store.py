@@ -185,7 +185,7 @@ def subset(
     show(as_json, result)
 
 
-@store.command(short_help="Copy a store without names, or in fewer bytes")
+@store.command(short_help="Copy without names, smaller, or packed")
 @click.argument("path", type=STORE)
 @click.option("--out", required=True, type=PATH, metavar="DIR", help="Folder of the copy.")
 @click.option(
@@ -196,6 +196,13 @@ def subset(
     help="Replace ids and file names by hashes under the secret key in this file.",
 )
 @click.option("--compact", type=click.Choice(["lossless", "int8"]), help="Fewer bytes, for slow networks.")
+@click.option(
+    "--packed",
+    "form",
+    flag_value="packed",
+    help="Few large files: many chunks in each, of at most 256 MiB. Such a store is only read.",
+)
+@click.option("--loose", "form", flag_value="loose", help="A file for each chunk again, of a packed store.")
 @click.option(
     "--keep-column",
     multiple=True,
@@ -215,13 +222,14 @@ def subset(
 def export(
     path: str, out: Path, key: Path | None, mapping: Path | None, as_json: bool, **values: Any
 ) -> None:
-    """Copy a store for others: without the names of slides and patients, in fewer bytes, or both."""
+    """Copy a store for others: without the names of slides and patients, in fewer bytes, or both; or in fewer files."""
     from pipeline.runtime.progress import reporter_for
     from stores.export import export as exports
     from stores.export.pseudonyms import read_key
 
     options = exports.ExportOptions(
         compact=values["compact"],
+        form=values["form"],
         pseudonyms=read_key(key) if key is not None else None,
         keep_columns=values["keep_column"],
         pixels=not values["no_pixels"],

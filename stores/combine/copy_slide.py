@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from stores.errors import CorruptStore
 from stores.format import arrays, attention, features, layout, manifest, recipe, tokens
+from stores.format.chunks import require_loose
 from stores.io import files
 from stores.io.location import StoreLike, read_file
 from stores.io.ranges import ranges_of
@@ -135,9 +136,10 @@ class Source:
         return layout.metadata_file(array) in self.listed
 
     def metadata(self, array: str) -> dict[str, Any]:
-        """The ``zarr.json`` of an array, after the checks of every reader."""
+        """The ``zarr.json`` of an array, after the checks of every reader; OptionError when it is packed."""
         if array not in self._metadata:
             spec = arrays.read_metadata(self.store, array)
+            require_loose(spec, f"{self}/{array}")
             leaf = array.rpartition("/")[2] if array.startswith(f"{layout.FEATURES}/") else "pixels"
             if len(spec.shape) != _NDIM[leaf]:
                 raise CorruptStore(f"{self}/{array}: {len(spec.shape)} dimensions, expected {_NDIM[leaf]}")

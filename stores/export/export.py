@@ -1,4 +1,4 @@
-"""A copy of a store for others: under pseudonyms, smaller for a slow line, or both.
+"""A copy of a store for others: under pseudonyms, smaller for a slow line, or both; or in few large files.
 
 A copy under pseudonyms has features, pixels if wanted, coordinates, drawn parameters, splits, vendor, sizes and mpp.
 It has keyed hashes for slide, patient, file and fingerprint. Left out are slides that could not be used (their reasons
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stores.errors import OptionError, StoreError
-from stores.export import recode
+from stores.export import pack, recode
 from stores.export.allowed import VENDORS, check_recipe, free_texts, public_options
 from stores.export.deidentify import (
     chunks_within,
@@ -29,7 +29,8 @@ from stores.export.deidentify import (
 )
 from stores.export.leak_check import Originals, check_columns, check_export, check_texts
 from stores.export.pseudonyms import Pseudonyms, check_mapping, write_mapping
-from stores.format import layout, manifest, recipe
+from stores.format import arrays, layout, manifest, recipe
+from stores.format.chunks import require_loose
 from stores.format.int8 import INT8, KINDS, Cost
 from stores.format.layout import read_options
 from stores.format.metadata import GROUP
@@ -58,6 +59,8 @@ class ExportOptions:
     attention: bool = True
     mapping: Path | None = None
     """CSV of originals and pseudonyms to write for the lab itself."""
+    form: str | None = None
+    """``packed``: chunks in few large files; ``loose``: a file for each again; None keeps the form."""
 
 
 @dataclass(slots=True)
@@ -166,8 +169,16 @@ def _plan(store: StoreLike, out: Path, options: ExportOptions) -> _Plan:
 
 
 def _check_options(store: StoreLike, stored: recipe.Recipe, out: Path, options: ExportOptions) -> None:
-    if options.pseudonyms is None and options.compact is None:
-        raise OptionError("export: give --pseudonymise KEYFILE, --compact lossless or int8, or both")
+    changes = options.pseudonyms is not None or options.compact is not None
+    if options.form is None and not changes:
+        raise OptionError(
+            "export: give --pseudonymise KEYFILE, --compact lossless or int8, or both; or --packed, or --loose"
+        )
+    if options.form is not None and changes:
+        raise OptionError(
+            f"--{options.form}: not together with --pseudonymise or --compact; export with these first, and that copy "
+            f"with --{options.form}"
+        )
     if options.compact not in (None, *KINDS):
         raise OptionError(f"--compact {options.compact}: allowed is {' or '.join(KINDS)}")
     if options.pseudonyms is None:
@@ -233,6 +244,7 @@ def _request(export: _Plan) -> dict[str, Any]:
         "compact": export.options.compact,
         "pixels": export.options.pixels,
         "tokens": export.options.tokens,
+        **({} if export.options.form is None else {"form": export.options.form}),
         **({} if export.options.attention else {"attention": False}),
         "keep_columns": sorted(export.options.keep_columns),
     }
@@ -252,7 +264,12 @@ def _write_slide(export: _Plan, slide_id: str, names: Sequence[str], stage: Path
     blocks = recode.committed_blocks(export.store, slide_id) if recoding else []
     if recoding and not blocks:
         kinds.discard("features")
+    if export.options.form is None:
+        metadata = (layout.array_of(name) for name in names if name.endswith(layout.METADATA))
+        for array in filter(None, metadata):
+            require_loose(arrays.read_metadata(export.store, array), f"{export.store}/{array}")
     within = set() if export.names is None else chunks_within(export.store, names)
+    of_arrays: list[str] = []
     for name in names:
         known = layout.classify(name)
         if known is None or known.kind not in kinds or (recoding and _RECODED.fullmatch(name)):
@@ -261,12 +278,17 @@ def _write_slide(export: _Plan, slide_id: str, names: Sequence[str], stage: Path
             continue
         if not export.options.attention and _ATTENTION.fullmatch(name):
             continue
+        if export.options.form is not None and known.kind in ("features", "pixels"):
+            of_arrays.append(name)
+            continue
         if export.names is None:
             copy_file(export.store, name, export.listing[name], stage)
         elif name.endswith(layout.METADATA):
             copy_metadata(export.store, name, stage / renamed(name, new_id))
         elif name in within:
             copy_file(export.store, name, export.listing[name], stage, renamed(name, new_id))
+    if export.options.form is not None:
+        pack.write_arrays(export.store, export.listing, of_arrays, stage, export.options.form)
     if export.names is not None:
         write_manifest(export.store, slide_id, stage, new_id, export.names)
     if blocks:

@@ -1,14 +1,14 @@
 """Zarr arrays that may come from another lab: metadata are checked before Zarr reads them, chunks before decoding.
 
 A name such as ``features.zarr/a/features`` is both the path of an array below the store and the prefix of its files, so
-that a local folder and a remote store are read through one function, ``name -> bytes``.
+that a local folder and a remote store are read in one way.
 """
 
 import asyncio
 import contextlib
 import json
 import math
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Sto
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from stores.errors import CorruptStore, StoreError
-from stores.format.chunks import chunk_limit, read_chunk, require_decodable
+from stores.format.chunks import read_chunk, read_stored, require_decodable, require_loose
 from stores.format.encoding import BYTE_SHUFFLE, Encoder, Form
 from stores.format.layout import MAX_METADATA_BYTES, MAX_READ_BYTES, METADATA, metadata_file, parse_chunk
-from stores.format.metadata import GROUP, ArraySpec, parse_metadata
-from stores.io.files import first_line, write_bytes, write_text
+from stores.format.metadata import GROUP, ArraySpec, loose, parse_metadata
+from stores.io.files import first_line, parse_json, write_bytes, write_text
 from stores.io.location import StoreLike, read_file
 
 
@@ -43,11 +43,14 @@ def read_metadata(store: StoreLike, name: str) -> ArraySpec:
 
 
 class ReadOnlyStore(Store):
-    """A Zarr store over ``name -> bytes``; refuses a chunk that would decode to another size than its array says."""
+    """An array as a Zarr store; refuses a chunk that would decode to another size than its array says.
 
-    def __init__(self, read: Callable[[str, int], bytes | None], name: str, spec: ArraySpec) -> None:
+    Zarr sees a packed array as a loose one, so that each of its chunks passes the same checks.
+    """
+
+    def __init__(self, store: StoreLike, name: str, spec: ArraySpec) -> None:
         super().__init__(read_only=True)
-        self._read, self._name, self._spec = read, name, spec
+        self._files, self._name, self._spec = store, name, spec
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -61,12 +64,19 @@ class ReadOnlyStore(Store):
         return self
 
     def _get(self, key: str) -> bytes | None:
-        is_chunk = not key.endswith(METADATA)
-        limit = chunk_limit(self._spec) if is_chunk else MAX_METADATA_BYTES
-        raw = self._read(f"{self._name}/{key}", limit)
-        if raw is not None and is_chunk:
-            require_decodable(raw[:-4], self._spec, f"{self._name}/{key}")
-        return raw
+        if key == METADATA:
+            raw = read_file(self._files, metadata_file(self._name), MAX_METADATA_BYTES)
+            if raw is None or self._spec.shard is None:
+                return raw
+            return json.dumps(loose(parse_json(raw.decode()))).encode()
+        chunk = parse_chunk(f"{self._name}/{key}")
+        if chunk is None:
+            return None
+        stored = read_stored(self._files, self._name, self._spec, chunk[1])
+        if stored is None:
+            return None
+        require_decodable(stored[:-4], self._spec, f"{self._name}/{key}")
+        return bytes(stored)
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
@@ -143,12 +153,8 @@ def open_checked(store: StoreLike, name: str, ndim: int, dtypes: str | tuple[str
         When it is not what the format says.
     """
     spec = read_spec(store, name, ndim, dtypes)
-
-    def read(file: str, limit: int) -> bytes | None:
-        return read_file(store, file, limit)
-
     try:
-        return zarr.open_array(ReadOnlyStore(read, name, spec), mode="r", zarr_format=3)
+        return zarr.open_array(ReadOnlyStore(store, name, spec), mode="r", zarr_format=3)
     except Exception as error:  # zarr has no base class for what bad metadata raises
         raise CorruptStore(f"{store}/{name}: unreadable array metadata ({first_line(error)})") from None
 
@@ -189,6 +195,8 @@ def ensure_array(store: Path, name: str, form: Form, grows: bool = False) -> Non
 
     Raises
     ------
+    OptionError
+        When the array is packed.
     CorruptStore
         When the array is of another form, or its metadata are missing and its chunks are not of this form.
     """
@@ -196,6 +204,7 @@ def ensure_array(store: Path, name: str, form: Form, grows: bool = False) -> Non
     if raw is None:
         return write_metadata(store, name, fitting_metadata(store, name, form))
     spec = read_spec(store, name, len(form.shape), form.dtype)
+    require_loose(spec, f"{store / name}")
     first = form.shape[0]
     shape = (max(first, spec.shape[0]) if grows else first, *form.shape[1:])
     if (*spec.shape[1:], *spec.chunks) != (*shape[1:], *form.chunks) or not (grows or spec.shape == shape):

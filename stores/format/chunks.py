@@ -1,4 +1,7 @@
-"""Chunks of arrays, read and written as whole files; sizes are checked before memory is taken."""
+"""Chunks of arrays, read and written whole; sizes are checked before memory is taken.
+
+A chunk is a file of its own, or in a packed array a part of a shard (`stores.format.shards`), which is only read.
+"""
 
 import os
 import struct
@@ -10,12 +13,13 @@ import numcodecs
 import numpy as np
 import numpy.typing as npt
 
-from stores.errors import CorruptStore
+from stores.errors import CorruptStore, OptionError
 from stores.format.encoding import Encoder
-from stores.format.layout import MAX_METADATA_BYTES, chunk_file, metadata_file
+from stores.format.layout import MAX_CHUNK_FILE_BYTES, MAX_METADATA_BYTES, chunk_file, metadata_file
 from stores.format.metadata import ArraySpec
+from stores.format.shards import file_of, place_in
 from stores.io.files import first_line, write_bytes
-from stores.io.location import StoreLike, open_file, read_file
+from stores.io.location import StoreLike, open_file, read_file, read_range
 
 _BLOSC_HEADER, _BLOSC_MIN_BLOCK, _BLOSC_ZSTD = 16, 1 << 12, 4
 
@@ -111,7 +115,7 @@ def blosc_fault(body: bytes | memoryview, expected: int, codecs: tuple[int, ...]
 
 
 def chunk_limit(spec: ArraySpec) -> int:
-    """The most bytes that the file of a chunk may have."""
+    """The most bytes that a chunk may have as it is stored."""
     return spec.chunk_bytes * 9 // 8 + 1024  # what cannot be compressed grows by a header per block
 
 
@@ -136,16 +140,11 @@ def read_chunk(
     CorruptStore
         When the chunk is damaged.
     """
-    file = chunk_file(name, index)
-    raw = _read_chunk_file(store, file, chunk_limit(spec), memory)
+    file = file_of(name, spec, index)
+    raw = read_stored(store, name, spec, index, memory)
     if raw is None:
         return None
     body = raw[:-4]
-    # as an array, because the library does not accept a memoryview
-    if len(raw) < 4 or google_crc32c.value(np.frombuffer(body, np.uint8)) != int.from_bytes(
-        raw[-4:], "little"
-    ):
-        raise CorruptStore(f"{store}/{file}: its crc32c differs")
     if spec.compressor is not None:
         require_decodable(body, spec, f"{store}/{file}")
         codec = numcodecs.Zstd() if spec.compressor == "zstd" else numcodecs.Blosc()
@@ -160,17 +159,48 @@ def read_chunk(
     return np.frombuffer(body, spec.dtype).reshape(spec.chunks)
 
 
-def _read_chunk_file(
-    store: StoreLike, file: str, limit_bytes: int, memory: npt.NDArray[np.uint8] | None
+def read_stored(
+    store: StoreLike,
+    name: str,
+    spec: ArraySpec,
+    index: tuple[int, ...],
+    memory: npt.NDArray[np.uint8] | None = None,
 ) -> memoryview | None:
+    """A chunk as it is stored, with its crc32c, which is right; parameters and errors as for `read_chunk`."""
+    file = file_of(name, spec, index)
+    place = None if spec.shard is None else place_in(store, name, spec, index, chunk_limit(spec))
+    if spec.shard is not None and place is None:
+        return None
+    raw = _read_bytes(store, file, place, chunk_limit(spec), memory)
+    if raw is None:
+        return None
+    # as an array, because the library does not accept a memoryview
+    if len(raw) < 4 or google_crc32c.value(np.frombuffer(raw[:-4], np.uint8)) != int.from_bytes(
+        raw[-4:], "little"
+    ):
+        where = "" if place is None else f"chunk {index}: "
+        raise CorruptStore(f"{store}/{file}: {where}its crc32c differs")
+    return raw
+
+
+def _read_bytes(
+    store: StoreLike,
+    file: str,
+    place: tuple[int, int] | None,
+    limit_bytes: int,
+    memory: npt.NDArray[np.uint8] | None,
+) -> memoryview | None:
+    """A whole file, or its part at `place` (offset, bytes); of a local store in `memory`, where there is one."""
     if memory is None or not isinstance(store, Path):
-        raw = read_file(store, file, limit_bytes)
+        raw = read_file(store, file, limit_bytes) if place is None else read_range(store, file, *place)
         return None if raw is None else memoryview(raw)
-    opened = open_file(store, file, limit_bytes)
+    opened = open_file(store, file, limit_bytes if place is None else MAX_CHUNK_FILE_BYTES)
     if opened is None:
         return None
     with opened:
-        room = memory.data[: os.fstat(opened.fileno()).st_size]
+        start, size = place or (0, os.fstat(opened.fileno()).st_size)
+        opened.seek(start)
+        room = memory.data[:size]
         return room[: opened.readinto(room)].toreadonly()
 
 
@@ -185,7 +215,13 @@ def write_chunk(
     ----------
     values
         With the chunk's number of axes; shorter than the chunk where that reaches over the end of the array.
+
+    Raises
+    ------
+    OptionError
+        When the array is packed.
     """
+    require_loose(spec, f"{store}/{name}")
     file = store / chunk_file(name, index)
     if spec.compressor is not None:
         metadata = read_file(store, metadata_file(name), MAX_METADATA_BYTES)
@@ -197,3 +233,12 @@ def write_chunk(
     body = np.ascontiguousarray(values, spec.dtype.newbyteorder("<"))
     checksum = google_crc32c.value(body.reshape(-1).view(np.uint8))
     write_bytes(file, body.data, checksum.to_bytes(4, "little"))
+
+
+def require_loose(spec: ArraySpec, where: str) -> None:
+    """Raise OptionError when an array is packed: only a file of its own can be written, copied or removed."""
+    if spec.shard is not None:
+        raise OptionError(
+            f"{where}: is packed, and packed arrays are only read; make a loose copy with "
+            "`g2l store export STORE --loose --out DIR`, and take that"
+        )

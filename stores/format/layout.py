@@ -64,6 +64,19 @@ def parse_chunk(name: str) -> tuple[str, tuple[int, ...]] | None:
     return None if match is None else (match[1], tuple(map(int, match[2].split("/"))))
 
 
+def array_of(name: str) -> str | None:
+    """The array that a file belongs to; None when it belongs to none.
+
+    >>> array_of("features.zarr/a/stats/zarr.json"), array_of("pixels.zarr/a/c/0/0/0/0")
+    ('features.zarr/a/stats', 'pixels.zarr/a')
+    >>> array_of("features.zarr/a/zarr.json") is None
+    True
+    """
+    parts = name.split("/")
+    depth = {FEATURES: 3, PIXELS: 2}.get(parts[0])
+    return None if depth is None or len(parts) <= depth else "/".join(parts[:depth])
+
+
 def slide_group(slide_id: str) -> str:
     """The group of a slide's arrays of features."""
     return f"{FEATURES}/{check_slide_id(slide_id)}"

@@ -1,7 +1,12 @@
-"""The metadata of an array, checked before Zarr reads them, because they may come from another lab."""
+"""The metadata of an array, checked before Zarr reads them, because they may come from another lab.
+
+A packed array keeps its chunks in shards, by Zarr's codec ``sharding_indexed``: see `stores.format.shards`. What the
+metadata say of its chunks is the same as in a loose one.
+"""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +18,9 @@ from stores.io.files import first_line, parse_json
 _MAX_SIDE, _MAX_AXES = 1 << 31, 4
 _COMPRESSORS = ("zstd", "blosc")
 _CODECS = ("bytes", *_COMPRESSORS, "crc32c")
+_SHARDING = "sharding_indexed"
+MAX_SHARD_CHUNKS = 1 << 16
+"""The most chunks of a shard: its index has 16 bytes for each."""
 _METADATA_KEYS = {
     "attributes",
     "chunk_grid",
@@ -43,6 +51,8 @@ FLOAT16: Codecs = (
 """Features and tokens as extracted, and of a lossless copy."""
 ONE_BYTE: Codecs = ([{"name": "bytes"}, _ZSTD, _CRC32C],)
 """Features of an int8 copy, and pixels."""
+_INDEX: dict[str, Any] = {"index_codecs": [_BYTES, _CRC32C], "index_location": "start"}
+"""At the start, so that a reader over a network needs no size of the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +64,14 @@ class ArraySpec:
     dtype: np.dtype[Any]
     compressor: str | None
     """``zstd``, ``blosc`` or None."""
+    shard: tuple[int, ...] | None = None
+    """Sides of a shard, multiples of those of a chunk; None when each chunk is a file of its own."""
+
+    @property
+    def per_shard(self) -> tuple[int, ...]:
+        """Chunks of a shard, by axis; 1 where there are no shards."""
+        sides = self.shard or self.chunks
+        return tuple(side // chunk for side, chunk in zip(sides, self.chunks, strict=True))
 
     @property
     def array_bytes(self) -> int:
@@ -64,6 +82,42 @@ class ArraySpec:
     def chunk_bytes(self) -> int:
         """Size of a decoded chunk."""
         return math.prod(self.chunks) * self.dtype.itemsize
+
+
+def packed(found: Mapping[str, Any], shard: Sequence[int]) -> dict[str, Any]:
+    """Metadata of the same array with its chunks in shards of these sides; `found` was checked."""
+    inner = {"chunk_shape": found["chunk_grid"]["configuration"]["chunk_shape"], "codecs": found["codecs"]}
+    codec = {"name": _SHARDING, "configuration": inner | _INDEX}
+    return {**found, "chunk_grid": _regular(shard), "codecs": [codec]}
+
+
+def loose(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata of the same array with a file for each chunk; `found` was checked. Equal to them where it is loose."""
+    if found["codecs"][0]["name"] != _SHARDING:
+        return dict(found)
+    inner = found["codecs"][0]["configuration"]
+    return {**found, "chunk_grid": _regular(inner["chunk_shape"]), "codecs": inner["codecs"]}
+
+
+def _regular(sides: Sequence[int]) -> dict[str, Any]:
+    return {"name": "regular", "configuration": {"chunk_shape": list(sides)}}
+
+
+def _shard_of(found: Mapping[str, Any], where: str) -> list[Any] | None:
+    """The sides of a shard as the metadata of an array say; None when they have no such codec."""
+    codecs = found["codecs"]
+    if _SHARDING not in [codec["name"] for codec in codecs]:
+        return None
+    about = codecs[0].get("configuration")
+    expected = {"chunk_shape", "codecs", *_INDEX}
+    plain = len(codecs) == 1 and set(codecs[0]) == {"name", "configuration"} and isinstance(about, dict)
+    if not plain or set(about) != expected or any(about[key] != _INDEX[key] for key in _INDEX):
+        raise CorruptStore(
+            f"{where}: codec {_SHARDING} of a form that no store has; expected it alone, with its index at the start, "
+            "in little endian with crc32c"
+        )
+    sides: list[Any] = found["chunk_grid"]["configuration"]["chunk_shape"]
+    return sides
 
 
 def parse_metadata(raw: bytes, where: str) -> ArraySpec:
@@ -77,11 +131,13 @@ def parse_metadata(raw: bytes, where: str) -> ArraySpec:
     """
     try:
         found = parse_json(raw.decode("utf-8"))
+        shard = _shard_of(found, where)
+        found = loose(found)
         grid, encoding = found["chunk_grid"], found["chunk_key_encoding"]
         shape, chunks = found["shape"], grid["configuration"]["chunk_shape"]
         names = [codec["name"] for codec in found["codecs"]]
         dtype = str(found["data_type"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise CorruptStore(f"{where}: unreadable array metadata ({first_line(error)})") from None
     plain = (
         set(found) <= _METADATA_KEYS
@@ -126,4 +182,21 @@ def parse_metadata(raw: bytes, where: str) -> ArraySpec:
     spec = ArraySpec(tuple(shape), tuple(chunks), np.dtype(dtype), compressor)
     if spec.chunk_bytes > MAX_READ_BYTES:
         raise CorruptStore(f"{where}: chunks of {spec.chunks} exceed {MAX_READ_BYTES >> 20} MiB")
-    return spec
+    return spec if shard is None else replace(spec, shard=_checked_shard(shard, spec, where))
+
+
+def _checked_shard(shard: Any, spec: ArraySpec, where: str) -> tuple[int, ...]:
+    fits = isinstance(shard, list) and len(shard) == len(spec.chunks)
+    fits = fits and all(
+        type(side) is int and 0 < side < _MAX_SIDE and side % n == 0
+        for side, n in zip(shard, spec.chunks, strict=True)
+    )
+    if not fits:
+        raise CorruptStore(f"{where}: shards of {shard!r:.80} of chunks of {spec.chunks}; expected multiples")
+    chunks = math.prod(side // n for side, n in zip(shard, spec.chunks, strict=True))
+    if chunks > MAX_SHARD_CHUNKS or chunks * spec.chunk_bytes > MAX_READ_BYTES:
+        raise CorruptStore(
+            f"{where}: shards of {shard} have {chunks} chunks of {spec.chunk_bytes} bytes; allowed are at most "
+            f"{MAX_SHARD_CHUNKS} chunks and {MAX_READ_BYTES >> 20} MiB"
+        )
+    return tuple(shard)

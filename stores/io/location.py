@@ -25,6 +25,9 @@ class RemoteFiles(Protocol):
     def read(self, name: str, limit_bytes: int) -> bytes | None:
         """A file of the store, None when it is absent; CorruptStore when it is larger than `limit_bytes`."""
 
+    def read_range(self, name: str, start: int, length: int) -> bytes | None:
+        """Bytes of a file from `start`, fewer where it ends before; None when it is absent."""
+
     def list_files(self) -> dict[str, int]:
         """Size in bytes of every file, by its name below the store."""
 
@@ -65,6 +68,18 @@ def read_file(store: StoreLike, name: str, limit_bytes: int) -> bytes | None:
         return None
     with file:
         return file.read(os.fstat(file.fileno()).st_size)
+
+
+def read_range(store: StoreLike, name: str, start: int, length: int) -> bytes | None:
+    """`length` bytes of a file of the store from `start`, fewer where it ends before; None when it is absent."""
+    if not isinstance(store, Path):
+        return store.read_range(name, start, length)
+    file = open_file(store, name, 1 << 62)
+    if file is None:
+        return None
+    with file:
+        file.seek(start)
+        return file.read(length)
 
 
 def open_file(store: Path, name: str, limit_bytes: int) -> io.BufferedReader | None:

@@ -114,6 +114,21 @@ class Objects:
             raise CorruptStore(f"{self.url}/{name}: larger than {limit_bytes} bytes")
         return data
 
+    def get_range(self, name: str, start: int, length: int) -> bytes | None:
+        """Bytes of a file from `start`, fewer where it ends before; None when there is none."""
+        path = f"{self._root}/{name}"
+
+        def once() -> bytes:
+            try:
+                return bytes(self._fs.cat_file(path, start=start, end=start + length))
+            except Exception as error:
+                if "range" in str(error).lower():  # it ends before `start`
+                    return b""
+                raise
+
+        data: bytes | None = self._try(name, once)
+        return data
+
     def put(self, name: str, data: bytes) -> None:
         """Write a file as a whole."""
         path = f"{self._root}/{name}"

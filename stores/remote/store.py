@@ -12,7 +12,7 @@ import stat
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -88,16 +88,25 @@ class RemoteStore:
 
     def read(self, name: str, limit_bytes: int) -> bytes | None:
         """A file of the store, from the cache where it is; two threads never fetch the same file at once."""
-        with self._lock:
-            busy = self._busy.setdefault(name, threading.Lock())
-        with busy:
-            data = self._cached(name)
-            if data is None:
-                data = self.objects.get(name, limit_bytes)
-                if data is not None:
-                    self._keep(name, data)
+        data = self._through_cache(name, lambda: self.objects.get(name, limit_bytes))
         if data is not None and len(data) > limit_bytes:
             raise CorruptStore(f"{self}/{name}: larger than {limit_bytes} bytes")
+        return data
+
+    def read_range(self, name: str, start: int, length: int) -> bytes | None:
+        """A part of a file, cached like a file: of a shard only the chunks that are needed are fetched."""
+        part = f"{name}:{start}+{length}"  # no file of a store has a colon in its name
+        return self._through_cache(part, lambda: self.objects.get_range(name, start, length))
+
+    def _through_cache(self, key: str, fetch: Callable[[], bytes | None]) -> bytes | None:
+        with self._lock:
+            busy = self._busy.setdefault(key, threading.Lock())
+        with busy:
+            data = self._cached(key)
+            if data is None:
+                data = fetch()
+                if data is not None:
+                    self._keep(key, data)
         return data
 
     def _cached(self, name: str) -> bytes | None:

@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 from stores.errors import G2LError, StoreError
 from stores.format import arrays, features, layout, manifest, recipe
 from stores.format.array_kinds import COMPACT, COORDS, FEATURES, PIXELS, SCALES, STANDARD, STATS, ArrayKind
-from stores.format.chunks import read_chunk
+from stores.format.chunks import chunk_limit, read_chunk
 from stores.format.committed import patches_problems, record_problems
-from stores.format.metadata import ANY, SEEDS
+from stores.format.metadata import ANY, SEEDS, loose
+from stores.format.shards import file_of, place_in, read_index, shard_fault
 from stores.format.statistics import all_finite, are_statistics_of
 from stores.io.files import first_line
 from stores.io.location import StoreLike, read_file
@@ -164,7 +165,7 @@ class SlideCheck:
         file = layout.metadata_file(name)
         try:
             spec = arrays.read_metadata(self.state.store, name)
-            found = json.loads(read_file(self.state.store, file, layout.MAX_METADATA_BYTES) or b"{}")
+            found = loose(json.loads(read_file(self.state.store, file, layout.MAX_METADATA_BYTES) or b"{}"))
         except StoreError as error:
             self.add(file, error, "metadata")
             return None
@@ -254,14 +255,37 @@ class SlideCheck:
         return False
 
     def strays(self, arrays_of: dict[str, arrays.ArraySpec | None]) -> None:
-        """Chunk files outside of the grid of their array."""
+        """Chunk files outside of the grid of their array; shards with bytes that no chunk of the array has."""
         for name, spec in arrays_of.items():
             for file in self.files if spec is not None else ():
                 array, index = layout.parse_chunk(file) or ("", ())
                 if array == name and spec is not None:
-                    grid = [-(-n // c) for n, c in zip(spec.shape, spec.chunks, strict=True)]
+                    grid = [-(-n // c) for n, c in zip(spec.shape, spec.shard or spec.chunks, strict=True)]
                     if len(index) != len(grid) or any(i >= n for i, n in zip(index, grid, strict=True)):
                         self.add(file, f"is a chunk outside of the array's {grid}", "stray")
+                    elif spec.shard is not None:
+                        self._shard(file, spec, index)
+
+    def _shard(self, file: str, spec: arrays.ArraySpec, index: tuple[int, ...]) -> None:
+        try:
+            entries = read_index(self.state.store, file, spec)
+        except StoreError:
+            return  # named for each of its chunks
+        if entries is not None:
+            fault = shard_fault(spec, index, entries, self.state.listed[file])
+            if fault is not None:
+                self.add(file, fault, "stray")
+
+    def has_chunk(self, name: str, spec: arrays.ArraySpec, index: tuple[int, ...]) -> bool:
+        """Whether there is a chunk, readable or not."""
+        if file_of(name, spec, index) not in self.state.listed:
+            return False
+        if spec.shard is None:
+            return True
+        try:
+            return place_in(self.state.store, name, spec, index, chunk_limit(spec)) is not None
+        except StoreError:
+            return True
 
     def _chunk(
         self,
@@ -273,9 +297,9 @@ class SlideCheck:
     ) -> npt.NDArray[np.float16] | None:
         """The features of a block, None when there are none or they are unreadable."""
         name = layout.feature_array(self.slide_id, "features")
-        file = layout.chunk_file(name, (seed, block, 0))
+        file = file_of(name, opened.spec, (seed, block, 0))
         place: dict[str, Any] = {"block": block, "seeds": range(seed, seed + 1), "rows": rows}
-        if file not in self.state.listed:
+        if not self.has_chunk(name, opened.spec, (seed, block, 0)):
             if (listed == 2).any():
                 self.add(file, "is missing: committed features are lost", "features", **place)
             return None
@@ -316,10 +340,10 @@ class SlideCheck:
             for start in range(rows.start, rows.stop, spec.chunks[1]):
                 part = range(start, min(start + spec.chunks[1], rows.stop))
                 at = (seed, start // spec.chunks[1], 0, 0)[: len(spec.chunks)]
-                file = layout.chunk_file(name, at)
+                file = file_of(name, spec, at)
                 mine = listed[seed, part.start : part.stop]
                 place: dict[str, Any] = {"block": block, "seeds": range(seed, seed + 1), "rows": part}
-                if file not in self.state.listed:
+                if not self.has_chunk(name, spec, at):
                     if (mine == 2).any():
                         self.add(file, f"is missing: committed {lost}", "features", **place)
                     continue
@@ -381,7 +405,7 @@ class SlideCheck:
     ) -> None:
         """The statistics of a committed block are there, and those of its features where these are readable."""
         name = layout.feature_array(self.slide_id, "stats")
-        file = layout.chunk_file(name, (seed, block, 0, 0))
+        file = file_of(name, spec, (seed, block, 0, 0))
         place: dict[str, Any] = {"block": block, "seeds": range(seed, seed + 1), "rows": rows}
         if not listed.any():
             return
@@ -418,7 +442,7 @@ class SlideCheck:
             if not listed[:, rows.start : rows.stop].any():
                 continue
             place: dict[str, Any] = {"block": rows.start // features.block_rows(spec.shape[0]), "rows": rows}
-            file = layout.chunk_file(name, (index, 0, 0, 0))
+            file = file_of(name, spec, (index, 0, 0, 0))
             try:
                 chunk = read_chunk(self.state.store, name, spec, (index, 0, 0, 0))
             except StoreError as error:

@@ -265,6 +265,8 @@ class _Slide:
                 if chunk is None:
                     continue
                 array, at = chunk
+                if self._is_packed(array):  # a shard holds many, and only whole files are removed
+                    continue
                 leaf = array.rpartition("/")[2]
                 if array == layout.pixel_array(self.slide_id):
                     listed = per_block == 0 or at[0] // per_block in blocks
@@ -276,6 +278,9 @@ class _Slide:
                     )
                 if not listed:
                     self.run.result.leftovers.append(name)
+
+    def _is_packed(self, array: str) -> bool:
+        return self._has(array) and arrays.read_metadata(self.run.store, array).shard is not None
 
     def _chunks_per_block(self, name: str, axis: int) -> int:
         """Of an array whose rows are along `axis`; 0 when there is none."""

@@ -36,7 +36,7 @@ from tests.conformance.whole import SLIDES, Slide
 Table: TypeAlias = Any
 Finding = tuple[str, str, str]
 """File, kind of finding, pattern of its text."""
-BASES = ("whole", "attention", "int8", "lossless")
+BASES = ("whole", "attention", "int8", "lossless", "packed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -580,7 +580,7 @@ _METADATA: tuple[tuple[str, str, dict[str, Any], str], ...] = (
     ("dtype-other", f"{A}/features", {"data_type": "float32"}, "data type float32, expected float16"),
     ("dtype-object", f"{A}/features", {"data_type": "object"}, "data type 'object'"),
     ("codec-pickle", f"{A}/features", {"codecs": [{"name": "numcodecs.pickle"}, CRC]}, "codec 'numcodecs.pickle'"),
-    ("codec-sharding", f"{A}/features", {"codecs": [{"name": "sharding_indexed"}, CRC]}, "codec 'sharding_indexed'"),
+    ("codec-sharding", f"{A}/features", {"codecs": [{"name": "sharding_indexed"}, CRC]}, "sharding_indexed of a form"),
     ("codec-without-crc", f"{A}/features", {"codecs": [LITTLE]}, "crc32c last"),
     ("codec-big-endian", f"{A}/features",
      {"codecs": [{"name": "bytes", "configuration": {"endian": "big"}}, CRC]}, "expected little endian"),
@@ -671,6 +671,68 @@ for _short, _file, _kind in (
 kind("chunk-of-another-size", (CHUNK_A, "features", "68 bytes, expected|bytes, expected"), rows=True)(
     at_byte(CHUNK_A, lambda raw: with_crc(b"\0" * 64))
 )
+
+
+# shards of a packed store
+
+
+SHARD_A, STATS_SHARD_A = f"{A}/features/c/0/0/0", f"{A}/stats/c/0/0/0/0"
+
+
+def entries(change: Callable[[npt.NDArray[np.uint64], bytearray], None]) -> Callable[[bytes], bytes]:
+    """Another index, or other bytes behind it, under a right checksum."""
+
+    def changed(raw: bytes) -> bytes:
+        index, rest = np.frombuffer(raw[:32], "<u8").reshape(2, 2).copy(), bytearray(raw[36:])
+        change(index, rest)
+        return with_crc(index.tobytes()) + bytes(rest)
+
+    return changed
+
+
+def gap(index: npt.NDArray[np.uint64], rest: bytearray) -> None:
+    rest[0:0] = b"hidden"
+    index[:, 0] += np.uint64(6)
+
+
+def exchange(index: npt.NDArray[np.uint64], rest: bytearray) -> None:
+    index[:] = index[::-1].copy()
+
+
+def lose(index: npt.NDArray[np.uint64], rest: bytearray) -> None:
+    del rest[int(index[1, 0]) - 36 :]
+    index[1] = np.iinfo(np.uint64).max
+
+
+def enlarge(index: npt.NDArray[np.uint64], rest: bytearray) -> None:
+    index[1, 1] = 1 << 40
+
+
+_LOST = "crc32c differs"
+_OTHER = ("stats", "are not the mean and variance")
+for _name, _found, _bytes, _rows in (
+    ("index-flipped", [("features", "the index of the shard is damaged")] * 2, lambda raw: b"!" + raw[1:], True),
+    ("half", [("features", _LOST), ("features", _LOST), ("stray", "1046 bytes, its index says 2092")], half, True),
+    ("chunk-flipped", [("features", "slide a seed 1 .*crc32c differs")],
+     lambda raw: raw[:-9] + bytes([raw[-9] ^ 1]) + raw[-8:], True),
+    ("chunk-missing", [("features", "slide a seed 1 .*is missing: committed features are lost")], entries(lose), True),
+    ("chunk-huge", [("features", "which no shard has"), ("stray", "its index says")], entries(enlarge), True),
+    ("gap", [("stray", "chunks follow each other in order")], entries(gap), False),
+    ("bytes-behind", [("stray", "has [0-9]+ bytes, its index says")], lambda raw: raw + b"hidden", False),
+    ("chunks-exchanged", [("stray", "chunks follow each other in order"), _OTHER, _OTHER], entries(exchange), True),
+):  # fmt: skip
+    kind(f"shard-{_name}", *((STATS_SHARD_A if _of == "stats" else SHARD_A, _of, _text) for _of, _text in _found),
+         rows=_rows, base="packed")(at_byte(SHARD_A, _bytes))  # fmt: skip
+_MISSING = (SHARD_A, "features", "is missing: committed features")
+kind("shard-missing", _MISSING, _MISSING, rows=True, base="packed")(lambda store: (store / SHARD_A).unlink())
+for _name, _pair, _text in (
+    ("index-at-end", ('"start"', '"end"'), "codec sharding_indexed of a form that no store has"),
+    ("not-a-multiple", ("2,\n        64,", "2,\n        63,"), "expected multiples"),
+    ("beyond-memory", ("2,\n        64,", "2000000,\n        64,"), "allowed are at most 65536 chunks and 256 MiB"),
+):  # fmt: skip
+    kind(f"shard-{_name}", (META_A, "metadata", _text), rows=True, base="packed")(
+        at_byte(META_A, lambda raw, pair=_pair: raw.replace(*(text.encode() for text in pair)))  # type: ignore[misc]
+    )
 
 
 def block(change: Callable[[npt.NDArray[np.float16]], None]) -> Callable[[Path], None]:
@@ -1055,6 +1117,9 @@ def write(out: Path, chosen: Sequence[str] = ()) -> dict[str, Kind]:
             options = ExportOptions(compact=form, tokens=form != "int8")
             export(bases["whole"], out / f".{form}", options)
             bases[form] = out / f".{form}"
+    if any(KINDS[name].base == "packed" for name in names):
+        export(bases["whole"], out / ".packed", ExportOptions(form="packed"))
+        bases["packed"] = out / ".packed"
     for name in names:
         store = out / name / "store"
         if KINDS[name].base != "none":

@@ -88,6 +88,11 @@ class Subject:
         found: dict[str, Any] = json.loads((self.path / name / "zarr.json").read_text())
         return found
 
+    def shards(self, name: str) -> dict[str, Any] | None:
+        """The configuration of the codec ``sharding_indexed`` of a packed array; None of a loose one."""
+        codecs = self.array(name)["codecs"]
+        return codecs[0]["configuration"] if codecs[0]["name"] == "sharding_indexed" else None
+
     def committed(self, slide_id: str) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
         """By (seed, block): the rows that a record lists, and which of them are ok."""
         found = {}

@@ -140,21 +140,27 @@ def test_damaged_stores_fail_and_whole_ones_pass(tmp_path: Path) -> None:
     whole = make_store(tmp_path / "whole", {"a": 40, "b": 33}, about=TOKENS, looks=ATTENTION)
     export(whole, tmp_path / "lossless", ExportOptions(compact="lossless"))
     export(whole, tmp_path / "int8", ExportOptions(compact="int8", tokens=False))
+    export(whole, tmp_path / "packed", ExportOptions(form="packed"))
     sealed = Path(shutil.copytree(whole, tmp_path / "sealed"))
     seal_store(sealed, False, Silent())
-    stores = [whole, tmp_path / "lossless", tmp_path / "int8", sealed]
+    stores = [whole, tmp_path / "lossless", tmp_path / "int8", tmp_path / "packed", sealed]
     for name, (damage, _) in DAMAGE.items():
         damage(Path(shutil.copytree(whole, tmp_path / name)))
         stores.append(tmp_path / name)
     changed = Path(shutil.copytree(sealed, tmp_path / "changed"))
     (changed / "options").mkdir()
     (changed / "options/tile.json").write_text("{}")
-    found = judge(*stores, changed)
-    for name in ("whole", "lossless", "int8", "sealed"):
+    shard = (
+        Path(shutil.copytree(tmp_path / "packed", tmp_path / "shard")) / "features.zarr/a/features/c/0/0/0"
+    )
+    shard.write_bytes(shard.read_bytes()[:-9] + b"!" + shard.read_bytes()[-8:])
+    found = judge(*stores, changed, shard.parents[6])
+    for name in ("whole", "lossless", "int8", "packed", "sealed"):
         assert found[name] == set(), name
     for name, (_, test) in DAMAGE.items():
         assert any(test in failed for failed in found[name]), (name, found[name])
     assert any("the_seal" in failed for failed in found["changed"])
+    assert any("crc32c" in failed for failed in found["shard"])
 
 
 @pytest.mark.slow

@@ -53,10 +53,13 @@ def test_features_and_every_view(store: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["lossless", "int8"])
-def test_compact_copies(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [ExportOptions(compact="lossless"), ExportOptions(compact="int8"), ExportOptions(form="packed")],
+)
+def test_copies_in_another_form(tmp_path: Path, options: ExportOptions) -> None:
     make_store(tmp_path / "s", {"a": 40, "b": 1100})
-    export(tmp_path / "s", tmp_path / "c", ExportOptions(compact=kind))
+    export(tmp_path / "s", tmp_path / "c", options)
     assert read(tmp_path / "c")["sums"] == ours(tmp_path / "c")
 
 
