@@ -45,6 +45,7 @@ for command in (
     stages.prototypes_command,
     stages.embed_command,
     stages.export_command,
+    stages.push_student_command,
     store.store,
     evaluate.evaluate,
     tools.report_command,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         import_features,
         plan,
         prototypes,
+        push_student,
         tile,
         verify,
     )
@@ -39,6 +40,7 @@ __all__ = [
     "load_encoder",
     "plan",
     "prototypes",
+    "push_student",
     "tile",
     "verify",
 ]
@@ -78,6 +80,7 @@ class _Package(types.ModuleType):
     prototypes = _Public("pipeline.api")
     embed = _Public("pipeline.api")
     export = _Public("pipeline.api")
+    push_student = _Public("pipeline.api")
     import_features = _Public("pipeline.api")
     verify = _Public("pipeline.api")
     load_encoder = _Public("pipeline.encoders.load")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.distill.result import Distilled
     from pipeline.embed.publish import EmbedSummary
     from pipeline.export.export import Exported
+    from pipeline.export.push import Pushed
     from pipeline.extract.plan import Plan, PlannedTogether
     from pipeline.extract.result import Extracted, ExtractedTogether
     from pipeline.importing.importer import Imported
@@ -524,6 +525,57 @@ def export(
     with contextlib.ExitStack() as stack:
         files = None if store is None else stack.enter_context(_opened(store, cache, cache_gb))
         return run(str(encoder), Path(out), asked, files, report)
+
+
+def push_student(
+    encoder: AnyPath,
+    to: str,
+    *,
+    store: "AnyStore | None" = None,
+    cache: AnyPath | None = None,
+    cache_gb: float = 20.0,
+    report: Reporter = SILENT,
+    **options: Any,
+) -> "Pushed":
+    """Push a student to the Hugging Face hub, as a repository that timm opens: ``g2l push-student``.
+
+    Parameters
+    ----------
+    encoder
+        Folder of a run or of a student, or another encoder as for `export`.
+    to
+        ``hf:OWNER/NAME``.
+    store
+        Folder or URL of a store, or an open `stores.Store`, on whose views what is pushed is compared with the encoder.
+    cache, cache_gb
+        Cache folder for a store behind a URL, by default a temporary one, and its size.
+    **options
+        ``patches=[...]`` where `store` is not given. Fields of `pipeline.export.options.PushOptions`: ``public=True``,
+        ``revision=...``, ``replace=True``, ...
+
+    Returns
+    -------
+    Pushed
+        ``agrees``, ``url``, ``uploaded`` (bytes by name; empty where all of it was there), ``facts`` (the content of
+        ``export.json``); ``lines()`` and ``to_json()``. When it does not agree, nothing is pushed.
+
+    Raises
+    ------
+    OptionError
+        For an unknown option, a value that is not allowed, terms that forbid it, and a repository that holds something
+        else.
+    EncoderError
+        When the encoder cannot be loaded, or timm cannot open it.
+    StoreError
+        When the hub refuses, or does not answer.
+    """
+    from pipeline.export.options import PushOptions
+    from pipeline.export.push import push_student as run
+
+    asked = _made(PushOptions, _checked("push_student", options, PushOptions))
+    with contextlib.ExitStack() as stack:
+        files = None if store is None else stack.enter_context(_opened(store, cache, cache_gb))
+        return run(str(encoder), to, asked, files, report)
 
 
 def verify(

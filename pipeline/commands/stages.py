@@ -24,7 +24,7 @@ from pipeline.distill.options import DistillOptions
 from pipeline.distill.prototypes.options import PrototypeOptions
 from pipeline.distill.weighted import parse_weight
 from pipeline.embed.options import EmbedOptions
-from pipeline.export.options import CHECK, ExportOptions
+from pipeline.export.options import CHECK, ExportOptions, PushOptions
 from pipeline.extract.options import ExtractOptions, PlanOptions, own_options, require_distinct
 from pipeline.runtime.options import ENCODER, VIEWS, ClusterOptions
 from pipeline.tile.options import TileOptions
@@ -315,6 +315,35 @@ def export_command(encoder: str, out: Path, store: str | None, as_json: bool, **
 
     with reporter_for(sys.stderr) as report:
         result = api.export(encoder, out, store=store, report=report, **given(values))
+    show(as_json, result)
+    if not result.agrees:
+        sys.exit(1)
+
+
+@click.command("push-student", cls=Command, short_help="Push a student to the Hugging Face hub")
+@click.argument("encoder", metavar="RUN")
+@click.argument("to", metavar="hf:OWNER/NAME")
+@click.option(
+    "--store",
+    type=STORE,
+    cls=Option,
+    heading=CHECK,
+    metavar="DIR|URL",
+    help="Compare on views of this store, such as the one that the student was trained on.",
+)
+@remote_options
+@options_of(PushOptions)
+def push_student_command(encoder: str, to: str, store: str | None, as_json: bool, **values: Any) -> None:
+    """Push a run's student, or any encoder that timm opens, to a repository of the Hugging Face hub.
+
+    It is what `export --format hf` writes, in one commit; a new repository is private. Log in with `hf auth login`
+    first. What was written is run and compared with the original. When it differs, nothing is pushed, and the exit
+    code is 1.
+    """
+    from pipeline.runtime.progress import reporter_for
+
+    with reporter_for(sys.stderr) as report:
+        result = api.push_student(encoder, to, store=store, report=report, **given(values))
     show(as_json, result)
     if not result.agrees:
         sys.exit(1)

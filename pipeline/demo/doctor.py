@@ -161,8 +161,9 @@ def _openslide(problems: list[str]) -> dict[str, Any]:
 
 def _weights() -> tuple[dict[str, str], list[str], str | None]:
     """For each preset: shipped, downloaded, on the hub, or why not; the names of those out of reach, and why."""
-    from pipeline.encoders.hub import find_cached, hub_problem
+    from pipeline.encoders.hub import find_cached
     from pipeline.encoders.presets import PRESETS
+    from stores.remote.hub import hub_problem
 
     problem = hub_problem()
     states, away = {}, []

@@ -1,12 +1,12 @@
 """The Hugging Face hub: what is cached, whether it answers, and what to do when it does not."""
 
 import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from stores.errors import WeightsError
 from stores.io.text import one_line
+from stores.remote.hub import hub_problem
 
 OTHER_WAYS = "or give --weights PATH with a file fetched elsewhere, or --random-weights SEED for a trial"
 
@@ -66,23 +66,6 @@ def find_cached(repo: str, names: Sequence[str]) -> Path | None:
         path = try_to_load_from_cache(owner_name, name, revision=revision or None)
         if isinstance(path, str):
             return Path(path)
-    return None
-
-
-def hub_problem(timeout_s: float = 5.0) -> str | None:
-    """Why the hub cannot be asked at this moment, or None when it answers.
-
-    One request with a short timeout: without it, the hub's client takes 23 s (five retries) to say that
-    a machine has no network.
-    """
-    from huggingface_hub import constants, get_session
-
-    if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
-        return "HF_HUB_OFFLINE is set"
-    try:
-        get_session().head(constants.ENDPOINT, timeout=timeout_s)
-    except Exception as error:  # any error of the HTTP library means that the hub did not answer
-        return f"the hub cannot be reached: {brief(error, 80)}"
     return None
 
 

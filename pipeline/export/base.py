@@ -23,6 +23,8 @@ class Job:
     """Micrometres per pixel of the patches; None where nobody says it."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What the student's ``config.json`` keeps of its training."""
+    repository: str | None = None
+    """``OWNER/NAME`` on the Hugging Face hub, with ``@BRANCH`` where it has one; None where it is not pushed."""
 
 
 Run = Callable[[Views], Features]

@@ -94,8 +94,18 @@ def card(
     sizes: Mapping[str, int],
     objections: Sequence[str],
     with_student_card: bool,
+    evidence: Mapping[str, float],
+    digests: Mapping[str, str],
 ) -> str:
-    """Markdown with YAML front matter, as model hubs expect it. Names come from elsewhere and are escaped."""
+    """Markdown with YAML front matter, as model hubs expect it. Names come from elsewhere and are escaped.
+
+    Parameters
+    ----------
+    evidence
+        Figures of the run's summary, by their names there.
+    digests
+        SHA-256 of the files that are to have it in the card.
+    """
     encoder = job.encoder
     name = markdown(encoder.name)
     front = front_matter(expression(encoder.terms)) | {
@@ -108,13 +118,48 @@ def card(
         f"{job.dtype}.{' [How it was trained](STUDENT.md).' if with_student_card else ''}",
         f"## Is it the original?\n\n{markdown(agreement.line(), 1000)}.\n\nCompared on {markdown(against, 1000)}, on a "
         f"CPU; allowed was a cosine of {options.least_cosine:g} or more. The original computes in float32.",
+        *([f"## Evidence\n\n{_evidence(evidence)}"] if _measured(evidence) else []),
         f"## Licence\n\n{_licence(encoder.terms, options.permission, objections)}",
         f"## Use\n\n{_input(job)}\n\n{made.usage(job).rstrip()}",
         *([f"## Shorter features\n\n{_shorter(prefixes(job))}"] if prefixes(job) else []),
-        "## Files\n\n" + "\n".join(f"- `{file}`: {human_bytes(size)}" for file, size in sizes.items()),
+        "## Files\n\n" + "\n".join(_file(file, size, digests) for file, size in sizes.items()),
         f"`{FACTS}` says all of this for programs, with the SHA-256 of each file. Not for clinical use.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+_EVIDENCE = {
+    "cka": "linear CKA to the teacher",
+    "cka_unbiased": "linear CKA to the teacher, unbiased",
+    "cosine": "cosine to the teacher's features, after the projector",
+    "explained": "share of the teacher's variance that a linear map explains",
+    "knn": "accuracy of nearest neighbours",
+}
+"""Figures of a run by the names that they have in its summary."""
+
+
+def _measured(evidence: Mapping[str, float]) -> list[str]:
+    return [name for name in _EVIDENCE if f"{name}_after" in evidence]
+
+
+def _evidence(evidence: Mapping[str, float]) -> str:
+    def cell(name: str) -> str:
+        return f"{evidence[name]:.4f}" if name in evidence else "-"
+
+    lines = [
+        f"| {_EVIDENCE[name]} | {cell(f'{name}_before')} | {cell(f'{name}_after')} |"
+        for name in _measured(evidence)
+    ]
+    table = "\n".join(["| | untrained | student |", "|---|---|---|", *lines])
+    return (
+        f"On held-out patients of the training, seed 0:\n\n{table}\n\nThey say how near the student is to its teacher, "
+        "not how good either is at a task."
+    )
+
+
+def _file(name: str, size: int, digests: Mapping[str, str]) -> str:
+    digest = f", SHA-256 `{digests[name]}`" if name in digests else ""
+    return f"- `{name}`: {human_bytes(size)}{digest}"
 
 
 def _input(job: Job) -> str:

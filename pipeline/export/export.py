@@ -71,9 +71,19 @@ class Exported:
 
 
 def export(
-    name: str, out: Path, options: ExportOptions, store: StoreLike | None, report: Reporter
+    name: str,
+    out: Path,
+    options: ExportOptions,
+    store: StoreLike | None,
+    report: Reporter,
+    repository: str | None = None,
 ) -> Exported:
     """Export the encoder `name`, or the student of the run of that name.
+
+    Parameters
+    ----------
+    repository : str, optional
+        ``OWNER/NAME`` on the Hugging Face hub, where it will be pushed to, with ``@BRANCH``.
 
     Raises
     ------
@@ -103,8 +113,10 @@ def export(
             "right; the card quotes it: --permission TEXT"
         )
     extra = _extra(folder)
+    if against_it and options.permission is not None:
+        extra = extra | {"permission": options.permission}
     mpp = options.mpp or _mpp(encoder, extra, store)
-    made.require(Job(encoder, options.takes, options.dtype, mpp, extra))
+    made.require(Job(encoder, options.takes, options.dtype, mpp, extra, repository))
     views, against = _pixels(encoder, options, store)
     encoder = encoder.for_views(views.shape[1]).eval()
     report.note(f"computing the features of {len(views)} views")
@@ -112,9 +124,10 @@ def export(
     identity = weights_sha256(encoder)
     if options.dtype == "float16":
         encoder = encoder.half()
-    job = Job(encoder, options.takes, options.dtype, mpp, extra)
+    job = Job(encoder, options.takes, options.dtype, mpp, extra, repository)
     request = {"encoder": name, "weights_sha256": identity, **to_json(options)}
     student_card = None if folder is None else _card_of(folder)
+    evidence = {} if folder is None or repository is None else _evidence(folder)
     try:
         with _published(out, request) as stage:
             report.note(f"writing {options.format}")
@@ -139,6 +152,8 @@ def export(
                 written,
                 against_it,
                 student_card is not None,
+                evidence,
+                {} if repository is None else files,
             )
             write_text(stage / card.CARD, readme)
             write_json(stage / card.FACTS, facts)
@@ -239,6 +254,16 @@ def _extra(folder: Path | None) -> dict[str, Any]:
     ours = config.get("g2l") if isinstance(config, dict) else None
     extra = ours.get("extra") if isinstance(ours, dict) else None
     return extra if isinstance(extra, dict) else {}
+
+
+def _evidence(folder: Path) -> dict[str, float]:
+    """What the summary of a run says of its student and the teacher; empty where there is none."""
+    path = folder.parent / "summary.json"
+    if folder.name != "student" or not path.is_file():
+        return {}
+    found = read_json(path, finite=True, inside=folder.parent)
+    about = found.items() if isinstance(found, dict) else ()
+    return {name: float(value) for name, value in about if type(value) in (int, float) and abs(value) < 1e9}
 
 
 def _card_of(folder: Path) -> str | None:

@@ -1,6 +1,7 @@
 """Options of ``export``; imports nothing heavy."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from pipeline.runtime.options import (
@@ -29,23 +30,9 @@ CHECK = "Comparison with the original"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions(ThreadsOptions, PoolingOptions, WeightsOptions):
-    """Which files an encoder becomes, and on which pixels they are compared with it."""
+class GivenAwayOptions(ThreadsOptions, PoolingOptions, WeightsOptions):
+    """On which pixels what is given away is compared with the encoder, and by what right it is given away."""
 
-    format: str = option("", "What is written.", choices=FORMATS)
-    input: str | None = option(
-        None,
-        "uint8 views, normalised inside; or float images that the caller has normalised.",
-        choices=INPUTS,
-        shown="uint8; float for wsinfer and hf",
-    )
-    dtype: str = option("float32", "Arithmetic of what is written.", choices=tuple(LEAST_COSINE))
-    mpp: float | None = option(
-        None,
-        "Micrometres per pixel of the patches, for wsinfer.",
-        metavar="X",
-        shown="those that the student was trained on",
-    )
     permission: str | None = option(
         None,
         "By what right you export although the terms of a teacher forbid it: a sentence, which the card quotes.",
@@ -70,6 +57,51 @@ class ExportOptions(ThreadsOptions, PoolingOptions, WeightsOptions):
         "Smallest cosine to the original's features; below it, nothing is written.",
         heading=CHECK,
         shown=", ".join(f"{value:g} for {name}" for name, value in LEAST_COSINE.items()),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushOptions(GivenAwayOptions):
+    """How a student becomes a repository of the Hugging Face hub."""
+
+    public: bool = option(False, "Make a new repository public; else only you and your organisation see it.")
+    revision: str | None = option(
+        None, "Branch to push to, made where it is missing.", metavar="NAME", shown="main"
+    )
+    replace: bool = option(
+        False, "Replace files of the same names that the repository holds; its history keeps them."
+    )
+
+    def as_export(self) -> "ExportOptions":
+        """The export that is pushed."""
+        kept = {each.name: getattr(self, each.name) for each in fields(GivenAwayOptions)}
+        return ExportOptions(format="hf", **kept)
+
+    def validate(self) -> None:
+        """Raise OptionError that names the first value that is not allowed."""
+        branch = self.revision
+        allowed = branch is None or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", branch) is not None
+        require(allowed, "revision", branch, "the name of a branch: letters, digits, '.', '_', '-'")
+        self.as_export().validate()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(GivenAwayOptions):
+    """Which files an encoder becomes."""
+
+    format: str = option("", "What is written.", choices=FORMATS)
+    input: str | None = option(
+        None,
+        "uint8 views, normalised inside; or float images that the caller has normalised.",
+        choices=INPUTS,
+        shown="uint8; float for wsinfer and hf",
+    )
+    dtype: str = option("float32", "Arithmetic of what is written.", choices=tuple(LEAST_COSINE))
+    mpp: float | None = option(
+        None,
+        "Micrometres per pixel of the patches, for wsinfer.",
+        metavar="X",
+        shown="those that the student was trained on",
     )
 
     @property

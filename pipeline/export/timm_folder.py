@@ -79,16 +79,42 @@ def _usage(job: Job) -> str:
 views = (squares + {by * by // 2}) // {by * by}  # means of squares of {by} px: {side // by} px
 """
     )
+    where = job.repository or "OWNER/NAME"
     return f"""```python
 import timm, torch
 
-model = timm.create_model("hf-hub:OWNER/NAME", pretrained=True).eval()  # or "local-dir:FOLDER"
+model = timm.create_model("hf-hub:{where}", pretrained=True).eval()  # or "local-dir:FOLDER"
 mean, std = torch.tensor({number_list(encoder.mean)}), torch.tensor({number_list(encoder.std)})
 views = torch.zeros(4, {side}, {side}, 3, dtype=torch.uint8)  # RGB; any number of them
 {means}images = ((views / 255 - mean) / std).permute(0, 3, 1, 2)
 with torch.inference_mode():
     {pooled(encoder).replace(chr(10), chr(10) + "    ")}  # float32 (4, {encoder.dim})
 ```
+{"" if job.repository is None else _in_other_ways(encoder, job.repository)}"""
+
+
+def _in_other_ways(encoder: Encoder, repository: str) -> str:
+    """How transformers and g2l open the repository; transformers takes timm's models as they are."""
+    name, _, branch = repository.partition("@")
+    at = f', revision="{branch}"' if branch else ""
+    wrapped = pooled(encoder).replace("model.num_prefix_tokens", "model.timm_model.num_prefix_tokens")
+    if encoder.pooling == "forward":
+        wrapped = "features = model(images).pooler_output"
+    else:
+        wrapped = wrapped.replace("model.forward_features(images)", "model(images).last_hidden_state")
+    return f"""
+In transformers, with `images` as above:
+
+```python
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("{name}"{at}).eval()
+with torch.inference_mode():
+    {wrapped.replace(chr(10), chr(10) + "    ")}
+```
+
+`hf-hub:{repository}` is also an encoder of g2l (`g2l embed SLIDES --encoder hf-hub:{repository}`), which takes uint8
+views and applies Normalize and pooling itself.
 """
 
 

@@ -1,15 +1,12 @@
 """The Hugging Face hub, played by a server on this machine: downloads, the cache, refusals, no network."""
 
 import hashlib
-import http.server
 import json
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
@@ -23,7 +20,9 @@ from pipeline.encoders.timm_models import hub_preset
 from pipeline.inference.facts import EncoderFacts
 from pipeline.inference.loaded import EncoderSpec, load_on_device
 from stores.errors import WeightsError
+from stores.remote.hub import hub_problem
 from tests.tools.encoders import TINY, State, as_safetensors, make_views, refusal, state_of, trained_encoder
+from tests.tools.hub_server import COMMIT, FakeHub, point_hub_to, serving
 
 
 @pytest.fixture(scope="module")
@@ -36,74 +35,10 @@ def as_bin(state: State, folder: Path) -> Path:
     return folder / "pytorch_model.bin"
 
 
-COMMIT = "0" * 40
-
-
-class FakeHub(http.server.BaseHTTPRequestHandler):
-    """The hub's answers to HEAD and GET of ``/OWNER/NAME/resolve/REVISION/FILE``."""
-
-    files: ClassVar[Mapping[str, bytes]] = {}
-    requests: ClassVar[list[str]] = []
-
-    def do_GET(self) -> None:
-        self.requests.append(self.path)
-        repo, _, rest = self.path.strip("/").partition("/resolve/")
-        body = self.files.get(f"{repo}/{rest.partition('/')[2]}", b"")
-        status, error = 200, ""
-        if repo == "owner/gated":
-            status, error = 403, "GatedRepo"
-        elif repo == "owner/private":
-            status, error = 401, "RepoNotFound"
-        elif rest.startswith("nowhere/"):
-            status, error = 404, "RevisionNotFound"
-        elif rest and not body:
-            status, error = 404, "EntryNotFound"
-        self.send_response(status)
-        headers = {
-            "X-Error-Code": error,
-            "X-Repo-Commit": COMMIT,
-            "ETag": f'"{hashlib.sha256(body).hexdigest()}"',
-        }
-        for name, value in headers.items():
-            if value:
-                self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
 def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeHub]]:
-    import huggingface_hub
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    point_hub_to(f"http://127.0.0.1:{server.server_port}", tmp_path, monkeypatch)
-    FakeHub.files, FakeHub.requests = {}, []
-    yield FakeHub
-    huggingface_hub.close_session()
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def point_hub_to(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with serving(tmp_path, monkeypatch) as hub_server:
+        yield hub_server
 
 
 @pytest.mark.parametrize(
@@ -280,7 +215,7 @@ def test_a_hub_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pyt
     with socket.create_server(("127.0.0.1", 0)) as silent:
         point_hub_to(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path, monkeypatch)
         began = time.perf_counter()
-        problem = hub.hub_problem(timeout_s=0.3)
+        problem = hub_problem(timeout_s=0.3)
     assert problem is not None
     assert "cannot be reached" in problem
     assert time.perf_counter() - began < 3
