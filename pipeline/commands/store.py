@@ -262,6 +262,11 @@ def export(
     metavar="COLUMN",
     help="Count slides and patients by this column of your own. May be repeated.",
 )
+@click.option(
+    "--permission",
+    metavar="TEXT",
+    help="By what right you publish although the terms of a teacher forbid it: a sentence, which the card quotes.",
+)
 @JSON
 def card(path: Path, name: str | None, date: datetime.datetime | None, as_json: bool, **values: Any) -> None:
     """Write README.md and croissant.json: contents, licence, cohort, how to load the store and cite it."""
@@ -291,19 +296,30 @@ def reindex(path: Path, dry_run: bool, prune: bool, as_json: bool) -> None:
     sys.exit(bool(result.problems))
 
 
-@store.command(short_help="Upload a store to a URL")
+@store.command(short_help="Upload a store to a URL or the hub")
 @click.argument("path", type=PATH)
 @click.argument("url")
+@click.option(
+    "--public", is_flag=True, help="Of hf:OWNER/NAME: make a new repository public. [default: private]"
+)
+@click.option("--revision", metavar="NAME", help="Of hf:OWNER/NAME: branch to push to. [default: main]")
 @JSON
-def push(path: Path, url: str, as_json: bool) -> None:
-    """Upload a store to a URL such as s3://bucket/name. Run it again after an interruption to continue."""
+def push(path: Path, url: str, public: bool, revision: str | None, as_json: bool) -> None:
+    """Upload a store to a URL such as s3://bucket/name, or as a dataset of the Hugging Face hub, hf:OWNER/NAME.
+
+    Run it again after an interruption to continue.
+    """
     from pipeline.runtime.progress import reporter_for
-    from stores.remote import transfer
+    from stores.remote import hub, hub_store, transfer
     from stores.remote.objects import Objects
 
     with reporter_for(sys.stderr) as report:
-        objects = Objects(url)
-        result = transfer.push(path, objects, report)
+        if hub.is_hub(url):
+            result = hub_store.push(path, url, public, revision, report)
+        elif public or revision:
+            raise OptionError("--public, --revision: are of hf:OWNER/NAME; leave them out")
+        else:
+            result = transfer.push(path, Objects(url), report)
     show(as_json, result)
 
 
@@ -317,12 +333,15 @@ def push(path: Path, url: str, as_json: bool) -> None:
 )
 @JSON
 def pull(url: str, out: Path, digest: str | None, as_json: bool) -> None:
-    """Download a store from a URL to a new folder. Run it again after an interruption to continue."""
+    """Download a store from a URL, or from hf:OWNER/NAME, to a new folder.
+
+    Run it again after an interruption to continue.
+    """
     from pipeline.runtime.progress import reporter_for
     from stores.remote import transfer
-    from stores.remote.objects import Objects
+    from stores.remote.objects import Objects, remote_url
 
     with reporter_for(sys.stderr) as report:
-        objects = Objects(url)
+        objects = Objects(remote_url(url))
         result = transfer.pull(objects, out, report, digest)
     show(as_json, result)

@@ -16,7 +16,8 @@ import yaml
 from stores.errors import OptionError, StoreError
 from stores.format import arithmetic, layout, manifest, recipe
 from stores.format.licences import front_matter, licence_of
-from stores.format.terms import Fact, Terms, expression, of_store
+from stores.format.permission import permission_of, record_permission
+from stores.format.terms import Fact, Terms, expression, objections, of_store
 from stores.info import store_info
 from stores.io import files
 from stores.io.lock import only_writer
@@ -45,6 +46,8 @@ class CardOptions:
     """Where the store is published."""
     cohort_column: tuple[str, ...] = ()
     """The user's own columns that the cohort table counts. None by default: they may identify somebody."""
+    permission: str | None = None
+    """By what right the store is given away although terms speak against it; kept in the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +98,13 @@ def _write_card(store: Path, options: CardOptions) -> Written:
             f"--cohort-column {unknown[0]}: no such column; there are {', '.join(own) or 'none'}"
         )
     recorded = of_store(store, stored.teacher.name)
+    if options.permission is not None:
+        record_permission(store, options.permission)
     views: Counter[str] = Counter()
     for count in manifest.count_views(store).to_pylist():
         views[count["slide_id"]] += count["views"] if count["status"] == manifest.OK else 0
     measured = arithmetic.said_of(store, stored.teacher.dtype)
-    card = _Card(about, stored, rows, views, options, recorded, measured)
+    card = _Card(about, stored, rows, views, options, recorded, measured, permission_of(store))
     readme = card.readme()
     described = croissant.croissant(store, card.properties(), own)
     files.write_text(store / layout.README, readme)
@@ -129,6 +134,8 @@ class _Card:
     """Of the teacher and of what it was trained on, as the maker of the store recorded them."""
     measured: str
     """What was measured before the arithmetic was chosen; empty when nothing was."""
+    permission: str | None
+    """What the store records; None where it records none."""
 
     @property
     def recorded(self) -> str:
@@ -224,6 +231,13 @@ class _Card:
         ]
         if len(columns) > 1:
             parts.append("The licence of the features cannot permit what the teacher's terms do not.")
+        against_it = objections(self.terms) if self.permission is not None else []
+        if against_it:
+            listed = "\n".join(f"- {markdown(text, 1000)}" for text in against_it)
+            parts.append(
+                f"These terms speak against passing on what is made of the teacher:\n\n{listed}\n\nIt is published on "
+                f'this ground, as its maker states: "{markdown(self.permission, 1000)}"'
+            )
         parts.append(
             "Unknown means that this card does not know it, not that anything is permitted. Read the licence itself: "
             "this card may be wrong, and it is not legal advice. The slides have terms of their own. Research data, "

@@ -9,6 +9,7 @@ from typing import Any
 
 from stores.errors import CorruptStore, OptionError, StoreError
 from stores.io.files import first_line
+from stores.remote.hub import is_hub, parse_repository
 
 ATTEMPTS = 8
 FIRST_DELAY_S, LAST_DELAY_S = 0.25, 20.0
@@ -21,12 +22,24 @@ _S3 = ("s3", "s3a")
 
 
 def is_url(text: str) -> bool:
-    """Whether `text` is a URL rather than a path.
+    """Whether `text` is a URL, or names a repository of the hub, rather than a path.
 
-    >>> is_url("s3://bucket/store"), is_url("stores/brca"), is_url("C://x")
-    (True, False, True)
+    >>> is_url("s3://bucket/store"), is_url("stores/brca"), is_url("C://x"), is_url("hf:lab/brca")
+    (True, False, True, True)
     """
-    return _URL.fullmatch(text) is not None
+    return _URL.fullmatch(text) is not None or is_hub(text)
+
+
+def remote_url(text: str) -> str:
+    """The URL that ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@BRANCH`` stands for: a dataset of the hub; others as they are.
+
+    >>> remote_url("hf:lab/brca"), remote_url("s3://labs/brca")
+    ('hf://datasets/lab/brca', 's3://labs/brca')
+    """
+    if not is_hub(text) or "://" in text:
+        return text
+    name, at, branch = text.partition("@")
+    return f"hf://datasets/{parse_repository(name)}{at}{branch}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from stores.errors import CorruptStore, OptionError
 from stores.format import layout
 from stores.io.location import StoreLike
-from stores.remote.objects import THREADS, Object, Objects, is_url
+from stores.remote.objects import THREADS, Object, Objects, is_url, remote_url
 
 _CACHE, _CACHE_LOCK = "g2l-cache-", ".lock"
 
@@ -150,6 +150,7 @@ def open_store(text: str, cache: Path | None = None, cache_gb: float = 20.0) -> 
     StoreError
         When it cannot be reached.
     """
+    text = remote_url(text)
     if not is_url(text):
         yield Path(text)
         return

@@ -20,10 +20,11 @@ from stores.io.lock import Owner
 from stores.io.progress import SILENT, Reporter
 from stores.io.staging import staged
 from stores.io.text import counted, first_of, human_bytes, one_line
+from stores.remote.hub import is_hub
 from stores.remote.objects import THREADS, Object, Objects
 from stores.verify.seal import check_digest, read_checksums
 
-_LAST = (layout.CHECKSUMS, layout.DIGEST, layout.RECIPE)
+LAST = (layout.CHECKSUMS, layout.DIGEST, layout.RECIPE)
 _CLAIM = "push.json"
 """At the URL while a store is pushed there: which one, and by whom. No part of the store."""
 _MAX_CLAIM_BYTES = 4096
@@ -78,7 +79,8 @@ def _count(result: Transferred, size: int, before: bool) -> None:
     result.there_before += before
 
 
-def _known(names: Iterable[str], result: Transferred) -> list[str]:
+def known_files(names: Iterable[str], result: Transferred) -> list[str]:
+    """The names that the format has, sorted; the others are noted in `result`."""
     known = [name for name in sorted(names) if layout.classify(name) is not None]
     result.left_out = sorted(set(names) - set(known))
     return known
@@ -102,7 +104,7 @@ def push(store: Path, objects: Objects, report: Reporter = SILENT) -> Transferre
     recipe.load(store)
     result = Transferred(objects.url, proof="MD5 or bytes of each file, as the service has it")
     sizes = layout.list_files(store)
-    names = _known(sizes, result)
+    names = known_files(sizes, result)
     there = objects.list()
     stored = objects.get(layout.RECIPE, layout.limit_bytes(layout.RECIPE))
     if stored is not None and stored != read_file(store, layout.RECIPE, layout.limit_bytes(layout.RECIPE)):
@@ -127,10 +129,10 @@ def push(store: Path, objects: Objects, report: Reporter = SILENT) -> Transferre
         report.advance(len(data), name)
         return len(data), before
 
-    _each([name for name in names if name not in _LAST], send, result)
+    _each([name for name in names if name not in LAST], send, result)
     layout.require_unchanged(store, sizes)
     _require_claim(objects, claim)
-    for name in _LAST:
+    for name in LAST:
         if name in names:
             _count(result, *send(name))
     objects.remove(_CLAIM)
@@ -192,9 +194,10 @@ def pull(objects: Objects, out: Path, report: Reporter = SILENT, digest: str | N
     if layout.RECIPE not in listed:
         raise StoreError(
             f"{objects.url}: no {layout.RECIPE}, so there is no store, or its upload is unfinished"
+            + (", or you may not see it: log in with `hf auth login`" if is_hub(objects.url) else "")
         )
     result = Transferred(str(out))
-    names = _known(listed, result)
+    names = known_files(listed, result)
     identity = hashlib.sha256(
         objects.get(layout.RECIPE, layout.limit_bytes(layout.RECIPE)) or b""
     ).hexdigest()

@@ -184,7 +184,7 @@ def test_every_chunk_ends_in_its_crc32c(subject: Subject) -> None:
 
 def chunks_of(subject: Subject, file: str, raw: bytes) -> list[bytes]:
     """The chunks in a file: the file itself, or its index and what this lists, which is all that there is."""
-    array = file.partition("/c/")[0] if file.startswith("features") else "/".join(file.split("/")[:2])
+    array = "/".join(file.split("/")[: 3 if file.startswith("features.zarr/") else 2])
     packed = subject.shards(array)
     if packed is None:
         return [raw]
