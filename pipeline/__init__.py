@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         family,
         import_features,
         plan,
+        plan_student,
         prototypes,
         push_student,
         tile,
@@ -39,6 +40,7 @@ __all__ = [
     "import_features",
     "load_encoder",
     "plan",
+    "plan_student",
     "prototypes",
     "push_student",
     "tile",
@@ -74,6 +76,7 @@ class _Public:
 class _Package(types.ModuleType):
     tile = _Public("pipeline.api")
     plan = _Public("pipeline.api")
+    plan_student = _Public("pipeline.api")
     extract = _Public("pipeline.api")
     family = _Public("pipeline.api")
     distill = _Public("pipeline.api")

@@ -7,6 +7,7 @@ was interrupted can be repeated: it continues. Errors are those of `stores.error
 """
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from pipeline.distill.memory import MemoryPlan
     from pipeline.distill.prototypes.fit import Fitted
     from pipeline.distill.result import Distilled
+    from pipeline.distill.taught import Named
+    from pipeline.distill.weighted import WeightedStore
     from pipeline.embed.publish import EmbedSummary
     from pipeline.export.export import Exported
     from pipeline.export.push import Pushed
@@ -139,6 +142,9 @@ def plan(
 
     given = _checked("plan", options, PlanOptions, TileOptions)
     each = [{**given, **own} for own in _own_of_teachers(teachers, given)]
+    for own in each:
+        if own.get("store") is not None:
+            _folder(own["store"])
     asked = [_made(PlanOptions, own) for own in each]
     stores = [one.store for one in asked if one.store is not None]
     named = stores if len(stores) == len(asked) else [one.teacher for one in asked]
@@ -178,16 +184,31 @@ def _own_of_teachers(
     return teachers
 
 
-def plan_student(student: str, **options: Any) -> "MemoryPlan":
+def plan_student(
+    student: str,
+    *,
+    store: "AnyStore | Sequence[AnyStore | tuple[AnyStore, float]] | None" = None,
+    teachers: Sequence[Mapping[str, Any]] | None = None,
+    device_memory: str | None = None,
+    report: Reporter = SILENT,
+    **options: Any,
+) -> "MemoryPlan":
     """Predict the memory of a training step of a student: ``g2l plan --student``.
 
     Parameters
     ----------
     student
         A preset or a name of timm.
+    store
+        The store that it is to learn from, or several, as `distill` takes them; recipes alone are read.
+    teachers
+        In place of a store several teachers by name: each with ``teacher``, ``dim``, ``tokens``, ``attention``.
+    device_memory
+        Memory of the GPU that it should fit into, such as ``8GB``; by default several sizes are tried.
     **options
-        ``batch_size=32``; ``teacher`` or ``dim``, for the length of its features; ``dtype``, ``device``: ``auto`` is a
-        GPU that computes in bfloat16.
+        Of a single teacher ``teacher`` or ``dim``, for the length of its features, ``tokens=N`` and ``attention=True``.
+        Those of `pipeline.distill.options.OF_MEMORY` (``batch_size=32``, ``loss``, ``ema``, ...); ``dtype`` and
+        ``device``: ``auto`` is a GPU that computes in bfloat16.
 
     Returns
     -------
@@ -198,24 +219,69 @@ def plan_student(student: str, **options: Any) -> "MemoryPlan":
     ------
     OptionError
         For an unknown option, a value that is not allowed, or a student that cannot be built without its weights.
+    StoreError
+        When a store has not what the loss needs.
     """
-    from pipeline.distill.memory import plan_memory
-    from pipeline.encoders.presets import PRESETS
+    from pipeline.distill.memory import DEVICES_GB, plan_memory
+    from pipeline.distill.options import OF_MEMORY, DistillOptions
+    from pipeline.distill.taught import of_stores, of_teachers
     from pipeline.extract.options import PlanOptions
 
-    asked = _made(PlanOptions, _checked("plan", options, PlanOptions))
-    for name in options:
-        if name not in ("batch_size", "teacher", "dim", "dtype", "device"):
+    counted = {*OF_MEMORY, "device", *_OF_TEACHER}
+    for name in _checked("plan", options, PlanOptions, DistillOptions):
+        if name not in counted:
             flag = name.replace("_", "-")
             raise OptionError(f"--{flag}: is not counted in the memory of a --student; leave it out")
-    asked.validate()
-    if asked.teacher is not None and asked.teacher not in PRESETS and asked.dim is None:
-        raise OptionError(f"--teacher {asked.teacher}: its feature length is not known; give --dim")
-    dim = asked.dim or PRESETS[asked.teacher or "h-optimus-0"].dim
-    dtype = asked.dtype
+    dtype = options.get("dtype") or "auto"
     if dtype == "auto":
-        dtype = "float32" if asked.device in ("cpu", "mps") else "bfloat16"
-    return plan_memory(student, asked.batch_size or 32, dim, dtype)
+        dtype = "float32" if options.get("device", "auto") in ("cpu", "mps") else "bfloat16"
+    own = {name: value for name, value in options.items() if name in OF_MEMORY}
+    asked = _made(DistillOptions, {**own, "student": student, "dtype": dtype})
+    sizes = DEVICES_GB if device_memory is None else (_gigabytes(device_memory),)
+    with contextlib.ExitStack() as stack:
+        if store is None:
+            lessons = of_teachers(_named_teachers(teachers, options), asked)
+        else:
+            for name in _OF_TEACHER:
+                if teachers is not None or name in options:
+                    flag = "teacher" if name not in options else name
+                    raise OptionError(f"--{flag}: the --store says what its teacher is; leave it out")
+            given = _weighted(store)
+            lessons = of_stores(
+                [replace(one, store=stack.enter_context(_opened(one.store))) for one in given], asked
+            )
+    return plan_memory(asked, lessons, sizes, report)
+
+
+_OF_TEACHER = ("teacher", "dim", "tokens", "attention")
+"""What ``plan --student`` takes of a teacher that is only named."""
+
+
+def _named_teachers(
+    teachers: Sequence[Mapping[str, Any]] | None, options: Mapping[str, Any]
+) -> "list[Named]":
+    from pipeline.distill.taught import Named
+    from pipeline.extract.options import PlanOptions
+
+    found = []
+    shared = {name: value for name, value in options.items() if name in _OF_TEACHER}
+    for own in teachers or [{}]:
+        for name in _checked("plan", own, PlanOptions):
+            if name not in _OF_TEACHER:
+                flag = name.replace("_", "-")
+                raise OptionError(f"--{flag}: is not counted in the memory of a --student; leave it out")
+        asked = _made(PlanOptions, {**shared, **own})
+        asked.validate()
+        found.append(Named(asked.teacher or "h-optimus-0", asked.dim, asked.tokens, asked.attention))
+    return found
+
+
+def _gigabytes(text: str) -> float:
+    """The size of a device, such as ``8GB`` or ``11.9 GiB``."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(GB|GiB)?", text.strip())
+    if found is None or not float(found[1]):
+        raise OptionError(f"--device-memory {text}: allowed is a size such as 8GB or 8GiB")
+    return float(found[1]) * (1.073741824 if found[2] == "GiB" else 1)
 
 
 @overload
@@ -375,14 +441,11 @@ def distill(
     from pipeline.distill.options import DistillOptions
     from pipeline.distill.result import Distilled
     from pipeline.distill.train import distill as run
-    from pipeline.distill.weighted import named
     from stores.io.files import write_text
 
     asked = _made(DistillOptions, _checked("distill", options, DistillOptions))
     folder = Path(out)
-    several = list(store) if isinstance(store, Sequence) and not isinstance(store, str) else [store]
-    pairs = [one if isinstance(one, tuple) else (one, 1.0) for one in several]
-    given = named([(str(one) if isinstance(one, Path) else one, float(weight)) for one, weight in pairs])
+    given = _weighted(store)
     with contextlib.ExitStack() as stack:
         opened = []
         for number, one in enumerate(given, 1):
@@ -393,6 +456,15 @@ def distill(
     if result.figures:  # the first of several processes
         write_text(folder / "summary.txt", "\n".join(result.lines()) + "\n")
     return result
+
+
+def _weighted(store: Any) -> "list[WeightedStore]":
+    """One store or several, with their names and weights."""
+    from pipeline.distill.weighted import named
+
+    several = list(store) if isinstance(store, Sequence) and not isinstance(store, str) else [store]
+    pairs = [one if isinstance(one, tuple) else (one, 1.0) for one in several]
+    return named([(str(one) if isinstance(one, Path) else one, float(weight)) for one, weight in pairs])
 
 
 def prototypes(

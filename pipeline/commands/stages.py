@@ -20,13 +20,13 @@ from pipeline.commands.click_options import (
     repeated,
     show,
 )
-from pipeline.distill.options import DistillOptions
+from pipeline.distill.options import OF_MEMORY, DistillOptions
 from pipeline.distill.prototypes.options import PrototypeOptions
 from pipeline.distill.weighted import parse_weight
 from pipeline.embed.options import EmbedOptions
 from pipeline.export.options import CHECK, ExportOptions, PushOptions
 from pipeline.extract.options import ExtractOptions, PlanOptions, own_options, require_distinct
-from pipeline.runtime.options import ENCODER, VIEWS, ClusterOptions
+from pipeline.runtime.options import ENCODER, MACHINE, VIEWS, ClusterOptions, types_of
 from pipeline.tile.options import TileOptions
 from stores.errors import SOME_SLIDES_FAILED, OptionError
 from stores.io.location import names_of
@@ -48,6 +48,12 @@ def tile_command(slides: tuple[Path, ...], store: Path, as_json: bool, **values:
         result = api.tile(slides, store, report=report, **given(values))
     show(as_json, result)
     _exit_if(result.some_failed)
+
+
+_OF_STUDENT = tuple(name for name in OF_MEMORY if name not in types_of(PlanOptions))
+_NOT_PLANNED = tuple(
+    name for name in types_of(DistillOptions) if name not in (*OF_MEMORY, *types_of(PlanOptions))
+)
 
 
 @click.command("plan", cls=SeveralCommand, short_help="Predict patches, disk space and time")
@@ -74,11 +80,12 @@ def tile_command(slides: tuple[Path, ...], store: Path, as_json: bool, **values:
     "--store",
     "listed",
     multiple=True,
-    type=PATH,
+    type=STORE,
     cls=Option,
     one_or_several=True,
     metavar="DIR",
-    help="Store that the views are for, new or begun: says what is left to do. Of several teachers one for each.",
+    help="Store that the views are for, new or begun: says what is left to do. Of several teachers one for each. With "
+    "--student the stores that it will learn from, or their URLs.",
 )
 @click.option(
     "--for",
@@ -90,13 +97,21 @@ def tile_command(slides: tuple[Path, ...], store: Path, as_json: bool, **values:
     metavar="NAME:OPTION=VALUE",
     help="An option of one of several teachers, by its name, or by the last part of its store: uni2-h:tokens=64.",
 )
-@options_of(PlanOptions, TileOptions, without=("teacher", "store"))
+@click.option(
+    "--device-memory",
+    cls=Option,
+    heading=MACHINE,
+    metavar="SIZE",
+    help="With --student: memory of the GPU that it should fit into, such as 8GB. [default: 8, 12, 16 and 24 GB]",
+)
+@options_of(PlanOptions, TileOptions, DistillOptions, without=("teacher", "store", *_NOT_PLANNED))
 def plan_command(
     inputs: tuple[str, ...],
     student: str | None,
     teachers: tuple[str, ...],
-    listed: tuple[Path, ...],
+    listed: tuple[str, ...],
     own: tuple[str, ...],
+    device_memory: str | None,
     as_json: bool,
     **values: Any,
 ) -> None:
@@ -108,19 +123,32 @@ def plan_command(
         raise OptionError(
             "plan: give slides or a store, or --student for the memory of its training: one of them"
         )
-    if student is not None:
-        show(as_json, api.plan_student(student, **given(values)))
-        return
     from pipeline.extract.plan import Plan, PlannedTogether
     from pipeline.runtime.progress import reporter_for
 
+    options: dict[str, Any] = given(values)
+    if student is not None:
+        several = (
+            _several(teachers, (), own, PlanOptions, may_lack_stores=True) if teachers[1:] or own else None
+        )
+        options |= {"teacher": teachers[0]} if teachers and several is None else {}
+        stores = [parse_weight(text) for text in listed] or None
+        with reporter_for(sys.stderr) as report:
+            memory = api.plan_student(
+                student, store=stores, teachers=several, device_memory=device_memory, report=report, **options
+            )
+        show(as_json, memory)
+        return
+    for name in (*_OF_STUDENT, *(["device_memory"] if device_memory is not None else [])):
+        if name in options or name == "device_memory":
+            flag = name.replace("_", "-")
+            raise OptionError(f"--{flag}: is for the memory of a --student; leave it out")
     result: Plan | PlannedTogether
     with reporter_for(sys.stderr) as report:
-        if max(len(teachers), len(listed)) > 1 or own:
+        if teachers[1:] or listed[1:] or own:
             several = _several(teachers, listed, own, PlanOptions, may_lack_stores=True)
-            result = api.plan(inputs, teachers=several, report=report, **given(values))
+            result = api.plan(inputs, teachers=several, report=report, **options)
         else:
-            options = given(values)
             options |= {"teacher": teachers[0]} if teachers else {}
             options |= {"store": listed[0]} if listed else {}
             result = api.plan(inputs, report=report, **options)
@@ -202,7 +230,7 @@ def extract_command(
 
 def _several(
     teachers: Sequence[str],
-    stores: Sequence[Path],
+    stores: Sequence[str | Path],
     own: Sequence[str],
     kind: type,
     may_lack_stores: bool = False,
@@ -222,7 +250,7 @@ def _several(
             f"{flag}: given twice; an option holds for all teachers of a command, and --for "
             f"{named.upper()}:{name}=VALUE gives one teacher its own"
         )
-    require_distinct(stores)  # before two that are one become one key
+    require_distinct([Path(store) for store in stores])  # before two that are one become one key
     options = own_options(own, names_of(stores or teachers), kind, named)
     found = [{"teacher": teacher, **mine} for teacher, mine in zip(teachers, options, strict=True)]
     for each, store in zip(found, stores, strict=False):  # `plan` needs none

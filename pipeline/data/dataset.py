@@ -17,8 +17,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 import stores
 from pipeline.data.balance import BALANCES
-from pipeline.data.loader import LoaderOptions, default_window
+from pipeline.data.loader import LoaderOptions
 from pipeline.data.split import files_and_recipe, open_split
+from pipeline.data.window import default_window
 from pipeline.runtime.work import threads_of
 from stores import sampler
 from stores.errors import OptionError, StoreError
@@ -75,7 +76,8 @@ class ViewDataset(IterableDataset[ViewBatch]):
         Decides the order.
     window : int, optional
         Views that are mixed in memory (150 KB each), over all ranks: 64 for each view of a step, at least 2048. It is
-        part of the order, so give it when a training may continue on another number of ranks.
+        part of the order, so give it when a training may continue on another number of ranks. ``distill`` chooses a
+        larger one where memory allows; with the same number both have the same batches.
     views_per_read : int
         How many seeds of a patch are rendered from one decoding. It is part of the order.
     balance : {"none", "slide", "patient"}

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -88,6 +89,8 @@ class Batch:
     """(B, K), which of the K stores has the target of which view; None where there is one store."""
     paired: Paired | None = None
     """None unless pairs are asked for."""
+    slide: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    """(B,), number of the slide of each view among those of the split; empty outside of a stream."""
 
     @property
     def stored(self) -> tuple[Stored, ...]:
@@ -97,10 +100,12 @@ class Batch:
     def rows(self, which: Any, copied: Callable[[Any], Any] = lambda array: array) -> "Batch":
         """Some of the views."""
         found = batch_of(self.epoch, *(copied(array[which]) for array in self.arrays()))
+        if len(self.slide):
+            found = replace(found, slide=copied(self.slide[which]))
         return found if self.paired is None else replace(found, paired=self.paired.rows(which, copied))
 
     def arrays(self) -> list[npt.NDArray[Any]]:
-        """All arrays but those of `paired`, in the order of `batch_of`."""
+        """All arrays but those of `paired` and `slide`, in the order of `batch_of`."""
         found: list[npt.NDArray[Any]] = [self.views]
         for of_store in self.stored:
             found += [getattr(of_store, name) for name in _ARRAYS]
@@ -141,11 +146,6 @@ class LoaderOptions:
     """What comes equally often in the stream: ``slide``, ``patient``, or ``none`` for each view once an epoch."""
 
 
-def default_window(batch_size: int, world: int) -> int:
-    """The window when none is asked for: 64 views for each view of a step, at least 2048."""
-    return max(2048, 64 * batch_size * world)
-
-
 class ViewLoader:
     """An endless stream of batches from `units`; a context manager that stops its threads."""
 
@@ -167,6 +167,7 @@ class ViewLoader:
         self._policy, self._options, self._start = policy, options, start
         self._cache, self._source = _cache_and_source(store, sources, policy, tokens, attention, joined)
         self._pairs = pairs
+        self._slides = slide_numbers(units)
         self._block = self._cache.commit
         if pairs is not None:
             self._block = functools.lru_cache(_BLOCKS_BESIDE)(self._cache.commit)
@@ -234,10 +235,18 @@ class ViewLoader:
                     ):  # threads have written their views already
                         rendered[place] = view
             batch = batch_of(plan.epoch, rendered[: plan.n_views], *stored)
+            batch = replace(batch, slide=self._slide_of(plan))
             if beside is not None:
                 others = Paired(rendered[plan.n_views :], beside.has, beside.place)
                 batch = replace(batch, paired=others)
             yield batch
+
+    def _slide_of(self, plan: sampler.Window) -> npt.NDArray[np.int32]:
+        found = np.empty(plan.n_views, np.int32)
+        for share in plan.shares:
+            commit = share.segment.commit
+            found[share.places] = self._slides[commit.root, commit.slide_id]
+        return found
 
     def _jobs(
         self,
@@ -282,6 +291,12 @@ class ViewLoader:
         return every > 0 and place % every == 0
 
 
+def slide_numbers(units: Sequence[sampler.Segment]) -> dict[tuple[Path, str], int]:
+    """A number for each slide, by the folder of its store's tables and its id; in the order of the units."""
+    keys = dict.fromkeys((unit.commit.root, unit.commit.slide_id) for unit in units)
+    return {key: number for number, key in enumerate(keys)}
+
+
 _Begun = tuple[sampler.Window, Beside | None, npt.NDArray[np.uint8]]
 """A window that is being filled: its views, what comes beside them, and the memory for both."""
 
@@ -308,6 +323,7 @@ def _joined(held: Batch, window: Batch, take: int) -> Batch:
     taken = window.rows(slice(None, take))
     both = zip(held.arrays(), taken.arrays(), strict=True)
     found = batch_of(held.epoch if len(held.views) else window.epoch, *map(np.concatenate, both))
+    found = replace(found, slide=np.concatenate([held.slide, taken.slide]))
     if held.paired is None or taken.paired is None:
         return found
     parts = (

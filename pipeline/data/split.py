@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pipeline.data import statistics
 from pipeline.data.balance import group_units
-from pipeline.data.loader import Batch, LoaderOptions, ViewLoader, load_views
+from pipeline.data.loader import Batch, LoaderOptions, ViewLoader, load_views, slide_numbers
 from pipeline.data.pairs import Pairs
 from pipeline.data.quality import within_limits
 from pipeline.data.sources import find_sources
@@ -50,6 +50,11 @@ class Split:
     def n_views(self) -> int:
         """Views of one epoch."""
         return sum(unit.n_views for unit in self.units)
+
+    @property
+    def n_slides(self) -> int:
+        """Slides that have views of it."""
+        return len(slide_numbers(self.units))
 
     def readers_are_processes(self, readers: str, beside_gpu: bool) -> bool:
         """Whether processes read the pixels; `readers` is ``threads``, ``processes`` or ``auto``.

@@ -37,6 +37,7 @@ DISTILL = DistillOptions(
     student="demo-student",
     random_weights=0,
     steps=240,
+    window=2048,  # of every machine, so that its figures are
     lr=2e-3,
     warmup_steps=50,
     val_every=100,

@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from pipeline.data.join import JoinedSplit, Member, open_joined
 from pipeline.data.loader import Batch
@@ -25,6 +28,21 @@ from stores.io.location import StoreLike
 from stores.io.text import counted
 from stores.store import Store
 
+Statistics = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+"""Mean and variance of targets, (dim,) each."""
+
+
+class Taught(Protocol):
+    """What a student is built for."""
+
+    @property
+    def crop_px(self) -> int:
+        """Side of the views."""
+
+    @property
+    def teachings(self) -> Sequence[Teaching]:
+        """One for each teacher."""
+
 
 @dataclass(frozen=True, slots=True)
 class Data:
@@ -41,6 +59,17 @@ class Data:
     """Those of all teachers."""
     recipes: tuple[CompleteRecipe, ...] = ()
     """One for each store."""
+
+    @property
+    def crop_px(self) -> int:
+        """Side of the views."""
+        return self.train.policy.crop_px
+
+    @property
+    def view_bytes(self) -> int:
+        """Bytes that a view takes in memory, with what is beside it and what the stores keep of it."""
+        pixels = (1 if self.train.pairs is None else 2) * 3 * self.crop_px**2
+        return pixels + sum(_target_bytes(teaching) for teaching in self.teachings)
 
     @property
     def teaching(self) -> Teaching:
@@ -78,13 +107,8 @@ def open_data(
         When a rebuilt view is not the one that the teacher saw, or stores differ in a view.
     """
     given = store if isinstance(store, Sequence) else [WeightedStore(store)]
-    losses = losses_of(given, options)
-    opened = [files_and_recipe(one.store) for one in given]
-    prototypes = prototypes_of(given, losses, options.prototypes)
-    wanted = [
-        (*_wanted(files, recipe, options, loss, folder), _wanted_attention(files, recipe, options, loss))
-        for (files, recipe), loss, folder in zip(opened, losses, prototypes, strict=True)
-    ]
+    asked = asked_of(given, options)
+    opened = [(one.files, one.recipe) for one in asked]
     seeds = {"train": options.seeds, "val": 1}
     limits = parse_limits(options.qc_max, options.qc_min)
     train: Split
@@ -94,43 +118,94 @@ def open_data(
         train, val = open_splits(files, recipe, seeds, options.slides, ("val",), report, limits)
         members: Sequence[Split] = [train]
     else:
-        listed = [
-            Member(*pair, tokens, looked) for pair, (tokens, _, looked) in zip(opened, wanted, strict=True)
-        ]
+        listed = [Member(one.files, one.recipe, one.tokens, one.attention) for one in asked]
         train, val = open_joined(listed, seeds, options.join, options.slides, ("val",), report, limits)
         members = train.members
         for number, one in enumerate(given):
             report.note(
                 f"store {one.name}: a target for {train.views_of(number):,} of {train.n_views:,} views"
             )
-    if any(loss_spec.PAIR in loss for loss in losses):
+    if any(loss_spec.PAIR in one.loss for one in asked):
         train, val = _with_pairs([files for files, _ in opened], train, val, options.loss, report)
     statistics = [member.statistics() for member in members]
     terms = union(*(of_store(files, recipe.teacher.name) for files, recipe in opened))
     if options.check_views != "none":
         train.check(threads)
-    tokens, _, attention = wanted[0]
-    held_out = val.sample(0, options.val_views, threads, tokens, attention) if val.n_views > 1 else None
+    first = asked[0]
+    held_out = (
+        val.sample(0, options.val_views, threads, first.tokens, first.attention) if val.n_views > 1 else None
+    )
     if held_out is not None and held_out.present is not None and held_out.present.sum(axis=0).max() < 2:
         held_out = None
     fit = None if held_out is None else replace(train, pairs=None).sample(0, options.val_views, threads)
     if held_out is None:
         report.note(f"no validation: the split val has fewer than two views; {REMEDY}")
-    teachings = tuple(
+    teachings = teachings_of(given, asked, statistics)
+    return Data(train, held_out, fit, teachings, terms, tuple(one.recipe for one in asked))
+
+
+def _target_bytes(teaching: Teaching) -> int:
+    tokens, looked = teaching.tokens, teaching.attention
+    of_tokens = 0 if tokens is None else tokens.count * (2 * tokens.dim + 4)
+    return 2 * teaching.dim + of_tokens + (0 if looked is None else 2 * looked.grid**2)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the loss takes of a store."""
+
+    files: StoreLike
+    recipe: CompleteRecipe
+    loss: Mapping[str, float]
+    tokens: Tokens | None
+    spaces: Mapping[str, Space]
+    attention: Attention | None
+
+
+def asked_of(given: Sequence[WeightedStore], options: DistillOptions) -> list[Asked]:
+    """What the loss takes of each store; reads recipes and prototypes alone. Errors as in `open_data`."""
+    losses = losses_of(given, options)
+    opened = [files_and_recipe(one.store) for one in given]
+    prototypes = prototypes_of(given, losses, options.prototypes)
+    return [
+        Asked(
+            files,
+            recipe,
+            loss,
+            *_wanted(files, recipe, options, loss, folder),
+            _wanted_attention(files, recipe, options, loss),
+        )
+        for (files, recipe), loss, folder in zip(opened, losses, prototypes, strict=True)
+    ]
+
+
+def teachings_of(
+    given: Sequence[WeightedStore], asked: Sequence[Asked], statistics: Sequence[Statistics] | None = None
+) -> tuple[Teaching, ...]:
+    """Facts about each teacher.
+
+    Parameters
+    ----------
+    statistics
+        Mean and variance of the targets of each; without them the teachers are for a plan alone.
+    """
+    known = statistics or [
+        (np.zeros(one.recipe.teacher.dim), np.ones(one.recipe.teacher.dim)) for one in asked
+    ]
+    return tuple(
         Teaching(
-            recipe.teacher.dim,
+            of.recipe.teacher.dim,
             mean,
             variance,
-            *of_loss,
+            of.tokens,
+            of.spaces,
+            of.attention,
             one.name,
             one.weight,
-            loss if len(given) > 1 else None,
+            of.loss if len(given) > 1 else None,
         )
-        for one, (_, recipe), (mean, variance), of_loss, loss in zip(
-            given, opened, statistics, wanted, losses, strict=True
-        )
+        for one, of, (mean, variance) in zip(given, asked, known, strict=True)
     )
-    return Data(train, held_out, fit, teachings, terms, tuple(recipe for _, recipe in opened))
 
 
 def _with_pairs(

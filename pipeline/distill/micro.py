@@ -91,8 +91,9 @@ def add_gradients(
 
     def embedded(rows: slice) -> list[Embedded]:
         beside = with_beside
-        if targets.has_beside is not None:  # a plan of memory has no numbers to look for
-            beside = ((with_beside >= rows.start) & (with_beside < rows.stop)).nonzero().flatten()
+        if targets.has_beside is not None:
+            here = targets.has_beside[rows].nonzero().flatten() + rows.start
+            beside = torch.searchsorted(with_beside, here)
         for depth in depths:
             depth.part = (torch.cat([of_step[rows], len(views) + beside]), len(views) + len(with_beside))
         torch.manual_seed(seed)

@@ -262,7 +262,8 @@ class DistillOptions(
         None,
         "Views mixed in memory, over all processes (150 KB each).",
         heading=_DATA,
-        shown="64 for each view of a step, at least 2048",
+        shown="8192, or 64 for each view of a step if that is more; half of it, a quarter, ... if memory is short or "
+        "the training",
     )
     checkpointing: bool = option(
         False,
@@ -319,3 +320,19 @@ class DistillOptions(
         OptimiserOptions.validate(self)
         ReadingOptions.validate(self)
         WeightsOptions.validate(self)
+
+
+OF_MEMORY = (
+    "batch_size",
+    "dtype",
+    "student_px",
+    "student_tokens",
+    "loss",
+    "nested",
+    "prototypes",
+    "head_hidden",
+    "head_bottleneck",
+    "ema",
+    "freeze_layers",
+)
+"""What decides the memory of a step, and can be planned with: ``plan --student``."""

@@ -18,12 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from pipeline.data import window as windows
 from pipeline.data.balance import described
 from pipeline.data.join import JoinedSplit
-from pipeline.data.loader import Batch, LoaderOptions, default_window
+from pipeline.data.loader import Batch, LoaderOptions
 from pipeline.distill import checkpoint, out_of_memory
 from pipeline.distill import ranks as ranks_of
 from pipeline.distill.curves import draw_curves
@@ -124,17 +126,16 @@ def distill(
             if swept:
                 report.note(f"removed {counted(swept, 'unfinished file')} of an interrupted run")
         threads = threads_of(options.threads, ranks.local_world)
-        options = dataclasses.replace(
-            options, window=options.window or default_window(options.batch_size, ranks.world)
-        )
         data = open_data(store, options, threads, report)
         _require_same_store(run, data)
+        options = _with_window(options, data, ranks, report)
         _require_view_size(options, data)
         steps = _planned_steps(options, data, ranks)
         _require_validations(options, data, steps)
         student = load_student(options)  # after all checks of the store: this may download gigabytes
         options = with_defaults(options, student, steps, report if fresh else Silent())
-        trainer = make_trainer(student, data, options, ranks)
+        with out_of_memory.explained(options, student):
+            trainer = make_trainer(student, data, options, ranks)
         if ranks.leads:  # what is refused leaves no run behind
             _begin_run(run, options, data)
         if options.student_tokens == "per-teacher":
@@ -153,7 +154,7 @@ def distill(
             report.note(described(data.train.groups(options.balance), options.balance))
         if student.preset.warning:
             report.note(f"warning: {options.student}: {student.preset.warning}")
-        with out_of_memory.explained(options):
+        with out_of_memory.explained(options, trainer.model.student):
             facts = _train(run, data, trainer, options, threads, report, began)
         return _finish(run, data, trainer, facts) if ranks.leads else {}
 
@@ -183,6 +184,22 @@ def _as_begun(run: Path, options: DistillOptions) -> DistillOptions:
     options = dataclasses.replace(options, **words)
     require_same_options(run, options, _FREE - _OF_HELD_OUT if options.early_stop == "held-out" else _FREE)
     return options
+
+
+def _with_window(options: DistillOptions, data: Data, ranks: Ranks, report: Reporter) -> DistillOptions:
+    """The options with a window: that of the user or of the run that continues, or one that fits into the memory."""
+    if options.window is not None:
+        return options
+    views = _planned_steps(options, data, ranks) * options.batch_size * ranks.world
+    sizes = windows.choices(options.batch_size, ranks.world, views)
+    about = data.train.n_views, data.view_bytes
+    free = (
+        devices.free_memory() * ranks.world / ranks.local_world
+    )  # of all machines, if they are like this one
+    lacking = ranks.sum(*(not fits for fits in windows.fitting(sizes, *about, free)))
+    chosen = next((size for size, n in zip(sizes, lacking, strict=True) if not n), sizes[-1])
+    report.note(windows.said(chosen, sizes[0], *about, free))
+    return dataclasses.replace(options, window=chosen)
 
 
 def _planned_steps(options: DistillOptions, data: Data, ranks: Ranks) -> int:
@@ -248,7 +265,7 @@ def _said(listed: Any) -> str:
 def _require_view_size(options: DistillOptions, data: Data) -> None:
     """Raise OptionError when a preset takes views of another size; other students are asked once they are built."""
     student = options.student
-    seen_px(options, data.train.policy.crop_px)
+    seen_px(options, data.crop_px)
     if student in PRESETS and not PRESETS[student].kwargs.get("dynamic_img_size"):
         require_view_size(options, PRESETS[student].image_px, data)
 
@@ -321,7 +338,8 @@ class Course:
         if data.held_out is None or not t.ranks.leads:
             return
         began = time.monotonic()
-        found = validate(t.model, data.held_out, self.loss_views, t.device, t.averaged, data.fit)
+        at_once = self.options.micro_batch or self.options.batch_size
+        found = validate(t.model, data.held_out, self.loss_views, t.device, t.averaged, data.fit, at_once)
         result = found.figures()
         self.facts["val_seconds"] = self.facts.get("val_seconds", 0.0) + time.monotonic() - began
         self.facts.setdefault("before", result)
@@ -382,7 +400,16 @@ class Course:
             "wait_seconds": self.facts["wait_seconds"] + waited,
             "stopped_early": self.stop_early.after_step(loss),
         }
-        figures = {"loss": loss, "lr": lr, "weight_decay": weight_decay, "epoch": batch.epoch}
+        slides = self._slides(batch)
+        self.facts["slides"] = self.facts.get("slides", 0) + slides
+        self.facts["slides_steps"] = self.facts.get("slides_steps", 0) + 1
+        figures = {
+            "loss": loss,
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "epoch": batch.epoch,
+            "slides": slides,
+        }
         if scale is not None:
             skipped = (self.trainer.loss_scale or 0.0) < scale
             self.facts["skipped_steps"] = self.facts.get("skipped_steps", 0) + skipped
@@ -403,6 +430,14 @@ class Course:
             words += f", held out {held_out['explained']:.1%} explained, CKA {held_out['cka']:.3f}"
         device = memory.get("peak_device_bytes")
         return words if device is None else f"{words}, {device / 1e9:.1f} GB on the GPU"
+
+    def _slides(self, batch: Batch) -> int:
+        """Slides in the batch of all processes."""
+        ranks = self.trainer.ranks
+        if ranks.world == 1:
+            return len(np.unique(batch.slide))
+        there = np.bincount(batch.slide, minlength=self.data.train.n_slides) > 0
+        return sum(n > 0 for n in ranks.sum(*there.tolist()))
 
     def run_on(self, stream: Iterator[Batch], stop: Stop, report: Reporter) -> None:
         """Train to the last step, or to where a rule or a signal ends it."""
@@ -463,9 +498,10 @@ def _train(
             report.note(line)
     if facts["steps"] == 0:
         course.validate(0)
+    assert options.window is not None  # see `_with_window`
     loader_options = LoaderOptions(
         options.batch_size,
-        options.window or default_window(options.batch_size, ranks.world),
+        options.window,
         options.views_per_read,
         options.seed,
         options.check_views,
@@ -539,6 +575,7 @@ def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> d
         "val_loss_before": before.get("loss"),
         "val_loss_after": after.get("loss"),
         "val_loss_constant": after.get("loss_constant"),
+        **({"slides_per_step": facts["slides"] / facts["slides_steps"]} if "slides" in facts else {}),
         "views_per_s": facts["views_seen"] / facts["seconds"],
         "data_wait": facts["wait_seconds"] / facts["seconds"],
         "validation_share": facts.get("val_seconds", 0.0)

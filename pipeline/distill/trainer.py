@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.distill import micro
-from pipeline.distill.inputs import Data
+from pipeline.distill.inputs import Taught
 from pipeline.distill.layers import freeze, parameter_groups, set_drop_path
 from pipeline.distill.model import Distiller, Targets
 from pipeline.distill.options import DistillOptions
@@ -159,9 +159,9 @@ def _step_seed(seed: int, position: int, rank: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8, person=b"g2l-step").digest(), "big") >> 1
 
 
-def require_view_size(options: DistillOptions, image_px: int, data: Data, otherwise: str = "") -> None:
+def require_view_size(options: DistillOptions, image_px: int, data: Taught, otherwise: str = "") -> None:
     """Raise OptionError unless a student takes what it will see of the views of the store."""
-    crop_px = data.train.policy.crop_px
+    crop_px = data.crop_px
     side = seen_px(options, crop_px)
     if image_px != side:
         has = f"the store has {crop_px} px" if side == crop_px else f"--student-px is {side}"
@@ -188,10 +188,10 @@ def of_each_teacher(student: Encoder, n_teachers: int, name: str) -> Encoder:
         raise OptionError(f"--student-tokens per-teacher: --student {name}: {error}") from error
 
 
-def make_trainer(student: Encoder, data: Data, options: DistillOptions, ranks: Ranks) -> Trainer:
+def make_trainer(student: Encoder, data: Taught, options: DistillOptions, ranks: Ranks) -> Trainer:
     """The student on its device with a projector and an optimiser."""
     dtype, _ = devices.choose_dtype(options.dtype, ranks.device)
-    crop_px = data.train.policy.crop_px
+    crop_px = data.crop_px
     side = seen_px(options, crop_px)
     if student.shrink == 1 or side == crop_px:
         if student.takes(side):
@@ -211,7 +211,9 @@ def make_trainer(student: Encoder, data: Data, options: DistillOptions, ranks: R
         freeze(student, options.freeze_layers)
     sync = options.batch_stats == "sync" and ranks.world > 1
     model = build(student, data.teachings, options, dtype, Gather.apply if sync else None)
-    model = model.to(ranks.device).train()
+    if ranks.device.type != "cpu":  # where it was built; tensors without memory cannot be moved at all
+        model = model.to(ranks.device)
+    model.train()
     if options.checkpointing:
         use_checkpointing(model.student)
     if options.micro_batch is not None:

@@ -15,7 +15,6 @@ from pipeline.encoders.encoder import Encoder
 from pipeline.metrics.cka import cka, flattered, linear_cka
 from pipeline.metrics.explained import explained_variance
 
-VIEWS_AT_ONCE = 32
 _LEAST = 2
 """Views of a teacher that figures need."""
 
@@ -73,11 +72,11 @@ def limits(n_views: int, batch_size: int, *dims: int) -> list[str]:
 
 
 @torch.inference_mode()
-def _embed_all(model: Distiller, held_out: Batch, device: torch.device) -> list[Embedded]:
+def _embed_all(model: Distiller, held_out: Batch, device: torch.device, at_once: int) -> list[Embedded]:
     """The student's features and tokens of all held-out views, on the CPU, as the loss of each teacher takes them."""
     parts: list[list[Embedded]] = []
-    for start in range(0, len(held_out.views), VIEWS_AT_ONCE):
-        rows = slice(start, start + VIEWS_AT_ONCE)
+    for start in range(0, len(held_out.views), at_once):
+        rows = slice(start, start + at_once)
         positions = [torch.from_numpy(part.positions[rows]).long().to(device) for part in held_out.stored]
         views = torch.from_numpy(held_out.views[rows]).to(device)
         found = model.embed_for(views, positions, _beside(held_out, rows, device))
@@ -114,6 +113,7 @@ def validate(
     device: torch.device,
     ema: Encoder | None = None,
     fit: Batch | None = None,
+    at_once: int | None = None,
 ) -> Validation:
     """Compare student and teacher on `held_out`. The student computes as it will be used: its dropout is off, its own
     batch normalisation takes what it learned.
@@ -124,13 +124,16 @@ def validate(
         Views over which the loss of a training step is normalised and computed: of all processes, where they share it.
     fit
         Views of the training split, from which the linear map of ``explained`` is fitted.
+    at_once : int, optional
+        Views that the student computes together: as in a step of training, by default `batch_size`.
     """
     training = model.training
     model.eval()
-    students, targets = _embed_all(model, held_out, device), Targets.of(held_out)
+    at_once = at_once or batch_size
+    students, targets = _embed_all(model, held_out, device, at_once), Targets.of(held_out)
 
     def features_of(encoder: Encoder, batch: Batch) -> np.ndarray:
-        return embed(encoder, batch.views, VIEWS_AT_ONCE, device, model.dtype).numpy()
+        return embed(encoder, batch.views, at_once, device, model.dtype).numpy()
 
     fitted = None if fit is None else features_of(model.student, fit)
     averaged = None if ema is None else features_of(ema, held_out)

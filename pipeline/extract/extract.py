@@ -32,15 +32,12 @@ from pipeline.tile.prepare import require_extendable
 from pipeline.tile.slides_csv import given_of
 from pipeline.tiles.places import Place, find_places
 from pipeline.tiles.table import are_tiles
-from pipeline.views.policy import load_policy, sized
+from pipeline.views.policy import VIEW_PX, load_policy, sized
 from stores.errors import DiskFull, OptionError
 from stores.format import layout, manifest, recipe
 from stores.io import files
 from stores.io.lock import only_writer
 from stores.io.text import counted, human_bytes
-
-VIEW_PX = 224
-"""Side of the views that a built-in policy asks the teacher for, where patches are as large."""
 
 
 def extract(

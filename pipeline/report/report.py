@@ -260,6 +260,8 @@ def _figures(summary: Mapping[str, Any], found: Gathered | None, whose: str = "t
                 ", before and after" if len(values) > 1 else ""
             )
             pairs.append((text, " → ".join(values)))
+    if summary.get("slides_per_step") is not None:
+        pairs.append(("slides in a step, on the mean", f"{summary['slides_per_step']:.1f}"))
     if summary.get("data_wait") is not None:
         pairs.append(("of the time waiting for data", f"{summary['data_wait']:.1%}"))
     if found is not None and found.agreement is not None:

@@ -2,6 +2,8 @@
 
 import resource
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -72,6 +74,47 @@ def remedy(dtype: torch.dtype) -> str:
 def dtype_name(dtype: torch.dtype) -> str:
     """``float32``, ``bfloat16`` or ``float16``."""
     return str(dtype).removeprefix("torch.")
+
+
+def free_memory() -> int:
+    """Bytes that this machine still has for this process: less inside a container or a job that has a limit."""
+    import psutil
+
+    return min([psutil.virtual_memory().available, *_left_to_groups()])
+
+
+def _left_to_groups(
+    proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> Iterator[int]:
+    """What is left of the limit of each control group that this process is in; pages of files do not count as used."""
+    try:
+        lines = [line.split(":", 2) for line in proc.read_text().splitlines()]
+    except OSError:
+        return  # not Linux
+    for _, kinds, path in lines:
+        if "memory" in kinds.split(",") or not kinds:
+            base = root / "memory" if kinds else root
+            limit, used = _GROUP_FILES[bool(kinds)]
+            place = base / path.lstrip("/")
+            for folder in [place, *place.parents]:
+                if not folder.is_relative_to(base):
+                    break
+                try:
+                    left = int((folder / limit).read_text()) - int((folder / used).read_text())
+                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                except (
+                    OSError,
+                    ValueError,
+                ):  # without a limit, or of a container that shows its own group alone
+                    continue
+                yield max(left + int(stat.get("inactive_file", 0)), 0)
+
+
+_GROUP_FILES = {
+    False: ("memory.max", "memory.current"),
+    True: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+}
+"""Limit and use, in the files of the second version of control groups and of the first."""
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:

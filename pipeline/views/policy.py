@@ -20,6 +20,8 @@ _LIMITS = {  # field: least, most
     "sigma_min": (0.01, 16.0),
     "sigma_max": (0.01, 16.0),
 }
+VIEW_PX = 224
+"""Side of the views that a built-in policy asks the teacher for, where patches are as large."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ def a_teaching(**about: Any) -> Teaching:
 def a_trainer(student: str, *teachings: Teaching, **options: Any) -> Trainer:
     """What trains a student of views of `PX` px."""
     every = teachings or (a_teaching(),)
-    data = SimpleNamespace(train=SimpleNamespace(policy=SimpleNamespace(crop_px=PX)), teachings=every)
+    data = SimpleNamespace(crop_px=PX, teachings=every)
     chosen = DistillOptions(student=student, random_weights=0, **options)
     return make_trainer(load_encoder(student, random_weights=0), cast(Data, data), chosen, ALONE)
 

@@ -160,6 +160,7 @@ def _options(arm: Arm, fold: int) -> DistillOptions:
         alpha=arm.alpha,
         steps=arm.steps,
         batch_size=BATCH,
+        window=2048,  # of every machine
         seeds=arm.views,
         threads=1,
         device="cpu",

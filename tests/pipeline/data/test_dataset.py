@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader
 
 import stores
 from pipeline.data.dataset import ViewBatch, ViewDataset
-from pipeline.data.loader import Batch, LoaderOptions, ViewLoader, default_window
+from pipeline.data.loader import Batch, LoaderOptions, ViewLoader
 from pipeline.data.split import files_and_recipe, open_split
+from pipeline.data.window import default_window
 from pipeline.distill import train
 from pipeline.runtime.progress import Silent
 from stores.errors import OptionError, StoreError, ViewMismatch

@@ -27,7 +27,7 @@ TARGETS = Targets(
 
 def made(student: str = VIT, **options: Any) -> Trainer:
     teaching = Teaching(8, np.zeros(8), np.ones(8))
-    data = SimpleNamespace(train=SimpleNamespace(policy=SimpleNamespace(crop_px=32)), teachings=[teaching])
+    data = SimpleNamespace(crop_px=32, teachings=[teaching])
     encoder = load_encoder(student, random_weights=0)
     chosen = DistillOptions(student=student, random_weights=0, **options)
     with ranks.join("cpu") as alone:

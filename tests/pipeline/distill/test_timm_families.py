@@ -90,7 +90,7 @@ def make_student(family: str, folder: Path) -> Student:
     encoder = load_encoder(str(folder / "described"), random_weights=1)
     before = weights_sha256(encoder)
     teaching = Teaching(8, np.zeros(8), np.ones(8))
-    data = SimpleNamespace(train=SimpleNamespace(policy=SimpleNamespace(crop_px=side)), teachings=[teaching])
+    data = SimpleNamespace(crop_px=side, teachings=[teaching])
     views, generator = make_views(3, side), torch.Generator().manual_seed(0)
     with ranks.join("cpu") as alone:
         options = DistillOptions(student=family, random_weights=1)

@@ -80,7 +80,7 @@ def test_a_store_says_its_seeds_and_what_is_left(store: Path, tmp_path: Path) ->
 
 def test_a_store_that_is_begun_is_no_other(slides: Path, store: Path, tmp_path: Path) -> None:
     def refused(match: str, kind: type[Exception] = OptionError, **options: Any) -> None:
-        given = {"teacher": TINY, "pixels": True, "store": store} | options
+        given: dict[str, Any] = {"teacher": TINY, "pixels": True, "store": store} | options
         with pytest.raises(kind, match=match):
             g2l_api.plan(given.pop("inputs", store), **given)
 
@@ -92,11 +92,12 @@ def test_a_store_that_is_begun_is_no_other(slides: Path, store: Path, tmp_path: 
     other = tmp_path / "other"
     g2l_api.tile([slides], other, max_patches=5)
     refused("slide a: has 5 patches in .*other, and 29 are planned", StoreError, store=other, dim=24)
-    for teachers, match in (
+    wrong: list[tuple[list[dict[str, Any]], str]] = [
         ([], "plan: no teacher"),
         ([{"teacher": TINY, "seeds": 2}], "teacher 1: seeds holds for all teachers"),
         ([{"teacher": TINY, "store": store}] * 2, "given twice"),
-    ):
+    ]
+    for teachers, match in wrong:
         with pytest.raises(OptionError, match=match):
             g2l_api.plan(store, teachers=teachers)
     with pytest.raises(OptionError, match="several teachers: give each its own teacher"):
