@@ -23,6 +23,9 @@ from pipeline.encoders.encoder import Encoder, take_tokens, token_grid
 from stores.errors import OptionError, StoreError
 from stores.format.recipe import Attention, Tokens
 
+Pass = Callable[[Tensor], tuple[Tensor, Tensor | None, Tensor | None]]
+"""Views to features, tokens and attention."""
+
 
 @dataclass(frozen=True, slots=True)
 class Teaching:
@@ -90,18 +93,28 @@ class Targets:
     @classmethod
     def of(cls, batch: Batch) -> "Targets":
         """The targets of a batch from the stores, on the CPU."""
+        return cls.stored(batch).widened()
+
+    @classmethod
+    def stored(cls, batch: Batch) -> "Targets":
+        """As `of`, in the types of the stores, float16 and int32: half the bytes on the way to a GPU."""
         first, *others = (
             cls(
-                torch.from_numpy(part.targets).float(),
-                torch.from_numpy(part.tokens).float(),
-                torch.from_numpy(part.positions).long(),
-                torch.from_numpy(part.attention).float() if part.attention.shape[1] else None,
+                torch.from_numpy(part.targets),
+                torch.from_numpy(part.tokens),
+                torch.from_numpy(part.positions),
+                torch.from_numpy(part.attention) if part.attention.shape[1] else None,
             )
             for part in batch.stored
         )
         present = None if batch.present is None else torch.from_numpy(batch.present).to(torch.uint8)
         found = replace(first, others=tuple(others), present=present)
         return found if batch.paired is None else found.with_pairs(batch.paired)
+
+    def widened(self) -> "Targets":
+        """The same in the types that the loss computes with, which changes no number."""
+        wider = {torch.float16: torch.float32, torch.int32: torch.int64}
+        return self.map(lambda tensor: tensor.to(wider.get(tensor.dtype, tensor.dtype)))
 
     def with_pairs(self, paired: Paired) -> "Targets":
         """The same with what comes beside the views, on the CPU."""
@@ -426,6 +439,8 @@ class Distiller(Lesson):
         super().__init__(student, loss, teaching, options, keeps_student=True)
         self.names, self.weights = [teaching.name], [teaching.weight]
         self.dtype, self.gather = dtype, gather
+        self.compiled: Pass | None = None
+        """`student_pass` as ``--compile`` has it, for training; see `pipeline.distill.compiled`."""
 
     @property
     def lessons(self) -> list[Lesson]:
@@ -474,6 +489,16 @@ class Distiller(Lesson):
         (found,) = self.embed_for(views, [positions])
         return found
 
+    def student_pass(self, views: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What the student makes of views: features, and tokens and attention where a loss uses them."""
+        lessons = self.lessons
+        with torch.autocast(views.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            if any("attention" in lesson.loss for lesson in lessons):
+                return with_attentions(self.student, views)
+            if any(lesson.uses_tokens for lesson in lessons):
+                return *self.student.with_tokens(views), None
+            return self.student(views), None, None
+
     def embed_for(
         self, views: Tensor, positions: Sequence[Tensor], targets: Targets | None = None
     ) -> list[Embedded]:
@@ -488,14 +513,8 @@ class Distiller(Lesson):
         if targets is not None and targets.beside is not None and targets.has_beside is not None:
             rows = targets.has_beside.nonzero().flatten()
             views = torch.cat([views, targets.beside[rows]])
-        with torch.autocast(views.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            tokens = attention = None
-            if any("attention" in lesson.loss for lesson in lessons):
-                features, tokens, attention = with_attentions(self.student, views)
-            elif any(lesson.uses_tokens for lesson in lessons):
-                features, tokens = self.student.with_tokens(views)
-            else:
-                features = self.student(views)
+        run = self.compiled if self.compiled is not None and self.training else self.student_pass
+        features, tokens, attention = run(views)
         features, beside = features.float(), None
         if rows is not None:
             beside = features.new_zeros(n, features.shape[1]).index_copy(0, rows, features[n:])

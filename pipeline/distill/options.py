@@ -276,6 +276,11 @@ class DistillOptions(
         heading=MACHINE,
         shown="the whole batch",
     )
+    compile: bool = option(
+        False,
+        "Compile the student (torch.compile): the first step takes a minute or more, then they are faster on a GPU.",
+        heading=MACHINE,
+    )
     dtype: str = option(
         "auto",
         "Arithmetic of the student.",
@@ -317,6 +322,13 @@ class DistillOptions(
 
         parse_limits(self.qc_max, self.qc_min)
         LossOptions.validate(self)
+        if self.compile and any(
+            "attention" in terms for terms in loss_spec.parse_several(self.loss).values()
+        ):
+            raise OptionError(
+                f"--compile: --loss {self.loss} has attention, which is read from within the model; leave one of "
+                "them out"
+            )
         OptimiserOptions.validate(self)
         ReadingOptions.validate(self)
         WeightsOptions.validate(self)

@@ -77,6 +77,7 @@ _FREE = frozenset(
         "tensorboard",
         "checkpointing",
         "micro_batch",
+        "compile",
     ]
 )
 _OF_HELD_OUT = frozenset(["val_every", "val_views"])
@@ -384,7 +385,7 @@ class Course:
         assert self.options.lr is not None  # see `pipeline.distill.start.with_defaults`
         lr = cosine_annealing(self.options.lr, at, steps, self.options.warmup_steps or 0)
         weight_decay = cosine_annealing(self.options.weight_decay, at, steps)
-        views, targets = torch.from_numpy(batch.views), Targets.of(batch)
+        views, targets = torch.from_numpy(batch.views), Targets.stored(batch)
         only_heads = at < self.options.freeze_steps
         scale = self.trainer.loss_scale
         terms = self.trainer.step(views, targets, lr, weight_decay, position, only_heads)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.distill import micro
+from pipeline.distill.compiled import use_compile
 from pipeline.distill.inputs import Taught
 from pipeline.distill.layers import freeze, parameter_groups, set_drop_path
 from pipeline.distill.model import Distiller, Targets
@@ -89,7 +90,7 @@ class Trainer:
             set_to_none=True
         )  # first: gradients and activations are not in memory together
         seed = _step_seed(self.seed, position, self.ranks.rank)
-        loss, found = self.backward(self._sent(views), targets.map(self._sent), seed)
+        loss, found = self.backward(self._sent(views), targets.map(self._sent).widened(), seed)
         figures = (float(value) for value in (loss, *found.values()))
         means = [value / self.ranks.world for value in self.ranks.sum(*figures)]
         if not math.isfinite(means[0]):
@@ -218,6 +219,8 @@ def make_trainer(student: Encoder, data: Taught, options: DistillOptions, ranks:
         use_checkpointing(model.student)
     if options.micro_batch is not None:
         micro.make_divisible(model.student, f"--micro-batch {options.micro_batch}")
+    if options.compile:
+        use_compile(model, options.student)
     groups = parameter_groups(model, options.weight_decay, options.layer_decay, options.freeze_steps > 0)
     # a GPU updates all parameters in one kernel; on a CPU the plain loop gives the same bytes as earlier versions
     optimizer = torch.optim.AdamW(groups, fused=ranks.device.type == "cuda")

@@ -33,6 +33,8 @@ DISTILL: dict[str, list[str]] = {
     "--checkpointing": ["--checkpointing"],
     "--micro-batch, a quarter": ["--micro-batch", "{quarter}"],
     "both": ["--checkpointing", "--micro-batch", "{quarter}"],
+    "--compile": ["--compile"],
+    "--compile --checkpointing": ["--compile", "--checkpointing"],
     "--dtype float16, with scaling": ["--dtype", "float16"],
 }
 """Options that change memory or time of a step, not what is learnt."""
