@@ -51,9 +51,8 @@ def tile_command(slides: tuple[Path, ...], store: Path, as_json: bool, **values:
 
 
 _OF_STUDENT = tuple(name for name in OF_MEMORY if name not in types_of(PlanOptions))
-_NOT_PLANNED = tuple(
-    name for name in types_of(DistillOptions) if name not in (*OF_MEMORY, *types_of(PlanOptions))
-)
+_PLANNED = {*OF_MEMORY, *types_of(PlanOptions), *types_of(TileOptions)}
+_NOT_PLANNED = tuple(name for name in types_of(DistillOptions) if name not in _PLANNED)
 
 
 @click.command("plan", cls=SeveralCommand, short_help="Predict patches, disk space and time")
