@@ -317,6 +317,8 @@ class Course:
     """When this process began, until its first step is over; on the clock of `time.monotonic`."""
     best: dict[str, Any] = field(default_factory=dict)
     """With ``--early-stop held-out``: weights at the validation with the highest CKA so far."""
+    n_slides: int = 0
+    """Slides of the training split, where several processes count those of a step."""
 
     @property
     def over(self) -> bool:
@@ -437,7 +439,7 @@ class Course:
         ranks = self.trainer.ranks
         if ranks.world == 1:
             return len(np.unique(batch.slide))
-        there = np.bincount(batch.slide, minlength=self.data.train.n_slides) > 0
+        there = np.bincount(batch.slide, minlength=self.n_slides) > 0
         return sum(n > 0 for n in ranks.sum(*there.tolist()))
 
     def run_on(self, stream: Iterator[Batch], stop: Stop, report: Reporter) -> None:
@@ -492,7 +494,7 @@ def _train(
             checkpoint.prune(run)
         report.note(f"continues after step {facts['steps']} of {facts['steps_planned']}")
     log = MetricsLog(run, facts["steps"], options.tensorboard) if ranks.leads else None
-    course = Course(run, data, trainer, options, stop_early, facts, log, began, best)
+    course = Course(run, data, trainer, options, stop_early, facts, log, began, best, data.train.n_slides)
     if data.held_out is not None:
         dims = trainer.model.student.dim, *(teaching.dim for teaching in data.teachings)
         for line in limits(len(data.held_out.views), course.loss_views, *dims):
