@@ -1,22 +1,21 @@
 """What a store holds, in figures."""
 
+import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow.compute as pc
+import pyarrow as pa
 
 from stores.errors import CorruptStore
 from stores.format import features, layout, manifest, qc, recipe
 from stores.format.arrays import read_metadata
-from stores.format.statistics import RunningStats
-from stores.io.location import StoreLike, read_file
+from stores.format.figures import COLUMNS, Figures
+from stores.format.index import Index, read_index, sizes_of
+from stores.io.location import StoreLike, read_file, walk
 from stores.io.text import counted, human_bytes, one_line, unusable_lines
-
-CONSTANT = 1e-6
-"""A dimension with a smaller standard deviation counts as constant."""
 
 
 def store_info(store: StoreLike) -> dict[str, Any]:
@@ -29,17 +28,18 @@ def store_info(store: StoreLike) -> dict[str, Any]:
     """
     stored = recipe.load(store)
     slides = manifest.read_slides(store)
-    counts = manifest.count_views(store).to_pylist()
+    of_slide = {row["slide_id"]: row for row in slides}
+    index, about = _index_of(store)
+    if index is None:
+        counts, statistics = _read(store)
+    else:
+        counts = index.count_views(of_slide)
+        statistics = None if index.statistics is None else dict(index.statistics)
     ok = [c for c in counts if c["status"] == manifest.OK]
     n_patches = sum(row["n_patches"] for row in slides)
     seeds = sorted({c["seed"] for c in counts})
     n_views = sum(c["views"] for c in counts)
-    size = dict.fromkeys((layout.FEATURES, layout.PIXELS, layout.MANIFEST), 0)
-    listed = layout.list_files(store, only_plain=False)
-    for name, n_bytes in listed.items():
-        folder = name.split("/")[0]
-        if folder in size:
-            size[folder] += n_bytes
+    size, n_files = _sizes(store, index)
     judged = qc.summary(store, slides)
     return {
         "path": str(store),
@@ -59,10 +59,11 @@ def store_info(store: StoreLike) -> dict[str, Any]:
         },
         "bad_reads": n_views - sum(c["views"] for c in ok),
         "complete": n_views / (n_patches * len(seeds)) if n_patches and seeds else 0.0,
-        "statistics": statistics(store),
+        "statistics": statistics,
         "bytes": size,
-        "files": len(listed),
+        "files": n_files,
         "packed": _is_packed(store, slides),
+        "index": about,
         "bytes_per_view": (size[layout.FEATURES] + size[layout.MANIFEST]) / n_views if n_views else None,
     } | ({} if judged is None else {"qc": judged})
 
@@ -93,6 +94,7 @@ def info_lines(info: Mapping[str, Any]) -> list[str]:
         f"slides    {info['slides']} ({_join(info['slides_by_status'])}), {counted(info['patients'], 'patient')}",
         f"patches   {info['patches']} ({_join(info['patches_by_split'])})",
         f"views     {info['views']}, {info['complete']:.1%} complete, {counted(info['bad_reads'], 'bad read')}",
+        *([f"index     {info['index']}"] if info["index"].startswith("not used") else []),
         *(f"  seed {seed:>3} {_join(splits)}" for seed, splits in info["views_by_seed_and_split"].items()),
         "bytes     " + ", ".join(f"{name} {human_bytes(size)}" for name, size in info["bytes"].items()),
         f"files     {info['files']}"
@@ -129,51 +131,49 @@ def _join(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{one_line(name)} {count}" for name, count in counts.items())
 
 
-def statistics(store: StoreLike) -> dict[str, float] | None:
-    """A few figures on the features' mean and standard deviation per dimension, over all committed views.
+def _index_of(store: StoreLike) -> tuple[Index | None, str]:
+    """The index, if it fits, and what is said of it."""
+    try:
+        index = read_index(store)
+    except CorruptStore as error:
+        return None, f"not used: {str(error).removeprefix(f'{store}/')}"
+    if index is None:
+        return None, "none"
+    for folder, n_bytes in index.bytes.items():
+        found = read_file(store, layout.metadata_file(folder), layout.MAX_METADATA_BYTES) is not None
+        if found != (n_bytes > 0):
+            about = f"{layout.INDEX} says that {folder} has {n_bytes} bytes; run `g2l store reindex`"
+            return None, f"not used: {about}"
+    return index, counted(sum(1 for _ in index.records()), "commit record")
 
-    None while there are no features. The share of tissue is that of patches with a committed view of seed 0.
 
-    Raises
-    ------
-    CorruptStore
-        When statistics of a committed block are missing or damaged, or impossible for float16 features.
-    """
-    running = RunningStats()
-    tissue: list[npt.NDArray[np.float32]] = []
-    stats: dict[str, npt.NDArray[np.float64]] = {}
-    for commit in manifest.commits(store):
-        table = commit.read(["row", "seed", "status", "tissue"])
-        if commit.slide_id not in stats:
-            stats = {commit.slide_id: features.read_stats(store, commit.slide_id)}
-        for seed in commit.seeds:
-            n_rows = len(manifest.ok_rows(table, seed))
-            if n_rows:
-                slide_id, dim = commit.slide_id, len(running.mean) if running.count else None
-                running.add(
-                    n_rows, *features.stats_of_block(stats[slide_id], slide_id, seed, commit.block, dim)
-                )
-        if commit.seeds.start == 0:
-            tissue.append(table.filter(pc.equal(table["seed"], 0))["tissue"].to_numpy())
-    if not running.count:
-        return None
-    std = np.sqrt(running.variance)
-    share = np.concatenate(tissue) if tissue else np.zeros(0, np.float32)
-    if not np.isfinite(share).all():
-        raise CorruptStore(f"{store}/{layout.VIEWS}: a share of tissue is not a number")
-    found = {
-        "views": running.count,
-        "mean_min": float(running.mean.min()),
-        "mean_max": float(running.mean.max()),
-        "mean_abs_mean": float(np.abs(running.mean).mean()),
-        "std_min": float(std.min()),
-        "std_median": float(np.median(std)),
-        "std_max": float(std.max()),
-        "constant_dimensions": int((std < CONSTANT).sum()),
-    }
-    if len(share):
-        found |= {f"tissue_p{q:02d}": float(np.quantile(share, q / 100)) for q in (5, 50, 95)}
-    return found
+def _read(store: StoreLike) -> tuple[list[dict[str, Any]], dict[str, float] | None]:
+    """Numbers of views, and figures on their features; each commit record is read once."""
+    figures = Figures()
+
+    def tables() -> Iterator[pa.Table]:
+        slide_id, stats = "", np.empty(0)
+        for commit in manifest.commits(store):
+            table = commit.read([*manifest.COUNTED, *COLUMNS])
+            if commit.slide_id != slide_id:
+                slide_id, stats = commit.slide_id, features.read_stats(store, commit.slide_id)
+            figures.add(commit, table, stats)
+            yield table
+
+    return manifest.count(tables()).to_pylist(), figures.to_json(store)
+
+
+def _sizes(store: StoreLike, index: Index | None) -> tuple[dict[str, int], int]:
+    """Bytes of features, pixels and manifest, and the number of all files; what is in the index is not listed."""
+    if index is None or not isinstance(store, Path):
+        listed, size, n_files = layout.list_files(store, only_plain=False), {}, {}
+    else:
+        size, n_files = dict(index.bytes), dict(index.files)
+        others = [name for name in os.listdir(store) if name not in size]
+        listed = dict(walk(store, lambda name, what: None, *others))
+    size = size or sizes_of(listed)[0]
+    size[layout.MANIFEST] = sum(n for name, n in listed.items() if name.startswith(f"{layout.MANIFEST}/"))
+    return size, len(listed) + sum(n_files.values())
 
 
 def _sums(pairs: Any) -> dict[str, int]:

@@ -7,8 +7,9 @@ equally often instead.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,8 @@ import pyarrow.compute as pc
 
 from stores.errors import StoreError
 from stores.format import manifest
-from stores.format.committed import read_records, usable_slides
+from stores.format.committed import listed_records, read_records, usable_slides
+from stores.format.index import Index, read_index
 from stores.format.recipe import Patch
 from stores.io.location import StoreLike
 
@@ -47,6 +49,8 @@ def find_units(
 ) -> list[Segment]:
     """All committed views of a split under seeds 0 to `n_seeds` - 1; a unit is the segment of a whole commit record.
 
+    Where the store has an index, no record is opened: what a record promises is checked when it is read.
+
     Sorted by slide, block and seeds. The order of the slides follows from their content (a hash of their views'
     checksums), not from their ids, so that a store under pseudonyms trains as the original does.
 
@@ -64,21 +68,21 @@ def find_units(
     StoreError
         When a block of the split lacks one of the seeds, unless `uneven`.
     CorruptStore
-        When slides table, patches or commit records break a promise (`stores.format.committed`).
+        When slides table, patches or commit records break a promise (`stores.format.committed`), or the index does not
+        fit.
     """
     units = []
     content: dict[str, bytes] = {}
+    index = read_index(store)
     for slide_id, row in usable_slides(store, patch).items():
         if row["split"] != split:
             continue
-        for commit, table in read_records(store, row, patch):
-            ok = table.filter(pc.equal(table["status"], manifest.OK))
-            if ok.num_rows:
+        found = _read(store, row, patch) if index is None else _listed(store, row, index)
+        for commit, rows, of_record in found:
+            if len(rows):
                 # a row that cannot be read is bad under all seeds of its commit
-                units.append(
-                    Segment(commit, tuple(commit.seeds), manifest.ok_rows(table, commit.seeds.start))
-                )
-                content.setdefault(slide_id, _hash(ok["view_crc32"].to_numpy().astype("<u4").tobytes()))
+                units.append(Segment(commit, tuple(commit.seeds), rows))
+                content.setdefault(slide_id, of_record)
     units.sort(
         key=lambda u: (content[u.commit.slide_id], u.commit.slide_id, u.commit.block, u.commit.seeds.start)
     )
@@ -87,6 +91,24 @@ def find_units(
         _require_seeds(units, wanted)
     chosen = [Segment(u.commit, tuple(s for s in u.seeds if s in wanted), u.rows) for u in units]
     return [unit for unit in chosen if unit.seeds]
+
+
+Found = tuple[manifest.Commit, npt.NDArray[np.int32], bytes]
+"""A record, its rows that are ok, and the hash of their checksums."""
+
+
+def _read(store: StoreLike, row: Mapping[str, Any], patch: Patch | None) -> Iterator[Found]:
+    """The records of a slide, each read and checked."""
+    for commit, table in read_records(store, row, patch):
+        ok = table.filter(pc.equal(table["status"], manifest.OK))
+        yield commit, manifest.ok_rows(table, commit.seeds.start), manifest.content_of(ok["view_crc32"])
+
+
+def _listed(store: StoreLike, row: Mapping[str, Any], index: Index) -> Iterator[Found]:
+    """The records of a slide as the index has them; they are checked when they are read, see `Promises`."""
+    for record in listed_records(store, row, index):
+        assert record.commit.claim is not None
+        yield record.commit, record.ok, bytes.fromhex(record.commit.claim.content)
 
 
 def _require_seeds(units: Sequence[Segment], wanted: range) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from stores.format.index import write_index
 from tests.tools.settings import SHARED, TEACHER, VIT
 
 os.environ["OMP_NUM_THREADS"] = (
@@ -86,6 +87,7 @@ def small(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("small") / "store"
     shutil.copytree(store, path)
     shutil.rmtree(path / "pixels.zarr")
+    write_index(path)
     return path
 
 

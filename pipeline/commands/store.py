@@ -283,7 +283,7 @@ def card(path: Path, name: str | None, date: datetime.datetime | None, as_json: 
 @click.option("--prune", is_flag=True, help="Also remove chunks that no commit record lists.")
 @JSON
 def reindex(path: Path, dry_run: bool, prune: bool, as_json: bool) -> None:
-    """Rebuild derived files: block statistics, checksums, merged commit records.
+    """Rebuild derived files: block statistics, checksums, merged commit records, the index.
 
     Exit code 1 means that parts of the store contradict each other.
     """

@@ -16,6 +16,7 @@ from stores import sampler
 from stores.errors import CorruptStore
 from stores.format import manifest, recipe
 from stores.format.attention import open_attention, take_rows
+from stores.format.committed import Promises
 from stores.format.feature_rows import RowReader
 from stores.format.tokens import open_tokens, read_rows
 from stores.io.location import StoreLike
@@ -55,16 +56,25 @@ class CommittedBlock:
         return int(self.columns["x_px0"][at]), int(self.columns["y_px0"][at]), wanted
 
 
-def read_commit(commit: manifest.Commit, policy: Policy | None = None) -> CommittedBlock:
+def read_commit(
+    commit: manifest.Commit, policy: Policy | None = None, promises: Promises | None = None
+) -> CommittedBlock:
     """Read what is needed to rebuild the views of a block.
+
+    Parameters
+    ----------
+    promises
+        Of the store, for a record that came out of its index and was not read before.
 
     Raises
     ------
     CorruptStore
-        When a drawn parameter is not within what `policy` draws.
+        When a drawn parameter is not within what `policy` draws, or a promise is broken.
     """
     names = ["row", "seed", "x_px0", "y_px0", "view_crc32", *manifest.DRAWN_SCHEMA.names]
-    table = commit.read(names)
+    table = commit.read(list(dict.fromkeys((*names, *Promises.columns))) if promises else names)
+    if promises is not None:
+        promises.require(commit, table)
     crcs = table["view_crc32"].fill_null(0)
     columns = {name: table[name].to_numpy() for name in names if name != "view_crc32"} | {
         "crc": crcs.to_numpy()
@@ -146,11 +156,19 @@ class BlockCache:
         self._about, self._attention_of = about, attention
         self._open_attention = functools.lru_cache(256)(functools.partial(open_attention, store))
         self._attention = functools.lru_cache(_CACHED_BLOCKS)(self._read_attention)
-        self.commit = functools.lru_cache(_CACHED_BLOCKS)(functools.partial(read_commit, policy=policy))
+        self._policy, self._promises = policy, Promises(store)
+        self._proved: set[manifest.Commit] = set()
+        self.commit = functools.lru_cache(_CACHED_BLOCKS)(self._read_commit)
         self._features = RowReader(store, _CACHED_BLOCKS)
         self._open_tokens = functools.lru_cache(256)(functools.partial(open_tokens, store))
         self._token_chunk = functools.lru_cache(_CACHED_BLOCKS)(self._read_tokens)
         self._positions = functools.lru_cache(_CACHED_BLOCKS)(self._read_positions)
+
+    def _read_commit(self, commit: manifest.Commit) -> CommittedBlock:
+        unproved = commit.claim is not None and commit not in self._proved
+        found = read_commit(commit, self._policy, self._promises if unproved else None)
+        self._proved.add(commit)
+        return found
 
     def _read_tokens(self, slide_id: str, seed: int, index: int) -> npt.NDArray[np.float16]:
         return self._open_tokens(slide_id, self._about).read_chunk(seed, index)
@@ -188,6 +206,8 @@ class BlockCache:
 
     def stored(self, commit: Place, rows: npt.NDArray[np.int32], seed: int) -> list[npt.NDArray[Any]]:
         """Targets, tokens, positions and attention of some rows of a block under a seed."""
+        if isinstance(commit, manifest.Commit) and commit.claim is not None and commit not in self._proved:
+            self.commit(commit)  # the rows are those of the index: they are the record's, or this says so
         of = commit, rows, seed
         return [self.targets(*of), *self.tokens(*of), self.attention(*of)]
 

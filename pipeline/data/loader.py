@@ -373,7 +373,6 @@ def load_views(
         (having[place].commit, int(having[place].rows[number - ends[place]]))  # from the end of its unit
         for number, place in zip(keep, places, strict=True)
     ]
-    stored = [cache.stored(commit, np.array([row], np.int32), seed) for commit, row in chosen]
     wanted: list[tuple[manifest.Commit, int] | None] = [*chosen]
     if pairs is not None:
         wanted += [pairs.other(commit, row, seed, epoch=0) for commit, row in chosen]
@@ -381,11 +380,14 @@ def load_views(
     work = functools.partial(rebuild_row, policy)
     with PatchPool(threads) as pool:
         jobs = {}
+        stored = []
         for slot, one in enumerate(wanted):
             if one is not None:
                 commit, row = one
                 at = cache.commit(commit).request(row, {seed: True})
                 jobs[slot] = pool.submit(source(commit), work, commit.slide_id, row, *at)
+            if one is not None and slot < len(chosen):
+                stored.append(cache.stored(commit, np.array([row], np.int32), seed))
         for slot, job in jobs.items():
             out[slot] = job.result()[0]
     if not stored:

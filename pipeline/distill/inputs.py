@@ -8,6 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+import numpy as np
+import numpy.typing as npt
+
 from pipeline.data.join import JoinedSplit, Member, open_joined
 from pipeline.data.loader import Batch
 from pipeline.data.pairs import find_pairs
@@ -127,7 +130,9 @@ def open_data(
             )
     if any(loss_spec.PAIR in one.loss for one in asked):
         train, val = _with_pairs([files for files, _ in opened], train, val, options.loss, report)
-    statistics = [member.statistics() for member in members]
+    statistics = [
+        _statistics(member, recipe, options) for member, (_, recipe) in zip(members, opened, strict=True)
+    ]
     terms = union(*(of_store(files, recipe.teacher.name) for files, recipe in opened))
     if options.check_views != "none":
         train.check(threads)
@@ -206,6 +211,18 @@ def teachings_of(
         )
         for one, of, (mean, variance) in zip(given, asked, known, strict=True)
     )
+
+
+def _statistics(
+    member: Split, recipe: CompleteRecipe, options: DistillOptions
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Mean and variance of the targets, (dim,) each.
+
+    They are 0 and 1 where ``--teacher-norm`` asks for none: each block has a file of its own with them.
+    """
+    if options.teacher_norm == "batch":
+        return np.zeros(recipe.teacher.dim), np.ones(recipe.teacher.dim)
+    return member.statistics()
 
 
 def _with_pairs(

@@ -35,6 +35,7 @@ from pipeline.tiles.table import are_tiles
 from pipeline.views.policy import VIEW_PX, load_policy, sized
 from stores.errors import DiskFull, OptionError
 from stores.format import layout, manifest, recipe
+from stores.format.index import drop_index, renew_index
 from stores.io import files
 from stores.io.lock import only_writer
 from stores.io.text import counted, human_bytes
@@ -129,10 +130,16 @@ def extract_together(
             report.note(f"teacher {run.teacher.described()}{into}")
         if swept:
             report.note(f"removed {counted(swept, 'unfinished file')} of an interrupted run")
+        for run in runs:
+            if run.tasks:
+                drop_index(run.store)
         result = _encode(runs, wanted, base, workers, like, report)
         if workers.outlives_workers:
             for store in stores:
                 files.sweep_partials(store)
+        for store in stores:
+            if (problem := renew_index(store)) is not None:
+                report.note(f"warning: {problem}")
         if like is not None:
             for run in runs:
                 run.summary.like, run.summary.compared = str(like), like.original.compared(run.store)

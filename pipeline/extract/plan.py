@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.encoders.presets import PRESETS
 from pipeline.extract.count import Counted, SlidePlan, count
 from pipeline.extract.options import DEFAULT_SEEDS, PlanOptions
-from pipeline.extract.tasks import missing_seeds
+from pipeline.extract.tasks import done_of, index_of, missing_seeds
 from pipeline.inference.task import Tally
 from pipeline.runtime.progress import Reporter
 from pipeline.tile.options import TileOptions
@@ -488,7 +488,7 @@ def _begun(store: Path, patches: Counted, seeds: int, report: Reporter) -> Begun
         if row["status"] == manifest.OK
     }
     report.start(f"plan: views in {store.name}", len(patches.slides))
-    done = 0
+    done, index = 0, index_of(store)
     for slide in patches.slides:
         name, n_patches = slide.slide_id, there.get(slide.slide_id, slide.patches)
         if n_patches != slide.patches:
@@ -496,9 +496,10 @@ def _begun(store: Path, patches: Counted, seeds: int, report: Reporter) -> Begun
                 f"slide {name}: has {n_patches:,} patches in {store}, and {slide.patches:,} are planned; plan with the "
                 "options that it was tiled with, or from the store itself"
             )
+        records = done_of(store, name, index) if name in there else {}
         for block in range(features.n_blocks(n_patches) if name in there else 0):
             rows = features.block_range(n_patches, block)
-            missing = missing_seeds(store, name, block, rows, seeds, Tally())
+            missing = missing_seeds(records.get(block, ()), rows, seeds, Tally())
             lacks = {seed for part in missing for seed in part if seed < seeds}
             done += len(rows) * (seeds - len(lacks))
         report.advance(detail=name)

@@ -1,12 +1,15 @@
 """What stage one has to do: tasks of (slide, block, seeds), less what is committed already."""
 
 import bisect
+import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow.compute as pc
 
 from pipeline.extract.options import ExtractOptions
@@ -15,8 +18,9 @@ from pipeline.inference.task import Tally, Task, Together
 from pipeline.slides.sources import Source
 from pipeline.tiles.places import Place
 from pipeline.tiles.source import GroupSource
-from stores.errors import SlideError
+from stores.errors import CorruptStore, SlideError
 from stores.format import attention, features, manifest, pixels, recipe, tokens
+from stores.format.index import Index, read_index
 from stores.io.ranges import ranges_of, spread
 
 
@@ -29,6 +33,7 @@ def plan_tasks(
 ) -> list[Task]:
     """What is still to do, in order of slide, block and seeds; fills in what is done and what cannot be."""
     tasks: list[Task] = []
+    index = index_of(store)
     left = options.limit if options.limit is not None else 1 << 62
     for row in manifest.read_slides(store):
         slide_id = row["slide_id"]
@@ -47,10 +52,11 @@ def plan_tasks(
         n_patches = row["n_patches"]
         moved = isinstance(source, GroupSource) and bool(source.moved)
         tile = manifest.read_patches(store, slide_id).tile if moved else None
+        records = done_of(store, slide_id, index)
         for block in range(features.n_blocks(n_patches)):
             rows = features.block_range(n_patches, block)
             rows = range(rows.start, min(rows.stop, take))
-            missing = missing_seeds(store, slide_id, block, rows, options.seeds, summary)
+            missing = missing_seeds(records.get(block, ()), rows, options.seeds, summary)
             part = source
             if isinstance(source, GroupSource) and tile is not None:
                 part = source.for_part(f"block {block}", tile[rows.start : rows.stop])
@@ -157,10 +163,35 @@ def create_arrays(
     features.create_slide(store, slide_id, coords, n_seeds, stored.teacher.dim)
 
 
-def missing_seeds(
-    store: Path, slide_id: str, block: int, rows: range, n_seeds: int, summary: Tally
-) -> list[range]:
-    """Ranges of seeds of a block that have no commit record, or one with fewer rows than wanted.
+Done = tuple[manifest.Commit, npt.NDArray[np.int32], npt.NDArray[np.int32]]
+"""A commit record, the rows that it lists, and those of them that could not be read."""
+
+
+def index_of(store: Path) -> Index | None:
+    """The index of a store that is to be extended; none where it does not fit: it is written again at the end."""
+    with contextlib.suppress(CorruptStore):
+        return read_index(store)
+    return None
+
+
+def done_of(store: Path, slide_id: str, index: Index | None) -> dict[int, list[Done]]:
+    """The records of each block of a slide, from the index where there is one."""
+    found: dict[int, list[Done]] = {}
+    if index is not None:
+        for record in index.of_slide.get(slide_id, ()):
+            bad = np.setdiff1d(record.rows, record.ok)
+            found.setdefault(record.commit.block, []).append((record.commit, record.rows, bad))
+        return found
+    for commit in manifest.commits(store, slide_id):
+        table = commit.read(["row", "seed", "status"])
+        unread = table.filter(pc.equal(table["status"], manifest.BAD_READ))
+        rows, bad = (np.unique(part["row"].to_numpy()) for part in (table, unread))
+        found.setdefault(commit.block, []).append((commit, rows, bad))
+    return found
+
+
+def missing_seeds(records: Iterable[Done], rows: range, n_seeds: int, summary: Tally) -> list[range]:
+    """Ranges of seeds of a block that have none of its commit records, or one with fewer rows than wanted.
 
     Fills in what is done.
     """
@@ -168,15 +199,11 @@ def missing_seeds(
         return []
     todo: list[range] = []
     covered: set[int] = set()
-    for commit in manifest.commits(store, slide_id):
-        if commit.block != block:
-            continue
+    for commit, listed, bad in records:
         covered |= set(commit.seeds)
-        table = commit.read(["row", "seed", "status"])
-        if pc.max(table["row"]).as_py() < rows.stop - 1:
+        if not len(listed) or listed[-1] < rows.stop - 1:
             todo.append(commit.seeds)
         else:
             summary.views_before += len(rows) * len(commit.seeds)
-            bad = table.filter(pc.equal(table["status"], manifest.BAD_READ))
-            summary.bad_reads += [f"{slide_id} row {r}" for r in sorted(set(bad["row"].to_pylist()))]
+            summary.bad_reads += [f"{commit.slide_id} row {r}" for r in bad.tolist()]
     return [*todo, *ranges_of(seed for seed in range(n_seeds) if seed not in covered)]

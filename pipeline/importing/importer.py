@@ -42,6 +42,7 @@ from pipeline.views.patch_views import RowViews, draw_row
 from pipeline.views.policy import Policy
 from stores.errors import CorruptStore, G2LError, OptionError, RecipeMismatch, SlideError, StoreError
 from stores.format import features, layout, manifest, recipe, terms
+from stores.format.index import drop_index, renew_index
 from stores.format.splits import count_splits, split_warnings
 from stores.io import files
 from stores.io.lock import only_writer
@@ -117,6 +118,8 @@ def import_features(
         began = time.monotonic()
         with PatchPool(threads_of(options.threads, None)) as pool:
             _Import(store, stored, options, result, pool).run(slides, report)
+        if (problem := renew_index(store)) is not None:
+            result.warnings.append(problem)
         result.seconds = time.monotonic() - began
         if options.val:
             result.warnings += split_warnings(count_splits(manifest.read_slides(store)))
@@ -312,6 +315,7 @@ class _Import:
         draw_slide(picture, info, source.plan, overview.pixels, None, patches)
         rows[slide.slide_id] = placed
         manifest.write_slides(self.store, list(rows.values()))
+        drop_index(self.store)
         self._write_views(source, placed, patches, content.features[order], done)
 
     def _placed(

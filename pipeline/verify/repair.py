@@ -28,6 +28,7 @@ from pipeline.verify.options import VerifyOptions
 from pipeline.verify.slide_views import require_teacher_of, spec_of
 from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError, ViewMismatch
 from stores.format import arrays, attention, features, layout, manifest, pixels, recipe, tiles, tokens
+from stores.format.index import drop_index, renew_index
 from stores.format.qc import was_judged
 from stores.io.ranges import ranges_of
 from stores.verify.findings import Finding
@@ -62,6 +63,18 @@ def repair(store: Path, findings: Sequence[Finding], options: VerifyOptions, rep
     RecipeMismatch
         When the teacher or the software that reads and renders is not what made the store.
     """
+    drop_index(store)
+    broken = [f for f in findings if f.kind != "index"]
+    done = _repair(store, broken, options, report) if broken else []
+    problem = renew_index(store)
+    if problem is not None:
+        report.note(f"warning: {problem}")
+    elif len(broken) < len(findings):
+        done.append(f"{layout.INDEX} written again")
+    return done
+
+
+def _repair(store: Path, findings: Sequence[Finding], options: VerifyOptions, report: Reporter) -> list[str]:
     lost = [f for f in findings if f.kind == "file" and f.file in (layout.RECIPE, layout.SLIDES)]
     if lost:
         raise StoreError(f"{lost[0]}: cannot be computed again; restore this file from a copy")

@@ -292,6 +292,7 @@ def _copy_commits(slide_id: str, choice: Choice, stage: Path, result: Shared) ->
     """Copy records whose seeds are all wanted as files, and cut the others to the wanted seeds."""
     wanted: dict[tuple[Source, Path], list[int]] = {}
     commits: dict[Path, manifest.Commit] = {}
+    whole: dict[Source, list[str]] = {}
     for source in set(choice.views.values()):
         for key, commit in source.commits(slide_id).items():
             if choice.views.get(key) is source:
@@ -300,10 +301,12 @@ def _copy_commits(slide_id: str, choice: Choice, stage: Path, result: Shared) ->
     for (source, path), seeds in sorted(wanted.items(), key=lambda item: str(item[0][1])):
         commit = commits[path]
         if len(seeds) == len(commit.seeds):
-            source.copy([commit.file], stage, result)
+            whole.setdefault(source, []).append(commit.file)
             continue
         table = commit.read()
         for part in ranges_of(seeds):
             mine = pc.and_(pc.greater_equal(table["seed"], part.start), pc.less(table["seed"], part.stop))
             manifest.write_commit(stage, slide_id, commit.block, part, table.filter(mine))
             result.files += 1
+    for source, names in whole.items():
+        source.copy(names, stage, result)

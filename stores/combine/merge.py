@@ -14,6 +14,7 @@ from stores.combine.copy_slide import Choice, Shared, Source, copy_slide
 from stores.combine.reconcile import choose
 from stores.errors import OptionError, RecipeMismatch, StoreError
 from stores.format import layout, manifest, recipe, terms, tiles
+from stores.format.index import read_index, renew_index
 from stores.format.splits import count_splits, split_warnings
 from stores.io import files
 from stores.io.location import StoreLike
@@ -104,13 +105,22 @@ def begin(out: Path, sources: Sequence[Source]) -> Shared:
 
 
 def finish(stage: Path, stored: recipe.Recipe, rows: Sequence[Mapping[str, Any]], result: Shared) -> None:
-    """Write slides table and recipe of a new store, and count what is in it."""
+    """Write slides table, recipe and index of a new store, and count what is in it."""
     manifest.write_slides(stage, rows)
     recipe.save(stage, stored)
     result.slides = len(rows)
     result.patches = sum(row["n_patches"] for row in rows)
-    result.bytes = sum(size for name, size in layout.list_files(stage).items() if name != REQUEST)
-    counts = manifest.count_views(stage).to_pylist()
+    listed = layout.list_files(stage)
+    problem = renew_index(stage, listed)
+    index = None if problem else read_index(stage)
+    if problem is not None:
+        result.notes.append(problem)
+    if index is not None:
+        listed[layout.INDEX] = (stage / layout.INDEX).stat().st_size
+        counts = index.count_views({row["slide_id"]: row for row in rows})
+    else:
+        counts = manifest.count_views(stage).to_pylist()
+    result.bytes = sum(size for name, size in listed.items() if name != REQUEST)
     committed = sum(count["views"] for count in counts)
     result.recipe_digest = stored.digest() if stored.complete else None
     result.seeds = sorted({count["seed"] for count in counts})

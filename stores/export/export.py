@@ -31,6 +31,7 @@ from stores.export.leak_check import Originals, check_columns, check_export, che
 from stores.export.pseudonyms import Pseudonyms, check_mapping, write_mapping
 from stores.format import arrays, layout, manifest, recipe
 from stores.format.chunks import require_loose
+from stores.format.index import renew_index
 from stores.format.int8 import INT8, KINDS, Cost
 from stores.format.layout import read_options
 from stores.format.metadata import GROUP
@@ -213,6 +214,7 @@ def _write(export: _Plan, report: Reporter) -> Exported:
         layout.require_unchanged(export.store, export.listing)
         written = export.recipe if cost is None else replace(export.recipe, compact=cost.to_json())
         _write_rest(export, written, stage)
+        problem = renew_index(stage)
         size = {name: n for name, n in layout.list_files(stage).items() if name != REQUEST}
         if export.names is not None:
             _check(export.names, export, stage, list(size), report)
@@ -226,7 +228,7 @@ def _write(export: _Plan, report: Reporter) -> Exported:
         bytes=sum(size.values()),
         left_out=[f"{export.store}/{name}" for name in export.listing if layout.classify(name) is None],
         compact=None if cost is None else cost.to_json(),
-        notes=_notes(export),
+        notes=[*_notes(export), *([] if problem is None else [problem])],
     )
 
 

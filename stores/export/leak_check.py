@@ -20,6 +20,7 @@ from stores.errors import CorruptStore, OptionError, StoreError
 from stores.export.allowed import COLUMN_VALUES, array_metadata, check_recipe, public_options, strings
 from stores.export.deidentify import own_columns
 from stores.format import layout, manifest, oblong, recipe
+from stores.format.index import read_index
 from stores.format.layout import CHECKSUMS, DIGEST, METADATA, classify
 from stores.io import files
 from stores.io.location import StoreLike
@@ -131,7 +132,9 @@ def check_export(
         ):
             raise StoreError(f"export: {stage / name}: not a file that an export has; nothing was published")
         found = None
-        if name.endswith(".json"):
+        if name == layout.INDEX:
+            found = next((slide_id for slide_id in _indexed(stage) if slide_id not in issued), None)
+        elif name.endswith(".json"):
             value = _listed_json(stage, name)
             found = None if name.endswith(METADATA) else _first(look, strings(value), issued)
         elif name.endswith(".parquet"):
@@ -141,6 +144,12 @@ def check_export(
                 f"export: {stage / name}: still holds {found!r}, which no export may hold; nothing was published"
             )
         advance(name)
+
+
+def _indexed(stage: Path) -> Iterable[str]:
+    """The slide ids in the index; all else that it may hold is numbers and digests, or this is an error."""
+    index = read_index(stage)
+    return () if index is None else index.of_slide
 
 
 def _first(

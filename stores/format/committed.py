@@ -4,6 +4,7 @@ The checks name every broken promise, for ``store verify``. `usable_slides` and 
 whatever trains on rows, or reads them for another purpose, reads them through these two.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,14 +16,23 @@ import pyarrow.compute as pc
 
 from stores.errors import CorruptStore, StoreError
 from stores.format import features, layout, manifest, oblong, qc, tiles
-from stores.format.recipe import AS_DECLARED, AS_IS_TOLERANCE, DECLARED_FACTOR, Patch
-from stores.io.location import StoreLike
+from stores.format.index import CLAIMED, Index, Record, require_claimed
+from stores.format.recipe import (
+    AS_DECLARED,
+    AS_IS_TOLERANCE,
+    DECLARED_FACTOR,
+    CompleteRecipe,
+    Patch,
+    load_complete,
+)
+from stores.io.location import StoreLike, entries
 
 STATUSES = (manifest.OK, "failed", "no_tissue")
 MPP_SOURCES = ("slide", "option", "csv")
 GRID = "non-overlapping"
 CHECKED = ("slide_id", "row", "x_px0", "y_px0", "seed", "split", "tissue", "status", "view_crc32")
 """The columns of a commit record that other tables have too, or that say whether a view exists."""
+_OPEN_SLIDES = 64
 
 
 def slides_problems(
@@ -279,9 +289,9 @@ def usable_slides(store: StoreLike, patch: Patch | None = None) -> dict[str, dic
     if patch is not None and patch.grid == tiles.GRID:
         for slide_id, problem in tiles_in_two_splits(store, usable.values()):
             raise _refused(store, layout.SLIDES, f"group {slide_id}: {problem}")
-    for folder in sorted((store / layout.VIEWS).glob("*")):
-        if folder.name not in usable and next(manifest.commits(store, folder.name), None) is not None:
-            problem = f"does not list slide {folder.name} as usable, but it has commit records"
+    for name in sorted(entries(store, layout.VIEWS)):
+        if name not in usable and next(manifest.commits(store, name), None) is not None:
+            problem = f"does not list slide {name} as usable, but it has commit records"
             raise _refused(store, layout.SLIDES, problem)
     return usable
 
@@ -316,6 +326,75 @@ def read_records(
         for problem in problems:
             raise _refused(store, commit.file, problem)
         yield commit, table
+
+
+def listed_records(store: StoreLike, row: Mapping[str, Any], index: Index) -> list[Record]:
+    """The commit records of a usable slide as the index has them, unread.
+
+    Raises
+    ------
+    CorruptStore
+        When two list one view, or one is of a block or of rows that the slide does not have.
+    """
+    found = list(index.of_slide.get(row["slide_id"], ()))
+    seen: dict[int, set[int]] = {}
+    for record in found:
+        commit = record.commit
+        if seen.setdefault(commit.block, set()) & set(commit.seeds):
+            raise _refused(store, commit.file, "lists views that another record lists too")
+        seen[commit.block] |= set(commit.seeds)
+        block = features.block_range(row["n_patches"], commit.block)
+        if not len(record.rows) or record.rows[0] < block.start or record.rows[-1] >= block.stop:
+            problem = f"has rows for {commit.file} that are not of its block"
+            raise _refused(store, layout.INDEX, f"{problem}; {manifest.UNLIKE_INDEX}")
+    return found
+
+
+class Promises:
+    """What a store that is opened by its index has to prove when a commit record is read: all that `read_records` asks.
+
+    Parameters
+    ----------
+    store
+        With teacher features.
+    """
+
+    columns = tuple(dict.fromkeys((*CHECKED, *CLAIMED)))
+    """Those that `require` takes."""
+
+    def __init__(self, store: StoreLike) -> None:
+        self._store = store
+        self._slide = functools.lru_cache(_OPEN_SLIDES)(self._open_slide)
+
+    @functools.cached_property
+    def _stored(self) -> CompleteRecipe:
+        return load_complete(self._store)
+
+    @functools.cached_property
+    def _rows(self) -> dict[str, dict[str, Any]]:
+        return {row["slide_id"]: row for row in manifest.read_slides(self._store)}
+
+    def _open_slide(self, slide_id: str, n_seeds: int) -> manifest.Patches:
+        """The patches of a slide, whose arrays are proved to belong to them."""
+        patches = manifest.read_patches(self._store, slide_id)
+        for problem in patches_problems(patches, self._rows[slide_id], self._stored.patch):
+            raise _refused(self._store, layout.patches_file(slide_id), problem)
+        features.require_slide(self._store, slide_id, patches.coords, n_seeds, self._stored.teacher.dim)
+        return patches
+
+    def require(self, commit: manifest.Commit, table: pa.Table) -> None:
+        """Raise CorruptStore when a record or its slide breaks a promise, or is not what the index said.
+
+        Parameters
+        ----------
+        table
+            With `columns`.
+        """
+        patches = self._slide(commit.slide_id, commit.seeds.stop)
+        problems, _ = record_problems(commit, table, self._rows[commit.slide_id], len(patches), patches)
+        for problem in problems:
+            raise _refused(self._store, commit.file, problem)
+        require_claimed(commit, table)
 
 
 def _refused(store: StoreLike, file: str, problem: str) -> CorruptStore:

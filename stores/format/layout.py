@@ -25,6 +25,8 @@ DIGEST = "checksums.sha256.digest"
 MAX_CHECKSUMS_BYTES = 1 << 30
 MANIFEST = "manifest"
 SLIDES = f"{MANIFEST}/slides.parquet"
+INDEX = f"{MANIFEST}/index.parquet"
+"""What the commit records hold, in short: see `stores.format.index`."""
 PATCHES = f"{MANIFEST}/patches"
 VIEWS = f"{MANIFEST}/views"
 FEATURES = "features.zarr"
@@ -152,6 +154,7 @@ _ROOT_FILES = {
     CHECKSUMS,
     DIGEST,
     SLIDES,
+    INDEX,
     metadata_file(FEATURES),
     metadata_file(PIXELS),
 }

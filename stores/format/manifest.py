@@ -9,10 +9,11 @@ Each file carries a CRC-32 of itself in its Parquet metadata: page checksums lea
 """
 
 import dataclasses
+import hashlib
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from stores.format.layout import check_slide_id
 from stores.io import parquet
 from stores.io.files import first_line, write_bytes
 from stores.io.foreign import PARQUET_BYTES, read_regular
-from stores.io.location import StoreLike
+from stores.io.location import StoreLike, entries
 from stores.io.text import utf8
 
 OK = "ok"
@@ -122,7 +123,8 @@ _NULLABLE = frozenset(("view_crc32", *SLIDES_SCHEMA.names)) - {
 _COMMIT_NAME = re.compile(r"(\d{5})-s(\d{4})-(\d{4})\.parquet")
 
 
-def _write(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a table of a store, whole or not at all, with a checksum of the file."""
     sink = pa.BufferOutputStream()  # Arrow opens no file whose path is not UTF-8
     with pq.ParquetWriter(sink, table.schema, compression="zstd", write_page_checksum=True) as writer:
         writer.write_table(table)
@@ -150,20 +152,30 @@ def checksum_matches(raw: bytes) -> bool | None:
     return digits == f"{zlib.crc32(raw[:start] + b'0' * 8 + raw[start + 8 :]):08x}".encode()
 
 
-def _read(
+def read_table(
     path: Path,
     inside: Path,
     schema: pa.Schema,
     columns: Sequence[str] | Callable[[Sequence[str]], Sequence[str]] | None = None,
     max_rows: int = parquet.MAX_ROWS,
     optional: Sequence[str] = (),
+    sha256: str | None = None,
+    inspect: Callable[[pa.Schema], None] = lambda schema: None,
 ) -> pa.Table:
     """Read a file of unknown origin below `inside`: sizes and types before memory, checksums before values.
 
     Values of columns of the schema may be empty where `optional` has them, and in some of the slides table.
+
+    Parameters
+    ----------
+    sha256
+        Of the file, as the index has it; None where no index says it.
+    inspect
+        Called with the schema and its metadata, before anything is decoded.
     """
 
     def judge(found: pa.Schema) -> None:
+        inspect(found)
         for field in schema:
             if found.names.count(field.name) != 1 or found.field(field.name).type != field.type:
                 raise CorruptStore(
@@ -174,6 +186,8 @@ def _read(
         raw = read_regular(path, PARQUET_BYTES, inside)
         if checksum_matches(raw) is False:
             raise CorruptStore(f"{path}: its checksum differs: damaged, or edited by another program")
+        if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
+            raise CorruptStore(f"{path}: its SHA-256 is not the one that {layout.INDEX} has; {UNLIKE_INDEX}")
         table = parquet.read_parquet(raw, columns, max_rows, judge)
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"{path}: no such file; is the store complete?") from None
@@ -188,7 +202,7 @@ def _read(
 
 def add_checksum(path: Path, schema: pa.Schema) -> None:
     """Write a table of an older version or another program again, all columns as they are, with a checksum."""
-    _write(path, _read(path, path.parent, schema))
+    write_table(path, read_table(path, path.parent, schema))
 
 
 def slides_path(store: StoreLike) -> Path:
@@ -207,7 +221,7 @@ def write_slides(store: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         | {name: None if row.get(name) is None else utf8(str(row[name])) for name in own}
         for row in ordered
     ]
-    _write(slides_path(store), pa.Table.from_pylist(complete, schema=schema))
+    write_table(slides_path(store), pa.Table.from_pylist(complete, schema=schema))
 
 
 def _text_of(value: Any) -> Any:
@@ -219,7 +233,7 @@ def read_slides(store: StoreLike) -> list[dict[str, Any]]:
     path = slides_path(store)
     if not os.path.lexists(path):
         return []
-    rows: list[dict[str, Any]] = _read(path, path.parents[1], SLIDES_SCHEMA).to_pylist()
+    rows: list[dict[str, Any]] = read_table(path, path.parents[1], SLIDES_SCHEMA).to_pylist()
     seen: set[str] = set()
     for row in rows:
         if check_slide_id(row["slide_id"]) in seen:
@@ -263,7 +277,7 @@ def write_patches(
         table = table.append_column(
             name, pa.array(numbers, pa.float32(), from_pandas=True)
         )  # NaN becomes empty
-    _write(patches_path(store, slide_id), table)
+    write_table(patches_path(store, slide_id), table)
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +323,7 @@ def read_patches(store: StoreLike, slide_id: str, n_patches: int | None = None) 
         qc = (name for name in names if name.startswith(QC))
         return [*PATCHES_SCHEMA.names, *([TILE] if TILE in names else []), *qc]
 
-    table = _read(path, path.parents[2], PATCHES_SCHEMA, chosen)
+    table = read_table(path, path.parents[2], PATCHES_SCHEMA, chosen)
     tile = _texts(path, table, TILE) if TILE in there else None
     x_px0, y_px0, tissue = (table[name].to_numpy() for name in PATCHES_SCHEMA.names)
     qc = {
@@ -334,13 +348,30 @@ def read_further(store: StoreLike, slide_id: str, names: Sequence[str]) -> pa.Ta
     """
     path = patches_path(store, slide_id)
     schema = pa.schema([(name, pa.string()) for name in names])
-    return _read(path, path.parents[2], schema, names, optional=tuple(names))
+    return read_table(path, path.parents[2], schema, names, optional=tuple(names))
 
 
 def _texts(path: Path, table: pa.Table, name: str) -> npt.NDArray[np.object_]:
     if table[name].type != pa.string() or table[name].null_count:
         raise CorruptStore(f"{path}: column {name} is not text, or has empty values")
     return np.array(table[name].to_pylist(), object)
+
+
+UNLIKE_INDEX = "`g2l store verify` says which of the two is wrong, `g2l store reindex` writes the index again"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What the index of the store says of a commit record (`stores.format.index`), to be compared with the record."""
+
+    sha256: str
+    """Of the file."""
+    rows: str
+    """Those that it lists, such as ``0-99,101-1023``."""
+    ok: str
+    """Those of them whose status is ok."""
+    content: str
+    """`content_of` the record, in hex."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,22 +381,31 @@ class Commit:
     slide_id: str
     block: int
     seeds: range
-    path: Path
+    store: StoreLike
+    claim: Claim | None = None
+    """None where the record was found without an index."""
+
+    @property
+    def path(self) -> Path:
+        """The file, or its local copy where the store is remote."""
+        return self.store / self.file
 
     @property
     def root(self) -> Path:
         """The folder of the store, or of the local copies of its tables where it is remote."""
-        return self.path.parents[3]
+        return (self.store / layout.RECIPE).parent
 
     @property
     def file(self) -> str:
         """The name of the record below the store."""
-        return f"{layout.views_folder(self.slide_id)}/{self.path.name}"
+        return layout.commit_file(self.slide_id, self.block, self.seeds)
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of the record, ordered by seed, then row."""
         most = len(self.seeds) * MAX_BLOCK_ROWS
-        return _read(self.path, self.root, VIEWS_SCHEMA, columns or VIEWS_SCHEMA.names, most)
+        sha256 = None if self.claim is None else self.claim.sha256
+        names = columns or VIEWS_SCHEMA.names
+        return read_table(self.path, self.root, VIEWS_SCHEMA, names, most, sha256=sha256)
 
 
 def commit_path(store: StoreLike, slide_id: str, block: int, seeds: range) -> Path:
@@ -375,7 +415,7 @@ def commit_path(store: StoreLike, slide_id: str, block: int, seeds: range) -> Pa
 
 def write_commit(store: Path, slide_id: str, block: int, seeds: range, views: pa.Table) -> None:
     """Publish the views of a block. Call it last, when chunks are flushed to disk."""
-    _write(commit_path(store, slide_id, block, seeds), views.cast(VIEWS_SCHEMA))
+    write_table(commit_path(store, slide_id, block, seeds), views.cast(VIEWS_SCHEMA))
 
 
 def commits(store: StoreLike, slide_id: str | None = None, replaced: bool = False) -> Iterator[Commit]:
@@ -384,29 +424,54 @@ def commits(store: StoreLike, slide_id: str | None = None, replaced: bool = Fals
     A record whose seeds lie within those of another record of its block is ignored too, unless `replaced` is set: it
     was joined into that one (`stores.verify.join_commits`), and the command was killed before it removed it.
     """
-    root = store / layout.VIEWS
-    slide_ids = [slide_id] if slide_id is not None else sorted(path.name for path in root.glob("*"))
-    for name in slide_ids:
-        found: list[Commit] = []
-        for path in (root / check_slide_id(name)).glob("*.parquet"):
-            match = _COMMIT_NAME.fullmatch(path.name)
+    return (commit for commit, _ in commits_and_bytes(store, slide_id, replaced))
+
+
+def commits_and_bytes(
+    store: StoreLike, slide_id: str | None = None, replaced: bool = False
+) -> Iterator[tuple[Commit, int]]:
+    """As `commits`, each with the size of its file, as a listing says; no file is opened."""
+    for name in [slide_id] if slide_id is not None else sorted(entries(store, layout.VIEWS)):
+        found: list[tuple[Commit, int]] = []
+        for file, size in entries(store, layout.views_folder(name)).items():
+            match = _COMMIT_NAME.fullmatch(file)
             if match and int(match[2]) <= int(match[3]) < MAX_SEEDS:
                 block, first, last = map(int, match.groups())
-                found.append(Commit(name, block, range(first, last + 1), path))
+                found.append((Commit(name, block, range(first, last + 1), store), size))
         reached = (-1, 0)  # block, seeds up to here
-        for commit in sorted(found, key=lambda c: (c.block, c.seeds.start, -c.seeds.stop)):
+        for commit, size in sorted(found, key=lambda f: (f[0].block, f[0].seeds.start, -f[0].seeds.stop)):
             if replaced or (commit.block, commit.seeds.stop) > reached:
                 reached = (commit.block, commit.seeds.stop)
-                yield commit
+                yield commit, size
+
+
+COUNTED = ("slide_id", "split", "seed", "status")
+"""What views are counted by."""
 
 
 def count_views(store: StoreLike) -> pa.Table:
     """Views per (slide_id, split, seed, status): columns of these names and ``views``."""
-    columns = ["slide_id", "split", "seed", "status"]
-    parts = [commit.read(columns).select(columns) for commit in commits(store)]
-    empty = pa.schema([VIEWS_SCHEMA.field(name) for name in columns]).empty_table()
-    table = pa.concat_tables([empty, *parts])
-    return table.group_by(columns).aggregate([([], "count_all")]).rename_columns([*columns, "views"])
+    return count(commit.read(COUNTED) for commit in commits(store))
+
+
+def count(tables: Iterable[pa.Table]) -> pa.Table:
+    """As `count_views`, of the views in some tables, one after another: they are 40 million in a large store."""
+    columns = list(COUNTED)
+    schema = pa.schema([*(VIEWS_SCHEMA.field(name) for name in columns), ("views", pa.int64())])
+    parts = [schema.empty_table()]
+    for table in tables:
+        found = table.select(columns).group_by(columns, use_threads=False).aggregate([([], "count_all")])
+        parts.append(found.rename_columns([*columns, "views"]).cast(schema))
+    together = pa.concat_tables(parts).group_by(columns, use_threads=False)
+    return together.aggregate([("views", "sum")]).rename_columns([*columns, "views"])
+
+
+def content_of(crc32: pa.ChunkedArray) -> bytes:
+    """Hash of the checksums of views with status ok, 16 bytes. It decides the order of slides in a training."""
+    raw = (
+        crc32.fill_null(0).to_numpy().astype("<u4").tobytes()
+    )  # none is null where the record keeps its promises
+    return hashlib.blake2b(raw, digest_size=16, person=b"g2l-sampler").digest()
 
 
 def ok_rows(views: pa.Table, seed: int) -> npt.NDArray[np.int32]:

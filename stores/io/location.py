@@ -1,9 +1,9 @@
 """Where a store is: a local folder, or a remote one behind the same few operations."""
 
+import contextlib
 import io
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +31,9 @@ class RemoteFiles(Protocol):
     def list_files(self) -> dict[str, int]:
         """Size in bytes of every file, by its name below the store."""
 
+    def entries(self, folder: str) -> dict[str, int]:
+        """What is in a folder of the manifest, by name: bytes of a file, 0 for a folder. Empty without it."""
+
 
 StoreLike = Path | RemoteFiles
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -57,6 +60,19 @@ def names_of(stores: Sequence[object]) -> list[str]:
     if len(set(names)) < len(names) or not all(_NAME.fullmatch(name) for name in names):
         return [str(place) for place in range(1, len(names) + 1)]
     return names
+
+
+def entries(store: StoreLike, folder: str) -> dict[str, int]:
+    """What is in a folder of a store's manifest, by name: bytes of a file, 0 for a folder. Empty without it."""
+    if not isinstance(store, Path):
+        return store.entries(folder)
+    found = {}
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(store / folder) as listed:
+        for entry in listed:
+            with contextlib.suppress(FileNotFoundError):  # another process has just removed it
+                is_folder = entry.is_dir(follow_symlinks=False)
+                found[entry.name] = 0 if is_folder else entry.stat(follow_symlinks=False).st_size
+    return found
 
 
 def read_file(store: StoreLike, name: str, limit_bytes: int) -> bytes | None:
@@ -93,13 +109,18 @@ def open_file(store: Path, name: str, limit_bytes: int) -> io.BufferedReader | N
         raise CorruptStore(f"{path}: cannot be read ({first_line(error)})") from None
 
 
-def walk(folder: Path, odd: Callable[[str, str], None]) -> Iterator[tuple[str, int]]:
+def walk(folder: Path, odd: Callable[[str, str], None], *only: str) -> Iterator[tuple[str, int]]:
     """(name, size) of every file below a folder, sorted; calls ``odd(name, what)`` for links, devices and the like.
 
     Folders that are nested deeper than any of a store are odd too, and are not looked into. Logs are left out, since
     they are no part of a store; what is odd in them is not, since commands write there.
+
+    Parameters
+    ----------
+    only
+        Names in the folder, to look at them and below them alone.
     """
-    for name, size in _below(folder, odd):
+    for name, size in _below(folder, odd, only):
         # what ends in .partial, file or folder, is of a command at work or of one that was killed
         if not name.startswith(f"{LOGS}/") and f"{PARTIAL}/" not in f"{name}/":
             yield name, size
@@ -123,7 +144,8 @@ def _below(
     folder: Path, odd: Callable[[str, str], None], only: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, int]]:
     """As `walk`, logs and unfinished files too. Without recursion, which folders from elsewhere may exceed."""
-    waiting = [("", iter([entry for entry in _entries(folder) if not only or entry.name in only]))]
+    root = str(folder)
+    waiting = [("", iter([entry for entry in _entries(root) if not only or entry.name in only]))]
     while waiting:
         prefix, entries = waiting[-1]
         entry = next(entries, None)
@@ -132,20 +154,23 @@ def _below(
             continue
         name = prefix + entry.name
         try:
+            if entry.is_dir(
+                follow_symlinks=False
+            ):  # as the listing says: a large store has more folders than files
+                if len(waiting) > MAX_FOLDERS:
+                    odd(name, f"a folder below {MAX_FOLDERS} others")
+                else:
+                    waiting.append((f"{name}/", iter(_entries(os.path.join(root, name)))))
+                continue
             status = entry.stat(follow_symlinks=False)
         except FileNotFoundError:  # another process has just removed it
             continue
-        if stat.S_ISDIR(status.st_mode):
-            if len(waiting) > MAX_FOLDERS:
-                odd(name, f"a folder below {MAX_FOLDERS} others")
-            else:
-                waiting.append((f"{name}/", iter(_entries(folder / name))))
-        elif (kind := kind_of(status.st_mode)) is not None:
+        if (kind := kind_of(status.st_mode)) is not None:
             odd(name, kind)
         else:
             yield name, status.st_size
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _entries(folder: str) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         return sorted(entries, key=lambda entry: entry.name)

@@ -1,7 +1,7 @@
 """Read a store behind a URL of any fsspec file system, with retries, through a bounded cache on disk.
 
-Opening it fetches the small files (recipe, options, manifest) into a folder; arrays are read file by file. All traffic
-passes through `Objects`, the one place that retries.
+Opening it fetches the small files (recipe, options, manifest) into a folder; arrays are read file by file, and so are
+commit records and patches of a store with an index. All traffic passes through `Objects`, the one place that retries.
 """
 
 import contextlib
@@ -12,12 +12,13 @@ import stat
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from stores.errors import CorruptStore, OptionError
+from stores.errors import CorruptStore, OptionError, StoreError
 from stores.format import layout
+from stores.format.index import read_index
 from stores.io.location import StoreLike
 from stores.remote.objects import THREADS, Object, Objects, is_url, remote_url
 
@@ -45,13 +46,26 @@ class RemoteStore:
         self._listed: dict[str, Object] | None = None
         self._mirror.mkdir(parents=True, exist_ok=True)
         self._chunks.mkdir(exist_ok=True)
+        self._later: dict[str, int] = {}
+        self._entries: dict[str, dict[str, int]] = {}
         self._fetch_small()
 
     def __str__(self) -> str:
         return self.objects.url
 
     def __truediv__(self, name: str) -> Path:
+        if name in self._later:
+            with self._lock:
+                busy = self._busy.setdefault(name, threading.Lock())
+            with busy:
+                if name in self._later:
+                    self._fetch_one(name, self._later[name])
+                    del self._later[name]
         return self._mirror / name
+
+    def entries(self, folder: str) -> dict[str, int]:
+        """What is in a folder of the manifest, by name: bytes of a file, 0 for a folder."""
+        return self._entries.get(folder, {})
 
     def list_files(self) -> dict[str, int]:
         """Size in bytes of every file of the store."""
@@ -64,12 +78,35 @@ class RemoteStore:
         return self._listed
 
     def _fetch_small(self) -> None:
+        """Fetch recipe, options and manifest; where there is an index, records and patches only when they are used."""
         names: dict[str, int] = {layout.RECIPE: layout.limit_bytes(layout.RECIPE)}
         for folder in (layout.OPTIONS, layout.MANIFEST):
             for name, about in self.objects.list(folder).items():
                 # a name that the format does not have may be a path that leads elsewhere
                 if layout.classify(name) is not None:
                     names[name] = min(about.size, layout.limit_bytes(name))
+                    self._list(name, about.size)
+        many = {
+            n: size for n, size in names.items() if n.startswith((f"{layout.VIEWS}/", f"{layout.PATCHES}/"))
+        }
+        self._fetch_all({name: size for name, size in names.items() if name not in many})
+        self._later = many
+        with contextlib.suppress(
+            StoreError
+        ):  # one that does not fit is named by whoever opens the store by it
+            if read_index(self) is not None:
+                return
+        self._later = {}
+        self._fetch_all(many)
+
+    def _list(self, name: str, size: int) -> None:
+        """Enter a file, and the folders above it."""
+        folder, _, last = name.rpartition("/")
+        while folder and last not in self._entries.setdefault(folder, {}):
+            self._entries[folder][last] = size
+            (folder, _, last), size = folder.rpartition("/"), 0
+
+    def _fetch_all(self, names: Mapping[str, int]) -> None:
         with ThreadPoolExecutor(THREADS, thread_name_prefix="fetch") as pool:
             jobs = [pool.submit(self._fetch_one, name, size) for name, size in names.items()]
             try:

@@ -115,6 +115,8 @@ def push(store: Path, objects: Objects, report: Reporter = SILENT) -> Transferre
     if objects.get(_CLAIM, _MAX_CLAIM_BYTES) is None:
         objects.create(_CLAIM, json.dumps(claim).encode())
     _require_claim(objects, claim)
+    if layout.INDEX in there and layout.INDEX not in names:
+        objects.remove(layout.INDEX)  # of the store as it was pushed before
     report.start("push", sum(sizes[name] for name in names))
 
     def send(name: str) -> tuple[int, bool]:

@@ -16,6 +16,8 @@ from stores.format import arrays, features, layout, manifest, recipe
 from stores.format.array_kinds import COMPACT, COORDS, FEATURES, PIXELS, SCALES, STANDARD, STATS, ArrayKind
 from stores.format.chunks import chunk_limit, read_chunk
 from stores.format.committed import patches_problems, record_problems
+from stores.format.figures import Figures
+from stores.format.index import Record
 from stores.format.metadata import ANY, SEEDS, loose
 from stores.format.shards import file_of, place_in, read_index, shard_fault
 from stores.format.statistics import all_finite, are_statistics_of
@@ -68,6 +70,8 @@ class SlideFiles:
     stored: recipe.Recipe | None
     partial: bool
     n_seeds: int
+    indexed: bool = False
+    """Whether the store has an index to compare the slide's records with."""
 
     def __str__(self) -> str:
         return self.slide_id
@@ -80,6 +84,10 @@ class SlideFindings:
     slide_id: str
     findings: list[Finding]
     views: int
+    records: list[Record] = field(default_factory=list)
+    """What an index says of its records, where they were asked for."""
+    figures: Figures = field(default_factory=Figures)
+    """Those of its views, likewise."""
 
 
 @dataclass(slots=True)

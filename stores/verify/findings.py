@@ -12,7 +12,8 @@ class Finding:
     problem: str
     kind: str = "file"
     """``file``, ``metadata``, ``features``, ``commit``, ``patches``, ``coords``, ``stats``, ``pixels``, ``missing``,
-    ``view``, ``teacher``, ``seal``, ``stray`` or ``unreadable`` (a check ended in an error that nobody foresaw)."""
+    ``index``, ``view``, ``teacher``, ``seal``, ``stray`` or ``unreadable`` (a check ended in an error that nobody
+    foresaw)."""
     slide_id: str | None = None
     block: int | None = None
     seeds: range | None = None

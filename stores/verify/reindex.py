@@ -1,12 +1,13 @@
 """``store reindex``: rebuild derived files, without slides or teacher.
 
 Derived files are checksums that older versions or other programs did not write, commit records that were written seed
-by seed, and block statistics. Chunks that no commit record lists are named, and removed only when asked. Committed
-data is never removed: a commit record goes only when another has all of its rows. No other program may write to the
-store, or read it, at the same time.
+by seed, block statistics, and the index. Chunks that no commit record lists are named, and removed only when asked.
+Committed data is never removed: a commit record goes only when another has all of its rows. No other program may write
+to the store, or read it, at the same time.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from stores.errors import CorruptStore, StoreError
 from stores.format import arrays, features, layout, manifest, recipe
 from stores.format.chunks import read_chunk
 from stores.format.encoding import Form
+from stores.format.index import Index, drop_index, index_problems, make_index, read_index, write_index
 from stores.format.metadata import ArraySpec
 from stores.format.statistics import mean_and_variance
 from stores.io import files
@@ -96,6 +98,7 @@ def _reindex(store: Path, dry_run: bool, prune: bool, unfinished: int, report: R
     result = Reindexed(str(store), dry_run, pruned=prune and not dry_run)
     if unfinished:
         result.done.append(f"{counted(unfinished, 'unfinished file')} removed")
+    before = _index(store)
     run = _Run(store, dry_run, result, listed)
     run.whole_store(stored)
     rows = manifest.read_slides(store)
@@ -116,7 +119,18 @@ def _reindex(store: Path, dry_run: bool, prune: bool, unfinished: int, report: R
         )
     for name in result.leftovers if result.pruned else ():
         (store / name).unlink()
+    if not result.problems:  # of a store that contradicts itself there is nothing short to be said
+        with run.problem():
+            run.index(before)
     return result
+
+
+def _index(store: Path) -> Index | None:
+    """The index that is there; None when it is damaged or does not fit, or there is none."""
+    with contextlib.suppress(StoreError):
+        raw = read_file(store, layout.INDEX, layout.limit_bytes(layout.INDEX))
+        return read_index(store) if raw is not None and manifest.checksum_matches(raw) else None
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +143,8 @@ class _Run:
     def does(self, what: str) -> bool:
         """Note a piece of work; whether to do it."""
         self.result.done.append(what)
+        if not self.dry_run:
+            drop_index(self.store)
         return not self.dry_run
 
     def whole_store(self, stored: recipe.Recipe) -> None:
@@ -140,7 +156,7 @@ class _Run:
             known = layout.classify(name)
             if known is None:
                 self.result.strays.append(name)
-            elif name.endswith(".parquet"):
+            elif name.endswith(".parquet") and name != layout.INDEX:
                 self._checksum(name, known.kind)
 
     def _checksum(self, name: str, kind: str) -> None:
@@ -149,6 +165,15 @@ class _Run:
         if manifest.checksum_matches(raw or b"") is None and self.does(f"{name}: checksum added"):
             with self.problem():
                 manifest.add_checksum(self.store / name, schemas.get(kind, manifest.SLIDES_SCHEMA))
+
+    def index(self, before: Index | None) -> None:
+        """Write the index unless it was there `before`, is still there, and says what the records say."""
+        made = make_index(self.store)
+        kept = before is not None and os.path.lexists(self.store / layout.INDEX)
+        if before is not None and any(index_problems(before, made)):
+            kept = False
+        if made.of_slide and not kept and self.does(f"{layout.INDEX} written"):
+            write_index(self.store)
 
     @contextlib.contextmanager
     def problem(self) -> Iterator[None]:

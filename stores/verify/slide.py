@@ -1,10 +1,13 @@
 """All structural checks of one slide, in order."""
 
+import contextlib
+
 import numpy as np
 import pyarrow as pa
 
 from stores.errors import StoreError
-from stores.format import layout, manifest
+from stores.format import features, layout, manifest
+from stores.format.index import record_of
 from stores.io.location import StoreLike
 from stores.verify.attention_checks import check_attention
 from stores.verify.checks import SlideCheck, SlideFiles, SlideFindings, StoreCheck
@@ -25,7 +28,14 @@ def check_slide(store: StoreLike, files: SlideFiles) -> SlideFindings:
             check = SlideCheck(state, files.slide_id, files.row, commits, list(files.sizes))
             _check_usable(check)
             n_ok = check.n_ok
-    return SlideFindings(files.slide_id, state.found, n_ok)
+    result = SlideFindings(files.slide_id, state.found, n_ok)
+    if files.indexed and commits:
+        with contextlib.suppress(StoreError):  # what is wrong with the statistics was named above
+            stats = features.read_stats(store, files.slide_id)
+            for commit, table in commits:
+                result.records.append(record_of(commit, table, files.sizes.get(commit.file, 0)))
+                result.figures.add(commit, table, stats)
+    return result
 
 
 def _read_commits(state: StoreCheck, slide_id: str) -> list[tuple[manifest.Commit, pa.Table]]:

@@ -5,7 +5,7 @@ The store may come from another lab: whatever is wrong with it becomes a `Findin
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 from stores.errors import StoreError
 from stores.format import layout, manifest, recipe, tiles
 from stores.format.committed import same_picture, same_pictures, slides_problems, tiles_in_two_splits
+from stores.format.figures import Figures
+from stores.format.index import Index, index_problems, read_index, sizes_of
 from stores.format.layout import by_slide, classify
 from stores.format.metadata import GROUP
 from stores.io import files
@@ -112,6 +114,7 @@ def verify_structure(
             state.stored,
             partial,
             state.n_seeds,
+            layout.INDEX in listed,
         )
         for slide_id in sorted({*state.slides, *mine})
     ]
@@ -122,6 +125,8 @@ def verify_structure(
     for slide_id in sorted(done):
         state.found += done[slide_id].findings
         result.views += done[slide_id].views
+    with state.unexpected(layout.INDEX):
+        _check_index(state, list(done.values()))
     result.slides = sum(row["status"] == manifest.OK for row in state.slides.values())
     result.sealed = layout.CHECKSUMS in listed
     state.found += check_digest(store, digest)
@@ -223,6 +228,33 @@ def _check_names(state: StoreCheck) -> None:
             "stray",
             slide_id,
         )
+
+
+def _check_index(state: StoreCheck, slides: Sequence[SlideFindings]) -> None:
+    """The index against what the slides' records and statistics were found to be.
+
+    Whether it says the same is judged where nothing else is wrong: a lost file makes it wrong too, and was named.
+    """
+    try:
+        index = read_index(state.store)
+        if index is None:
+            return
+    except StoreError as error:
+        return state.add(layout.INDEX, error, "index")
+    if any(found.kind not in ("stray", "index") for found in state.found):
+        return None
+    of_slide = {of.slide_id: of.records for of in slides if of.records}
+    figures = Figures()
+    for of in slides:
+        figures.take_in(of.figures)
+    made = Index(of_slide, figures.to_json(state.store), *sizes_of(state.listed))
+    for commit, problem in index_problems(index, made):
+        text = f"{problem}; `g2l store reindex` writes it again"
+        if commit is None:
+            state.add(layout.INDEX, text, "index")
+        else:
+            place: dict[str, Any] = {"block": commit.block, "seeds": commit.seeds}
+            state.add(layout.INDEX, text, "index", commit.slide_id, **place)
 
 
 def _check_groups(state: StoreCheck) -> None:

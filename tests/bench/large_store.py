@@ -26,6 +26,7 @@ from pipeline.views.policy import POLICIES
 from stores.format import arrays, features, layout, manifest, pixels, recipe
 from stores.format.chunks import write_chunk
 from stores.format.encoding import Encoder
+from stores.format.index import write_index
 from stores.format.statistics import mean_and_variance
 from stores.io import files
 from tests.tools.tiny import Tiny
@@ -74,6 +75,7 @@ def make(store: Path, n_slides: int, n_patches: int = PATCHES, n_seeds: int = SE
     with ProcessPoolExecutor(2) as pool:
         rows = [*pool.map(work, kinds), *pool.map(work, numbers[len(kinds) :], chunksize=8)]
     manifest.write_slides(store, rows)
+    write_index(store)
 
 
 def _name(number: int) -> str:

@@ -222,7 +222,7 @@ def row_value(slide: str, /, **values: Any) -> Callable[[Path], None]:
 
 def write_table(path: Path, table: Table) -> None:
     """Any table, with a right checksum."""
-    manifest._write(path, table)
+    manifest.write_table(path, table)
 
 
 def read_table(path: Path) -> Table:

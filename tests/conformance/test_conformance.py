@@ -19,7 +19,7 @@ from tests.tools import stranger
 
 KNOWN = re.compile(
     r"recipe\.json|README\.md|croissant\.json|checksums\.sha256(\.digest)?|options/[a-z-]+\.json|pictures/[^/]+\.png"
-    r"|manifest/slides\.parquet|manifest/patches/[^/]+\.parquet|manifest/views/[^/]+/\d{5}-s\d{4}-\d{4}\.parquet"
+    r"|manifest/(slides|index)\.parquet|manifest/patches/[^/]+\.parquet|manifest/views/[^/]+/\d{5}-s\d{4}-\d{4}\.parquet"
     r"|(features|pixels)\.zarr/zarr\.json|features\.zarr/[^/]+/zarr\.json|pixels\.zarr/[^/]+/zarr\.json"
     r"|pixels\.zarr/[^/]+/c(/\d+){4}"
     r"|features\.zarr/[^/]+/(features|coords|stats|scales|standard|tokens|positions|attention)/(zarr\.json|c(/\d+){1,4})"

@@ -348,7 +348,7 @@ def test_what_was_measured_is_no_label(parquet: Path, tmp_path: Path) -> None:
 def test_own_columns_of_an_older_store_do_not_take_the_place_of_ours(small: Path, tmp_path: Path) -> None:
     store = Path(shutil.copytree(small, tmp_path / "s"))
     rows = [{**row, "tissue": "skin", "row": "x"} for row in manifest.read_slides(store)]
-    manifest._write(
+    manifest.write_table(
         manifest.slides_path(store),
         pa.Table.from_pylist(
             rows,

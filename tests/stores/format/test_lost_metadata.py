@@ -9,6 +9,7 @@ import pytest
 from stores.errors import CorruptStore
 from stores.export.export import ExportOptions, export
 from stores.format import features, layout, manifest, pixels, tokens
+from stores.format.index import write_index
 from stores.verify.reindex import reindex
 from tests.tools.share import wrong
 from tests.tools.stores import DIM, PATCH_PX, TOKENS, make_store
@@ -96,6 +97,7 @@ def test_seeds_are_added_to_metadata_alone(store: Path) -> None:
 
 def test_reindex_replaces_statistics_of_another_form_in_place(store: Path) -> None:
     """The metadata first, then one chunk after the other: at no moment are they gone."""
+    write_index(store)
     before = files_of(store)
     path = store / layout.metadata_file("features.zarr/a/stats")
     path.write_text(path.read_text().replace("float64", "float32"))

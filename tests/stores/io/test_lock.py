@@ -183,7 +183,7 @@ def test_what_another_writer_removes_meanwhile_is_not_odd(
     (tmp_path / "b").touch()
     entries = location._entries
 
-    def listed(folder: Path) -> list[os.DirEntry[str]]:
+    def listed(folder: str) -> list[os.DirEntry[str]]:
         found = entries(folder)
         (tmp_path / "a").unlink()
         return found

@@ -20,14 +20,17 @@ from click.testing import CliRunner
 
 import cli
 import pipeline
+from pipeline.data.committed import BlockCache
 from pipeline.distill import train
 from pipeline.distill.metrics_log import read_metrics
 from pipeline.distill.options import DistillOptions
 from pipeline.runtime.progress import Silent
 from pipeline.verify.options import VerifyOptions
 from pipeline.verify.verify import seal_store, verify
+from stores import sampler
 from stores.errors import CorruptStore, OptionError, StoreError
 from stores.format import layout, manifest, recipe
+from stores.format.index import drop_index
 from stores.info import store_info
 from stores.remote import objects, transfer
 from stores.remote import store as remote
@@ -116,6 +119,43 @@ def test_info_and_verify_say_the_same_as_locally(s3: str, uploaded: str, store: 
         assert result.views_checked > 0
     out = CliRunner().invoke(cli.g2l, ["store", "info", uploaded, "--json"])
     assert json.loads(out.stdout)["views"] == here["views"]
+
+
+def test_a_store_with_an_index_is_opened_without_its_records(
+    s3: str, uploaded: str, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    get = Objects.get
+
+    def counted(self: Objects, name: str, limit: int) -> bytes | None:
+        fetched.append(name)
+        return get(self, name, limit)
+
+    monkeypatch.setattr(Objects, "get", counted)
+    with remote.open_store(uploaded) as found:
+        units = sampler.find_units(found, "train", None)
+        assert [name for name in fetched if name.startswith((layout.VIEWS, layout.PATCHES))] == []
+        cache = BlockCache(found)
+        cache.stored(units[0].commit, units[0].rows, 0)
+        of = units[0].commit
+        needed = [of.file, layout.patches_file(of.slide_id)]
+        assert sorted(n for n in fetched if n.startswith((layout.VIEWS, layout.PATCHES))) == sorted(needed)
+    here = sampler.find_units(store, "train", None)
+    assert [(u.commit.file, u.rows.tolist()) for u in units] == [
+        (u.commit.file, u.rows.tolist()) for u in here
+    ]
+
+
+def test_an_old_index_does_not_stay_behind_a_url(copy: Path, tmp_path: Path) -> None:
+    url = f"file://{tmp_path / 'pushed'}"
+    put(copy, url)
+    drop_index(copy)
+    next(manifest.commits(copy)).path.unlink()
+    (tmp_path / "pushed" / layout.commit_file("a", 0, range(7, 8))).write_bytes(b"")
+    with remote.open_store(url) as found, pytest.raises(CorruptStore, match=r"index\.parquet: lacks"):
+        sampler.find_units(found, "train", None)
+    put(copy, url)
+    assert not (tmp_path / "pushed" / layout.INDEX).exists()
 
 
 def test_distill_streams_the_same_run(s3: str, uploaded: str, local_run: Path, tmp_path: Path) -> None:

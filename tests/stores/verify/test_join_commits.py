@@ -75,6 +75,7 @@ def test_records_of_one_block_are_joined(store: Path, made: Path) -> None:
         "slide b block 0: 2 commit records joined to seeds 0-2",
         "slide d block 0: 2 commit records joined to seeds 0-2",
         "slide d block 1: 2 commit records joined to seeds 0-2",
+        "manifest/index.parquet written",
     ]
     assert len(names(made)) == 7
     assert names(store) == [
@@ -296,7 +297,7 @@ def test_the_command(store: Path) -> None:
     assert "would be done: slide b block 0: 2 commit records joined to seeds 0-2" in said.stdout
     assert contents(store) == before
     done = g2l("store", "reindex", store, "--json")
-    assert len(json.loads(done.stdout)["done"]) == 3
+    assert len(json.loads(done.stdout)["done"]) == 4
     edit(store, "a", n_patches=71)
     found = g2l("store", "reindex", store)
     assert found.exit_code == 1

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 import cli
 from stores.errors import OptionError
 from stores.format import features, manifest, recipe
+from stores.format.index import read_index, write_index
 from stores.verify.reindex import reindex
 from stores.verify.structure import verify_structure
 from tests.tools.stores import content, files_of, make_store
@@ -26,6 +27,7 @@ def findings(store: Path) -> list[str]:
 
 def test_a_store_in_line_stays_as_it_is(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", {"a": 40, "b": 3}, with_pixels=True)
+    write_index(store)
     before = files_of(store)
     assert run(store) == []
     assert files_of(store) == before
@@ -33,6 +35,7 @@ def test_a_store_in_line_stays_as_it_is(tmp_path: Path) -> None:
 
 def test_a_store_of_an_older_version_gets_its_checksums(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", {"a": 40, "b": 3})
+    write_index(store)
     before = files_of(store)
     for path in store.rglob("*.parquet"):
         pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
@@ -41,7 +44,7 @@ def test_a_store_of_an_older_version_gets_its_checksums(tmp_path: Path) -> None:
     (store / "recipe.json").write_text(json.dumps(value))
     old = files_of(store)
     assert any("carries no checksum; `g2l store reindex` adds it" in text for text in findings(store))
-    assert len(run(store, dry_run=True)) == 6
+    assert len(run(store, dry_run=True)) == 7
     assert files_of(store) == old
     assert "manifest/patches/a.parquet: checksum added" in run(store)
     assert files_of(store) == before
@@ -51,6 +54,7 @@ def test_a_store_of_an_older_version_gets_its_checksums(tmp_path: Path) -> None:
 def test_records_of_single_seeds_become_one(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", {"a": 40}, records=[range(1), range(1, 3), range(3, 4)])
     at_once = make_store(tmp_path / "t", {"a": 40}, records=[range(4)])
+    write_index(at_once)
     before = content(store)
     assert run(store)[0] == "slide a block 0: 3 commit records joined to seeds 0-3"
     assert content(store) == before
@@ -62,23 +66,26 @@ def test_a_kill_between_joining_and_removing(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", {"a": 40}, records=[range(1), range(1, 3)])
     before, parts = content(store), files_of(store / "manifest/views/a")
     run(store)
+    assert read_index(store) is not None
     for name, data in parts.items():
         (store / "manifest/views/a" / name).write_bytes(data)
     assert content(store) == before  # nothing is seen twice
     assert any("reindex` removes it" in text for text in findings(store))
-    assert run(store)[-1].endswith("removed, 00000-s0000-0002.parquet has its views")
+    assert run(store)[0].endswith("removed, 00000-s0000-0002.parquet has its views")
     assert findings(store) == []
     assert len(list(manifest.commits(store, "a"))) == 1
 
 
 def test_statistics_are_computed_again(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", {"a": 40, "b": 3})
+    write_index(store)
     before = files_of(store)
     features.write_stats(store, "a", 1, 0, features.open_features(store, "a").read_block(0, 0))
     (store / "features.zarr/b/stats/c/2/0/0/0").unlink()
     assert run(store) == [
         "slide a block 0 seed 1: statistics computed again",
         "slide b block 0 seed 2: statistics computed again",
+        "manifest/index.parquet written",
     ]
     assert files_of(store) == before
 
