@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
         ("content", pa.string()),
     ]
 )
-_SUMMARY = b"g2l_summary"
+SUMMARY = b"g2l_summary"
 """In the metadata of the file: what `store info` shows of the features, as JSON. Nothing else relies on it."""
 _MAX_SUMMARY_BYTES, _MAX_TEXT, _FEW = 1 << 14, 1 << 13, 100
 _SHA256, _CONTENT = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{32}")
@@ -134,7 +134,7 @@ def _read(store: StoreLike, path: Path, most: int) -> Index:
     summary: dict[str, Any] = {}
 
     def inspect(schema: pa.Schema) -> None:
-        raw = (schema.metadata or {}).get(_SUMMARY, b"")
+        raw = (schema.metadata or {}).get(SUMMARY, b"")
         try:
             if len(raw) > _MAX_SUMMARY_BYTES:
                 raise ValueError(f"{len(raw)} bytes")
@@ -170,7 +170,8 @@ def _record(store: StoreLike, path: Path, line: Mapping[str, Any]) -> Record:
     slide_id, block = line["slide_id"], line["block"]
     seeds = range(line["first_seed"], line["last_seed"] + 1)
     claim = Claim(line["sha256"], line["rows"], line["ok"], line["content"])
-    rows, ok = _numbers(claim.rows), _numbers(claim.ok)
+    rows = _numbers(claim.rows)
+    ok = rows if claim.ok == claim.rows else _numbers(claim.ok)
     possible = block >= 0 and seeds and seeds.start >= 0 and seeds.stop <= manifest.MAX_SEEDS
     possible = possible and layout.is_slide_id(slide_id)
     possible = possible and bool(_SHA256.fullmatch(claim.sha256) and _CONTENT.fullmatch(claim.content))
@@ -185,13 +186,17 @@ def _numbers(text: str) -> npt.NDArray[np.int32] | None:
     """Row numbers from ``0-99,101-1023``; None when the text is of another form, or has more than a block has."""
     if not _RANGES.fullmatch(text):
         return None
-    found: list[int] = []
-    for part in text.split(",") if text else ():
-        first, last = map(int, part.split("-"))
-        if first > last or last - first >= manifest.MAX_BLOCK_ROWS or (found and first <= found[-1]):
+    stretches = [tuple(map(int, part.split("-"))) for part in text.split(",")] if text else []
+    after, total = 0, 0
+    for first, last in stretches:
+        if first > last or first < after:
             return None
-        found += range(first, last + 1)
-    return None if len(found) > manifest.MAX_BLOCK_ROWS else np.array(found, np.int32)
+        after, total = last + 1, total + last + 1 - first
+    if total > manifest.MAX_BLOCK_ROWS:
+        return None
+    return np.concatenate(
+        [np.zeros(0, np.int32), *(np.arange(a, b + 1, dtype=np.int32) for a, b in stretches)]
+    )
 
 
 def _text(rows: npt.NDArray[np.int32]) -> str:
@@ -325,7 +330,7 @@ def write_index(store: Path, listed: Mapping[str, int] | None = None) -> Index |
         place = commit.slide_id, commit.block, commit.seeds[0], commit.seeds[-1]
         lines.append((*place, record.bytes, claim.sha256, claim.rows, claim.ok, claim.content))
     summary = {"statistics": made.statistics, "bytes": made.bytes, "files": made.files}
-    schema = SCHEMA.with_metadata({_SUMMARY: json.dumps(summary, sort_keys=True, allow_nan=False)})
+    schema = SCHEMA.with_metadata({SUMMARY: json.dumps(summary, sort_keys=True, allow_nan=False)})
     columns = [
         pa.array(values, field.type) for values, field in zip(zip(*lines, strict=True), SCHEMA, strict=True)
     ]

@@ -28,7 +28,7 @@ from stores.errors import CorruptStore, StoreError
 from stores.format import layout
 from stores.format.layout import check_slide_id
 from stores.io import parquet
-from stores.io.files import first_line, write_bytes
+from stores.io.files import first_line, remove, write_bytes
 from stores.io.foreign import PARQUET_BYTES, read_regular
 from stores.io.location import StoreLike, entries
 from stores.io.text import utf8
@@ -414,7 +414,8 @@ def commit_path(store: StoreLike, slide_id: str, block: int, seeds: range) -> Pa
 
 
 def write_commit(store: Path, slide_id: str, block: int, seeds: range, views: pa.Table) -> None:
-    """Publish the views of a block. Call it last, when chunks are flushed to disk."""
+    """Publish the views of a block. Call it last, when chunks are flushed to disk. The index goes, if there is one."""
+    remove(store / layout.INDEX)
     write_table(commit_path(store, slide_id, block, seeds), views.cast(VIEWS_SCHEMA))
 
 

@@ -36,6 +36,7 @@ from stores.errors import CorruptStore, StoreError
 from stores.export.export import ExportOptions, export
 from stores.format import arrays, features, layout, manifest, pixels, recipe, tokens
 from stores.format.chunks import read_chunk
+from stores.format.index import SUMMARY, read_index, write_index
 from stores.info import store_info
 from stores.io import files
 from stores.verify.seal import read_checksums, seal
@@ -95,7 +96,9 @@ def look_at(store: Path) -> None:
 
 
 def _store(folder: Path) -> Path:
-    return make_store(folder / "store", {"a": 5}, [range(2)], with_pixels=True, about=TOKENS)
+    store = make_store(folder / "store", {"a": 5}, [range(2)], with_pixels=True, about=TOKENS)
+    write_index(store)
+    return store
 
 
 def _compact(folder: Path, kind: str) -> Path:
@@ -174,7 +177,9 @@ def _table(folder: Path, name: str, read: Callable[[Path], object]) -> Target:
     """A Parquet file of the manifest, also as other writers make it: without checksums, encodings, other pages."""
     store = _store(folder)
     raw = (store / name).read_bytes()
-    table = pq.read_table(io.BytesIO(raw)).replace_schema_metadata(None)
+    table = pq.read_table(io.BytesIO(raw))
+    kept = {key: value for key, value in (table.schema.metadata or {}).items() if key == SUMMARY}
+    table = table.replace_schema_metadata(kept)
     forms: list[dict[str, Any]] = [
         {"compression": "none"},
         {"compression": "zstd"},
@@ -401,6 +406,7 @@ READERS: dict[str, Make] = {
     "table-slides": partial(_table, name=layout.SLIDES, read=manifest.read_slides),
     "table-patches": partial(_table, name=layout.patches_file("a"), read=_patches),
     "table-views": partial(_table, name=layout.commit_file("a", 0, range(2)), read=_views),
+    "table-index": partial(_table, name=layout.INDEX, read=read_index),
     "seal-checksums": partial(_seal, name=layout.CHECKSUMS),
     "seal-digest": partial(_seal, name=layout.DIGEST),
     **{name: partial(_of_encoder, name=name) for name in encoder_inputs.TARGETS},

@@ -17,6 +17,7 @@ from pipeline.views.render import view_crc32
 from stores import sampler
 from stores.errors import CorruptStore, OptionError, ViewMismatch
 from stores.format import features, manifest, pixels, recipe
+from stores.format.index import drop_index
 from tests.tools.loader import OPTIONS, POLICY, joined, stream
 
 
@@ -101,6 +102,7 @@ def test_a_changed_parameter_is_noticed(store: Path, tmp_path: Path) -> None:
     drawn = zip(table["hflip"].to_pylist(), table["seed"].to_pylist(), strict=True)
     flipped = pa.array([value != (seed > 0) for value, seed in drawn])
     pq.write_table(table.set_column(table.column_names.index("hflip"), "hflip", flipped), commit.path)
+    drop_index(path)
     with pytest.raises(ViewMismatch, match="slide a row"):
         stream(path, OPTIONS, 0, 99)
 

@@ -37,6 +37,7 @@ from pipeline.tile.tile import tile
 from stores import sampler
 from stores.errors import DistillError, G2LError, OptionError, StoreError
 from stores.format import features, recipe
+from stores.format.index import drop_index
 from stores.format.terms import Terms
 from tests.tools.distill import ALONE, OPTIONS, VIT, first_of, made, same
 from tests.tools.kill import distill_job, kill_at_random, start
@@ -487,6 +488,7 @@ def test_a_store_without_features_or_training_views(store: Path, tmp_path: Path)
     path = Path(shutil.copytree(store, tmp_path / "s"))
     for slide in "ab":
         shutil.rmtree(path / "manifest/views" / slide)
+    drop_index(path)
     with pytest.raises(StoreError, match="no committed views in the split 'train'"):
         open_data(path, OPTIONS, 2, Silent())
 
