@@ -8,9 +8,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-import numpy as np
-import numpy.typing as npt
-
 from pipeline.data.join import JoinedSplit, Member, open_joined
 from pipeline.data.loader import Batch
 from pipeline.data.pairs import find_pairs

@@ -310,11 +310,11 @@ def index_problems(index: Index, made: Index) -> Iterator[tuple[Commit | None, s
     if (index.statistics is None) != (made.statistics is None):
         yield None, "has figures of the features and there are none, or the other way round"
     for name, value in (made.statistics or {}).items():
-        stated = (index.statistics or {}).get(name, math.nan)
+        figure = (index.statistics or {}).get(name, math.nan)
         if not math.isclose(
-            stated, value, rel_tol=1e-6, abs_tol=1e-9
+            figure, value, rel_tol=1e-6, abs_tol=1e-9
         ):  # blocks may be added in another order
-            yield None, f"says that {name} of the features is {stated:g}, and it is {value:g}"
+            yield None, f"says that {name} of the features is {figure:g}, and it is {value:g}"
 
 
 def write_index(store: Path, listed: Mapping[str, int] | None = None) -> Index | None:
