@@ -17,9 +17,9 @@ from stores.errors import CorruptStore, OptionError
 from stores.format.encoding import Encoder
 from stores.format.layout import MAX_CHUNK_FILE_BYTES, MAX_METADATA_BYTES, chunk_file, metadata_file
 from stores.format.metadata import ArraySpec
-from stores.format.shards import file_of, place_in
+from stores.format.shards import file_of, index_bytes, place_in
 from stores.io.files import first_line, write_bytes
-from stores.io.location import StoreLike, open_file, read_file, read_range
+from stores.io.location import RemoteFiles, StoreLike, open_file, read_file, read_range
 
 _BLOSC_HEADER, _BLOSC_MIN_BLOCK, _BLOSC_ZSTD = 16, 1 << 12, 4
 
@@ -168,40 +168,66 @@ def read_stored(
 ) -> memoryview | None:
     """A chunk as it is stored, with its crc32c, which is right; parameters and errors as for `read_chunk`."""
     file = file_of(name, spec, index)
-    place = None if spec.shard is None else place_in(store, name, spec, index, chunk_limit(spec))
-    if spec.shard is not None and place is None:
-        return None
-    raw = _read_bytes(store, file, place, chunk_limit(spec), memory)
+    raw = _read_bytes(store, file, spec, index, memory)
     if raw is None:
         return None
     # as an array, because the library does not accept a memoryview
     if len(raw) < 4 or google_crc32c.value(np.frombuffer(raw[:-4], np.uint8)) != int.from_bytes(
         raw[-4:], "little"
     ):
-        where = "" if place is None else f"chunk {index}: "
+        where = "" if spec.shard is None else f"chunk {index}: "
         raise CorruptStore(f"{store}/{file}: {where}its crc32c differs")
     return raw
+
+
+def is_in_shard(store: StoreLike, name: str, spec: ArraySpec, index: tuple[int, ...]) -> bool:
+    """Whether a packed array has a chunk; errors as for `read_chunk`."""
+    file = file_of(name, spec, index)
+    table = read_range(store, file, 0, index_bytes(spec))
+    return table is not None and _place(table, store, file, spec, index) is not None
+
+
+def _place(
+    table: bytes, store: StoreLike, file: str, spec: ArraySpec, index: tuple[int, ...]
+) -> tuple[int, int] | None:
+    return place_in(table, spec, index, chunk_limit(spec), f"{store}/{file}")
 
 
 def _read_bytes(
     store: StoreLike,
     file: str,
-    place: tuple[int, int] | None,
-    limit_bytes: int,
+    spec: ArraySpec,
+    index: tuple[int, ...],
     memory: npt.NDArray[np.uint8] | None,
 ) -> memoryview | None:
-    """A whole file, or its part at `place` (offset, bytes); of a local store in `memory`, where there is one."""
-    if memory is None or not isinstance(store, Path):
-        raw = read_file(store, file, limit_bytes) if place is None else read_range(store, file, *place)
-        return None if raw is None else memoryview(raw)
-    opened = open_file(store, file, limit_bytes if place is None else MAX_CHUNK_FILE_BYTES)
+    """A chunk as it is stored, from its file or shard; of a local store in `memory`, where there is one."""
+    if not isinstance(store, Path):
+        return _fetch(store, file, spec, index)
+    packed = spec.shard is not None
+    opened = open_file(store, file, MAX_CHUNK_FILE_BYTES if packed else chunk_limit(spec))
     if opened is None:
         return None
-    with opened:
-        start, size = place or (0, os.fstat(opened.fileno()).st_size)
-        opened.seek(start)
-        room = memory.data[:size]
+    with opened:  # once for index and chunk: opening costs more than reading a small chunk
+        place: tuple[int, int] | None = (0, os.fstat(opened.fileno()).st_size)
+        if packed:
+            place = _place(opened.read(index_bytes(spec)), store, file, spec, index)
+        if place is None:
+            return None
+        opened.seek(place[0])
+        if memory is None:
+            return memoryview(opened.read(place[1]))
+        room = memory.data[: place[1]]
         return room[: opened.readinto(room)].toreadonly()
+
+
+def _fetch(store: RemoteFiles, file: str, spec: ArraySpec, index: tuple[int, ...]) -> memoryview | None:
+    if spec.shard is None:
+        raw = store.read(file, chunk_limit(spec))
+        return None if raw is None else memoryview(raw)
+    table = store.read_range(file, 0, index_bytes(spec))
+    place = None if table is None else _place(table, store, file, spec, index)
+    raw = None if place is None else store.read_range(file, *place)
+    return None if raw is None else memoryview(raw)
 
 
 def write_chunk(

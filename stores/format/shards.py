@@ -66,42 +66,42 @@ def empty_index(spec: ArraySpec) -> npt.NDArray[np.uint64]:
 
 
 def read_index(store: StoreLike, file: str, spec: ArraySpec) -> npt.NDArray[np.uint64] | None:
-    """(offset, bytes) of each chunk of a shard, (n, 2), all bits set where there is none; None when there is no shard.
+    """The entries of the index of a shard, see `parse_index`; None when there is no such file."""
+    raw = read_range(store, file, 0, index_bytes(spec))
+    return None if raw is None else parse_index(raw, spec, f"{store}/{file}")
+
+
+def parse_index(raw: bytes, spec: ArraySpec, where: str) -> npt.NDArray[np.uint64]:
+    """(offset, bytes) of each chunk of a shard, (n, 2), all bits set where there is none.
 
     Raises
     ------
     CorruptStore
         When the index is damaged.
     """
-    raw = read_range(store, file, 0, index_bytes(spec))
-    if raw is None:
-        return None
     body, crc = raw[:-_CRC_BYTES], raw[-_CRC_BYTES:]
     if len(raw) != index_bytes(spec) or google_crc32c.value(body) != int.from_bytes(crc, "little"):
-        raise CorruptStore(f"{store}/{file}: the index of the shard is damaged (its crc32c differs)")
+        raise CorruptStore(f"{where}: the index of the shard is damaged (its crc32c differs)")
     return np.frombuffer(body, "<u8").reshape(-1, 2)
 
 
 def place_in(
-    store: StoreLike, name: str, spec: ArraySpec, index: tuple[int, ...], limit_bytes: int
+    raw: bytes, spec: ArraySpec, index: tuple[int, ...], limit_bytes: int, where: str
 ) -> tuple[int, int] | None:
-    """(offset, bytes) of a chunk in its shard; None when there is none.
+    """(offset, bytes) of a chunk in the shard with the index `raw`; None when there is none.
 
     Raises
     ------
     CorruptStore
         When the index is damaged, or the chunk is larger than `limit_bytes`.
     """
-    file = file_of(name, spec, index)
-    entries = read_index(store, file, spec)
-    if entries is None:
-        return None
+    entries = parse_index(raw, spec, where)
     inside = [i % n for i, n in zip(index, spec.per_shard, strict=True)]
     offset, size = entries[np.ravel_multi_index(inside, spec.per_shard)].tolist()
     if (offset, size) == (_NONE, _NONE):
         return None
     if not index_bytes(spec) <= offset < 1 << 40 or size > limit_bytes:
-        raise CorruptStore(f"{store}/{file}: chunk {index} of {size} bytes at {offset}, which no shard has")
+        raise CorruptStore(f"{where}: chunk {index} of {size} bytes at {offset}, which no shard has")
     return offset, size
 
 

@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 from stores.errors import G2LError, StoreError
 from stores.format import arrays, features, layout, manifest, recipe
 from stores.format.array_kinds import COMPACT, COORDS, FEATURES, PIXELS, SCALES, STANDARD, STATS, ArrayKind
-from stores.format.chunks import chunk_limit, read_chunk
+from stores.format.chunks import is_in_shard, read_chunk
 from stores.format.committed import patches_problems, record_problems
 from stores.format.figures import Figures
 from stores.format.index import Record
 from stores.format.metadata import ANY, SEEDS, loose
-from stores.format.shards import file_of, place_in, read_index, shard_fault
+from stores.format.shards import file_of, read_index, shard_fault
 from stores.format.statistics import all_finite, are_statistics_of
 from stores.io.files import first_line
 from stores.io.location import StoreLike, read_file
@@ -291,7 +291,7 @@ class SlideCheck:
         if spec.shard is None:
             return True
         try:
-            return place_in(self.state.store, name, spec, index, chunk_limit(spec)) is not None
+            return is_in_shard(self.state.store, name, spec, index)
         except StoreError:
             return True
 

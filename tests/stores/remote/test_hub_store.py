@@ -60,7 +60,8 @@ def test_what_arrives_is_the_store(hub: type[FakeHub], made: Path, monkeypatch: 
     repo = hub.repos["datasets/lab/brca"]
     assert repo.private
     assert max(map(len, repo.commits)) == 5
-    assert "recipe.json" in repo.commits[-1]  # last: before, it is no store
+    # last, together: before, it is no store
+    assert repo.commits[-1] == ["checksums.sha256", "checksums.sha256.digest", "recipe.json"]
     again = hub_store.push(made, TO)
     assert again.there_before == again.files == len(mine)
     assert len(hub.uploads) == len(set(hub.uploads))
