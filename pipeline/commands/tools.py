@@ -11,24 +11,33 @@ from pipeline.report.options import ReportOptions
 
 
 @click.command("report", cls=Command, short_help="Write one HTML page on a run or a store")
-@click.argument("path", type=PATH)
+@click.argument("paths", metavar="RUN|STORE [RUN]...", type=PATH, nargs=-1, required=True)
 @click.option(
     "--out",
     type=PATH,
     metavar="FILE",
-    help="File to write. [default: report.html in a run, STORE-report.html beside a store]",
+    help="File to write. [default: report.html in a run, STORE-report.html beside a store, comparison.html here for "
+    "several runs]",
 )
 @options_of(ReportOptions)
-def report_command(path: Path, out: Path | None, as_json: bool, **values: Any) -> None:
-    """Write one HTML page on a run or a store: curves, slides, features, neighbours, views, tables. Works offline."""
+def report_command(paths: tuple[Path, ...], out: Path | None, as_json: bool, **values: Any) -> None:
+    """Write one HTML page on a run or a store: curves, slides, features, neighbours, views, tables. Works offline.
+
+    Of several runs the page compares the students: what they are, how near they are to which teacher, curves, tables.
+    """
+    from pipeline.report.compare import write_comparison
     from pipeline.report.report import write_report
     from pipeline.runtime.progress import reporter_for
 
+    options, path = build(ReportOptions, values), paths[0]
+    if len(paths) > 1:
+        show(as_json, write_comparison(paths, out or Path("comparison.html"), options))
+        return
     chosen = out or (
         path / "report.html" if (path / "metrics.jsonl").is_file() else Path(f"{path}-report.html")
     )
     with reporter_for(sys.stderr) as report:
-        result = write_report(path, chosen, build(ReportOptions, values), report)
+        result = write_report(path, chosen, options, report)
     show(as_json, result)
 
 

@@ -39,7 +39,7 @@ from pipeline.distill.ranks import Ranks
 from pipeline.distill.schedule import cosine_annealing
 from pipeline.distill.start import with_defaults
 from pipeline.distill.trainer import Trainer, make_trainer, require_view_size, seen_px
-from pipeline.distill.validate import limits, validate
+from pipeline.distill.validate import identities, limits, validate
 from pipeline.distill.weighted import WeightedStore
 from pipeline.encoders.encoder import Encoder
 from pipeline.encoders.export import export_encoder
@@ -628,9 +628,12 @@ def _finish(run: Path, data: Data, trainer: Trainer, facts: dict[str, Any]) -> d
 
 
 def _of_teachers(data: Data, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """What the summary says of each teacher, by the name of its store, where there are several."""
+    """Which views were held out; of several teachers, this and the figures of each, by the name of its store."""
+    held_out: list[dict[str, Any]] = [{} for _ in data.teachings]
+    if data.held_out is not None:
+        held_out = [{"held_out": views} for views in identities(data.held_out)]
     if not isinstance(data.train, JoinedSplit):
-        return {}
+        return held_out[0]
     found = {}
     for number, (teaching, recipe) in enumerate(zip(data.teachings, data.recipes, strict=True)):
         figures: dict[str, Any] = {}
@@ -643,6 +646,7 @@ def _of_teachers(data: Data, before: Mapping[str, Any], after: Mapping[str, Any]
             "store_recipe": recipe.digest(),
             "weight": teaching.weight,
             "views": data.train.views_of(number),
+            **held_out[number],
             **figures,
         }
     return {"teachers": found}

@@ -1,5 +1,6 @@
 """Validation on held-out views: the loss, and figures that can be compared between steps, losses and runs."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -155,6 +156,21 @@ def validate(
         assert found[0] is not None  # `open_data` asks for two views
         return found[0]
     return _together(model, found)
+
+
+def identities(held_out: Batch) -> list[dict[str, Any]]:
+    """Number and SHA-256 of the held-out views that each teacher is compared on: equal for the same pixels.
+
+    Figures of two runs can be ranked only where they were measured on the same views. The digest is over those of the
+    views, in sorted order.
+    """
+    digests = [hashlib.sha256(view.data).digest() for view in np.ascontiguousarray(held_out.views)]
+    found = []
+    for number in range(len(held_out.stored)):
+        rows = _rows_of(held_out, number).tolist()
+        joined = b"".join(sorted(digests[row] for row in rows))
+        found.append({"views": len(rows), "sha256": hashlib.sha256(joined).hexdigest()})
+    return found
 
 
 def _rows_of(batch: Batch, number: int) -> Tensor:

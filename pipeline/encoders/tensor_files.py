@@ -10,6 +10,7 @@ import json
 import math
 import re
 import struct
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 from pipeline.encoders.hub import brief
 from stores.errors import WeightsError
 from stores.io.files import replacing
+from stores.io.foreign import open_regular
 
 _MAX_HEADER = 16 << 20
 _MAX_TENSORS = 20_000
@@ -41,6 +43,28 @@ def require_safetensors(file: Path) -> None:
     WeightsError
         The header is longer than the file or than 16 MB, no JSON, or lists tensors that the file does not hold.
     """
+    _shapes(file)
+
+
+def count_numbers(file: Path, inside: Path) -> int:
+    """How many numbers the tensors of a safetensors file have, by its header; the tensors are not read.
+
+    Parameters
+    ----------
+    inside
+        The folder from elsewhere that holds the file: no link below it is followed.
+
+    Raises
+    ------
+    CorruptStore, WeightsError
+        The file is no regular one; or as `require_safetensors`.
+    """
+    open_regular(file, sys.maxsize, inside=inside).close()
+    return sum(math.prod(shape) for shape in _shapes(file))
+
+
+def _shapes(file: Path) -> list[_Shape]:
+    """The shapes of all tensors, which the file is long enough to hold."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -57,6 +81,7 @@ def require_safetensors(file: Path) -> None:
             raise ValueError(f"{len(found)} tensors")
         for name, about in found.items():
             _require_tensor(name, about["dtype"], about["shape"], about["data_offsets"], size - 8 - length)
+        return [about["shape"] for about in found.values()]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise _damaged(file, brief(error)) from error
 

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Embeddings:
     """By name; n values in each."""
     left_out: int = 0
     """Samples that could not be read."""
+    weights: str = ""
+    """SHA-256 of the encoder's weights; empty where the files do not say."""
 
     def __len__(self) -> int:
         return len(self.x)
@@ -71,7 +73,7 @@ class Embeddings:
         """Some of the samples, by index or mask."""
         index = np.flatnonzero(rows) if rows.dtype == bool else rows
         columns = {name: [values[i] for i in index.tolist()] for name, values in self.columns.items()}
-        return Embeddings(self.source, self.encoder, self.x[index], columns, self.left_out)
+        return replace(self, x=self.x[index], columns=columns)
 
 
 def load_embeddings(path: Path) -> Embeddings:
@@ -112,7 +114,8 @@ class _Piece:
 
     n: int
     dim: int
-    encoder: str
+    encoder: tuple[str, str]
+    """Name, and SHA-256 of the weights."""
     fill: Callable[[npt.NDArray[np.float32]], tuple[int, dict[str, list[Any]]]]
     """Write the samples that could be read to the front of an array (n, dim); how many, and their columns."""
 
@@ -143,7 +146,8 @@ def _from_files(paths: Sequence[Path], source: Path, read: Callable[[Path], _Pie
         at += taken
     if at == 0:
         raise EvaluationError(f"{source}: no embedding in it")
-    return Embeddings(str(source), pieces[0].encoder, x[:at], columns, total - at)
+    name, weights = pieces[0].encoder
+    return Embeddings(str(source), name, x[:at], columns, total - at, weights)
 
 
 @contextlib.contextmanager
@@ -192,11 +196,13 @@ def _read_parquet(path: Path) -> _Piece:
     return _Piece(n_rows, kind.list_size, _encoder_of(about), fill)
 
 
-def _encoder_of(about: bytes | str) -> str:
+def _encoder_of(about: bytes | str) -> tuple[str, str]:
+    """Name of the encoder and SHA-256 of its weights; empty where the file does not say."""
     try:
-        return str(parse_json(about.decode() if isinstance(about, bytes) else about)["encoder"]["name"])
-    except (ValueError, KeyError, TypeError):
-        return ""
+        found = parse_json(about.decode() if isinstance(about, bytes) else about)["encoder"]
+        return str(found["name"]), str(found.get("weights_sha256", ""))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "", ""
 
 
 def _read_h5(path: Path) -> _Piece:
@@ -321,7 +327,7 @@ def add_columns(embeddings: Embeddings, table: Path) -> tuple[Embeddings, int]:
         if name not in keys
     }
     columns = {**kept.columns, **added}
-    return Embeddings(kept.source, kept.encoder, kept.x, columns, kept.left_out), int((~known).sum())
+    return replace(kept, columns=columns), int((~known).sum())
 
 
 def joined(embeddings: Embeddings, table: Path | None, notes: list[str]) -> Embeddings:

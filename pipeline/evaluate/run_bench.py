@@ -115,6 +115,8 @@ class _OfData:
             self._fail(f"{task.name} of {name}", error)
             return
         self.tables.results.append((task, name, result))
+        if mine.embeddings.weights:
+            self.tables.weights.setdefault(name, set()).add(mine.embeddings.weights)
         self.report.note(f"{task.name}: {name}{' (computed before)' if before else ''}")
         for row in result.rows[:_LINES]:
             more = (

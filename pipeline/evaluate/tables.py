@@ -29,6 +29,8 @@ class Tables:
     compared_to: str | None = None
     """The encoder whose figures the differences are to."""
     margin: float | None = None
+    weights: dict[str, set[str]] = field(default_factory=dict)
+    """SHA-256 of the weights of each encoder, as its embeddings say: more than one where they were made by several."""
 
     @property
     def exit_code(self) -> int:
@@ -53,7 +55,15 @@ class Tables:
         compared = (
             {} if self.compared_to is None else {"compared_to": self.compared_to, "margin": self.margin}
         )
-        return {"results": results, "failed": self.failed, "incomplete": self.incomplete, **compared}
+        known = {name: next(iter(found)) for name, found in self.weights.items() if len(found) == 1}
+        weights = {"weights": known} if known else {}
+        return {
+            "results": results,
+            "failed": self.failed,
+            "incomplete": self.incomplete,
+            **compared,
+            **weights,
+        }
 
     def write(self, out: Path) -> None:
         """Write all three, each atomically: what stands in them after a kill is whole."""

@@ -46,8 +46,9 @@ def page(title: str, lead: Sequence[str], subtitle: str, sections: Sequence[tupl
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html_text(title)}</title><style>{_asset('report.css')}</style></head><body>"
+        '<a class="skip" href="#main">Skip to the content</a>'
         f'<header><h1>{html_text(title)}</h1>{first}<p class="soft">{html_text(subtitle)}</p></header>'
-        f"<nav aria-label='sections'>{links}</nav><main>{body}</main>"
+        f"<nav aria-label='sections'>{links}</nav><main id='main' tabindex='-1'>{body}</main>"
         "<noscript><p>The slide browser needs JavaScript; everything else is there without it.</p></noscript>"
         f"<script>{_asset('report.js')}</script></body></html>\n"
     )
@@ -129,7 +130,48 @@ def curves(records: Sequence[Mapping[str, Any]], several: bool = False) -> str:
         ),
         line_chart("Speed", "step", [line("views a second", train, "views_per_s", "faint")]),
     ]
-    return f'<div class="charts">{"".join(charts)}</div>{_READING}' if any(charts) else ""
+    return f"{charts_of(drawn)}{_READING}" if (drawn := "".join(charts)) else ""
+
+
+def charts_of(drawn: str) -> str:
+    """Charts side by side."""
+    return f'<div class="charts">{drawn}</div>'
+
+
+def comparison(
+    heads: Sequence[tuple[str, str, str]],
+    parts: Sequence[tuple[str, Sequence[tuple[str, list[str], int | None]]]],
+) -> str:
+    """A table with a column for each student.
+
+    Parameters
+    ----------
+    heads
+        Number, piece of the line (HTML) and name of each.
+    parts
+        A heading and its rows: head, a cell for each student, and the number of the best or None.
+    """
+    top = "".join(
+        f"<th scope='col'><b>{html_text(number)}</b> {drawn}<br>{html_text(name)}</th>"
+        for number, drawn, name in heads
+    )
+    body = []
+    for title, rows in parts:
+        across = f"colspan='{len(heads) + 1}' scope='rowgroup'"
+        body.append(f"<tr class='part'><th {across}><span>{html_text(title)}</span></th></tr>")
+        for name, cells, best in rows:
+            shown = "".join(
+                f"<td class='best'>{html_text(cell)} <span class='sr'>(the highest)</span></td>"
+                if number == best
+                else f"<td>{html_text(cell) or '–'}</td>"
+                for number, cell in enumerate(cells)
+            )
+            body.append(f"<tr><th scope='row'>{html_text(name)}</th>{shown}</tr>")
+    region = "class='scroll' tabindex='0' role='region' aria-label='students'"
+    return (
+        f"<div {region}><table class='students'><thead><tr><td></td>{top}</tr></thead>"
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
 
 
 def browser(found: Gathered) -> str:
@@ -232,11 +274,10 @@ def evaluation(tables: Sequence[Mapping[str, Any]]) -> str:
     for table in tables:
         names = list(dict.fromkeys(result["name"] for result in table["results"]))
         cells: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
-        controls = {result["task"] for result in table["results"] if _is_control(result)}
+        controls = controls_of(table)
         for result in table["results"]:
             for row in result["figures"]:
-                title = row["figure"] if row["k"] is None else f"{row['figure']}, k = {row['k']}"
-                cells.setdefault((result["task"], title), {})[result["name"]] = row
+                cells.setdefault((result["task"], title_of(row)), {})[result["name"]] = row
         head = "".join(f"<th scope='col'>{html_text(name)}</th>" for name in ["task", "figure", *names])
         body = "".join(
             f"<tr><td>{html_text(task)}</td><td>{html_text(title)}</td>"
@@ -295,6 +336,26 @@ def _difference_cell(found: Mapping[str, Any] | None) -> str:
         interval = f" <small>{float(found['low']):+.3f} to {float(found['high']):+.3f}</small>"
     verdict = f"<br><small>{html_text(found['verdict'])}</small>" if found.get("verdict") else ""
     return f"<td>{float(found['value']):+.4f}{interval}{verdict}</td>"
+
+
+def controls_of(table: Mapping[str, Any]) -> set[str]:
+    """The tasks with shuffled labels, whose figures are near chance and not ranked."""
+    return {result["task"] for result in table["results"] if _is_control(result)}
+
+
+def title_of(row: Mapping[str, Any]) -> str:
+    """Name of a figure, with its k."""
+    return str(row["figure"]) if row["k"] is None else f"{row['figure']}, k = {row['k']}"
+
+
+def figure_text(row: Mapping[str, Any]) -> str:
+    """A figure with its interval; a dash where it is not defined."""
+    if row["value"] is None:
+        return "-"
+    interval = ""
+    if row.get("low") is not None and row.get("high") is not None:
+        interval = f" ({float(row['low']):.3f} to {float(row['high']):.3f})"
+    return f"{float(row['value']):.4f}{interval}"
 
 
 def _is_control(result: Mapping[str, Any]) -> bool:

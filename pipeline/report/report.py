@@ -11,8 +11,9 @@ from pipeline.encoders.load import load_encoder
 from pipeline.report import origin, page
 from pipeline.report.gather import Gathered, gather
 from pipeline.report.options import ReportOptions
-from pipeline.report.run_files import RunFiles, read_run
+from pipeline.report.run_files import RunFiles, read_run, short_name
 from pipeline.report.students import students_of
+from pipeline.report.tables import read_table
 from pipeline.runtime.progress import Reporter
 from stores.errors import OptionError
 from stores.format import layout, recipe
@@ -22,7 +23,7 @@ from stores.io import files
 from stores.io.location import LOGS
 from stores.io.text import counted, human_bytes
 
-_SUBTITLE = "Made by g2l. The page needs no other file and no network. Not for clinical use."
+SUBTITLE = "Made by g2l. The page needs no other file and no network. Not for clinical use."
 _SHARING = "This page contains slide ids and tissue images. Share it only with people who may see the slides."
 _CKA = (
     "Linear CKA compares how two encoders arrange the same images. It is 1 when the two sets of features are equal up "
@@ -42,6 +43,8 @@ class Report:
     slides: int
     patches: int
     notes: Sequence[str]
+    students: int = 1
+    """Runs that are compared; 1 on the page of one run or store."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -49,9 +52,11 @@ class Report:
 
     def lines(self) -> list[str]:
         """The same as text."""
-        size = f"{self.size / 1e6:.1f} MB"
+        shown = f"{counted(self.slides, 'slide')}, {counted(self.patches, 'patch', 'patches')}"
+        if self.students > 1:
+            shown = f"{self.students} students"
         return [
-            f"{self.path}: {size}, {counted(self.slides, 'slide')}, {counted(self.patches, 'patch', 'patches')}",
+            f"{self.path}: {human_bytes(self.size)}, {shown}",
             *(f"note: {note}" for note in self.notes),
         ]
 
@@ -65,7 +70,7 @@ def write_report(path: Path, out: Path, options: ReportOptions, report: Reporter
         When `path` is neither, or options do not fit.
     """
     options.validate()
-    tables = [_table(table) for table in options.tables]
+    tables = [read_table(table) for table in options.tables]
     if (path / layout.RECIPE).exists():
         title, lead, sections, found = _of_store(path, options, report)
     elif (path / "options.json").exists() and (path / "metrics.jsonl").exists():
@@ -79,27 +84,11 @@ def write_report(path: Path, out: Path, options: ReportOptions, report: Reporter
         has_tiles = any(slide.captions for slide in found.slides)
         lead = [*lead, _SHARING.replace("slide ids", "names of tiles' files") if has_tiles else _SHARING]
     files.sweep_partials_of(out)
-    files.write_text(out, page.page(title, lead, _SUBTITLE, sections))
+    files.write_text(out, page.page(title, lead, SUBTITLE, sections))
     slides = found.slides if found else []
     return Report(
         out, out.stat().st_size, len(slides), sum(len(s.rows) for s in slides), found.notes if found else []
     )
-
-
-def _table(path: Path) -> Mapping[str, Any]:
-    value = files.read_json(path)
-    try:
-        rows = [row for result in value["results"] for row in result["figures"]]
-        whole = all({"figure", "k", "value"} <= set(row) for row in rows)
-        differences = [row["difference"] for row in rows if "difference" in row]
-        whole = whole and all({"to", "value"} <= set(difference) for difference in differences)
-        whole = whole and all({"task", "name"} <= set(result) for result in value["results"])
-    except (TypeError, KeyError):
-        whole = False
-    if not whole:
-        raise OptionError(f"--tables {path}: not a table.json of `g2l evaluate all`")
-    found: Mapping[str, Any] = value
-    return found
 
 
 Sections = list[tuple[str, str, str]]
@@ -128,7 +117,7 @@ def _of_store(path: Path, options: ReportOptions, report: Reporter) -> Content:
         lead.append(
             f"{options.student} reaches a linear CKA of {found.cka.linear:.3f} to the teacher on the patches shown."
         )
-    return f"Features of {name} in {_short(path)}", lead, sections, found
+    return f"Features of {name} in {short_name(path)}", lead, sections, found
 
 
 def _of_run(path: Path, options: ReportOptions, report: Reporter) -> Content:
@@ -147,9 +136,9 @@ def _of_run(path: Path, options: ReportOptions, report: Reporter) -> Content:
             raise OptionError(
                 f"--store {options.store}: another store than the run trained on (recipe {known})"
             )
-        teacher, data = stored.teacher.name, f" on {_short(options.store)}"
+        teacher, data = stored.teacher.name, f" on {short_name(options.store)}"
         if run.stores:
-            whose = f"{teacher} ({_short(options.store)})"
+            whose = f"{teacher} ({short_name(options.store)})"
             teacher, data = f"{len(run.stores)} teachers", f"; patches and features of {teacher}{data}"
         trained, before, left_out = students_of(path, run.options, options)
         found = gather(options.store, trained, options, report, before)
@@ -192,11 +181,6 @@ def _by_teacher(run: RunFiles) -> str:
     return "<h3>Each teacher, held out, before and after</h3>" + page.table(
         "teachers", ["teacher (store)", *names.values()], rows
     )
-
-
-def _short(path: Path) -> str:
-    """The last two names of a path: ``run`` or ``store`` alone say little."""
-    return "/".join(part for part in path.parts[-2:] if part not in ("/", "..", "."))
 
 
 def _finding(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:

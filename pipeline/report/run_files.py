@@ -3,6 +3,7 @@
 A run may come from another lab, so every value that the page computes with is checked.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,15 @@ _WORDS = ("g2l_version", "stopped_early")
 
 
 @dataclass(frozen=True, slots=True)
+class HeldOut:
+    """The held-out views that figures were measured on."""
+
+    views: int
+    sha256: str
+    """Equal for the same pixels."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunFiles:
     """Options, figures and results of a run."""
 
@@ -26,13 +36,15 @@ class RunFiles:
     """Those of ``distill``; ``student`` is text."""
     store_recipe: str
     records: Sequence[Mapping[str, Any]]
-    """Of ``metrics.jsonl``, with finite numbers alone."""
+    """Of ``metrics.jsonl``, with finite numbers alone; ``teachers`` holds those of each of several teachers."""
     summary: Mapping[str, Any]
     """Empty while the run is not finished."""
     teacher: str | None
     """The teacher's name in the exported student; None before the export."""
     stores: Sequence[tuple[str, str, float]]
     """Name, recipe and weight of each of several stores; empty for one."""
+    held_out: Mapping[str, HeldOut]
+    """By the name of the store, of one store by an empty name; versions before 0.2 did not write it."""
 
 
 def read_run(run: Path) -> RunFiles:
@@ -61,7 +73,20 @@ def read_run(run: Path) -> RunFiles:
     stores = _stores(begun, run / BEGUN)
     if stores and summary:
         known["teachers"] = _teachers(summary, [name for name, _, _ in stores])
-    return RunFiles(options, recipe, _records(run / "metrics.jsonl"), known, _teacher_of(run), stores)
+    records, teacher = _records(run / "metrics.jsonl"), _teacher_of(run)
+    return RunFiles(options, recipe, records, known, teacher, stores, _held_out(summary, stores))
+
+
+def _held_out(summary: Mapping[str, Any], stores: Sequence[tuple[str, str, float]]) -> dict[str, HeldOut]:
+    teachers = summary.get("teachers")
+    abouts = {name: (teachers if isinstance(teachers, dict) else {}).get(name) for name, _, _ in stores}
+    found = {}
+    for name, about in (abouts or {"": summary}).items():
+        given = about.get("held_out") if isinstance(about, dict) else None
+        views, digest = (given.get(key) if isinstance(given, dict) else None for key in ("views", "sha256"))
+        if type(views) is int and isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest):
+            found[name] = HeldOut(views, digest)
+    return found
 
 
 def _stores(begun: Mapping[str, Any], path: Path) -> list[tuple[str, str, float]]:
@@ -104,8 +129,27 @@ def _records(path: Path) -> list[dict[str, Any]]:
     for record in read_metrics(path):
         figures = {name: value for name, value in record.items() if _is_figure(value)}
         if type(figures.get("step")) is int and record.get("kind") in ("train", "val"):
-            found.append({**figures, "kind": record["kind"]})
+            found.append({**figures, **_of_each(record), "kind": record["kind"]})
     return found
+
+
+def _of_each(record: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """The figures against each of several teachers, by the name of its store."""
+    given = record.get("teachers")
+    if not isinstance(given, dict):
+        return {}
+    return {
+        "teachers": {
+            one_line(str(name), 100): {key: value for key, value in about.items() if _is_figure(value)}
+            for name, about in given.items()
+            if isinstance(about, dict)
+        }
+    }
+
+
+def short_name(path: Path) -> str:
+    """The last two names of a path: ``run`` or ``store`` alone say little."""
+    return "/".join(part for part in path.parts[-2:] if part not in ("/", "..", "."))
 
 
 def _teacher_of(run: Path) -> str | None:

@@ -6,16 +6,20 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
+from pipeline.data.loader import batch_of
 from pipeline.distill import train
 from pipeline.distill.model import Targets, Teaching
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.result import Distilled
 from pipeline.distill.several import SeveralDistiller, build, drawn
+from pipeline.distill.validate import identities
 from pipeline.distill.weighted import WeightedStore, losses_of, named, parse_weight
 from pipeline.encoders.load import load_encoder
 from pipeline.report.options import ReportOptions
@@ -110,6 +114,24 @@ def test_a_missing_target_has_no_part(model: SeveralDistiller) -> None:
     total.backward()
     assert all(float(p.grad.abs().sum()) == 0 for p in model.others.parameters() if p.grad is not None)
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_held_out_views_are_known_by_their_pixels() -> None:
+    views = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    shapes = (((4, 5), np.float16), ((4, 0, 5), np.float16), ((4, 0), np.int32), ((4, 0), np.float16))
+    stored: list[npt.NDArray[Any]] = [np.zeros(shape, dtype) for shape, dtype in shapes]
+    one = batch_of(0, views, *stored)
+    (whole,) = identities(one)
+    assert whole["views"] == 4
+    mixed = one.rows([2, 0, 3, 1])
+    assert identities(mixed) == [whole]  # their order does not matter
+    present = np.array([[True, True], [True, False], [True, True], [True, True]])
+    first, second = identities(batch_of(0, views, *stored, *stored, present))
+    assert first == whole
+    assert second["views"] == 3
+    assert second == identities(one.rows([0, 2, 3]))[0]
+    views[1, 0, 0, 0] ^= 1
+    assert identities(batch_of(0, views, *stored))[0]["sha256"] != whole["sha256"]
 
 
 def test_dropping_keeps_the_teacher_with_the_highest_loss(model: SeveralDistiller) -> None:
@@ -256,6 +278,7 @@ def test_a_run_on_two_stores_goes_on_as_it_was(store: Path, token_store: Path, t
         shown = f"{of_given[given]} ({'/'.join(given.parts[-2:])})"
         assert f"linear CKA to {html.escape(shown)} on the patches below" in page
         for name, of in summary["teachers"].items():
+            assert of["held_out"]["views"] > 1
             changed = f"{of['cka_before']:.3f} → {of['cka_after']:.3f}"
             assert f"<td>{html.escape(of['teacher'])} ({name})</td><td>{changed}</td>" in page
         first, second = ((given, "b"), ("a", given))[given == token_store]

@@ -8,6 +8,8 @@ import pytest
 
 from pipeline.demo.synthetic_slides import write_slide
 from pipeline.embed.options import EmbedOptions
+from pipeline.encoders.export import weights_sha256
+from pipeline.encoders.load import load_encoder
 from pipeline.evaluate.bench import read_bench
 from pipeline.evaluate.run_bench import run_bench
 from pipeline.runtime.progress import Silent
@@ -67,7 +69,11 @@ def test_a_bench_embeds_evaluates_and_writes_tables(bench_folder: Path) -> None:
     assert text.startswith(
         "| task | figure | student | teacher |\n|---|---|---|---|\n| cohort knn | accuracy, k = 3 | "
     )
-    assert len(json.loads((out / "table.json").read_text())["results"]) == 5
+    table = json.loads((out / "table.json").read_text())
+    assert len(table["results"]) == 5
+    student = load_encoder("tests.tools.tiny:student", random_weights=0)
+    assert set(table["weights"]) == {"student", "teacher"}
+    assert table["weights"]["student"] == weights_sha256(student)
     before = {p: p.stat().st_mtime_ns for p in (out / "embeddings").glob("*/*/embeddings/*")}
     again = run_bench(read_bench(bench_folder / "bench.yaml"), out, Silent())
     assert again.to_json() == tables.to_json()
