@@ -33,8 +33,8 @@ _OF_ONE = ("store", "slides", "student", "weights", "random_weights")
 """Options that show the slides and the student of one run."""
 _RANKING = (
     "A row compares what was measured alike: against one teacher, on the same held-out views, by their digest. Figures "
-    "of different rows cannot be ranked. Held-out figures have no intervals: whether a small difference is more than "
-    "chance, g2l evaluate all says, whose figures stand below where --tables gives them."
+    "of different rows cannot be ranked. Held-out figures have no intervals; figures on tasks, which g2l evaluate all "
+    "computes and --tables adds, have them."
 )
 _CURVES = (
     "The numbers at the ends of the lines are those of the students. Lines also differ in dash and marker. The first "
@@ -324,7 +324,8 @@ def _agreement(group: Sequence[Judged], n: int) -> list[_Row]:
                 continue
             number = judged.student.number
             change = "" if before is None else f"{form.format(before)} → "
-            cells[number], values[number] = change + form.format(after), after
+            cells[number] = (change + form.format(after)).replace("-0.000", "0.000")
+            values[number] = after
         rows.append((title, cells, _best(values) if _ranked(group) else None))
     return rows
 
