@@ -10,7 +10,7 @@ PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(1 + (os.cpu_count() or 1
 MINUTES ?= 10
 BASE ?= docs/experiments/small.yaml
 
-.PHONY: help install demo docs test test-fast lint format bench bench-gpu experiments evidence teachers torture clean
+.PHONY: help install demo docs test test-fast lint format bench bench-gpu experiments evidence teachers torture slurm hashes clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -66,6 +66,12 @@ teachers: install ## One, two and three teachers on the real tissue of DATA: abo
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.evidence.questions $(addprefix docs/experiments/several-teachers/,\
 		teachers.yaml dropping.yaml balance.yaml tokens.yaml vit.yaml) --slides $(DATA)/slides --tiles $(DATA)/tiles \
 		--out evidence
+
+slurm: install ## The SLURM files on real workers and two nodes, under a stand-in for SLURM
+	$(BIN)/python -m pytest tests/torture/slurm_end_to_end.py
+
+hashes: ## A file for pip --require-hashes, as pip resolves the pins on this machine
+	$(PYTHON) -m tests.tools.hashes
 
 torture: install ## Kill every command, break its disk, repeat it: MINUTES=10; writes torture/
 	$(BIN)/python -m tests.torture --minutes $$(($(MINUTES) * 4 / 5)) --out torture

@@ -1,5 +1,7 @@
 """Encoders small enough for tests, loaded as ``tests.tools.tiny:teacher`` and ``tests.tools.tiny:student``."""
 
+import time
+
 import torch
 from torch import Tensor, nn
 
@@ -49,6 +51,19 @@ def teacher() -> nn.Module:
 def student() -> nn.Module:
     """12-d features."""
     return Tiny(12)
+
+
+class Slow(Tiny):
+    """As `Tiny`, and waits, so that there is time to interrupt it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        time.sleep(0.03)
+        return super().forward(images)
+
+
+def slow_student() -> nn.Module:
+    """12-d features, 30 ms a batch."""
+    return Slow(12)
 
 
 def teacher_of_64_px() -> nn.Module:
