@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.tools import hashes
 from tests.tools.settings import ROOT
 
 OWN = {"cli", "pipeline", "stores", "tests"}
@@ -144,3 +145,71 @@ def test_the_wheel_ships_every_file_of_the_packages(wheel: set[str]) -> None:
 def test_the_wheel_holds_nothing_else(wheel: set[str]) -> None:
     top = {name.partition("/")[0] for name in wheel}
     assert {name for name in top if not name.endswith(".dist-info")} == {"cli.py", "pipeline", "stores"}
+
+
+def test_the_container_is_installed_as_the_readme_says() -> None:
+    """Its steps are the two commands, after all that they read was copied; what is left behind is not needed."""
+    readme = (ROOT / "README.md").read_text()
+    commands = re.search(r"## With your own slides\n\n```\n((?:pip .*\n)+)", readme)
+    assert commands is not None
+    recipe = (ROOT / "Containerfile").read_text()
+    steps = [line for line in recipe.splitlines() if line and not line.startswith("#")]
+    assert [step.removeprefix("RUN ") for step in steps if step.startswith("RUN ")] == commands[
+        1
+    ].splitlines()
+    assert steps.index("COPY . .") < min(i for i, step in enumerate(steps) if step.startswith("RUN "))
+    assert steps[-1] == 'ENTRYPOINT ["g2l"]'
+    version = re.fullmatch(r"FROM python:(\d+)\.(\d+)-slim", steps[0])
+    assert version is not None
+    assert (int(version[1]), int(version[2])) >= (3, 11)
+    ignored = set((ROOT / ".dockerignore").read_text().split())
+    needed = {
+        "pyproject.toml",
+        "constraints.txt",
+        "README.md",
+        "LICENSE",
+        "cli.py",
+        "pipeline",
+        "stores",
+        "docs",
+    }
+    assert not ignored & needed
+    assert {".git", ".venv"} <= ignored
+
+
+def test_files_of_hashes_have_the_pins(project: dict[str, Any]) -> None:
+    """Every distribution that g2l needs, in the version of constraints.txt, with one hash and no address."""
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        name, _, version = line.partition("==")
+        pins[_normal(name)] = version
+    files = list(ROOT.glob("requirements-*.txt"))
+    assert files
+    for path in files:
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+        found = [re.fullmatch(r"([\w.-]+)==([\w.+]+) --hash=sha256:[0-9a-f]{64}", line) for line in lines]
+        assert all(found)
+        versions = {_normal(match[1]): match[2].partition("+")[0] for match in found if match}
+        assert len(versions) == len(lines)
+        assert versions == {name: pins.get(name) for name in versions}, "make hashes"
+        assert _names(project["dependencies"]) <= versions.keys(), "make hashes"
+
+
+def test_what_pip_reports_becomes_lines() -> None:
+    def item(name: str, version: str, **info: Any) -> dict[str, Any]:
+        return {"metadata": {"name": name, "version": version}, "download_info": info}
+
+    digest = "a" * 64
+    wheels = [
+        item(name, version, url="https://somewhere/x.whl", archive_info={"hashes": {"sha256": digest}})
+        for name, version in (("torch", "2.13.0+cpu"), ("Numpy", "2.4"))
+    ]
+    own = item("g2l", "0.1.0", url="file:///here", dir_info={"editable": True})
+    text = hashes.text_of({"install": [*wheels, own]})
+    assert text.splitlines()[3:] == [
+        f"Numpy==2.4 --hash=sha256:{digest}",
+        f"torch==2.13.0+cpu --hash=sha256:{digest}",
+    ]
+    assert hashes.file_name({"install": wheels}).endswith("-cpu.txt")
+    with pytest.raises(SystemExit, match=r"x 1: pip reports no SHA-256"):
+        hashes.text_of({"install": [item("x", "1", url="git+x", vcs_info={})]})
