@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.encoders.hub import brief
+from pipeline.encoders.picture import PictureTransform, normalized
 from pipeline.encoders.presets import Preset
 from stores.errors import EncoderError
 
@@ -94,6 +95,11 @@ class Encoder(nn.Module):
             return self._checked(self.backbone(images), images)
         return self._pooled(self.backbone.forward_features(images))  # type: ignore[operator]
 
+    @property
+    def transform(self) -> PictureTransform:
+        """What makes an image for `of_images` of a picture: for benchmarks, which bring pictures of any size."""
+        return PictureTransform(self.image_px, self.shrink, self.mean, self.std)
+
     def takes(self, view_px: int) -> bool:
         """Whether views of this side fit: its own, or any multiple of its patch where it takes any size."""
         free = _takes_any_size(self.backbone) and view_px % (self.shrink * _patch_px(self.backbone)) == 0
@@ -129,7 +135,7 @@ class Encoder(nn.Module):
     def shrinking(self, by: int) -> "Encoder":
         """The same encoder for views whose side is `by` times as long: each pixel that it sees is the mean of a square.
 
-        Means are integers, rounded half up: `shrunk`.
+        Means are integers, rounded half up: `pipeline.encoders.picture.shrunk`.
 
         Raises
         ------
@@ -217,11 +223,7 @@ class Encoder(nn.Module):
 
     def normalized(self, views: Tensor) -> Tensor:
         """Views uint8 (B, H, W, 3) as the backbone sees them: (B, 3, H, W), in the dtype of its weights."""
-        mean, std = self._normalize.view(2, 1, 3, 1, 1)
-        views = shrunk(views, self.shrink)
-        # torchvision's ToTensor and Normalize, as on the model cards, to the last bit
-        images = views.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._layout)
-        images = images.div_(255).sub_(mean).div_(std)
+        images = normalized(views, self._normalize, self.shrink, self._layout)
         parameter = next(self.backbone.parameters(), images)
         return images.to(parameter.dtype)
 
@@ -247,20 +249,6 @@ class Encoder(nn.Module):
         # .to(bfloat16) would round the mean to three digits
         self._normalize = _constants(self.preset).to(self._normalize.device)
         return self
-
-
-def shrunk(views: Tensor, by: int) -> Tensor:
-    """Views (B, H, W, 3), uint8, to (B, H / by, W / by, 3): means of squares in integers, rounded half up.
-
-    ``(sum + by * by // 2) // (by * by)``: the same on every device, and that of
-    `pipeline.slides.resample.resample_area` where `by` is a power of two.
-    """
-    if by == 1:
-        return views
-    height, width, channels = views.shape[1:]
-    squares = views.reshape(-1, height // by, by, width // by, by, channels)  # -1: an export takes any batch
-    total = squares.sum(dim=(2, 4), dtype=torch.int32)
-    return total.add_(by * by // 2).div_(by * by, rounding_mode="floor").to(torch.uint8)
 
 
 def _constants(preset: Preset) -> Tensor:

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from pipeline.encoders.encoder import Encoder, shrunk
+from pipeline.encoders.encoder import Encoder
 from pipeline.encoders.export import export_encoder
+from pipeline.encoders.picture import shrunk
 from pipeline.encoders.torchvision_cpu import make_importable
 from pipeline.export.base import Format, Job, Run, number_list
 from pipeline.export.check import Features

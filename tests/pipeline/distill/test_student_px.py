@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from pipeline.distill import train
-from pipeline.encoders.encoder import shrunk, token_grid
+from pipeline.encoders.encoder import token_grid
 from pipeline.encoders.export import export_encoder
 from pipeline.encoders.load import load_encoder
+from pipeline.encoders.picture import shrunk
 from pipeline.inference.loaded import EncoderSpec, load_on_device
 from pipeline.report.options import ReportOptions
 from pipeline.report.report import write_report
