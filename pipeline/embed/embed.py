@@ -30,7 +30,8 @@ from pipeline.runtime.cluster import open_cluster
 from pipeline.runtime.options import IN_PROCESS, ClusterOptions
 from pipeline.runtime.progress import Reporter
 from pipeline.runtime.work import Cluster
-from pipeline.slides.sources import Source, open_slide_source
+from pipeline.slides.registry import reader_of
+from pipeline.slides.sources import Source, inspect_again, open_slide_source
 from pipeline.tile.grid import patch_recipe
 from pipeline.tile.options import TileOptions
 from pipeline.tile.slides_csv import read_slides_csv
@@ -227,8 +228,22 @@ def _slides(
                 f"its pixels are not square, and --format {options.format} has one side of a patch; use parquet"
             )
             continue
-        units.append(Unit(row["slide_id"], row["n_patches"], summary.dim, about, row=row))
+        unit = Unit(row["slide_id"], row["n_patches"], summary.dim, about, row=row)
+        if options.format == "geojson":
+            try:
+                unit = dataclasses.replace(unit, corner_px0=_scanned_corner(row, result.paths[unit.name]))
+            except SlideError as error:
+                summary.failed_slides[unit.name] = str(error)
+                continue
+        units.append(unit)
     return units, result.paths
+
+
+def _scanned_corner(row: Mapping[str, Any], path: Path) -> tuple[int, int]:
+    """Left and top of what was scanned of a slide, from where QuPath counts."""
+    with reader_of(path, row["fingerprint"]).open(path) as file:
+        bounds = inspect_again(file, row, path).bounds_px0
+    return (0, 0) if bounds is None else bounds[:2]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from pipeline.data.sources import find_sources
 from pipeline.encoders.apply import embed
 from pipeline.encoders.encoder import Encoder, other_size
 from pipeline.metrics.cka import Cka, cka, flattered
+from pipeline.metrics.colours import as_rgb
 from pipeline.metrics.neighbours import nearest
 from pipeline.report.options import ReportOptions
 from pipeline.runtime import devices
@@ -426,8 +427,6 @@ def _turned(student: npt.NDArray[np.float64], teacher: npt.NDArray[np.float64]) 
 
 
 def _colours(space: npt.NDArray[np.float64]) -> list[str]:
-    """Three components as red, green and blue, from their 2nd to their 98th percentile."""
-    low, high = np.percentile(space, [2, 98], axis=0)
-    scaled = np.clip((space - low) / np.where(high > low, high - low, 1), 0, 1)
-    rgb = np.rint(30 + 210 * scaled).astype(int)
+    """Three components as red, green and blue."""
+    rgb = as_rgb(space)
     return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in rgb.tolist()]

@@ -29,6 +29,8 @@ class Unit:
     """What decides the values: encoder, patch or fit, reader; goes into the files."""
     row: Mapping[str, Any] = field(default_factory=dict)
     """The slide's row of the slides table; empty for tiles."""
+    corner_px0: tuple[int, int] = (0, 0)
+    """Left and top of what was scanned of the slide, in level-0 pixels; known for ``geojson`` alone."""
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The CSV's columns; empty for a slide."""
 

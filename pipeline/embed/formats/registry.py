@@ -2,7 +2,7 @@
 
 ``parquet`` is the project's own and keeps everything. ``trident-h5`` is what TRIDENT, Patho-Bench and CLAM read for a
 slide, ``clam`` the two folders of CLAM, ``eva`` its offline manifest with a tensor for each sample, ``plism`` the
-folders of plism-benchmark.
+folders of plism-benchmark, ``geojson`` a map of a slide's features for QuPath.
 
 A patch that could not be read is an empty row in a Parquet file. The other formats have no such row and leave it out.
 The summary names it in any case.
@@ -23,6 +23,7 @@ _HOMES = {
     "clam": "h5:CLAM",
     "eva": "eva:EVA",
     "plism": "plism:PLISM",
+    "geojson": "geojson:GEOJSON",
 }
 """For each name its module in this folder, and the name of the `Format` in it."""
 FORMATS = tuple(_HOMES)
