@@ -54,15 +54,16 @@ class _Abstract(torch.nn.Module):
     """What THUNDER's abstract class does; the package itself cannot be installed beside our versions."""
 
     def get_embeddings(self, x: Any, model: Any, task_type: str) -> Any:
+        own: Any = self
         if task_type == "linear_probing":
-            return self.get_linear_probing_embeddings(x)
-        return self.get_segmentation_embeddings(x)
+            return own.get_linear_probing_embeddings(x)
+        return own.get_segmentation_embeddings(x)
 
 
 def _load(name: str, monkeypatch: pytest.MonkeyPatch, **modules: types.SimpleNamespace) -> Any:
     """A file of the how-to, loaded by its path as THUNDER does."""
     for other, content in modules.items():
-        monkeypatch.setitem(sys.modules, other.replace("__", "."), content)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, other.replace("__", "."), content)
     spec = importlib.util.spec_from_file_location("custom_model", ROOT / "docs/how-to" / name)
     assert spec is not None
     assert spec.loader is not None
