@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.distill.result import Distilled
     from pipeline.distill.taught import Named
     from pipeline.distill.weighted import WeightedStore
-    from pipeline.embed.publish import EmbedSummary
+    from pipeline.embed.publish import EmbeddedTogether, EmbedSummary
     from pipeline.export.export import Exported
     from pipeline.export.push import Pushed
     from pipeline.extract.plan import Plan, PlannedTogether
@@ -354,11 +354,11 @@ def extract(
     """
     from pipeline.extract.extract import extract_together as run
     from pipeline.extract.like import Like
-    from pipeline.extract.options import ExtractOptions
+    from pipeline.extract.options import SHARED, ExtractOptions
     from pipeline.extract.tiling import first_tiled
 
     given = _checked("extract", options, ExtractOptions, TileOptions, ClusterOptions)
-    of_each = _of_each_store(store, given)
+    of_each = _of_each("extract", store, given, ExtractOptions, "teacher", SHARED)
     asked = [(_folder(folder), _made(ExtractOptions, own)) for folder, own in of_each]
     folders = [folder for folder, _ in asked]
     other = None
@@ -378,25 +378,31 @@ def extract(
     return done if isinstance(store, Mapping) else done.stores[0]
 
 
-def _of_each_store(
-    store: AnyPath | Mapping[Any, Mapping[str, Any]], given: Mapping[str, Any]
+def _of_each(
+    function: str,
+    places: AnyPath | Mapping[Any, Mapping[str, Any]],
+    given: Mapping[str, Any],
+    kind: type,
+    name: str,
+    shared: Sequence[str],
 ) -> list[tuple[Any, Mapping[str, Any]]]:
-    """Each store with the options of its teacher: those that are given for all, and its own."""
-    from pipeline.extract.options import SHARED, ExtractOptions
-
-    if not isinstance(store, Mapping):
-        return [(store, given)]
-    if not store:
-        raise OptionError("extract: no store; give each teacher a folder")
-    if "teacher" in given:
-        raise OptionError("extract: several stores: give each its own teacher, {'STORE': {'teacher': ...}}")
-    for folder, own in store.items():
-        for name in _checked(f"extract: {folder}", own, ExtractOptions):
-            if name in SHARED:
+    """Each folder with the options of its encoder, called `name`: those that are given for all, and its own."""
+    if not isinstance(places, Mapping):
+        return [(places, given)]
+    what = "store" if name == "teacher" else "folder"
+    if not places:
+        raise OptionError(f"{function}: no {what}; give each {name} a folder")
+    if name in given:
+        raise OptionError(
+            f"{function}: several {what}s: give each its own {name}, {{'{what.upper()}': {{'{name}': ...}}}}"
+        )
+    for folder, own in places.items():
+        for option in _checked(f"{function}: {folder}", own, kind):
+            if option in shared:
                 raise OptionError(
-                    f"extract: {folder}: {name} holds for all teachers; give it beside the stores"
+                    f"{function}: {folder}: {option} holds for all {name}s; give it beside the {what}s"
                 )
-    return [(folder, {**given, **own}) for folder, own in store.items()]
+    return [(folder, {**given, **own}) for folder, own in places.items()]
 
 
 def distill(
@@ -511,25 +517,58 @@ def prototypes(
         return fit(files, Path(out), asked, report)
 
 
+@overload
 def embed(
-    inputs: AnyPath | Iterable[AnyPath], out: AnyPath, *, report: Reporter = SILENT, **options: Any
-) -> "EmbedSummary":
+    inputs: AnyPath | Iterable[AnyPath],
+    out: AnyPath,
+    *,
+    watch: bool = False,
+    report: Reporter = SILENT,
+    **options: Any,
+) -> "EmbedSummary": ...
+
+
+@overload
+def embed(
+    inputs: AnyPath | Iterable[AnyPath],
+    out: Mapping[Any, Mapping[str, Any]],
+    *,
+    watch: bool = False,
+    report: Reporter = SILENT,
+    **options: Any,
+) -> "EmbeddedTogether": ...
+
+
+def embed(
+    inputs: AnyPath | Iterable[AnyPath],
+    out: AnyPath | Mapping[Any, Mapping[str, Any]],
+    *,
+    watch: bool = False,
+    report: Reporter = SILENT,
+    **options: Any,
+) -> "EmbedSummary | EmbeddedTogether":
     """Compute features of slides, or of the tiles in a CSV, with any encoder: ``g2l embed``.
+
+    Several encoders see patches that are read once:
+    ``embed(slides, {"a": {"encoder": "run/student"}, "b": {"encoder": "hibou-l", "batch_size": 8}})``.
 
     Parameters
     ----------
     inputs
         Slide files, folders of slides, or one CSV of tiles.
     out
-        Folder to write into.
+        Folder to write into. For several encoders the folder of each with the encoder and the options that are its own.
+    watch
+        Go on with slides that arrive in the folders, until KeyboardInterrupt in a pause; returns what was done last.
     **options
         ``encoder=...`` is required. Fields of `pipeline.embed.options.EmbedOptions` (``format="parquet"``,
         ``pooling=None``, ...), of `pipeline.tile.options.TileOptions` and of `pipeline.runtime.options.ClusterOptions`.
 
     Returns
     -------
-    EmbedSummary
-        ``views`` (patches done now), ``views_before``, ``published``, ``dim``; ``lines()`` and ``to_json()``.
+    EmbedSummary or EmbeddedTogether
+        ``views`` (patches done now), ``views_before``, ``published``, ``dim``; ``lines()`` and ``to_json()``. Of
+        several encoders ``outs`` has these for each, and ``read`` counts patches that were read.
 
     Raises
     ------
@@ -539,16 +578,28 @@ def embed(
         For an unknown option, or a value that is not allowed.
     """
     from pipeline.embed.block import TILING
-    from pipeline.embed.embed import embed as run
-    from pipeline.embed.options import EmbedOptions
+    from pipeline.embed.embed import embed_together as run
+    from pipeline.embed.options import SHARED, EmbedOptions
+    from pipeline.embed.watch import watch as arriving
 
-    folder = Path(out)
+    if watch:
+        paths = _paths(inputs)
+        if any(path.suffix.lower() == ".csv" for path in paths):
+            raise OptionError("--watch: is for slides and folders of them; a CSV lists tiles that are there")
+        return arriving(paths, lambda found: embed(found, out, report=report, **options), report)
     given = _checked("embed", options, EmbedOptions, TileOptions, ClusterOptions)
-    asked, tiling = _made(EmbedOptions, given), _as_tiled(folder / TILING, given)
-    with _logged(report, folder / LOGS / "embed") as log:
-        result = run(_paths(inputs), folder, asked, tiling, log, _made(ClusterOptions, given))
-    _write_summary(folder / LOGS / "embed", result)
-    return result
+    of_each = _of_each("embed", out, given, EmbedOptions, "encoder", SHARED)
+    asked = [(Path(folder), _made(EmbedOptions, own)) for folder, own in of_each]
+    folders = [folder for folder, _ in asked]
+    tiling = _as_tiled(folders[0] / TILING, given)
+    with contextlib.ExitStack() as stack:
+        log: Reporter = report
+        for folder in folders:
+            log = stack.enter_context(_logged(log, folder / LOGS / "embed"))
+        done = run(_paths(inputs), asked, tiling, log, _made(ClusterOptions, given))
+    for one in done.outs:
+        _write_summary(one.out / LOGS / "embed", one)
+    return done if isinstance(out, Mapping) else done.outs[0]
 
 
 def export(

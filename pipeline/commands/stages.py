@@ -23,9 +23,10 @@ from pipeline.commands.click_options import (
 from pipeline.distill.options import OF_MEMORY, DistillOptions
 from pipeline.distill.prototypes.options import PrototypeOptions
 from pipeline.distill.weighted import parse_weight
+from pipeline.embed.options import SHARED as EMBED_SHARED
 from pipeline.embed.options import EmbedOptions
 from pipeline.export.options import CHECK, ExportOptions, PushOptions
-from pipeline.extract.options import ExtractOptions, PlanOptions, own_options, require_distinct
+from pipeline.extract.options import SHARED, ExtractOptions, PlanOptions, own_options, require_distinct
 from pipeline.runtime.options import ENCODER, MACHINE, VIEWS, ClusterOptions, types_of
 from pipeline.tile.options import TileOptions
 from stores.errors import SOME_SLIDES_FAILED, OptionError
@@ -233,27 +234,30 @@ def _several(
     own: Sequence[str],
     kind: type,
     may_lack_stores: bool = False,
+    words: tuple[str, str] = ("teacher", "store"),
 ) -> list[dict[str, Any]]:
-    """Each teacher with its store and what ``--for`` says of it."""
+    """Each teacher with its store and what ``--for`` says of it; or whatever `words` says in their places."""
+    a_teacher, a_store = words
     if len(teachers) != len(stores) and (stores or not may_lack_stores):
         raise OptionError(
-            f"--teacher: {counted(len(teachers), 'teacher')} for {counted(len(stores), 'store')}; give a --store for "
-            "each --teacher, in the same order"
+            f"--{a_teacher}: {counted(len(teachers), a_teacher)} for {counted(len(stores), a_store)}; give "
+            f"{'an' if a_store == 'out' else 'a'} --{a_store} for each --{a_teacher}, in the same order"
         )
     if len(teachers) < 2:
-        raise OptionError(f"--for {own[0]}: there is one teacher; give the option itself")
-    named = "store" if stores else "teacher"
+        raise OptionError(f"--for {own[0]}: there is one {a_teacher}; give the option itself")
+    named = a_store if stores else a_teacher
     for flag in repeated():
         name = flag.removeprefix("--")
         raise OptionError(
-            f"{flag}: given twice; an option holds for all teachers of a command, and --for "
-            f"{named.upper()}:{name}=VALUE gives one teacher its own"
+            f"{flag}: given twice; an option holds for all {a_teacher}s of a command, and --for "
+            f"{named.upper()}:{name}=VALUE gives one {a_teacher} its own"
         )
-    require_distinct([Path(store) for store in stores])  # before two that are one become one key
-    options = own_options(own, names_of(stores or teachers), kind, named)
-    found = [{"teacher": teacher, **mine} for teacher, mine in zip(teachers, options, strict=True)]
+    require_distinct([Path(store) for store in stores], a_store)  # before two that are one become one key
+    shared = EMBED_SHARED if kind is EmbedOptions else SHARED
+    options = own_options(own, names_of(stores or teachers), kind, named, shared)
+    found = [{a_teacher: teacher, **mine} for teacher, mine in zip(teachers, options, strict=True)]
     for each, store in zip(found, stores, strict=False):  # `plan` needs none
-        each["store"] = store
+        each[a_store] = store
     return found
 
 
@@ -306,16 +310,66 @@ def prototypes_command(store: str, as_json: bool, **values: Any) -> None:
     show(as_json, result)
 
 
-@click.command("embed", cls=Command, short_help="Compute features with any encoder")
+@click.command("embed", cls=SeveralCommand, short_help="Compute features with any encoder")
 @click.argument("inputs", nargs=-1, required=True, type=PATH)
-@click.option("--out", required=True, type=PATH, metavar="DIR", help="Folder to write into.")
-@options_of(EmbedOptions, TileOptions, ClusterOptions)
-def embed_command(inputs: tuple[Path, ...], out: Path, as_json: bool, **values: Any) -> None:
+@click.option(
+    "--encoder",
+    "encoders",
+    required=True,
+    multiple=True,
+    cls=Option,
+    one_or_several=True,
+    heading=ENCODER,
+    metavar="ENCODER",
+    help="Preset, timm name, hf-hub:owner/name, a run's student folder, or module:function. Several encoders see "
+    "patches that are read once.",
+)
+@click.option(
+    "--out",
+    "listed",
+    required=True,
+    multiple=True,
+    type=PATH,
+    cls=Option,
+    one_or_several=True,
+    metavar="DIR",
+    help="Folder to write into; of several encoders one for each, in their order.",
+)
+@click.option(
+    "--for",
+    "own",
+    multiple=True,
+    cls=Option,
+    one_or_several=True,
+    heading=ENCODER,
+    metavar="OUT:OPTION=VALUE",
+    help="An option of one of several encoders, by the last part of its folder: B:pooling=cls, B:format=clam.",
+)
+@click.option("--watch", is_flag=True, help="Go on with slides that arrive in the folders, until Ctrl-C.")
+@options_of(EmbedOptions, TileOptions, ClusterOptions, without=("encoder",))
+def embed_command(
+    inputs: tuple[Path, ...],
+    encoders: tuple[str, ...],
+    listed: tuple[Path, ...],
+    own: tuple[str, ...],
+    watch: bool,
+    as_json: bool,
+    **values: Any,
+) -> None:
     """Compute features of slides, or of the tiles in a CSV, with any encoder, in formats that other tools read."""
+    from pipeline.embed.publish import EmbeddedTogether, EmbedSummary
     from pipeline.runtime.progress import reporter_for
 
+    result: EmbedSummary | EmbeddedTogether
     with reporter_for(sys.stderr) as report:
-        result = api.embed(inputs, out, report=report, **given(values))
+        if len(encoders) == len(listed) == 1 and not own:
+            result = api.embed(
+                inputs, listed[0], watch=watch, report=report, encoder=encoders[0], **given(values)
+            )
+        else:
+            several = _several(encoders, listed, own, EmbedOptions, words=("encoder", "out"))
+            outs = {each.pop("out"): each for each in several}
+            result = api.embed(inputs, outs, watch=watch, report=report, **given(values))
     show(as_json, result)
     _exit_if(result.some_failed)
 

@@ -3,33 +3,40 @@
 Slides are tiled as in stage one, into ``OUT/tiling``; of every patch the view of seed 0 is embedded, the centre crop
 that the encoder takes. Work is cut into blocks as in stage one and runs in this process or in the workers of
 `open_cluster`. A block is kept as a part until its slide is whole; then the slide is published and its parts are
-removed.
+removed. Several encoders, each with a folder of its own, see the same patches: each is read once.
 """
 
+import contextlib
 import dataclasses
 import json
+import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipeline.embed import parts
 from pipeline.embed.block import TILING, PartStage
 from pipeline.embed.formats.base import TILES, Unit
 from pipeline.embed.formats.registry import format_of
 from pipeline.embed.options import EmbedOptions
-from pipeline.embed.publish import EmbedSummary, Publisher
+from pipeline.embed.publish import EmbeddedTogether, EmbedSummary, Publisher
 from pipeline.embed.tiles import BEFORE, RESAMPLING, TilesSource, TileTable, read_tiles
 from pipeline.encoders.encoder import other_size
+from pipeline.extract.options import require_distinct
+from pipeline.extract.tasks import together
 from pipeline.inference.facts import EncoderFacts, reader_identity
 from pipeline.inference.loaded import EncoderSpec
 from pipeline.inference.task import Task
-from pipeline.inference.worker import BlockWorker, WorkerEncoder
+from pipeline.inference.worker import TogetherWorker, WorkerEncoder
 from pipeline.runtime.cluster import open_cluster
 from pipeline.runtime.options import IN_PROCESS, ClusterOptions
 from pipeline.runtime.progress import Reporter
-from pipeline.runtime.work import Cluster
+from pipeline.runtime.work import Cluster, Failures
 from pipeline.slides.registry import reader_of
 from pipeline.slides.sources import Source, inspect_again, open_slide_source
 from pipeline.tile.grid import patch_recipe
@@ -40,6 +47,7 @@ from stores.errors import DiskFull, OptionError, RecipeMismatch, SlideError
 from stores.format import features, manifest, oblong, recipe
 from stores.format.terms import expression
 from stores.io import files
+from stores.io.location import LOGS
 from stores.io.lock import only_writer
 from stores.io.text import counted, human_bytes
 
@@ -54,62 +62,207 @@ def embed(
     report: Reporter,
     where: ClusterOptions = IN_PROCESS,
 ) -> EmbedSummary:
-    """Embed slides, or the tiles that one CSV lists.
+    """Embed slides, or the tiles that one CSV lists, with one encoder; see `embed_together`."""
+    (done,) = embed_together(inputs, [(out, options)], tile_options, report, where).outs
+    return done
+
+
+def embed_together(
+    inputs: Sequence[Path],
+    asked: Sequence[tuple[Path, EmbedOptions]],
+    tile_options: TileOptions,
+    report: Reporter,
+    where: ClusterOptions = IN_PROCESS,
+) -> EmbeddedTogether:
+    """Embed slides, or the tiles that one CSV lists. Several encoders see patches that are read once.
+
+    Parameters
+    ----------
+    asked
+        Folders, and the options of the encoder of each, which differ in none of `pipeline.embed.options.SHARED`. The
+        first is tiled, and new ones take over its tiling.
 
     Raises
     ------
     RecipeMismatch
-        When `out` was begun with another encoder, patch, format or software.
+        When a folder was begun with another encoder, patch, format or software.
     OptionError
-        When an option does not fit the inputs or the encoder.
+        When an option does not fit the inputs or the encoder, or the encoders take views of different sizes.
     DiskFull, ClusterError
         As in stage one.
     """
-    options.validate()
-    weights = None if options.weights is None else options.weights.absolute()
-    options = dataclasses.replace(options, weights=weights)
+    for _, own in asked:
+        own.validate()
+    outs, options = [out for out, _ in asked], asked[0][1]
+    require_distinct(outs, "out")
     if tile_options.tiles or tile_options.pad != "none":
         raise OptionError("--tiles and --pad: are for `g2l tile`; embed takes tiles from a CSV, see --fit")
     table = _tiles_of(inputs, options)
+    job = "\n".join(f"embed {out.absolute()}" for out in outs)
+    with contextlib.ExitStack() as stack:
+        for out in outs:
+            stack.enter_context(only_writer(out))
+        workers = stack.enter_context(open_cluster(where, job, report))
+        runs = [_begin(job, out, own, tile_options, table, workers, report) for out, own in asked]
+        _require_one_view(runs)
+        for run in runs:
+            _check_format(run.options, tile_options, table)
+            _settle(run.out, {**run.about, "format": run.options.format})
+        for run in runs:
+            _plan_run(run, runs[0].out, inputs, tile_options, table, workers, report)
+        _require_one_tiling(runs)
+        _require_room(runs)
+        for run in runs:
+            into = f", into {run.out}" if len(runs) > 1 else ""
+            report.note(f"encoder {run.encoder.described()}{into}")
+        result = _encode(runs, workers, report)
+        for run in runs:
+            run.publisher.finish()
+            if workers.outlives_workers:
+                files.sweep_partials(run.out)
+            run.summary.bad_reads = run.publisher.bad_reads
+    return result
+
+
+@dataclass(slots=True)
+class _Run:
+    """One of the encoders, and the folder that its features go to."""
+
+    out: Path
+    options: EmbedOptions
+    worker_encoder: WorkerEncoder
+    encoder: EncoderFacts
+    stage: PartStage
+    resampling: str
+    about: Mapping[str, Any]
+    summary: EmbedSummary
+    publisher: Publisher
+    tasks: list[Task] = field(default_factory=list)
+
+
+def _begin(
+    job: str,
+    out: Path,
+    options: EmbedOptions,
+    tile_options: TileOptions,
+    table: TileTable | None,
+    workers: Cluster,
+    report: Reporter,
+) -> _Run:
+    """Load an encoder where the work will be; nothing is written yet."""
+    weights = None if options.weights is None else options.weights.absolute()
+    options = dataclasses.replace(options, weights=weights)
     room_px = None if table is not None else tile_options.patch
-    job = f"embed {out.absolute()}"
-    with only_writer(out), open_cluster(where, job, report) as workers:
-        worker_encoder = WorkerEncoder(job, EncoderSpec.of(options.encoder, options, room_px=room_px))
-        encoder = workers.call(worker_encoder.describe)
-        stage = _stage(out, options, tile_options, encoder, table)
-        resampling = _resampling(out, table, report)
-        about = _about(encoder, options, tile_options, table, resampling)
-        _check_format(options, tile_options, table)
-        _settle(out, {**about, "format": options.format})
-        summary = EmbedSummary(out=out, dim=encoder.identity.dim)
-        paths: Mapping[str, Path] = {}
-        if table is None:
-            units, paths = _slides(workers, inputs, out, options, tile_options, about, summary, report)
-        else:
-            units = [Unit(TILES, len(table), summary.dim, about, columns=table.columns)]
-        publisher = Publisher(out, options.format, summary)
-        given = _Inputs(paths, patch_recipe(tile_options)[0], table, stage.crop_px, options.fit, resampling)
-        tasks = _plan(publisher, units, given, summary)
-        if publisher.refreshed:
-            said = counted(len(publisher.refreshed), "slide")
-            report.note(f"{said} published again with corrected columns, such as {publisher.refreshed[0]}")
-        _require_room(out, tasks, publisher.left, summary.dim)
-        report.note(f"encoder {encoder.described()}")
-        total = summary.views_before + sum(task.n_views for task in tasks)
-        report.start("embed", total, summary.views_before)
-        began = time.monotonic()
-        for unit in publisher.left:  # whose blocks an earlier run did
-            publisher.publish_if_whole(unit.name, report)
-        worker = BlockWorker(worker_encoder, stage, options.threads, options.readers, workers.processes)
-        for done in workers.run(worker.do, tasks, report):
-            summary.add(done.item, done.result, done.error)
-            publisher.publish_if_whole(done.item.source.slide_id, report)
-        publisher.finish()
-        if workers.outlives_workers:
-            files.sweep_partials(out)
-        summary.bad_reads = publisher.bad_reads
-        summary.seconds = time.monotonic() - began
-    return summary
+    worker_encoder = WorkerEncoder(job, EncoderSpec.of(options.encoder, options, room_px=room_px))
+    encoder = workers.call(worker_encoder.describe)
+    stage = _stage(out, options, tile_options, encoder, table)
+    resampling = _resampling(out, table, report)
+    about = _about(encoder, options, tile_options, table, resampling)
+    summary = EmbedSummary(out=out, dim=encoder.identity.dim)
+    publisher = Publisher(out, options.format, summary)
+    return _Run(out, options, worker_encoder, encoder, stage, resampling, about, summary, publisher)
+
+
+def _require_one_view(runs: Sequence[_Run]) -> None:
+    """Raise OptionError when the encoders do not see the same pixels."""
+    first = runs[0]
+    for run in runs[1:]:
+        if run.stage != dataclasses.replace(first.stage, out=run.stage.out):
+            raise OptionError(
+                f"--encoder {run.options.encoder}: takes views of {run.stage.crop_px} px, and {first.options.encoder} "
+                f"of {first.stage.crop_px}; embed with each by a command of its own"
+            )
+        if run.resampling != first.resampling:
+            raise OptionError(
+                f"--out {run.out}: was begun by another version than {first.out}, which resizes tiles otherwise; "
+                "finish each by a command of its own"
+            )
+
+
+def _plan_run(
+    run: _Run,
+    base: Path,
+    inputs: Sequence[Path],
+    tile_options: TileOptions,
+    table: TileTable | None,
+    workers: Cluster,
+    report: Reporter,
+) -> None:
+    """Tile, and find out what is to do for one of the encoders."""
+    paths: Mapping[str, Path] = {}
+    if table is None:
+        if run.out != base:
+            _take_over_tiling(base, run.out)
+        units, paths = _slides(
+            workers, inputs, run.out, run.options, tile_options, run.about, run.summary, report
+        )
+    else:
+        units = [Unit(TILES, len(table), run.summary.dim, run.about, columns=table.columns)]
+    crop_px, patch = run.stage.crop_px, patch_recipe(tile_options)[0]
+    given = _Inputs(paths, patch, table, crop_px, run.options.fit, run.resampling)
+    run.tasks = _plan(run.publisher, units, given, run.summary)
+    refreshed = run.publisher.refreshed
+    if refreshed:
+        said = counted(len(refreshed), "slide")
+        report.note(f"{said} published again with corrected columns, such as {refreshed[0]}")
+
+
+def _take_over_tiling(base: Path, out: Path) -> None:
+    """Give a new folder the tiling of the first one, so that tissue is looked for once."""
+    target = out / TILING
+    if target.exists():
+        return
+    partial = files.partial_of(target)
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    shutil.copytree(base / TILING, partial, ignore=shutil.ignore_patterns(f"*{files.PARTIAL}", LOGS))
+    partial.rename(target)
+
+
+def _require_one_tiling(runs: Sequence[_Run]) -> None:
+    """Raise OptionError when a slide has other patches in one of the folders, which may be older."""
+    first = runs[0]
+    for run in runs[1:]:
+        mine, theirs = ({t.source.slide_id: t for t in r.tasks} for r in (run, first))
+        for name in sorted(mine.keys() & theirs.keys()):
+            a, b = run.stage.patches(mine[name]), first.stage.patches(theirs[name])
+            same = mine[name].n_patches == theirs[name].n_patches and np.array_equal(a.coords, b.coords)
+            if not same or mine[name].fingerprint != theirs[name].fingerprint:
+                raise OptionError(
+                    f"--out {run.out}: slide {name} has other patches there than in {first.out}; embed with each by a "
+                    "command of its own"
+                )
+
+
+def _encode(runs: Sequence[_Run], workers: Cluster, report: Reporter) -> EmbeddedTogether:
+    """Do what is to do, block by block."""
+    before = sum(run.summary.views_before for run in runs)
+    report.start("embed", before + sum(task.n_views for run in runs for task in run.tasks), before)
+    began = time.monotonic()
+    for run in runs:
+        for unit in run.publisher.left:  # whose blocks an earlier run did
+            run.publisher.publish_if_whole(unit.name, report)
+    first = runs[0].options
+    stages = tuple((run.worker_encoder, run.stage) for run in runs)
+    worker = TogetherWorker(stages, first.threads, first.readers, workers.processes)
+    order = dict.fromkeys(task.source.slide_id for run in runs for task in run.tasks)
+    result = EmbeddedTogether([run.summary for run in runs])
+    failures = [Failures(report) for _ in runs]
+    for done in workers.run(worker.do, together([run.tasks for run in runs], list(order)), report):
+        result.read += 0 if done.result is None else done.item.n_rendered
+        for at, (number, task) in enumerate(done.item.tasks):
+            run, outcome = runs[number], None if done.result is None else done.result[at]
+            if outcome is None:
+                run.summary.add(task, None, done.error)
+            elif outcome.failure is None:
+                failures[number].ok()
+                run.summary.add(task, outcome, "")
+            else:
+                over = failures[number].over(f"{run.out}: {task}", outcome.failure, outcome.trace)
+                run.summary.add(task, None, over.error)
+            run.publisher.publish_if_whole(task.source.slide_id, report)
+    for run in runs:
+        run.summary.seconds = time.monotonic() - began
+    return result
 
 
 def _tiles_of(inputs: Sequence[Path], options: EmbedOptions) -> TileTable | None:
@@ -299,12 +452,20 @@ def _plan(publisher: Publisher, units: Sequence[Unit], inputs: _Inputs, summary:
     return tasks
 
 
-def _require_room(out: Path, tasks: Sequence[Task], units: Sequence[Unit], dim: int) -> None:
+def _require_room(runs: Sequence[_Run]) -> None:
     """Raise DiskFull when the parts and the largest file made of them, twice for PLISM, will not fit."""
-    todo = sum(task.n_views for task in tasks)
-    size = 4 * dim * (todo + 2 * max((unit.n_patches for unit in units), default=0))
-    free = files.free_bytes(out)
-    if free < size + files.MARGIN_BYTES:
-        raise DiskFull(
-            f"--out {out}: {todo:,} embeddings need {human_bytes(size)} and {human_bytes(free)} are free: make room"
-        )
+    of_disk: dict[int, list[_Run]] = {}
+    for run in runs:
+        of_disk.setdefault(os.stat(run.out).st_dev, []).append(run)
+    for sharing in of_disk.values():
+        todo, size = 0, 0
+        for run in sharing:
+            views = sum(task.n_views for task in run.tasks)
+            largest = max((unit.n_patches for unit in run.publisher.left), default=0)
+            todo, size = todo + views, size + 4 * run.summary.dim * (views + 2 * largest)
+        free = min(files.free_bytes(run.out) for run in sharing)
+        if free < size + files.MARGIN_BYTES:
+            raise DiskFull(
+                f"--out {', '.join(str(run.out) for run in sharing)}: {todo:,} embeddings need {human_bytes(size)} and "
+                f"{human_bytes(free)} are free: make room"
+            )

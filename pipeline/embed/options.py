@@ -61,3 +61,7 @@ class EmbedOptions(CompileOptions, ReadingOptions, ForwardOptions, PoolingOption
         ForwardOptions.validate(self)
         ReadingOptions.validate(self)
         WeightsOptions.validate(self)
+
+
+SHARED = ("column", "root", "fit", "threads", "readers")
+"""What holds for all encoders that see the same patches; any other of `EmbedOptions` may be one encoder's own."""

@@ -12,7 +12,7 @@ from pipeline.inference.task import Tally
 from pipeline.runtime.progress import Reporter
 from stores.errors import SlideError, StoreError
 from stores.io import files
-from stores.io.text import human_bytes
+from stores.io.text import counted, human_bytes
 
 _DONE = "done"
 
@@ -40,13 +40,51 @@ class EmbedSummary(Tally):
 
     def lines(self) -> list[str]:
         """The same as text."""
-        lines = [
-            f"{self.views + self.views_before} patches ({self.views} new, {self.views_before} found done), "
-            f"{self.dim} numbers each; {self.published} published in {self.out / FOLDER}"
-        ]
+        lines = [self.said_line()]
         if self.views:
             lines.append(f"{self.speed()}, peak memory {human_bytes(self.figures['peak_rss_bytes'])}")
         return lines + self.failed_lines()
+
+    def said_line(self) -> str:
+        """What the folder holds, and how much of it is new."""
+        return (
+            f"{self.views + self.views_before} patches ({self.views} new, {self.views_before} found done), "
+            f"{self.dim} numbers each; {self.published} published in {self.out / FOLDER}"
+        )
+
+
+@dataclass(slots=True)
+class EmbeddedTogether:
+    """What a run of ``embed`` did whose patches were read once for several encoders."""
+
+    outs: list[EmbedSummary]
+    read: int = 0
+    """Patches that were read now, each for one encoder or more."""
+
+    @property
+    def some_failed(self) -> bool:
+        """Whether a slide, a block or a patch could not be done for some encoder."""
+        return any(out.some_failed for out in self.outs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {"read": self.read, "outs": [out.to_json() for out in self.outs]}
+
+    def lines(self) -> list[str]:
+        """The same as text."""
+        lines = [out.said_line() for out in self.outs]
+        encoded = sum(out.views for out in self.outs)
+        if encoded:
+            first = next(out for out in self.outs if out.views)
+            lines.append(
+                f"{counted(self.read, 'patch', 'patches')} read for {encoded} of "
+                f"{counted(len(self.outs), 'encoder')}: {self.read / first.seconds:.1f} a second, {first.waiting()}; "
+                f"peak memory {human_bytes(first.figures['peak_rss_bytes'])}"
+            )
+        for out in self.outs:
+            failed = out.failed_lines()
+            lines += [f"{out.out}:", *failed] if failed else []
+        return lines
 
 
 class Publisher:

@@ -76,18 +76,23 @@ SHARED = ("seeds", "policy", "limit", "threads", "readers")
 """What holds for all teachers that see the same views; any other of `ExtractOptions` may be one teacher's own."""
 
 
-def require_distinct(stores: Sequence[Path]) -> None:
-    """Raise OptionError when one of several stores is given twice, or lies in another one."""
+def require_distinct(stores: Sequence[Path], named: str = "store") -> None:
+    """Raise OptionError when one of several stores, or folders of `embed`, is given twice or lies in another one."""
+    whose, what = ("encoder", "folder") if named == "out" else ("teacher", "store")
     for a, b in itertools.combinations(stores, 2):
         if is_same(a, b):
-            raise OptionError(f"--store {b}: given twice; each teacher has a store of its own")
+            raise OptionError(f"--{named} {b}: given twice; each {whose} has a {what} of its own")
     for inner, outer in itertools.permutations(stores, 2):
         if outer.resolve() in inner.resolve().parents:
-            raise OptionError(f"--store {inner}: lies in {outer}, a store too; give another folder")
+            raise OptionError(f"--{named} {inner}: lies in {outer}, a {what} too; give another folder")
 
 
 def own_options(
-    texts: Sequence[str], names: Sequence[str], kind: type = ExtractOptions, named: str = "store"
+    texts: Sequence[str],
+    names: Sequence[str],
+    kind: type = ExtractOptions,
+    named: str = "store",
+    shared: Sequence[str] = SHARED,
 ) -> list[dict[str, Any]]:
     """The options that ``--for NAME:OPTION=VALUE`` gives to single teachers, for each of `names`.
 
@@ -99,7 +104,9 @@ def own_options(
     kind
         The options of the command.
     named
-        What has the names, for messages: ``store`` or ``teacher``.
+        What has the names, for messages: ``store``, ``teacher``, or ``out`` of an encoder.
+    shared
+        What holds for all of them.
 
     Raises
     ------
@@ -108,7 +115,8 @@ def own_options(
     """
     found: list[dict[str, Any]] = [{} for _ in names]
     kinds = types_of(kind)
-    allowed = [n for n in kinds if n not in (*SHARED, "teacher", "store", "trust_remote_code")]
+    whose = "encoder" if named == "out" else "teacher"
+    allowed = [n for n in kinds if n not in (*shared, whose, "store", "trust_remote_code")]
     for text in texts:
         name, _, said = text.partition(":")
         if name not in names:
@@ -120,7 +128,7 @@ def own_options(
         key = option_name.removeprefix("--").replace("-", "_")
         if key not in allowed:
             flags = ", ".join(each.replace("_", "-") for each in allowed)
-            raise OptionError(f"--for {text}: {option_name} is no option of one teacher; allowed: {flags}")
+            raise OptionError(f"--for {text}: {option_name} is no option of one {whose}; allowed: {flags}")
         own = found[names.index(name)]
         if key in own:
             raise OptionError(f"--for {text}: {option_name} is given twice for {name}")
