@@ -79,36 +79,15 @@ class Stage(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class BlockWorker:
-    """Does the tasks of a stage: reads, encodes and writes one block after the other."""
-
-    encoder: WorkerEncoder
-    stage: Stage
-    threads: int | None
-    readers: str
-    processes: int | None
-    """How many processes share a machine's CPUs, see `pipeline.runtime.work.threads_of`."""
-
-    def do(self, task: Task, advance: work.Advance) -> Outcome:
-        """Do a task from reading to its commit record; this is the `work.Work` that is sent to the workers."""
-        engine: Engine = work.station(self.encoder.job, ("engine", self.encoder.spec), self._engine)
-        return engine.run(task, self.stage.patches(task), self.stage.sink(task), advance)
-
-    def _engine(self) -> Engine:
-        encoder = self.encoder.loaded()
-        threads = work.threads_of(self.threads, self.processes)
-        return Engine([Channel(encoder, self.stage.kept(encoder))], threads, self.readers)
-
-
-@dataclass(frozen=True, slots=True)
 class TogetherWorker:
-    """Does the tasks of several encoders over the same views: each block is read and rendered once."""
+    """Does the tasks of one encoder or several over the same views: each block is read and rendered once."""
 
     stages: tuple[tuple[WorkerEncoder, Stage], ...]
     """What `pipeline.inference.task.Together` numbers; encoders of one job."""
     threads: int | None
     readers: str
     processes: int | None
+    """How many processes share a machine's CPUs, see `pipeline.runtime.work.threads_of`."""
 
     def do(self, item: Together, advance: work.Advance) -> list[Outcome]:
         """Do the tasks of one block; an outcome for each, which says why it failed where others did not.

@@ -55,11 +55,12 @@ def test_each_patch_is_read_once_and_each_folder_is_that_of_a_run_of_its_own(
     monkeypatch.setattr(OpenSlidePatches, "read", counted)
     tiled: list[Path] = []
     true_tile = embedding.tile_on
-    monkeypatch.setattr(
-        embedding,
-        "tile_on",
-        lambda *a, **k: (tiled.append(next((a[2]).glob("*"), a[2])), true_tile(*a, **k))[1],
-    )
+
+    def noted(*arguments: Any, **named: Any) -> Any:
+        tiled.append(next(arguments[2].glob("*"), arguments[2]))
+        return true_tile(*arguments, **named)
+
+    monkeypatch.setattr(embedding, "tile_on", noted)
     inputs = [slides / "a.tiff", slides / "b.tiff"]
     a, b = tmp_path / "a", tmp_path / "b"
     result = g2l_api.embed(inputs, {a: ONE, b: OTHER}, **FOR_ALL)
@@ -98,8 +99,8 @@ def test_what_does_not_go_together(slides: Path, alone: tuple[Path, Path], tmp_p
     g2l_api.embed([slides / "a.tiff"], b, **OTHER, **FOR_ALL)
     (b / "done/a.json").unlink()
     patches = manifest.read_patches(b / "tiling", "a")
-    turned = (column[::-1] for column in (patches.x_px0, patches.y_px0, patches.tissue))
-    manifest.write_patches(b / "tiling", "a", *turned)  # tiled by an older version, say
+    x, y, tissue = patches.x_px0[::-1], patches.y_px0[::-1], patches.tissue[::-1]
+    manifest.write_patches(b / "tiling", "a", x, y, tissue)  # tiled by an older version, say
     with pytest.raises(OptionError, match="slide a has other patches there than in"):
         g2l_api.embed([slides / "a.tiff"], {a: ONE, b: OTHER}, **FOR_ALL)
 

@@ -24,8 +24,8 @@ from pipeline.extract.block import StoreStage
 from pipeline.extract.options import ExtractOptions
 from pipeline.extract.tasks import create_arrays, plan_tasks
 from pipeline.inference.loaded import EncoderSpec
-from pipeline.inference.task import Tally
-from pipeline.inference.worker import BlockWorker, WorkerEncoder
+from pipeline.inference.task import Tally, Together
+from pipeline.inference.worker import TogetherWorker, WorkerEncoder
 from pipeline.runtime import dask_cluster
 from pipeline.runtime.cluster import open_cluster
 from pipeline.runtime.options import ClusterOptions
@@ -320,12 +320,13 @@ def test_a_closed_station_writes_nothing_more(
     (task,) = plan_tasks(path, stored, {"a": SlidePlace(slides / "a.tiff")}, options, Tally())
     create_arrays(path, "a", 3, stored, False)
     encoder = WorkerEncoder("job", EncoderSpec.of(options.teacher, options))
-    worker = BlockWorker(encoder, StoreStage(path, stored, False, None), options.threads, options.readers, 1)
+    stages = ((encoder, StoreStage(path, stored, False, None)),)
+    worker = TogetherWorker(stages, options.threads, options.readers, 1)
     failed: list[Exception] = []
 
     def work() -> None:
         try:
-            worker.do(task, lambda count: counted.append(count))
+            worker.do(Together(((0, task),)), lambda count: counted.append(count))
         except ClusterError as error:
             failed.append(error)
 
