@@ -70,7 +70,7 @@ def test_all_else_is_as_without_it(made: Path, token_store: Path, tmp_path: Path
     plain = contents(token_store)
     found = {name: sha for name, sha in contents(made).items() if "/attention/" not in name}
     differ = {name for name in plain | found if plain.get(name) != found.get(name)}
-    assert differ == {"recipe.json"}
+    assert differ == {"recipe.json", "manifest/index.parquet"}
     stored = recipe.load(made)
     assert stored.attention == ABOUT
     assert replace(stored, attention=None).digest() == recipe.load(token_store).digest()
@@ -90,13 +90,16 @@ def test_a_store_has_it_from_the_start(made: Path, slides: Path, tile_options: T
         ExtractOptions(teacher="x", attention=True, compile=True).validate()
 
 
+_OF_THE_STORE = ("recipe.json", "manifest/slides.parquet", "manifest/index.parquet")
+
+
 def test_a_plan_knows_its_bytes_and_files(made: Path, slides: Path, tile_options: TileOptions) -> None:
     options = PlanOptions(teacher=VIT, dim=24, seeds=3, pixels=True, tokens=5, attention=True)
     planned = plan.plan([slides], options, tile_options, Silent())
     names = layout.list_files(made)
     found = sum(size for name, size in names.items() if "/attention/c/" in name)
     assert planned.attention_bytes == planned.to_json()["attention_bytes"] == found
-    other = {n for n in names if n.startswith("options/") or n in ("recipe.json", "manifest/slides.parquet")}
+    other = {n for n in names if n.startswith("options/") or n in _OF_THE_STORE}
     assert planned.files == len(names) - len(other)
     assert any(re.search(r"bytes .*, attention [\d.]+ kB, pixels", line) for line in planned.lines())
     h_optimus = plan.plan(made, PlanOptions(teacher="h-optimus-0", attention=True), tile_options, Silent())

@@ -109,6 +109,7 @@ def test_more_seeds_are_added(store: Path, slides: Path, tile_options: TileOptio
     assert result.views == 2 * info["patches"]
     old, new = contents(store), contents(path)
     changed = {name for name in old if new[name] != old[name]}
+    changed.discard("manifest/index.parquet")
     assert all(name.endswith("zarr.json") for name in changed)  # the shapes alone
 
 
@@ -239,7 +240,8 @@ def test_lost_metadata_do_not_cost_committed_chunks(
     (path / "features.zarr/a/features/zarr.json").unlink()
     stage.extract([slides], path, replace(TEACHER, seeds=4), tile_options, Silent())
     old, new = contents(store), contents(path)
-    assert [name for name in old if new[name] != old[name] and not name.endswith("zarr.json")] == []
+    changed = {name for name in old if new[name] != old[name] and not name.endswith("zarr.json")}
+    assert changed <= {"manifest/index.parquet"}
     assert structure(path) == []
 
 
