@@ -7,7 +7,6 @@ to the store, or read it, at the same time.
 """
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -98,7 +97,7 @@ def _reindex(store: Path, dry_run: bool, prune: bool, unfinished: int, report: R
     result = Reindexed(str(store), dry_run, pruned=prune and not dry_run)
     if unfinished:
         result.done.append(f"{counted(unfinished, 'unfinished file')} removed")
-    before = _index(store)
+    before, n_before = _index(store), len(result.done)
     run = _Run(store, dry_run, result, listed)
     run.whole_store(stored)
     rows = manifest.read_slides(store)
@@ -117,11 +116,14 @@ def _reindex(store: Path, dry_run: bool, prune: bool, unfinished: int, report: R
         result.problems.append(
             f"slide {slide_id}: {counted(len(mine[slide_id]), 'file')}, but not in the slides table"
         )
-    for name in result.leftovers if result.pruned else ():
-        (store / name).unlink()
+    changes = len(result.done) > n_before or (prune and bool(result.leftovers))
+    if result.pruned and result.leftovers:
+        drop_index(store)
+        for name in result.leftovers:
+            (store / name).unlink()
     if not result.problems:  # of a store that contradicts itself there is nothing short to be said
         with run.problem():
-            run.index(before)
+            run.index(None if changes else before)
     return result
 
 
@@ -167,12 +169,10 @@ class _Run:
                 manifest.add_checksum(self.store / name, schemas.get(kind, manifest.SLIDES_SCHEMA))
 
     def index(self, before: Index | None) -> None:
-        """Write the index unless it was there `before`, is still there, and says what the records say."""
-        made = make_index(self.store)
-        kept = before is not None and os.path.lexists(self.store / layout.INDEX)
-        if before is not None and any(index_problems(before, made)):
-            kept = False
-        if made.of_slide and not kept and self.does(f"{layout.INDEX} written"):
+        """Write the index unless it was there `before` and says what the records say."""
+        if before is not None and not any(index_problems(before, make_index(self.store))):
+            return
+        if any(manifest.commits(self.store)) and self.does(f"{layout.INDEX} written"):
             write_index(self.store)
 
     @contextlib.contextmanager

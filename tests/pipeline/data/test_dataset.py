@@ -345,7 +345,7 @@ def test_processes_that_read(store: Path) -> None:
 @pytest.mark.slow
 def test_a_changed_view_is_noticed(copy: Path, slides: Path, tmp_path: Path) -> None:
     """Before the first batch, in the process that makes the dataset."""
-    from stores.format import manifest
+    from stores.format import layout, manifest
 
     commit = next(manifest.commits(copy, "a"))
     table = commit.read()
@@ -356,6 +356,7 @@ def test_a_changed_view_is_noticed(copy: Path, slides: Path, tmp_path: Path) -> 
     drawn = zip(table["hflip"].to_pylist(), table["seed"].to_pylist(), strict=True)
     flipped = pa.array([value != (seed > 0) for value, seed in drawn])
     pq.write_table(table.set_column(position, "hflip", flipped), commit.path)
+    (copy / layout.INDEX).unlink()  # it notices before a view is made
     with pytest.raises(ViewMismatch, match="slide a row"):
         ViewDataset(copy, slides=[slides], batch_size=BATCH)
 

@@ -66,6 +66,7 @@ def test_lossless_keeps_every_bit(store: Path, lossless: Path) -> None:
     assert made.keys() - copied.keys() == {"options/export.json"}
     assert not copied.keys() - made.keys()
     changed = {name for name in copied if made[name] != copied[name]}
+    changed.remove(layout.INDEX)  # it has the bytes of the features
     assert all("/features/" in name or re.fullmatch(r".*\.zarr/(\w+/)?zarr.json", name) for name in changed)
 
 
