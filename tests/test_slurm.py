@@ -48,6 +48,7 @@ def pretended(folder: Path) -> Path:
     """Programs in the place of g2l, torchrun and dask, which take milliseconds: each does what the file ``plan`` says.
 
     A line of it is for one start of g2l: an exit code, or ``wait`` for a signal, which ends it as it ends g2l.
+    None waits for ever: a test that is killed leaves nothing behind.
     """
     programs = {
         "torchrun": 'while [ "$1" != --no-python ]; do shift; done; shift; exec "$@"',
@@ -57,12 +58,12 @@ def pretended(folder: Path) -> Path:
             [ "$todo" = wait ] || exit "$todo"
             trap 'exit 130' TERM
             touch waits
-            while true; do sleep 0.01; done""",
+            for ((i = 0; i < 6000; i++)); do sleep 0.01; done""",
         "dask": """
             echo "dask $1" >> dask
             trap 'exit 0' TERM
             [ "$1" = worker ] || echo '{"address": "tcp://here:1"}' > g2l-7/scheduler.json
-            while [ -e g2l-7/scheduler.json ]; do sleep 0.01; done""",
+            for ((i = 0; i < 6000; i++)); do [ -e g2l-7/scheduler.json ] || exit 0; sleep 0.01; done""",
     }
     for name, text in programs.items():
         program = folder / "programs" / name

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from stores.export.export import ExportOptions, export
-from stores.format import arrays, attention, features, manifest, recipe, tokens
+from stores.format import arrays, attention, features, layout, manifest, recipe, tokens
 from stores.format.chunks import write_chunk
 from stores.io import files
 from stores.verify.seal import seal
@@ -710,6 +710,8 @@ def enlarge(index: npt.NDArray[np.uint64], rest: bytearray) -> None:
 
 _LOST = "crc32c differs"
 _OTHER = ("stats", "are not the mean and variance")
+_LONGER = ("index", "says that features and pixels have .* bytes, and they have")
+_FILES = {"features": SHARD_A, "stats": STATS_SHARD_A, "stray": SHARD_A, "index": layout.INDEX}
 for _name, _found, _bytes, _rows in (
     ("index-flipped", [("features", "the index of the shard is damaged")] * 2, lambda raw: b"!" + raw[1:], True),
     ("half", [("features", _LOST), ("features", _LOST), ("stray", "1046 bytes, its index says 2092")], half, True),
@@ -717,11 +719,11 @@ for _name, _found, _bytes, _rows in (
      lambda raw: raw[:-9] + bytes([raw[-9] ^ 1]) + raw[-8:], True),
     ("chunk-missing", [("features", "slide a seed 1 .*is missing: committed features are lost")], entries(lose), True),
     ("chunk-huge", [("features", "which no shard has"), ("stray", "its index says")], entries(enlarge), True),
-    ("gap", [("stray", "chunks follow each other in order")], entries(gap), False),
-    ("bytes-behind", [("stray", "has [0-9]+ bytes, its index says")], lambda raw: raw + b"hidden", False),
+    ("gap", [("stray", "chunks follow each other in order"), _LONGER], entries(gap), False),
+    ("bytes-behind", [("stray", "has [0-9]+ bytes, its index says"), _LONGER], lambda raw: raw + b"hidden", False),
     ("chunks-exchanged", [("stray", "chunks follow each other in order"), _OTHER, _OTHER], entries(exchange), True),
 ):  # fmt: skip
-    kind(f"shard-{_name}", *((STATS_SHARD_A if _of == "stats" else SHARD_A, _of, _text) for _of, _text in _found),
+    kind(f"shard-{_name}", *((_FILES[_of], _of, _text) for _of, _text in _found),
          rows=_rows, base="packed")(at_byte(SHARD_A, _bytes))  # fmt: skip
 _MISSING = (SHARD_A, "features", "is missing: committed features")
 kind("shard-missing", _MISSING, _MISSING, rows=True, base="packed")(lambda store: (store / SHARD_A).unlink())

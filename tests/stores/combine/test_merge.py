@@ -27,6 +27,7 @@ from stores.combine.merge import Shared, merge
 from stores.combine.subset import Selection, subset
 from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError
 from stores.format import features, manifest, pixels, recipe
+from stores.format.index import write_index
 from stores.remote import transfer
 from stores.remote.objects import Objects
 from stores.remote.store import open_store
@@ -51,7 +52,9 @@ def sound(store: Path) -> bool:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     own = {name: {"site": name[0], "grade": "2"} for name in SLIDES}
-    return make_store(tmp_path_factory.mktemp("whole") / "store", SLIDES, with_pixels=True, own=own)
+    store = make_store(tmp_path_factory.mktemp("whole") / "store", SLIDES, with_pixels=True, own=own)
+    write_index(store)
+    return store
 
 
 @pytest.mark.slow

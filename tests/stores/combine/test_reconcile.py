@@ -18,6 +18,7 @@ from stores.combine.merge import merge
 from stores.combine.subset import Selection, subset
 from stores.errors import CorruptStore, OptionError, RecipeMismatch, StoreError
 from stores.format import features, layout, manifest, pixels, recipe
+from stores.format.index import write_index
 from stores.format.layout import chunk_file
 from stores.remote.store import open_store
 from tests.tools.commands import g2l, one_error
@@ -33,7 +34,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Slides of many kinds. Read only."""
-    return make_store(tmp_path_factory.mktemp("made") / "s", SLIDES)
+    store = make_store(tmp_path_factory.mktemp("made") / "s", SLIDES)
+    write_index(store)
+    return store
 
 
 @st.composite
@@ -61,6 +64,7 @@ def test_merging_the_parts_of_any_split_gives_the_store(slides: list[MadeSlide],
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         store = make_store(root / "s", slides)
+        write_index(store)
         parts = [part(store, root / f"part{i}", slides=half) for i, half in enumerate(halves) if half]
         whole = root / "whole"
         joined(parts, whole) if len(parts) > 1 else shutil.copytree(parts[0], whole)

@@ -10,7 +10,8 @@ import pytest
 from stores.combine.subset import read_ids
 from stores.combine.where import select
 from stores.errors import OptionError
-from stores.format import features, manifest
+from stores.format import features, layout, manifest
+from stores.format.index import write_index
 from stores.format.layout import read_options
 from tests.tools.content import content_digest
 from tests.tools.made_stores import make_store
@@ -38,7 +39,9 @@ ROWS: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Slides of many kinds. Read only."""
-    return make_store(tmp_path_factory.mktemp("made") / "s", SLIDES)
+    store = make_store(tmp_path_factory.mktemp("made") / "s", SLIDES)
+    write_index(store)
+    return store
 
 
 def test_a_subset_of_everything_is_the_store_byte_by_byte(made: Path, tmp_path: Path) -> None:
@@ -63,7 +66,10 @@ def test_fewer_seeds_are_what_would_have_been_extracted(made: Path, tmp_path: Pa
 def test_without_pixels(made: Path, tmp_path: Path) -> None:
     out = part(made, tmp_path / "out", pixels=False)
     assert not (out / "pixels.zarr").exists()
-    assert contents(out) == {n: c for n, c in contents(made).items() if not n.startswith("pixels.zarr")}
+    left = {n: c for n, c in contents(made).items() if not n.startswith("pixels.zarr")}
+    assert contents(out).keys() == left.keys()
+    assert [n for n, c in contents(out).items() if c != left[n]] == [layout.INDEX]  # which counts the pixels too
+    assert wrong(out) == []
     assert read_options(out, "extract-teacher")["pixels"] is False
 
 
