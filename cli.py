@@ -67,9 +67,8 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, terminate)  # a cluster's way of Ctrl-C
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # a name in letters that this terminal does not have
+        # a name in letters that this terminal does not have
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         g2l(prog_name="g2l")
     finally:

@@ -23,6 +23,7 @@ from tests.tools.slurm_jobs import (
     STEPS,
     steps_of,
     until,
+    until_the_end,
     with_environment,
 )
 
@@ -36,11 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def jobs() -> Iterator[list[Job]]:
-    """Jobs that end with the test."""
-    found: list[Job] = []
-    yield found
-    for job in found:
-        job.kill()
+    yield from until_the_end()
 
 
 @pytest.fixture

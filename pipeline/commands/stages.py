@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ from pipeline.tile.options import TileOptions
 from stores.errors import SOME_SLIDES_FAILED, OptionError
 from stores.io.location import names_of
 from stores.io.text import counted
+
+_one_or_several = partial(click.option, cls=Option, multiple=True, one_or_several=True)
+_of_one = partial(_one_or_several, "--for", "own", heading=ENCODER)
 
 
 @click.command("tile", cls=Command, short_help="Find tissue and lay the patch grid")
@@ -65,35 +69,23 @@ _NOT_PLANNED = tuple(name for name in types_of(DistillOptions) if name not in _P
     metavar="ENCODER",
     help="Instead of slides: the memory of a training step of this student, with --batch-size views [32].",
 )
-@click.option(
+@_one_or_several(
     "--teacher",
     "teachers",
-    multiple=True,
-    cls=Option,
-    one_or_several=True,
     heading=ENCODER,
     metavar="ENCODER",
     help="The teacher. Its name gives the feature length; --measure finds its speed. Several teachers see the same "
     "views, which are counted once.",
 )
-@click.option(
+@_one_or_several(
     "--store",
     "listed",
-    multiple=True,
     type=STORE,
-    cls=Option,
-    one_or_several=True,
     metavar="DIR",
     help="Store that the views are for, new or begun: says what is left to do. Of several teachers one for each. With "
     "--student the stores that it will learn from, or their URLs.",
 )
-@click.option(
-    "--for",
-    "own",
-    multiple=True,
-    cls=Option,
-    one_or_several=True,
-    heading=ENCODER,
+@_of_one(
     metavar="NAME:OPTION=VALUE",
     help="An option of one of several teachers, by its name, or by the last part of its store: uni2-h:tokens=64.",
 )
@@ -158,36 +150,24 @@ def plan_command(
 
 @click.command("extract-teacher", cls=SeveralCommand, short_help="Run the teacher over all views, once")
 @click.argument("slides", nargs=-1, required=True, type=PATH)
-@click.option(
+@_one_or_several(
     "--teacher",
     "teachers",
     required=True,
-    multiple=True,
-    cls=Option,
-    one_or_several=True,
     heading=ENCODER,
     metavar="ENCODER",
     help="Preset, timm name, hf-hub:owner/name, folder, or module:function. Several teachers see the same views, which "
     "are rendered once.",
 )
-@click.option(
+@_one_or_several(
     "--store",
     "listed",
     required=True,
-    multiple=True,
     type=PATH,
-    cls=Option,
-    one_or_several=True,
     metavar="DIR",
     help="Folder of the store; of several teachers one for each, in their order.",
 )
-@click.option(
-    "--for",
-    "own",
-    multiple=True,
-    cls=Option,
-    one_or_several=True,
-    heading=ENCODER,
+@_of_one(
     metavar="STORE:OPTION=VALUE",
     help="An option of one of several teachers, by the last part of its store: B:weights=PATH, B:attention.",
 )
@@ -262,14 +242,11 @@ def _several(
 
 
 @click.command("distill", cls=Command, short_help="Train a student on a store")
-@click.option(
+@_one_or_several(
     "--store",
     "listed",
     required=True,
-    multiple=True,
     type=STORE,
-    cls=Option,
-    one_or_several=True,
     metavar="DIR|URL[:WEIGHT]",
     help="The store: a folder or a URL. Several stores of the same views are several teachers, each with a weight.",
 )
@@ -312,36 +289,24 @@ def prototypes_command(store: str, as_json: bool, **values: Any) -> None:
 
 @click.command("embed", cls=SeveralCommand, short_help="Compute features with any encoder")
 @click.argument("inputs", nargs=-1, required=True, type=PATH)
-@click.option(
+@_one_or_several(
     "--encoder",
     "encoders",
     required=True,
-    multiple=True,
-    cls=Option,
-    one_or_several=True,
     heading=ENCODER,
     metavar="ENCODER",
     help="Preset, timm name, hf-hub:owner/name, a run's student folder, or module:function. Several encoders see "
     "patches that are read once.",
 )
-@click.option(
+@_one_or_several(
     "--out",
     "listed",
     required=True,
-    multiple=True,
     type=PATH,
-    cls=Option,
-    one_or_several=True,
     metavar="DIR",
     help="Folder to write into; of several encoders one for each, in their order.",
 )
-@click.option(
-    "--for",
-    "own",
-    multiple=True,
-    cls=Option,
-    one_or_several=True,
-    heading=ENCODER,
+@_of_one(
     metavar="OUT:OPTION=VALUE",
     help="An option of one of several encoders, by the last part of its folder: B:pooling=cls, B:format=clam.",
 )

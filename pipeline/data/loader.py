@@ -230,9 +230,8 @@ class ViewLoader:
                 for row in rows:
                     of_row = places.popleft()
                     missing -= len(of_row)
-                    for place, view in zip(
-                        of_row, row, strict=False
-                    ):  # threads have written their views already
+                    # threads have written their views already
+                    for place, view in zip(of_row, row, strict=False):
                         rendered[place] = view
             batch = batch_of(plan.epoch, rendered[: plan.n_views], *stored)
             batch = replace(batch, slide=self._slide_of(plan))

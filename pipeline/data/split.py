@@ -188,9 +188,8 @@ def find_views(
         raise StoreError(f"{store}: no committed views in the split {split!r}; see `g2l store info {store}`")
     n_seeds_of: dict[str, int] = {}
     for unit in units:
-        if (
-            unit.commit.claim is not None
-        ):  # `stores.format.committed.Promises` checks the slide when it is used
+        # `stores.format.committed.Promises` checks the slide when it is used
+        if unit.commit.claim is not None:
             continue
         slide_id = unit.commit.slide_id
         n_seeds_of[slide_id] = max(n_seeds_of.get(slide_id, 0), unit.commit.seeds.stop)

@@ -277,24 +277,20 @@ class Live(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        out = self.result(func, args, kwargs or {})
         self.add(found for found in tree_iter(out) if isinstance(found, Tensor))
         return out
+
+    def result(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What an operation gives."""
+        return func(*args, **kwargs)
 
 
 class _Most(Live):
     """What data would decide is the most that it can be: all of a mask is set."""
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def result(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if func is torch.ops.aten.nonzero.default:
             (mask,) = args
-            out = torch.empty(mask.numel(), mask.ndim, dtype=torch.int64)
-            self.add([out])
-            return out
-        return super().__torch_dispatch__(func, types, args, kwargs)
+            return torch.empty(mask.numel(), mask.ndim, dtype=torch.int64)
+        return super().result(func, args, kwargs)

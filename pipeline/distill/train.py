@@ -194,9 +194,8 @@ def _with_window(options: DistillOptions, data: Data, ranks: Ranks, report: Repo
     views = _planned_steps(options, data, ranks) * options.batch_size * ranks.world
     sizes = windows.choices(options.batch_size, ranks.world, views)
     about = data.train.n_views, data.view_bytes
-    free = (
-        devices.free_memory() * ranks.world / ranks.local_world
-    )  # of all machines, if they are like this one
+    # of all machines, if they are like this one
+    free = devices.free_memory() * ranks.world / ranks.local_world
     lacking = ranks.sum(*(not fits for fits in windows.fitting(sizes, *about, free)))
     chosen = next((size for size, n in zip(sizes, lacking, strict=True) if not n), sizes[-1])
     report.note(windows.said(chosen, sizes[0], *about, free))

@@ -86,9 +86,8 @@ class Trainer:
             group["weight_decay"] = weight_decay if group["decays"] else 0.0
         if self.teacher_drop and targets.present is not None:
             targets = replace(targets, let_go=self._let_go(position, *targets.present.shape))
-        self.optimizer.zero_grad(
-            set_to_none=True
-        )  # first: gradients and activations are not in memory together
+        # first: gradients and activations are not in memory together
+        self.optimizer.zero_grad(set_to_none=True)
         seed = _step_seed(self.seed, position, self.ranks.rank)
         loss, found = self.backward(self._sent(views), targets.map(self._sent).widened(), seed)
         figures = (float(value) for value in (loss, *found.values()))

@@ -70,9 +70,8 @@ class PartSink:
         path = part_path(self.out, task.source.slide_id, task.block)
         # a file, not its path: Arrow opens none whose path is not UTF-8
         with files.replacing(path) as partial, partial.open("wb") as file:
-            pq.write_table(
-                table, file, compression="none", use_dictionary=False, write_page_checksum=True
-            )  # floats do not compress
+            # floats do not compress
+            pq.write_table(table, file, compression="none", use_dictionary=False, write_page_checksum=True)
 
 
 def feature_column(values: npt.NDArray[Any], ok: npt.NDArray[np.bool_]) -> pa.Array:

@@ -113,9 +113,8 @@ def load_torch(file: Path, mapped: bool = True) -> object:
             _require_stored(file)
         # timm and DINO keep their command line in the checkpoint; a Namespace is inert
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of damaged files, several lines each; what is wrong with them is an error
+            # of damaged files, several lines each; what is wrong with them is an error
+            warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped and archive)
     except Exception as error:  # damage surfaces as any of a dozen types, from pickle, zipfile and torch
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))

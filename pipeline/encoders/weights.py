@@ -75,9 +75,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         require_safetensors(file)
         try:
             tensors = safetensors.torch.load_file(file)
-        except (
-            Exception
-        ) as error:  # SafetensorError, OSError, and torch's own for a type that it does not have
+        except Exception as error:
+            # SafetensorError, OSError, and torch's own for a type that it does not have
             raise WeightsError(f"{file} is damaged or no safetensors file ({brief(error)})") from error
     elif file.suffix in _TORCH_SUFFIXES:
         tensors = _tensors(load_torch(file), file)

@@ -265,9 +265,8 @@ def from_store(store: StoreLike) -> Embeddings:
     columns: dict[str, list[Any]] = {}
     left_out = 0
     for row in usable_slides(store, stored.patch).values():
-        own = {
-            name: row[name] for name in row if name not in manifest.RESERVED
-        }  # which older stores may have
+        # which older stores may have
+        own = {name: row[name] for name in row if name not in manifest.RESERVED}
         fixed = {name: row[name] for name in ("slide_id", "patient_id", "split")} | own
         slide_id = row["slide_id"]
         records = [item for item in read_records(store, row, stored.patch) if 0 in item[0].seeds]

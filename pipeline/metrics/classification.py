@@ -92,9 +92,8 @@ class _Ranked:
         ordered, fold = scores[self._order], fold[self._order]
         other_fold = np.concatenate([[True], fold[1:] != fold[:-1]])
         self._starts = np.flatnonzero(other_fold | np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-        self._first = np.searchsorted(
-            self._starts, np.flatnonzero(other_fold)
-        )  # of the ties, the first of each fold
+        # of the ties, the first of each fold
+        self._first = np.searchsorted(self._starts, np.flatnonzero(other_fold))
         self._positive = positive[self._order]
 
     def auc(self, weights: npt.NDArray[np.float64]) -> float:

@@ -102,10 +102,8 @@ def _left_to_groups(
                 try:
                     left = int((folder / limit).read_text()) - int((folder / used).read_text())
                     stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                except (
-                    OSError,
-                    ValueError,
-                ):  # without a limit, or of a container that shows its own group alone
+                except (OSError, ValueError):
+                    # without a limit, or of a container that shows its own group alone
                     continue
                 yield max(left + int(stat.get("inactive_file", 0)), 0)
 

@@ -40,7 +40,14 @@ def require_same_options(out: Path, options: Any, free: frozenset[str]) -> None:
     old = to_json(type(options)()) | read_begun(out).get("options", {})
     for name, value in to_json(options).items():
         if name not in free and word_of_today(type(options), name, old[name]) != value:
-            flag = name.replace("_", "-")
-            raise OptionError(
-                f"--{flag} {value}: {out} was begun with {old[name]}; use that, or another --out"
-            )
+            flag, given, before = name.replace("_", "-"), _words(value), _words(old[name])
+            said = f"--{flag} {given}: {out}" if given else f"--{flag}: not given, and {out}"
+            begun = f"with {before}; use that" if before else "without it; leave it out"
+            raise OptionError(f"{said} was begun {begun}, or another --out")
+
+
+def _words(value: Any) -> str:
+    """An option's value in JSON as a user gives it; empty for one that is not given."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "" if value is None else str(value)

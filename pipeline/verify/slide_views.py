@@ -195,9 +195,8 @@ def spec_of(options: VerifyOptions, stored: recipe.CompleteRecipe) -> "EncoderSp
         has_it = own in map(dtype_name, half_precisions(choose_device(options.device)))
         spec = dataclasses.replace(spec, dtype=own if has_it or own == "float32" else "auto")
     if stored.declared is not None and stored.teacher.pooling in ("cls", "cls+mean"):
-        return dataclasses.replace(
-            spec, pooling=stored.teacher.pooling
-        )  # a tool may keep less than the preset
+        # a tool may keep less than the preset
+        return dataclasses.replace(spec, pooling=stored.teacher.pooling)
     return spec
 
 

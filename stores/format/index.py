@@ -311,9 +311,8 @@ def index_problems(index: Index, made: Index) -> Iterator[tuple[Commit | None, s
         yield None, "has figures of the features and there are none, or the other way round"
     for name, value in (made.statistics or {}).items():
         figure = (index.statistics or {}).get(name, math.nan)
-        if not math.isclose(
-            figure, value, rel_tol=1e-6, abs_tol=1e-9
-        ):  # blocks may be added in another order
+        # blocks may be added in another order
+        if not math.isclose(figure, value, rel_tol=1e-6, abs_tol=1e-9):
             yield None, f"says that {name} of the features is {figure:g}, and it is {value:g}"
 
 

@@ -48,9 +48,8 @@ def dequantise(
     """Features, float16 (rows, dim); NaN in rows that are absent or were lost."""
     mean, std = standard
     divisor = np.where(std > 0, std, 1).astype(np.float32)
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # scales of a hostile store give values that readers refuse
+    # scales of a hostile store give values that readers refuse
+    with np.errstate(over="ignore", invalid="ignore"):
         wide = mean + divisor * (scales[:, None] * values.astype(np.float32))
     wide[(values == ABSENT).any(axis=1)] = np.nan
     # the largest float16 may be rebuilt a little larger

@@ -274,9 +274,8 @@ def write_patches(
         texts = [None if value is None else utf8(value) for value in values]
         table = table.append_column(name, pa.array(texts, pa.string()))
     for name, numbers in (qc or {}).items():
-        table = table.append_column(
-            name, pa.array(numbers, pa.float32(), from_pandas=True)
-        )  # NaN becomes empty
+        # NaN becomes empty
+        table = table.append_column(name, pa.array(numbers, pa.float32(), from_pandas=True))
     write_table(patches_path(store, slide_id), table)
 
 
@@ -469,9 +468,8 @@ def count(tables: Iterable[pa.Table]) -> pa.Table:
 
 def content_of(crc32: pa.ChunkedArray) -> bytes:
     """Hash of the checksums of views with status ok, 16 bytes. It decides the order of slides in a training."""
-    raw = (
-        crc32.fill_null(0).to_numpy().astype("<u4").tobytes()
-    )  # none is null where the record keeps its promises
+    # none is null where the record keeps its promises
+    raw = crc32.fill_null(0).to_numpy().astype("<u4").tobytes()
     return hashlib.blake2b(raw, digest_size=16, person=b"g2l-sampler").digest()
 
 

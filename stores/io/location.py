@@ -154,9 +154,8 @@ def _below(
             continue
         name = prefix + entry.name
         try:
-            if entry.is_dir(
-                follow_symlinks=False
-            ):  # as the listing says: a large store has more folders than files
+            # as the listing says: a large store has more folders than files
+            if entry.is_dir(follow_symlinks=False):
                 if len(waiting) > MAX_FOLDERS:
                     odd(name, f"a folder below {MAX_FOLDERS} others")
                 else:

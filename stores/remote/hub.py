@@ -218,9 +218,8 @@ class Repository:
             hide()
         try:
             yield
-        except (
-            Exception
-        ) as error:  # the HTTP library of the client, and so its errors, changes with the version
+        except Exception as error:
+            # the HTTP library of the client, and so its errors, changes with the version
             raise StoreError(f"{self}: {self._reason(error)}") from error
         finally:
             logging.set_verbosity(verbosity)

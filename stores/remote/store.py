@@ -91,9 +91,8 @@ class RemoteStore:
         }
         self._fetch_all({name: size for name, size in names.items() if name not in many})
         self._later = many
-        with contextlib.suppress(
-            StoreError
-        ):  # one that does not fit is named by whoever opens the store by it
+        # one that does not fit is named by whoever opens the store by it
+        with contextlib.suppress(StoreError):
             if read_index(self) is not None:
                 return
         self._later = {}
@@ -208,9 +207,8 @@ def _own_folder(root: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             about = left.lstat()  # in a folder of all users, a name may be a link that somebody else made
             if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and (left / _CACHE_LOCK).exists():
-                with filelock.FileLock(
-                    left / _CACHE_LOCK, blocking=False
-                ):  # Timeout, an OSError: it is alive
+                # Timeout, an OSError: it is alive
+                with filelock.FileLock(left / _CACHE_LOCK, blocking=False):
                     shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=_CACHE, dir=root))
     try:

@@ -49,9 +49,8 @@ class StoreCheck:
         """Make a finding of any exception: what no check foresaw must not hide what the others find."""
         try:
             yield
-        except (
-            Exception
-        ) as error:  # whatever a library raises on bytes that nobody thought of, also MemoryError
+        except Exception as error:
+            # whatever a library raises on bytes that nobody thought of, also MemoryError
             said = first_line(error)
             known = isinstance(error, G2LError)
             problem = said if known else f"{type(error).__name__}: {said}"

@@ -25,9 +25,8 @@ class Faulty(Tiny):
         if self.fault == "slow":
             time.sleep(0.15)
         if self.fault == "deaf":
-            ctypes.PyDLL(None).usleep(
-                7_000_000
-            )  # holds the interpreter lock; dask allows ten heartbeats, 5 s, in any case
+            # holds the interpreter lock; dask allows ten heartbeats, 5 s, in any case
+            ctypes.PyDLL(None).usleep(7_000_000)
         red = images[:, 0].mean(dim=(1, 2)) * self.std[0] + self.mean[0]
         if self.fault in ("raises", "kills") and float(red.min()) < POISON:
             if "FAULTY_LOG" in os.environ:

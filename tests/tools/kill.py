@@ -145,9 +145,8 @@ def kill_at_random(
 
 def _state(folder: Path) -> list[tuple[str, int]]:
     found = []
-    for root, _, names in os.walk(
-        folder
-    ):  # passes over folders that the job removes meanwhile, as glob does not
+    # passes over folders that the job removes meanwhile, as glob does not
+    for root, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 found.append((f"{root}/{name}", os.stat(f"{root}/{name}").st_size))

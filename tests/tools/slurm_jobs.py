@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.tools.settings import ROOT
@@ -25,6 +25,14 @@ def with_environment(folder: Path) -> Path:
     activate.parent.mkdir(parents=True)
     activate.write_text(f'PATH="{Path(sys.executable).parent}:$PATH"\n')
     return folder
+
+
+def until_the_end() -> Iterator[list[Job]]:
+    """Jobs that end with the test, for a fixture."""
+    found: list[Job] = []
+    yield found
+    for job in found:
+        job.kill()
 
 
 def until(condition: Callable[[], object], job: Job) -> None:

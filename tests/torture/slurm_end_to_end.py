@@ -22,6 +22,7 @@ from tests.tools.slurm_jobs import (
     STEPS,
     steps_of,
     until,
+    until_the_end,
     with_environment,
 )
 
@@ -33,11 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def jobs() -> Iterator[list[Job]]:
-    """Jobs that end with the test."""
-    found: list[Job] = []
-    yield found
-    for job in found:
-        job.kill()
+    yield from until_the_end()
 
 
 def test_an_array_of_workers(store: Path, slides: Path, folder: Path, jobs: list[Job]) -> None:

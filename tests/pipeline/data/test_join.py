@@ -218,10 +218,8 @@ def test_views_rendered_otherwise_are_refused(tmp_path: Path) -> None:
 
 def test_the_digest_says_what_the_views_show(tmp_path: Path) -> None:
     pairs = {name: [made(tmp_path / f"{name}{n}", SLIDES[:1]) for n in (1, 2)] for name in ("one", "other")}
-    for folder in (
-        tmp_path / "other1",
-        tmp_path / "other2",
-    ):  # the same views in every table, of other pixels
+    # the same views in every table, of other pixels
+    for folder in (tmp_path / "other1", tmp_path / "other2"):
         (commit,) = manifest.commits(folder, "a")
         table = commit.read()
         at = table.column_names.index("view_crc32")

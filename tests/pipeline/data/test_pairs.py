@@ -85,9 +85,8 @@ def test_beside_each_view_comes_one_of_another_scanner_under_the_seed_of_the_sam
             else:
                 alone += 1
                 assert place == -1
-    assert (
-        6 <= alone <= 3 * 3
-    )  # three training places that one scanner shows, under three seeds; a batch is cut off
+    # three training places that one scanner shows, under three seeds; a batch is cut off
+    assert 6 <= alone <= 3 * 3
     assert all(len(found) == 1 for found in numbers.values())
     assert Counter(next(iter(found)) for found in numbers.values() if found != {-1}).most_common(1)[0][1] == 1
 

@@ -40,9 +40,8 @@ def test_who_reads_pixels(store: Path, slides: Path, url: str) -> None:
         assert not remote.readers_are_processes("auto", True)
         with pytest.raises(OptionError, match=r"memory://shelf/store come over a network .* use threads"):
             remote.readers_are_processes("processes", False)
-    with stores.open(
-        "memory://shelf/small"
-    ) as opened:  # pixels from slide files, which processes open themselves
+    # pixels from slide files, which processes open themselves
+    with stores.open("memory://shelf/small") as opened:
         of_slides = open_split(opened.files, opened.complete, "train", None, [slides])
         assert of_slides.readers_are_processes("auto", True)
 

@@ -151,9 +151,8 @@ def test_what_it_writes(fitted: Path, token_store: Path) -> None:
         np.testing.assert_allclose(np.linalg.norm(space.prototypes, axis=1), 1, rtol=1e-5)
         np.testing.assert_allclose(space.centre, cosine.mean(axis=0), atol=0.06 if name == "tokens" else 1e-4)
         start = unit_x[np.random.default_rng(0).choice(len(unit_x), 12, replace=False)]
-        assert (
-            cosine.max(axis=1).mean() > (unit_x @ start.T).max(axis=1).mean() + 0.02
-        )  # better than any vectors
+        # better than any vectors
+        assert cosine.max(axis=1).mean() > (unit_x @ start.T).max(axis=1).mean() + 0.02
         assert about["figures"][name]["used"] == 12
         assert about["figures"][name]["perplexity"]["0.02"] < about["figures"][name]["perplexity"]["0.1"]
 

@@ -220,9 +220,8 @@ def test_forms_that_timm_writes(form: dict[str, Any], tmp_path: Path) -> None:
     same = Encoder(loaded.preset, source.backbone)
     with torch.inference_mode():
         assert torch.equal(loaded(views), same(views))
-    assert loaded.licence == (
-        "MIT" if "pretrained_cfg" in form else "unknown"
-    )  # not timm's of the architecture
+    # not timm's of the architecture
+    assert loaded.licence == ("MIT" if "pretrained_cfg" in form else "unknown")
 
 
 def test_the_documentation_lists_every_argument() -> None:

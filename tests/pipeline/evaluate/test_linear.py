@@ -258,9 +258,8 @@ def test_evas_head_tests_its_best_epoch() -> None:
     turned = labels.copy()
     turned[fold.val] = 1 - turned[fold.val]
     (longer,) = eva_linear(x, turned, fold, 2, seed=0, steps=400, runs=1)
-    (shorter,) = eva_linear(
-        x, turned, fold, 2, seed=0, steps=2 * longer.best_epoch, runs=1
-    )  # two batches an epoch
+    # two batches an epoch
+    (shorter,) = eva_linear(x, turned, fold, 2, seed=0, steps=2 * longer.best_epoch, runs=1)
     assert longer.best_epoch < 20
     np.testing.assert_array_equal(longer.scores, shorter.scores)
 

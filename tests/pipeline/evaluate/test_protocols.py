@@ -340,9 +340,8 @@ def test_what_was_measured_is_no_label(parquet: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "e.parquet", x, {**columns, "tissue": [0.5] * N, "seed": ["a"] * N})
     assert "--label tissue: was measured by g2l and is no label" in refusal("knn", path, "--label", "tissue")
     found = load_embeddings(path)
-    assert (
-        found.column("seed", "label") == ["a"] * N
-    )  # text: an older version let a user's own column have this name
+    # text: an older version let a user's own column have this name
+    assert found.column("seed", "label") == ["a"] * N
 
 
 def test_own_columns_of_an_older_store_do_not_take_the_place_of_ours(small: Path, tmp_path: Path) -> None:

@@ -194,9 +194,8 @@ def test_how_it_was_cut(path: Path) -> None:
         0.5,
         6,
     )
-    with h5py.File(
-        path, "a"
-    ) as file:  # 40x to 15x: TRIDENT's own attribute is rounded down, its reading is not
+    # 40x to 15x: TRIDENT's own attribute is rounded down, its reading is not
+    with h5py.File(path, "a") as file:
         file["coords"].attrs.update(
             {"level0_magnification": 40, "target_magnification": 15, "patch_size_level0": 682}
         )

@@ -29,9 +29,8 @@ def test_figures_equal_scikit_learn(n: int, n_classes: int, seed: int, tied: boo
     weights = rng.integers(0, 3, n).astype(float) if drawn else np.ones(n)
     if not weights.any():
         weights[:] = 1
-    rows = np.repeat(
-        np.arange(n), weights.astype(int)
-    )  # scikit-learn sees the samples as often as they count
+    # scikit-learn sees the samples as often as they count
+    rows = np.repeat(np.arange(n), weights.astype(int))
     found = Classification(labels, predicted, n_classes, scores).figures(weights)
     truth, guess = labels[rows], predicted[rows]
     with warnings.catch_warnings():

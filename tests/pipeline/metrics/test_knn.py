@@ -115,9 +115,8 @@ def test_several_k_from_one_search() -> None:
 def test_a_tie_of_votes_goes_to_the_smallest_label() -> None:
     x = np.eye(4)
     assert knn_predict(x, np.array([3, 2, 1, 0]), np.ones((1, 4)), 4).tolist() == [0]
-    assert knn_predict(x, np.array([3, 2, 1, 1]), np.ones((1, 4)), 2).tolist() == [
-        2
-    ]  # the lower index is nearer
+    # the lower index is nearer
+    assert knn_predict(x, np.array([3, 2, 1, 1]), np.ones((1, 4)), 2).tolist() == [2]
 
 
 @pytest.mark.parametrize(

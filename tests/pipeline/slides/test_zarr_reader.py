@@ -198,9 +198,8 @@ def test_the_index_of_a_shard_is_read_once(
             return super().read(size)
 
     monkeypatch.setattr(zarr_array, "_KEPT_BYTES", kept_bytes)
-    monkeypatch.setattr(
-        zarr_array, "open_regular", lambda file, *_: Counted(io.FileIO(file))
-    )  # the index has 68 bytes
+    # the index has 68 bytes
+    monkeypatch.setattr(zarr_array, "open_regular", lambda file, *_: Counted(io.FileIO(file)))
     with registry.open_slide(path) as file:
         np.testing.assert_array_equal(file.region(0, 0, 0, 512, 400), RGB)
         assert read.count(68) == n_reads

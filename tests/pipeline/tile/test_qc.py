@@ -89,9 +89,8 @@ def test_shares_of_each_class_are_columns(judged: Path) -> None:
     for name, box in (("qc_fold", FOLD), ("qc_oof", FOCUS)):
         expected = [_share(box, x, y) for x, y in patches.coords.tolist()]
         assert max(expected) > 0.5
-        np.testing.assert_allclose(
-            patches.qc[name], expected, atol=0.07
-        )  # half a pixel of 16 along two edges
+        # half a pixel of 16 along two edges
+        np.testing.assert_allclose(patches.qc[name], expected, atol=0.07)
     (row,) = manifest.read_slides(judged)
     assert (row["qc_left_out"], row["qc_unknown"]) == ("0", "0")
 

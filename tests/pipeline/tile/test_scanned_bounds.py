@@ -74,9 +74,8 @@ def test_coordinates_of_qupath_begin_where_the_scan_begins(slide: Path, tmp_path
             assert file.region(x, y, 0, 256, 256)[..., 1].min() < 120
     again = tile([slide], store, TileOptions(masks=masks, mask_frame="bounds"), Silent())
     assert again.slides == result.slides
-    other = tile(
-        [slide], store, TileOptions(masks=masks, mask_frame="slide"), Silent()
-    )  # no views yet: tiled again
+    # no views yet: tiled again
+    other = tile([slide], store, TileOptions(masks=masks, mask_frame="slide"), Silent())
     assert "no scanned pixel lies in it" in other.unusable[0]["reason"]
 
 

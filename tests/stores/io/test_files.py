@@ -145,9 +145,8 @@ def test_one_command_writes_at_a_time(tmp_path: Path) -> None:
         pass
     holder.kill()
     holder.communicate()
-    assert (
-        list(walk(folder, lambda name, what: pytest.fail(name))) == []
-    )  # what is left is no part of a store
+    # what is left is no part of a store
+    assert list(walk(folder, lambda name, what: pytest.fail(name))) == []
     with lock.only_writer(folder):  # a lock ends with its process
         (folder / "a").touch()
     assert os.listdir(folder) == ["a"]

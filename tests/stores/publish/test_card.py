@@ -238,9 +238,8 @@ def test_croissant_lists_what_is_there(copy: Path) -> None:
         assert list(copy.glob(item.get("contentUrl") or item["includes"]))
     digest = hashlib.sha256((copy / "recipe.json").read_bytes()).hexdigest()
     assert listed["recipe"]["sha256"] == digest
-    assert listed["features"]["description"].endswith(
-        "tokens[seed, row, token, dimension]."
-    )  # no attention here
+    # no attention here
+    assert listed["features"]["description"].endswith("tokens[seed, row, token, dimension].")
 
 
 EVIL = "<script>alert(1)</script>|`x`\n---\nlicense: mit\n[a](javascript:b) ~~\u202e\x1b[31m https://evil.example"

@@ -37,14 +37,13 @@ from stores.remote import store as remote
 from stores.remote.objects import ATTEMPTS, Objects
 from tests.tools.s3_server import BUCKET, Proxy, environment, s3_server
 
+# botocore and aiohttp close sockets when collected
 pytestmark = [
     pytest.mark.s3,
     pytest.mark.filterwarnings(
         "ignore::DeprecationWarning:(botocore|aiobotocore|moto|werkzeug|s3fs|fsspec).*"
     ),
-    pytest.mark.filterwarnings(
-        "ignore::ResourceWarning"
-    ),  # botocore and aiohttp close sockets when collected
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 OPTIONS = DistillOptions(
     student="tests.tools.tiny:student",
@@ -498,9 +497,8 @@ def test_a_push_claims_its_url_and_looks_again_at_the_end(store: Path, tmp_path:
 
     with pytest.raises(OptionError, match="another store is being pushed there"):
         transfer.push(store, there, Meanwhile())
-    assert [{**claim, "by": ""} for claim in claims] == [
-        {**transfer._claim_of(store), "by": ""}
-    ]  # by: and when
+    # by: and when
+    assert [{**claim, "by": ""} for claim in claims] == [{**transfer._claim_of(store), "by": ""}]
     assert layout.RECIPE not in there.list()
 
 
