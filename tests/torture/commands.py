@@ -208,7 +208,8 @@ COMMANDS: dict[str, Command] = {
     "push s3": Command(("store", "push", "store", "{url}"), {"store": "part one"}, network=True, url=True),
     "pull s3": Command(("store", "pull", "{pushed}", "out"), {}),
 }
-"""By name. What is left out writes nothing (`plan`, `info`, `verify`, `models`, `doctor`), or calls others (`demo`)."""
+"""By name. What is left out writes nothing (`plan`, `info`, `verify`, `models`, `doctor`), calls others (`demo`), or
+leaves nothing but one commit on a hub (`push-student`, which begins as `export`)."""
 
 
 BENCH = """

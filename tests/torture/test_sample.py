@@ -42,7 +42,7 @@ def test_commands_on_stores_that_are_struck_and_repeated_give_the_same_bytes(tmp
 def test_every_command_that_writes_is_in_the_campaign() -> None:
     import cli
 
-    assert cli.g2l.commands.keys() - {"plan", "models", "doctor", "demo"} == {
+    assert cli.g2l.commands.keys() - {"plan", "models", "doctor", "demo", "push-student"} == {
         command.argv[0] if command.program == "g2l" else "distill" for command in COMMANDS.values()
     }
     of_stores = cli.g2l.commands["store"].commands  # type: ignore[attr-defined]
