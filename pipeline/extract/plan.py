@@ -30,6 +30,7 @@ MANIFEST_BYTES_PER_VIEW = 44
 PIXELS_SHARE = 0.87
 """zstd leaves 0.83 of a patch's bytes on CMU-1-Small-Region and 0.91 on a dense TCGA slide."""
 _CHECKSUM_BYTES = 4
+_INDEX_FILES = 1  # manifest/index.parquet
 _GROUP_FILES = 1  # the zarr.json of features.zarr, or of pixels.zarr
 _SLIDE_FILES = 7  # zarr.json of group, features, coords, stats; the chunk of coords; patches; picture
 _TOKEN_FILES = 2  # zarr.json of tokens and positions
@@ -117,7 +118,7 @@ class Plan:
     @property
     def files(self) -> int:
         """Files of the finished store, less recipe, options and slides table: exact for one run of extract-teacher."""
-        total = _GROUP_FILES
+        total = _INDEX_FILES + _GROUP_FILES
         for slide in self.slides:
             blocks = features.n_blocks(slide.patches)
             total += _SLIDE_FILES + blocks * (2 * self.seeds + 1)

@@ -76,7 +76,7 @@ def test_larger_slides_than_a_block() -> None:
     slide = plan.SlidePlan("a", 1025, "train", "p")
     planned = plan.Plan([slide], {}, 4, 1536, None, 40.0, "as given")
     assert planned.feature_bytes(1536) == 4 * 2 * (544 * 1536 * 2 + 4 + 2 * 1536 * 8 + 4) + 1025 * 8 + 4
-    assert planned.files == 1 + 7 + 2 * (2 * 4 + 1)
+    assert planned.files == 2 + 7 + 2 * (2 * 4 + 1)
     assert planned.hours == pytest.approx(4100 / 40 / 3600)
 
 
