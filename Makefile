@@ -10,7 +10,7 @@ PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(1 + (os.cpu_count() or 1
 MINUTES ?= 10
 BASE ?= docs/experiments/small.yaml
 
-.PHONY: help install demo docs test test-fast lint format bench bench-gpu experiments evidence teachers torture slurm hashes clean
+.PHONY: help install demo docs test test-fast test-long lint format bench bench-gpu experiments evidence teachers torture slurm hashes clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,11 +32,14 @@ docs: install ## The documentation site, of docs/ and the docstrings; warnings a
 
 # the many processes that tests start compile the project once, whatever the environment says
 test: install ## Run the tests, on all CPUs
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m "not long"
+
+test-long: install ## The tests that make test leaves out, in minutes: each is dear, and has a cheaper sibling there
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m long
 
 test-fast: install ## The quick tests, in a minute on two CPUs: no kills, clusters, S3 or browser
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal \
-		-m "not (kill or cluster or torchrun or s3 or browser or slow)"
+		-m "not (kill or cluster or torchrun or s3 or browser or slow or long)"
 
 lint: install ## ruff (lint, format), mypy and the import rules of the rooms
 	$(BIN)/ruff check .

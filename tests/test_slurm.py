@@ -157,6 +157,7 @@ def test_what_ends_an_array(
 
 
 @pytest.mark.kill
+@pytest.mark.long
 def test_a_job_out_of_time_continues(store: Path, folder: Path, jobs: list[Job]) -> None:
     """Real: a training is asked to stop, comes back, and each of its steps is there once."""
     run = folder / "run"

@@ -90,7 +90,8 @@ def test_shapes_and_types(store: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("workers", "context"), [(0, None), (2, "spawn"), (2, "forkserver"), (3, "forkserver")]
+    ("workers", "context"),
+    [(0, None), pytest.param(2, "spawn", marks=pytest.mark.long), (2, "forkserver"), (3, "forkserver")],
 )
 def test_any_number_of_workers_gives_the_batches_of_distill(
     store: Path, workers: int, context: str | None

@@ -94,8 +94,12 @@ def test_what_is_missing_or_cannot_be_is_one_line(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.slow
 @needs_compiler
-def test_a_compiled_run_continues_without_and_the_other_way_round(store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.long)])
+def test_a_compiled_run_continues_without_and_the_other_way_round(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
     torch._dynamo.reset()
+    monkeypatch.setattr(compiled, "_BACKEND", backend)
     student = "timm:vit_tiny_patch16_224?embed_dim=16&depth=1&num_heads=2&patch_size=56"
     options = replace(
         OPTIONS, student=student, steps=2, batch_size=4, checkpoint_every=1, val_every=100, check_views="none"

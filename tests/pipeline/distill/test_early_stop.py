@@ -160,7 +160,13 @@ def annealed(step: int, left: float) -> float:
 
 
 @pytest.mark.parametrize(
-    ("curve", "steps"), [(slow, 10_000), (annealed, 10_000), (annealed, 30_000), (slow, 100_000)]
+    ("curve", "steps"),
+    [
+        (slow, 10_000),
+        (annealed, 10_000),
+        (annealed, 30_000),
+        pytest.param(slow, 100_000, marks=pytest.mark.long),
+    ],
 )
 def test_a_curve_that_rises_is_never_stopped(
     curve: Callable[[int, float], float], steps: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -120,13 +120,23 @@ def test_either_pooling_of_one_encoder(tiles: Path, tmp_path: Path) -> None:
         embed([tiles / "whole.csv"], tmp_path / "cls", options, TileOptions(), Silent())
 
 
-@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("threads", "workers"),
+    [(1, None), pytest.param(2, 2, marks=[pytest.mark.cluster, pytest.mark.long])],
+    ids=["threads", "processes"],
+)
 def test_bytes_do_not_depend_on_threads_or_processes(
-    embedded: Path, slides: Path, tile_options: TileOptions, tmp_path: Path
+    embedded: Path,
+    slides: Path,
+    tile_options: TileOptions,
+    tmp_path: Path,
+    threads: int,
+    workers: int | None,
 ) -> None:
-    embed([slides], tmp_path / "one", replace(TINY, threads=1), tile_options, Silent())
-    embed([slides], tmp_path / "two", TINY, tile_options, Silent(), ClusterOptions(workers=2))
-    assert contents(tmp_path / "one") == contents(embedded) == contents(tmp_path / "two")
+    assert TINY.threads == 2
+    where = ClusterOptions(workers=workers)
+    embed([slides], tmp_path / "s", replace(TINY, threads=threads), tile_options, Silent(), where)
+    assert contents(tmp_path / "s") == contents(embedded)
 
 
 def test_a_second_run_finds_everything_done(embedded: Path, slides: Path, tile_options: TileOptions) -> None:

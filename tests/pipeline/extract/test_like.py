@@ -91,7 +91,7 @@ def changed(store: Path, target: Path, slide_id: str, at: int) -> Path:
     "workers",
     [
         pytest.param((), id="in process"),
-        pytest.param(("--workers", 2), id="workers", marks=[pytest.mark.slow, pytest.mark.cluster]),
+        pytest.param(("--workers", 2), id="workers", marks=[pytest.mark.cluster, pytest.mark.long]),
     ],
 )
 def test_another_view_ends_the_run_in_one_line(

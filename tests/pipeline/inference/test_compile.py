@@ -1,5 +1,6 @@
 """``--compile``: the same features to rounding, from batches of one shape, and errors in one line."""
 
+import functools
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -56,8 +57,8 @@ def test_extraction_with_a_compiled_teacher(
 
 
 @pytest.mark.slow
-@needs_compiler
-def test_short_batches_have_the_shape_that_was_compiled() -> None:
+def test_short_batches_have_the_shape_that_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))  # time
     plain, fast = load(VIT, 6), compiled(load(VIT, 6), tokens=True)
     shapes: list[Any] = []
     inner = fast.encoder.with_tokens

@@ -178,8 +178,8 @@ def with_poison(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("fault", "workers", "says"),
     [
         ("raises", None, "RuntimeError: this view is poison"),
-        ("raises", 2, "RuntimeError: this view is poison"),
-        ("kills", 2, "every worker that took it died"),
+        pytest.param("raises", 2, "RuntimeError: this view is poison", marks=pytest.mark.long),
+        pytest.param("kills", 2, "every worker that took it died", marks=pytest.mark.long),
     ],
 )
 def test_a_poisoned_block_is_tried_twice_and_reported(
