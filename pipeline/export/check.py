@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.export.graph import Views
+from stores.io.text import counted
 
 Features = npt.NDArray[np.float32]
 _BATCH = 16
@@ -44,10 +45,10 @@ class Agreement:
     def line(self) -> str:
         """The same to read."""
         if self.cosine_min is None:
-            return f"{self.views} views compared with the original: no feature is finite"
-        bad = f"; {self.not_finite} views are not finite" if self.not_finite else ""
+            return f"{counted(self.views, 'view')} compared with the original: no feature is finite"
+        bad = f"; {counted(self.not_finite, 'view is', 'views are')} not finite" if self.not_finite else ""
         return (
-            f"{self.views} views compared with the original: smallest cosine {self.cosine_min:.6f}, median "
+            f"{counted(self.views, 'view')} compared with the original: smallest cosine {self.cosine_min:.6f}, median "
             f"{self.cosine_median:.6f}, largest difference {self.difference_max:.2g} (numbers have a root mean square "
             f"of {self.rms:.2g}){bad}"
         )

@@ -33,9 +33,8 @@ class IntoStore(Tally):
 
     def held_line(self) -> str:
         """The same as text, less the recipe."""
-        return (
-            f"{self.held['views']} views in {self.store} ({self.views} new, {self.views_before} found done)"
-        )
+        held = counted(self.held["views"], "view")
+        return f"{held} in {self.store} ({self.views} new, {self.views_before} found done)"
 
 
 @dataclass(kw_only=True)
@@ -114,7 +113,7 @@ class ExtractedTogether:
         if encoded:
             first = next(store for store in self.stores if store.views)
             lines.append(
-                f"{counted(self.rendered, 'view')} rendered for {encoded} of "
+                f"{counted(self.rendered, 'view')} rendered, and encoded {counted(encoded, 'time')} by "
                 f"{counted(len(self.stores), 'teacher')}: {self.rendered / first.seconds:.1f} a second, "
                 f"{first.waiting()}; peak memory {human_bytes(first.figures['peak_rss_bytes'])}"
             )

@@ -24,6 +24,7 @@ from stores.errors import G2LError, RecipeMismatch, SlideError, StoreError
 from stores.format import layout, manifest, pixels, recipe
 from stores.io import files
 from stores.io.location import StoreLike
+from stores.io.text import counted
 from stores.verify.findings import Finding
 from stores.verify.structure import Structure
 
@@ -90,7 +91,7 @@ class Verified:
             )
         if any(finding.kind == "teacher" for finding in self.findings):
             return "declared, and the teacher that was given is not the one, or not with these views"
-        return f"declared, and a sample of {self.features_checked} views agrees"
+        return f"declared, and a sample of {counted(self.features_checked, 'view')} agrees"
 
     def take_in(self, part: "Verified") -> None:
         """Add what was found on one slide."""
@@ -301,7 +302,7 @@ class _SlideViews:
         file = commit.file
         for (seed, problem), at_rows in sorted(wrong.items()):
             kind = "pixels" if problem == _OTHER_PIXELS else "view"
-            text = f"{len(at_rows)} of {len(rows)} views: {problem}"
+            text = f"{len(at_rows)} of {counted(len(rows), 'view')}: {problem}"
             self._add(file, text, kind, commit.block, seed, at_rows)
         if teacher is not None and made:
             self._features(commit, made, teacher, cache)

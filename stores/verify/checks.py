@@ -23,6 +23,7 @@ from stores.format.shards import file_of, read_index, shard_fault
 from stores.format.statistics import all_finite, are_statistics_of
 from stores.io.files import first_line
 from stores.io.location import StoreLike, read_file
+from stores.io.text import counted
 from stores.verify.findings import Finding
 
 
@@ -154,7 +155,7 @@ class SlideCheck:
             absent = np.flatnonzero(listed[seed, rows.start : rows.stop] == 0)
             if len(absent) and (block, seed) not in self.broken:
                 gap = range(rows.start + int(absent[0]), rows.start + int(absent[-1]) + 1)
-                problem = f"{len(absent)} views have no commit record: lost, or never extracted"
+                problem = f"{counted(len(absent), 'view has', 'views have')} no commit record: lost, or never extracted"
                 place: dict[str, Any] = {"block": block, "seeds": range(seed, seed + 1), "rows": gap}
                 self.add(layout.views_folder(self.slide_id), problem, "missing", **place)
 

@@ -178,7 +178,7 @@ def test_three_stores_like_another_one(
     for path in stores:
         assert read_options(path, "extract-teacher")["like"]["name"] == "store"
     said = "\n".join(done.lines())
-    assert "15 views rendered for 45 of 3 teachers" in said
+    assert "15 views rendered, and encoded 45 times by 3 teachers" in said
     assert all(f"15 views in {path} (15 new" in said for path in stores)
     assert [one["store"] for one in done.to_json()["stores"]] == [str(path) for path in stores]
     assert asked == [*stores]
@@ -323,7 +323,7 @@ def test_the_command(slides: Path, store: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert f"2 views in {a} (2 new" in result.stdout
     assert f"2 views in {b} (2 new" in result.stdout
-    assert "2 views rendered for 4 of 2 teachers" in result.stdout
+    assert "2 views rendered, and encoded 4 times by 2 teachers" in result.stdout
     assert f"into {a}" in result.stderr
     assert f"into {b}" in result.stderr
     for path in (a, b):

@@ -111,7 +111,7 @@ def test_findings_say_slide_seed_and_rows(copy: Path) -> None:
         (with_column("seed", lambda v: [0] * len(v)), "lists seeds [0], its name says [0, 1, 2]"),
         (lambda t: t.take(list(range(t.num_rows))[::-1]), "rows are not in order of seed, then row"),
         (lambda t: t.slice(0, t.num_rows - 1), "its seeds list different rows"),
-        (lambda t: t.filter(pa.compute.greater(t["row"], 0)), "1 views have no commit record"),
+        (lambda t: t.filter(pa.compute.greater(t["row"], 0)), "1 view has no commit record"),
     ],
 )  # fmt: skip
 def test_a_manifest_that_contradicts_itself(
