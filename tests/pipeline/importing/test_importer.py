@@ -16,6 +16,7 @@ from pipeline.demo.synthetic_slides import write_slide
 from pipeline.encoders.apply import embed
 from pipeline.encoders.load import load_encoder
 from pipeline.extract.extract import extract
+from pipeline.importing import importer
 from pipeline.importing.options import ImportOptions
 from pipeline.runtime.progress import Silent
 from pipeline.tile.options import TileOptions
@@ -24,7 +25,7 @@ from pipeline.verify.options import VerifyOptions
 from pipeline.views.render import view_crc32
 from stores.errors import CorruptStore, OptionError, RecipeMismatch
 from stores.format import features as stored_features
-from stores.format import manifest, recipe, terms
+from stores.format import layout, manifest, recipe, terms
 from stores.io.lock import only_writer
 from tests.tools import trident
 from tests.tools.commands import g2l as command
@@ -292,6 +293,24 @@ def test_again_and_more_slides(job: Path, wsis: Path, imported: Path, tmp_path: 
     assert _proven(store, wsis).findings == []
     with pytest.raises(RecipeMismatch, match=r"recipe\.patch\.mpp: .* teacher\.image_px"):
         g2l.import_features(job, wsis, store, **trident.DECLARED | {"image_px": 192})
+
+
+def test_a_killed_import_leaves_no_index_of_before(
+    job: Path, wsis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some, store = tmp_path / "20x_256px_0px_overlap" / "features_tiny", tmp_path / "store"
+    some.mkdir(parents=True)
+    shutil.copy(job / "s1.h5", some)
+    g2l.import_features(some, wsis, store, **trident.DECLARED)
+    assert (store / layout.INDEX).exists()
+
+    def killed(*arguments: Any) -> None:
+        assert not (store / layout.INDEX).exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importer._Import, "_write_views", killed)
+    with pytest.raises(KeyboardInterrupt):
+        g2l.import_features(job, wsis, store, **trident.DECLARED)
 
 
 def test_what_is_said_of_slides(job: Path, wsis: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from pipeline.extract.extract import extract
 from pipeline.extract.options import ExtractOptions
 from pipeline.runtime.progress import Silent
 from pipeline.tile.options import TileOptions
+from pipeline.verify import repair as repair_module
 from pipeline.verify.options import VerifyOptions
 from pipeline.verify.tolerance import allowed
 from stores.errors import OptionError, RecipeMismatch, StoreError
@@ -141,6 +143,21 @@ def test_repair_restores_the_same_bytes(store: Path, slides: Path, tmp_path: Pat
     beside = ("stats/c/", "features.zarr/c/", "pixels.zarr/c/", "pixels.zarr/a/c/")  # of the same block
     touched.remove(layout.INDEX)
     assert all(any(part in name for part in beside) for name in touched), touched
+
+
+def test_a_killed_repair_leaves_no_index_of_before(
+    store: Path, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shutil.copytree(store, tmp_path / "s"))
+    (path / "features.zarr/b/stats/c/1/0/0/0").unlink()
+
+    def killed(*arguments: Any) -> None:
+        assert not (path / layout.INDEX).exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(repair_module, "_repair", killed)
+    with pytest.raises(KeyboardInterrupt):
+        look(path, replace(SAME_TEACHER, slides=(slides,), repair=True))
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -10,8 +11,9 @@ from click.testing import CliRunner
 
 import cli
 from stores.errors import OptionError
-from stores.format import features, manifest, recipe
+from stores.format import features, layout, manifest, recipe
 from stores.format.index import read_index, write_index
+from stores.verify import reindex as reindex_module
 from stores.verify.reindex import reindex
 from stores.verify.structure import verify_structure
 from tests.tools.stores import content, files_of, make_store
@@ -49,6 +51,28 @@ def test_a_store_of_an_older_version_gets_its_checksums(tmp_path: Path) -> None:
     assert "manifest/patches/a.parquet: checksum added" in run(store)
     assert files_of(store) == before
     assert findings(store) == []
+
+
+@pytest.mark.parametrize("what", ["checksum", "leftovers"])
+def test_a_killed_run_leaves_no_index_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    store = make_store(tmp_path / "s", {"a": 40, "b": 3})
+    if what == "leftovers":
+        next(manifest.commits(store, "b")).path.unlink()
+    else:
+        path = store / layout.patches_file("a")
+        pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
+    write_index(store)
+
+    def killed(*arguments: Any) -> None:
+        assert not (store / layout.INDEX).exists()
+        raise KeyboardInterrupt
+
+    target, name = (reindex_module._Run, "index") if what == "leftovers" else (manifest, "add_checksum")
+    monkeypatch.setattr(target, name, killed)
+    with pytest.raises(KeyboardInterrupt):
+        reindex(store, False, what == "leftovers")
 
 
 def test_records_of_single_seeds_become_one(tmp_path: Path) -> None:
