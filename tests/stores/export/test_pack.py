@@ -162,6 +162,19 @@ def test_what_writes_or_copies_single_chunks_refuses_it(made: Path, packed: Path
     assert files_of(copy) == before
 
 
+def test_pruning_spares_shards(tmp_path: Path) -> None:
+    """The first shard has the number of the first block, which is not there, and holds the second."""
+    store = make_store(tmp_path / "loose", {"b": 1100}, with_pixels=True)
+    first, second = manifest.commits(store, "b")
+    first.path.unlink()
+    assert len(reindex(store, prune=True).leftovers) > 0
+    run(store, tmp_path / "packed", form="packed")
+    before = files_of(tmp_path / "packed")
+    assert reindex(tmp_path / "packed", prune=True).leftovers == []
+    assert files_of(tmp_path / "packed") == before
+    assert [each.file for each in manifest.commits(tmp_path / "packed", "b")] == [second.file]
+
+
 def test_options_that_contradict_each_other(made: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="--packed: not together with --pseudonymise or --compact"):
         run(made, tmp_path / "out", form="packed", compact="int8")
