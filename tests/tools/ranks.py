@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.distill.options import DistillOptions
-from tests.tools.kill import ranks_job, start
+from tests.tools.kill import Trained, ranks_job, start
 
 
 def free_port() -> int:
@@ -15,12 +15,12 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def several(store: Path, run: Path, options: DistillOptions, world: int) -> list[Any]:
+def several(store: Trained, run: Path, options: DistillOptions, world: int) -> list[Any]:
     """The processes that ``torchrun`` would start, with everything imported."""
     return [start(ranks_job, (environment, store, run, options)) for environment in environments(world)]
 
 
-def run_several(store: Path, run: Path, options: DistillOptions, world: int) -> None:
+def run_several(store: Trained, run: Path, options: DistillOptions, world: int) -> None:
     """A training by several processes, to its end."""
     for process in several(store, run, options, world):
         process.join()

@@ -18,9 +18,12 @@ from pipeline.distill.model import Distiller, Targets, Teaching
 from pipeline.distill.options import DistillOptions
 from pipeline.distill.several import build
 from pipeline.distill.train import distill
+from pipeline.distill.weighted import WeightedStore
 from pipeline.encoders.load import load_encoder
 from pipeline.metrics.rank import effective_rank
 from stores.errors import OptionError, StoreError
+from stores.export.export import ExportOptions, export
+from stores.export.pseudonyms import Pseudonyms
 from tests.tools.commands import g2l, one_error
 from tests.tools.distill import OPTIONS, losses, same
 from tests.tools.interrupted import Interrupted
@@ -162,6 +165,40 @@ def test_a_run_with_pairs_continues_exactly_and_is_the_same_in_two_processes(
     run_several(paired, tmp_path / "two", replace(PAIRS, batch_size=4), 2)
     for (_, one), (_, two) in zip(losses(tmp_path / "whole"), losses(tmp_path / "two"), strict=True):
         assert two == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.long
+@pytest.mark.torchrun
+def test_pairs_of_two_stores_in_two_processes(paired: Path, tmp_path: Path) -> None:
+    """All at once: tiles, a second store of int8 values, pairs, a kill, two processes."""
+    export(paired, tmp_path / "b", ExportOptions("int8"))
+    two = [WeightedStore(paired, 1.0, "store"), WeightedStore(tmp_path / "b", 0.5, "b")]
+    notes = Notes()
+    whole = distill(two, tmp_path / "whole", PAIRS, False, notes)
+    assert any(text.startswith("pairs: 45 of 48 training patches show 15 places") for text in notes.said)
+    assert {name: of["held_out"]["views"] for name, of in whole["teachers"].items()}.keys() == {"store", "b"}
+    with pytest.raises(KeyboardInterrupt):
+        distill(two, tmp_path / "part", replace(PAIRS, checkpoint_every=2), False, Interrupted(6))
+    distill(two, tmp_path / "part", replace(PAIRS, threads=2), True, Notes())
+    assert same(tmp_path / "whole", tmp_path / "part")
+    named = [(str(one.store), one.weight) for one in two]
+    run_several(named, tmp_path / "two", replace(PAIRS, batch_size=4), 2)
+    for (_, one), (_, other) in zip(losses(tmp_path / "whole"), losses(tmp_path / "two"), strict=True):
+        assert other == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.long
+def test_tiles_of_two_stores_under_pseudonyms_of_one_key(paired: Path, tmp_path: Path) -> None:
+    options, taught = replace(PAIRS, loss="log-sum", steps=4), []
+    for name, key in (("plain", None), ("under pseudonyms", Pseudonyms(b"x" * 16))):
+        folder = tmp_path / name
+        for of, compact in (("a", "lossless"), ("b", "int8")):
+            export(paired, folder / of, ExportOptions(compact, key))
+        two = [WeightedStore(folder / of, 1.0, of) for of in "ab"]
+        taught.append(distill(two, folder / "run", options, False, Notes())["teachers"])
+    assert [of["held_out"]["views"] for of in taught[0].values()] == [
+        of["held_out"]["views"] for of in taught[1].values()
+    ]
 
 
 def test_the_order_of_views_is_that_of_a_run_without_pairs(paired: Path, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_store_has_it_from_the_start(made: Path, slides: Path, tile_options: T
         ExtractOptions(teacher="x", attention=True, compile=True).validate()
 
 
-_OF_THE_STORE = ("recipe.json", "manifest/slides.parquet", "manifest/index.parquet")
+_OF_THE_STORE = ("recipe.json", "manifest/slides.parquet")
 
 
 def test_a_plan_knows_its_bytes_and_files(made: Path, slides: Path, tile_options: TileOptions) -> None:

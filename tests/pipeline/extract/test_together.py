@@ -412,7 +412,7 @@ def test_killed_and_continued(slides: Path, apart: tuple[Path, Path], tmp_path: 
     assert of_store(a) == of_store(apart[0])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.cluster
 def test_in_workers(slides: Path, apart: tuple[Path, Path], tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"

@@ -606,7 +606,7 @@ def test_two_thousand_tiles_are_two_blocks(tmp_path: Path) -> None:
     summary = tile([stacked], tmp_path / "s", TileOptions(patch=32), Silent())
     assert [(row["slide_id"], row["n_patches"]) for row in summary.slides] == [("tiles-train", 2000)]
     planned = plan(tmp_path / "s", PlanOptions(seeds=2, dim=24), TileOptions(patch=32), Silent())
-    assert planned.files == 1 + 7 + 2 * (2 * 2 + 1)
+    assert planned.files == 2 + 7 + 2 * (2 * 2 + 1)
 
 
 def test_a_block_of_moved_tiles_takes_the_names_of_its_own_tiles(tmp_path: Path) -> None:
