@@ -22,7 +22,7 @@ _LIKE_OTHERS = {
 @pytest.mark.long
 def test_a_sample_of_every_kind_of_reader(tmp_path: Path) -> None:
     chosen = [name for name in READERS if name not in _LIKE_OTHERS]
-    arguments = [*chosen, "--inputs", "6", "--seed", "7", "--keep", str(tmp_path)]
+    arguments = [*chosen, "--inputs", "12", "--seed", "7", "--keep", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", "tests.torture.fuzz", *arguments], capture_output=True, text=True
     )

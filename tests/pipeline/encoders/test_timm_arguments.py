@@ -148,7 +148,7 @@ def test_an_architecture_is_a_name_of_timm(student: Path, name: str, tmp_path: P
         ({"g2l": {"terms": [{"encoder": "x"}]}}, "terms have the fields encoder, licence, access, outputs"),
         ({"model_args": [1]}, "does not have timm's form"),
         ({"model_args": {"patch_size": 4}}, "does not fit"),
-        ({"model_args": {"img_size": 4096, "embed_dim": 60000, "num_heads": 1, "depth": 24}}, "parameters"),
+        ({"model_args": {"img_size": 4096, "embed_dim": 60000, "num_heads": 1, "depth": 256}}, "parameters"),
     ],
 )
 def test_values_of_a_config_are_judged(student: Path, change: Any, part: str, tmp_path: Path) -> None:

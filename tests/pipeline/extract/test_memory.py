@@ -44,8 +44,8 @@ def peak(slides: Path, n_slides: int, store: Path) -> int:
 def test_memory_does_not_grow_with_the_number_of_slides(tmp_path: Path) -> None:
     slides = tmp_path / "slides"
     slides.mkdir()
-    write_slide(slides / "s0.tiff", seed=1, width_px=512, height_px=512)
-    for i in range(1, 24):
+    write_slide(slides / "s0.tiff", seed=1, width_px=1024, height_px=1024)
+    for i in range(1, 40):
         copy_slide(slides / "s0.tiff", slides / f"s{i}.tiff")
-    few, many = (peak(slides, n, tmp_path / f"store{n}") for n in (6, 24))
+    few, many = (peak(slides, n, tmp_path / f"store{n}") for n in (8, 40))
     assert many < 1.1 * few

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 WAITING = ("link-for-a-folder", "folders-1500-deep")
 KINDS = {name: about for name, about in hostile.KINDS.items() if not name.startswith(WAITING)}
 """Without a link whose target is read as well, and folders that are too deep for who removes them after the tests."""
-COPIED = 24
+COPIED = 12
 """One kind of so many is copied: writing takes ten times as long as reading."""
 PSEUDONYMS = ExportOptions(pseudonyms=Pseudonyms(b"x" * 16))
 
