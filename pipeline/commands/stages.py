@@ -35,7 +35,7 @@ from stores.io.location import names_of
 from stores.io.text import counted
 
 _one_or_several = partial(click.option, cls=Option, multiple=True, one_or_several=True)
-_of_one = partial(_one_or_several, "--for", "own", heading=ENCODER)
+_for_option = partial(_one_or_several, "--for", "own", heading=ENCODER)
 
 
 @click.command("tile", cls=Command, short_help="Find tissue and lay the patch grid")
@@ -85,7 +85,7 @@ _NOT_PLANNED = tuple(name for name in types_of(DistillOptions) if name not in _P
     help="Store that the views are for, new or begun: says what is left to do. Of several teachers one for each. With "
     "--student the stores that it will learn from, or their URLs.",
 )
-@_of_one(
+@_for_option(
     metavar="NAME:OPTION=VALUE",
     help="An option of one of several teachers, by its name, or by the last part of its store: uni2-h:tokens=64.",
 )
@@ -167,7 +167,7 @@ def plan_command(
     metavar="DIR",
     help="Folder of the store; of several teachers one for each, in their order.",
 )
-@_of_one(
+@_for_option(
     metavar="STORE:OPTION=VALUE",
     help="An option of one of several teachers, by the last part of its store: B:weights=PATH, B:attention.",
 )
@@ -306,7 +306,7 @@ def prototypes_command(store: str, as_json: bool, **values: Any) -> None:
     metavar="DIR",
     help="Folder to write into; of several encoders one for each, in their order.",
 )
-@_of_one(
+@_for_option(
     metavar="OUT:OPTION=VALUE",
     help="An option of one of several encoders, by the last part of its folder: B:pooling=cls, B:format=clam.",
 )

@@ -19,11 +19,12 @@ from pipeline.extract.options import DEFAULT_SEEDS, PlanOptions
 from pipeline.extract.tasks import done_of, index_of, missing_seeds
 from pipeline.inference.task import Tally
 from pipeline.runtime.progress import Reporter
+from pipeline.runtime.resume import begun_otherwise
 from pipeline.tile.options import TileOptions
 from stores.errors import OptionError, StoreError
 from stores.format import features, layout, manifest, recipe, tokens
 from stores.io.location import StoreLike
-from stores.io.text import first_of, human_bytes, one_line, unusable_lines
+from stores.io.text import first_of, human_bytes, unusable_lines
 
 MANIFEST_BYTES_PER_VIEW = 44
 """Commit records and patches of the demo's store, 968 patches under 4 seeds: 44.0 B a view."""
@@ -470,9 +471,7 @@ def _as_begun(options: PlanOptions, store: Path) -> PlanOptions:
     asked["dim"] = options.dim or (there["dim"] if preset is None else preset.dim)
     for name, value in asked.items():
         if value != there[name]:
-            raise OptionError(
-                f"--{name} {value}: {store} was begun with {one_line(there[name])}; use that, or another --store"
-            )
+            raise begun_otherwise(store, name, value, there[name], "--store")
     return dataclasses.replace(options, dim=stored.teacher.dim)
 
 

@@ -17,6 +17,7 @@ from pipeline.inference.loaded import EncoderSpec
 from pipeline.inference.task import Task
 from pipeline.inference.worker import WorkerEncoder
 from pipeline.runtime.options import to_json
+from pipeline.runtime.resume import begun_otherwise
 from pipeline.runtime.work import Cluster
 from pipeline.views.policy import Policy
 from stores.errors import OptionError
@@ -114,9 +115,7 @@ class StoreRun:
         recipe.require_same(stored, wanted, str(self.store))
         begun = read_options(self.store, "extract-teacher").get("pixels", self.options.pixels)
         if begun != self.options.pixels:
-            raise OptionError(
-                f"--pixels {self.options.pixels}: {self.store} was begun with {begun}; use that, or another --store"
-            )
+            raise begun_otherwise(self.store, "pixels", self.options.pixels, begun, "--store")
         return recipe.require_complete(stored, self.store)
 
     def settle(self, wanted: recipe.CompleteRecipe, original: Original | None, asked: bool) -> None:

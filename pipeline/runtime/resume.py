@@ -6,6 +6,7 @@ from typing import Any
 from pipeline.runtime.options import to_json, word_of_today
 from stores.errors import OptionError, StoreError
 from stores.io import files
+from stores.io.text import one_line
 
 BEGUN = "options.json"
 """``options``, and what else has to stay the same."""
@@ -40,14 +41,19 @@ def require_same_options(out: Path, options: Any, free: frozenset[str]) -> None:
     old = to_json(type(options)()) | read_begun(out).get("options", {})
     for name, value in to_json(options).items():
         if name not in free and word_of_today(type(options), name, old[name]) != value:
-            flag, given, before = name.replace("_", "-"), _words(value), _words(old[name])
-            said = f"--{flag} {given}: {out}" if given else f"--{flag}: not given, and {out}"
-            begun = f"with {before}; use that" if before else "without it; leave it out"
-            raise OptionError(f"{said} was begun {begun}, or another --out")
+            raise begun_otherwise(out, name, value, old[name], "--out")
+
+
+def begun_otherwise(folder: Path, name: str, value: Any, before: Any, place: str) -> OptionError:
+    """The error that `folder`, which the option `place` names, was begun with another `value` of an option."""
+    flag, given, begun = name.replace("_", "-"), _words(value), _words(before)
+    said = f"--{flag} {given}: {folder}" if given else f"--{flag}: not given, and {folder}"
+    how = f"with {begun}; use that" if begun else "without it; leave it out"
+    return OptionError(f"{said} was begun {how}, or another {place}")
 
 
 def _words(value: Any) -> str:
     """An option's value in JSON as a user gives it; empty for one that is not given."""
     if isinstance(value, list):
         return " ".join(map(str, value))
-    return "" if value is None else str(value)
+    return "" if value is None else one_line(value)

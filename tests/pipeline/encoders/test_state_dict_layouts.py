@@ -4,8 +4,6 @@ The transformers layout is written by transformers itself; the native block is w
 facebookresearch/dinov2 (``layers/block.py``, ``attention.py``, ``swiglu_ffn.py``, ``models/vision_transformer.py``).
 """
 
-import ast
-import importlib.metadata
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +24,6 @@ from pipeline.encoders.torchvision_cpu import make_importable
 from stores.errors import WeightsError
 from tests.tools.encoders import State, make_views, prefixed
 from tests.tools.layouts import NativeEncoder, at_random, chunked
-from tests.tools.settings import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -213,20 +210,3 @@ def test_keys_of_timm_repositories(name: str, tmp_path: Path) -> None:
 def test_other_layouts_pass_unchanged() -> None:
     state = {"blocks.0.attn.qkv.weight": torch.ones(2), "encoder.layer.0.output.dense.weight": torch.ones(3)}
     assert to_native(state).keys() == state.keys()
-
-
-def test_transformers_is_no_dependency() -> None:
-    needed = importlib.metadata.requires("g2l") or []
-    assert not [line for line in needed if line.startswith("transformers") and "extra" not in line]
-    root = ROOT
-    sources = [root / "cli.py", *(root / "pipeline").rglob("*.py"), *(root / "stores").rglob("*.py")]
-    assert len(sources) > 100
-    assert [path for path in sources if "transformers" in imported(path)] == []
-
-
-def imported(path: Path) -> set[str]:
-    """Packages that a file imports anywhere in it."""
-    nodes = list(ast.walk(ast.parse(path.read_text())))
-    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-    return {name.partition(".")[0] for name in names}

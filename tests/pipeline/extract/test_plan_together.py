@@ -87,7 +87,7 @@ def test_a_store_that_is_begun_is_no_other(slides: Path, store: Path, tmp_path: 
     refused("--pixels False: .* was begun with True", pixels=False)
     refused("--teacher h-optimus-0: .* was begun with tests.tools.tiny:teacher", teacher="h-optimus-0")
     refused("--dim 8: .* was begun with 24", dim=8)
-    refused("--tokens 4: .* was begun with None", tokens=4)
+    refused("--tokens 4: .* was begun without it; leave it out, or another --store", tokens=4)
     refused("recipe.patch.mpp: .* has 0.5, this run has 1.0", RecipeMismatch, inputs=[slides], mpp=1.0)
     other = tmp_path / "other"
     g2l_api.tile([slides], other, max_patches=5)
