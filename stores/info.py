@@ -165,12 +165,15 @@ def _read(store: StoreLike) -> tuple[list[dict[str, Any]], dict[str, float] | No
 
 def _sizes(store: StoreLike, index: Index | None) -> tuple[dict[str, int], int]:
     """Bytes of features, pixels and manifest, and the number of all files; what is in the index is not listed."""
-    if index is None or not isinstance(store, Path):
+    if index is None:
         listed, size, n_files = layout.list_files(store, only_plain=False), {}, {}
     else:
         size, n_files = dict(index.bytes), dict(index.files)
-        others = [name for name in os.listdir(store) if name not in size]
-        listed = dict(walk(store, lambda name, what: None, *others))
+        if isinstance(store, Path):
+            others = [name for name in os.listdir(store) if name not in size]
+            listed = dict(walk(store, lambda name, what: None, *others))
+        else:
+            listed = store.list_files(size)
     size = size or sizes_of(listed)[0]
     size[layout.MANIFEST] = sum(n for name, n in listed.items() if name.startswith(f"{layout.MANIFEST}/"))
     return size, len(listed) + sum(n_files.values())

@@ -44,8 +44,28 @@ class Segment:
         return len(self.seeds) * len(self.rows)
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What `find_units` reads whatever the split: read once for several. Made by `list_slides`."""
+
+    slides: Mapping[str, dict[str, Any]]
+    """The usable ones, by id."""
+    index: Index | None
+
+
+def list_slides(store: StoreLike, patch: Patch | None = None) -> Listing:
+    """The usable slides of a store, and its index; errors and `patch` as in `find_units`."""
+    index = read_index(store)
+    return Listing(usable_slides(store, patch), index)
+
+
 def find_units(
-    store: StoreLike, split: str, n_seeds: int | None, patch: Patch | None = None, uneven: bool = False
+    store: StoreLike,
+    split: str,
+    n_seeds: int | None,
+    patch: Patch | None = None,
+    uneven: bool = False,
+    listing: Listing | None = None,
 ) -> list[Segment]:
     """All committed views of a split under seeds 0 to `n_seeds` - 1; a unit is the segment of a whole commit record.
 
@@ -62,6 +82,8 @@ def find_units(
         Of the recipe, to check the patches against; None leaves that out.
     uneven : bool
         Whether a block may lack some of the seeds.
+    listing : Listing, optional
+        Of the store, where it was read already.
 
     Raises
     ------
@@ -73,11 +95,11 @@ def find_units(
     """
     units = []
     content: dict[str, bytes] = {}
-    index = read_index(store)
-    for slide_id, row in usable_slides(store, patch).items():
+    listing = listing or list_slides(store, patch)
+    for slide_id, row in listing.slides.items():
         if row["split"] != split:
             continue
-        found = _read(store, row, patch) if index is None else _listed(store, row, index)
+        found = _read(store, row, patch) if listing.index is None else _listed(store, row, listing.index)
         for commit, rows, of_record in found:
             if len(rows):
                 # a row that cannot be read is bad under all seeds of its commit

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from pipeline.data.balance import group_units
 from pipeline.data.joined import Joined, Match, grid, has_views, restricted, root_of
-from pipeline.data.loader import Batch, LoaderOptions, ViewLoader, load_views
+from pipeline.data.loader import SAMPLE_BLOCKS, Batch, LoaderOptions, ViewLoader, load_views
 from pipeline.data.sources import find_sources
 from pipeline.data.split import Split, find_views, require_rendering
 from pipeline.runtime.progress import Reporter
@@ -102,8 +102,9 @@ class JoinedSplit(Split):
         threads: int,
         tokens: Tokens | None = None,
         attention: Attention | None = None,
+        blocks: int | None = SAMPLE_BLOCKS,
     ) -> Batch:
-        """At most `n_views` views under one seed, evenly spread; each is compared with its checksum."""
+        """At most `n_views` views under one seed, evenly spread, see `load_views`; each compared with its checksum."""
         return load_views(
             self.store,
             self.units,
@@ -114,6 +115,7 @@ class JoinedSplit(Split):
             threads,
             joined=self.joined,
             pairs=self.pairs,
+            blocks=blocks,
         )
 
     def check(self, threads: int) -> None:
@@ -169,10 +171,12 @@ def open_joined(
         )
     found = []
     in_split: dict[str, tuple[str, StoreLike]] = {}
+    listings = [sampler.list_slides(member.files, member.recipe.patch) for member in members]
     for split, seeds in n_seeds.items():
+        empty = split in may_be_empty
         units = [
-            find_views(m.files, m.recipe, split, seeds, split in may_be_empty, True, limits, report)
-            for m in members
+            find_views(m.files, m.recipe, split, seeds, empty, True, limits, report, listing)
+            for m, listing in zip(members, listings, strict=True)
         ]
         sides = [_Side(m.files, rows, of) for m, rows, of in zip(members, tables, units, strict=True)]
         for side in sides:

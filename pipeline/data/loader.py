@@ -35,6 +35,15 @@ from stores.io.ranges import spread
 _BLOCKS_BESIDE = 256
 """Blocks whose records are kept for pairs: rows are in order of content, so other tiles of a place are anywhere."""
 CHECK_EVERY = 16  # --check-views sample checks one view of 16
+SAMPLE_BLOCKS = 256
+"""Blocks that a sample of views comes from, if they have enough: each one costs a record and the patches of its slide.
+
+Runs depend on it; a change needs another name in `SAMPLE`.
+"""
+_READERS_OF_A_URL = 16
+"""Threads that read the records of a sample from a URL: most of the time is waiting. On a disk they gain nothing."""
+SAMPLE = f"blocks-{SAMPLE_BLOCKS}"
+"""Names how a sample is taken. A run that does not name it took views from any number of blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +355,22 @@ def _cache_and_source(
     return BlockCache(store, tokens, policy, attention), lambda commit: sources[commit.slide_id]
 
 
+def _spread_over(units: list[sampler.Segment], n_views: int, most: int | None) -> list[sampler.Segment]:
+    """At most `most` of the units, evenly spread, or as many more as it takes to have `n_views` views of a seed."""
+    while most is not None and most < len(units):
+        kept = [units[at] for at in spread(len(units), most)]
+        if sum(len(unit.rows) for unit in kept) >= n_views:
+            return kept
+        most *= 2
+    return units
+
+
+def _shares(n: int, parts: int) -> list[range]:
+    """The numbers below `n`, in at most `parts` ranges of nearly one length."""
+    size = max(1, -(-n // parts))
+    return [range(start, min(start + size, n)) for start in range(0, n, size)]
+
+
 def load_views(
     store: StoreLike,
     units: Sequence[sampler.Segment],
@@ -358,15 +383,20 @@ def load_views(
     attention: recipe.Attention | None = None,
     joined: Joined | None = None,
     pairs: Pairs | None = None,
+    blocks: int | None = None,
 ) -> Batch:
     """At most `n_views` views of one seed, evenly spread over `units`; every view is compared with its checksum.
 
     So are those of `pairs`, which come beside them.
+
+    Parameters
+    ----------
+    blocks
+        From how many of the units, evenly spread; from more where these have too few views. None takes any number.
     """
-    having = [unit for unit in units if seed in unit.seeds]
+    having = _spread_over([unit for unit in units if seed in unit.seeds], n_views, blocks)
     ends = np.cumsum([len(unit.rows) for unit in having], dtype=np.int64)
     keep = spread(int(ends[-1]) if having else 0, n_views)
-    cache, source = _cache_and_source(store, sources, policy, tokens, attention, joined)
     places = np.searchsorted(ends, keep, side="right").tolist()
     chosen = [
         (having[place].commit, int(having[place].rows[number - ends[place]]))  # from the end of its unit
@@ -377,18 +407,29 @@ def load_views(
         wanted += [pairs.other(commit, row, seed, epoch=0) for commit, row in chosen]
     out = np.zeros((len(wanted), policy.crop_px, policy.crop_px, 3), np.uint8)
     work = functools.partial(rebuild_row, policy)
-    with PatchPool(threads) as pool:
-        jobs = {}
-        stored = []
-        for slot, one in enumerate(wanted):
-            if one is not None:
+
+    def begin(slots: range) -> tuple[list[tuple[int, Future[Any]]], list[list[npt.NDArray[Any]]]]:
+        """Let some of the views be rendered, and read what is stored of those that were chosen."""
+        cache, source = _cache_and_source(store, sources, policy, tokens, attention, joined)
+        jobs, stored = [], []
+        for slot in slots:
+            if (one := wanted[slot]) is not None:
                 commit, row = one
                 at = cache.commit(commit).request(row, {seed: True})
-                jobs[slot] = pool.submit(source(commit), work, commit.slide_id, row, *at)
-            if one is not None and slot < len(chosen):
-                stored.append(cache.stored(commit, np.array([row], np.int32), seed))
-        for slot, job in jobs.items():
-            out[slot] = job.result()[0]
+                jobs.append((slot, pool.submit(source(commit), work, commit.slide_id, row, *at)))
+                if slot < len(chosen):
+                    stored.append(cache.stored(commit, np.array([row], np.int32), seed))
+        return jobs, stored
+
+    stored = []
+    all_local = all(isinstance(one, Path) for one in ([store] if joined is None else joined.stores))
+    readers = 1 if all_local else _READERS_OF_A_URL
+    with PatchPool(threads) as pool, ThreadPoolExecutor(readers, thread_name_prefix="records") as beside:
+        # a share is of few blocks, and of neighbours: no block is read by two
+        for jobs, of_share in beside.map(begin, _shares(len(wanted), readers)):
+            stored += of_share
+            for slot, job in jobs:
+                out[slot] = job.result()[0]
     if not stored:
         none = np.empty((0, 0), np.float16)
         return Batch(0, out, none, none[:, :, None], np.empty((0, 0), np.int32))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pipeline.data import statistics
 from pipeline.data.balance import group_units
-from pipeline.data.loader import Batch, LoaderOptions, ViewLoader, load_views, slide_numbers
+from pipeline.data.loader import SAMPLE_BLOCKS, Batch, LoaderOptions, ViewLoader, load_views, slide_numbers
 from pipeline.data.pairs import Pairs
 from pipeline.data.quality import within_limits
 from pipeline.data.sources import find_sources
@@ -112,8 +112,9 @@ class Split:
         threads: int,
         tokens: Tokens | None = None,
         attention: Attention | None = None,
+        blocks: int | None = SAMPLE_BLOCKS,
     ) -> Batch:
-        """At most `n_views` views under one seed, evenly spread; each is compared with its checksum."""
+        """At most `n_views` views under one seed, evenly spread, see `load_views`; each compared with its checksum."""
         return load_views(
             self.store,
             self.units,
@@ -125,6 +126,7 @@ class Split:
             tokens,
             attention,
             pairs=self.pairs,
+            blocks=blocks,
         )
 
     def check(self, threads: int) -> None:
@@ -165,6 +167,7 @@ def find_views(
     uneven: bool = False,
     limits: Sequence[Limit] = (),
     report: Reporter = SILENT,
+    listing: sampler.Listing | None = None,
 ) -> list[sampler.Segment]:
     """The committed views of a split, as `stores.sampler.find_units`, with arrays that belong to them.
 
@@ -172,6 +175,8 @@ def find_views(
     ----------
     limits
         Views of patches beyond one of them, or that one cannot judge, are left out.
+    listing
+        Of the store, where it was read already.
 
     Raises
     ------
@@ -183,7 +188,7 @@ def find_views(
         When the store lacks the column of a limit, or the limits leave no view.
     """
     require_possible(recipe, store)
-    units = sampler.find_units(store, split, n_seeds, recipe.patch, uneven)
+    units = sampler.find_units(store, split, n_seeds, recipe.patch, uneven, listing)
     if not units and not may_be_empty:
         raise StoreError(f"{store}: no committed views in the split {split!r}; see `g2l store info {store}`")
     n_seeds_of: dict[str, int] = {}
@@ -259,8 +264,12 @@ def open_splits(
     """
     require_rendering(store, recipe)
     policy = Policy.from_json(recipe.policy)
+    require_possible(recipe, store)
+    listing = sampler.list_slides(store, recipe.patch)
     units = {
-        split: find_views(store, recipe, split, seeds, split in may_be_empty, limits=limits, report=report)
+        split: find_views(
+            store, recipe, split, seeds, split in may_be_empty, limits=limits, report=report, listing=listing
+        )
         for split, seeds in n_seeds.items()
     }
     slide_ids = {split: {unit.commit.slide_id for unit in found} for split, found in units.items()}

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.join import JoinedSplit, Member, open_joined
-from pipeline.data.loader import Batch
+from pipeline.data.loader import SAMPLE_BLOCKS, Batch
 from pipeline.data.pairs import find_pairs
 from pipeline.data.split import Split, files_and_recipe, open_splits
 from pipeline.distill import loss_spec
@@ -92,10 +92,16 @@ def open_data(
     options: DistillOptions,
     threads: int,
     report: Reporter,
+    blocks: int | None = SAMPLE_BLOCKS,
 ) -> Data:
     """Find the views of a store, or of several, and prove on a sample that they can be rebuilt. Needs no encoder.
 
     The cheap checks come first, so that an unsuitable store is refused before any pixel is read.
+
+    Parameters
+    ----------
+    blocks
+        That the views of a validation come from, see `pipeline.data.loader.load_views`.
 
     Raises
     ------
@@ -134,12 +140,16 @@ def open_data(
     if options.check_views != "none":
         train.check(threads)
     first = asked[0]
-    held_out = (
-        val.sample(0, options.val_views, threads, first.tokens, first.attention) if val.n_views > 1 else None
-    )
+    held_out = None
+    if val.n_views > 1:
+        held_out = val.sample(0, options.val_views, threads, first.tokens, first.attention, blocks)
     if held_out is not None and held_out.present is not None and held_out.present.sum(axis=0).max() < 2:
         held_out = None
-    fit = None if held_out is None else replace(train, pairs=None).sample(0, options.val_views, threads)
+    fit = (
+        None
+        if held_out is None
+        else replace(train, pairs=None).sample(0, options.val_views, threads, blocks=blocks)
+    )
     if held_out is None:
         report.note(f"no validation: the split val has fewer than two views; {REMEDY}")
     teachings = teachings_of(given, asked, statistics)

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from pipeline.data import window as windows
 from pipeline.data.balance import described
 from pipeline.data.join import JoinedSplit
-from pipeline.data.loader import Batch, LoaderOptions
+from pipeline.data.loader import SAMPLE, SAMPLE_BLOCKS, Batch, LoaderOptions
 from pipeline.distill import checkpoint, out_of_memory
 from pipeline.distill import ranks as ranks_of
 from pipeline.distill.curves import draw_curves
@@ -127,7 +127,7 @@ def distill(
             if swept:
                 report.note(f"removed {counted(swept, 'unfinished file')} of an interrupted run")
         threads = threads_of(options.threads, ranks.local_world)
-        data = open_data(store, options, threads, report)
+        data = open_data(store, options, threads, report, _sample_blocks(run))
         _require_same_store(run, data)
         options = _with_window(options, data, ranks, report)
         _require_view_size(options, data)
@@ -185,6 +185,12 @@ def _as_begun(run: Path, options: DistillOptions) -> DistillOptions:
     options = dataclasses.replace(options, **words)
     require_same_options(run, options, _FREE - _OF_HELD_OUT if options.early_stop == "held-out" else _FREE)
     return options
+
+
+def _sample_blocks(run: Path) -> int | None:
+    """Blocks that views are held out of: of any number in a run that an earlier version began, so that they stay."""
+    path = run / BEGUN
+    return None if path.exists() and read_begun(run).get("sample") != SAMPLE else SAMPLE_BLOCKS
 
 
 def _with_window(options: DistillOptions, data: Data, ranks: Ranks, report: Reporter) -> DistillOptions:
@@ -279,7 +285,7 @@ def _begin_run(run: Path, options: DistillOptions, data: Data) -> None:
     digest = data.train.recipe.digest()
     said = {name: value for name, value in to_json(options).items() if value or name not in _NOT_SAID}
     begun = {"options": said, "store_recipe": digest, "stream": sampler.STREAMS[options.balance]}
-    files.write_json(path, begun | _of_stores(data))
+    files.write_json(path, begun | {"sample": SAMPLE} | _of_stores(data))
 
 
 def _require_room(run: Path, trainer: Trainer, keeps_best: bool) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -28,8 +28,8 @@ class RemoteFiles(Protocol):
     def read_range(self, name: str, start: int, length: int) -> bytes | None:
         """Bytes of a file from `start`, fewer where it ends before; None when it is absent."""
 
-    def list_files(self) -> dict[str, int]:
-        """Size in bytes of every file, by its name below the store."""
+    def list_files(self, beside: Collection[str] = ()) -> dict[str, int]:
+        """Size in bytes of every file, by its name below the store; without those of the folders `beside`."""
 
     def entries(self, folder: str) -> dict[str, int]:
         """What is in a folder of the manifest, by name: bytes of a file, 0 for a folder. Empty without it."""

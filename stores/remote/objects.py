@@ -3,7 +3,7 @@
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,15 +93,29 @@ class Objects:
     def list(self, prefix: str = "") -> dict[str, Object]:
         """Every file below `prefix`, by its name below the URL; empty when there is none."""
         path = f"{self._root}/{prefix}".rstrip("/")
-        found: Mapping[str, Any] = (
-            self._try(f"listing {prefix}", lambda: self._fs.find(path, detail=True)) or {}
-        )
-        result = {}
-        for full, about in found.items():
-            name = full.lstrip("/").removeprefix(self._root.lstrip("/") + "/")
-            if about.get("type", "file") == "file":
-                result[name] = Object(int(about["size"]), _md5_of(about))
-        return result
+        found = self._try(f"listing {prefix}", lambda: self._fs.find(path, detail=True)) or {}
+        return self._objects(found)
+
+    def list_beside(self, folders: Collection[str]) -> dict[str, Object]:
+        """As `list`, of all that is not in one of some folders at the top: these are not looked into."""
+        listed = self._try("listing", lambda: self._fs.ls(self._root, detail=True)) or []
+        top = [about for about in listed if about["name"].strip("/") != self._root.strip("/")]
+        found = self._objects({about["name"]: about for about in top})
+        for about in top:
+            name = self._below(about["name"])
+            if about.get("type") == "directory" and name not in folders:
+                found |= self.list(name)
+        return found
+
+    def _objects(self, found: Mapping[str, Any]) -> dict[str, Object]:
+        files = {
+            self._below(full): about for full, about in found.items() if about.get("type", "file") == "file"
+        }
+        return {name: Object(int(about["size"]), _md5_of(about)) for name, about in files.items()}
+
+    def _below(self, full: str) -> str:
+        """The name below the URL."""
+        return full.strip("/").removeprefix(self._root.lstrip("/") + "/")
 
     def get(self, name: str, limit_bytes: int) -> bytes | None:
         """The bytes of a file, None when there is none; CorruptStore when there are more than `limit_bytes`."""

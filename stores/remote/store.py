@@ -12,7 +12,7 @@ import stat
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from stores.format.index import read_index
 from stores.io.location import StoreLike
 from stores.remote.objects import THREADS, Object, Objects, is_url, remote_url
 
+_FETCHED = (layout.OPTIONS, layout.MANIFEST)
 _CACHE, _CACHE_LOCK = "g2l-cache-", ".lock"
 
 
@@ -46,6 +47,7 @@ class RemoteStore:
         self._listed: dict[str, Object] | None = None
         self._mirror.mkdir(parents=True, exist_ok=True)
         self._chunks.mkdir(exist_ok=True)
+        self._small: dict[str, int] = {}
         self._later: dict[str, int] = {}
         self._entries: dict[str, dict[str, int]] = {}
         self._fetch_small()
@@ -67,9 +69,18 @@ class RemoteStore:
         """What is in a folder of the manifest, by name: bytes of a file, 0 for a folder."""
         return self._entries.get(folder, {})
 
-    def list_files(self) -> dict[str, int]:
-        """Size in bytes of every file of the store."""
-        return {name: about.size for name, about in self.list_objects().items()}
+    def list_files(self, beside: Collection[str] = ()) -> dict[str, int]:
+        """Size in bytes of every file of the store, by name.
+
+        Parameters
+        ----------
+        beside
+            Folders at the top that are left out. A service lists 1,000 files for a request.
+        """
+        if not beside:
+            return {name: about.size for name, about in self.list_objects().items()}
+        found = self.objects.list_beside({*beside, *_FETCHED})
+        return self._small | {name: about.size for name, about in found.items()}
 
     def list_objects(self) -> dict[str, Object]:
         """Size and MD5 of every file of the store; listed once."""
@@ -80,8 +91,9 @@ class RemoteStore:
     def _fetch_small(self) -> None:
         """Fetch recipe, options and manifest; where there is an index, records and patches only when they are used."""
         names: dict[str, int] = {layout.RECIPE: layout.limit_bytes(layout.RECIPE)}
-        for folder in (layout.OPTIONS, layout.MANIFEST):
+        for folder in _FETCHED:
             for name, about in self.objects.list(folder).items():
+                self._small[name] = about.size
                 # a name that the format does not have may be a path that leads elsewhere
                 if layout.classify(name) is not None:
                     names[name] = min(about.size, layout.limit_bytes(name))

@@ -122,3 +122,17 @@ def test_load_views_spreads_over_slides(store: Path) -> None:
     assert batch.targets.shape == (6, 24)
     everything = load_views(store, units, sources, POLICY, 0, 10_000, 2)
     assert len(everything.views) == sum(len(unit.rows) for unit in units)
+
+
+def test_a_sample_is_of_few_blocks_unless_they_have_too_few_views(store: Path) -> None:
+    """Each costs a record and the patches of its slide: a store of 1,000 slides took a minute to begin."""
+    units = sampler.find_units(store, "train", 1)
+    assert len(units) == 2
+    sources = {name: StoreSource(name, store) for name in "ab"}
+    first = len(units[0].rows)
+    for n_views, of in ((first, units[:1]), (first + 1, units)):
+        found = load_views(store, units, sources, POLICY, 0, n_views, 2, blocks=1)
+        assert joined([found]) == joined([load_views(store, of, sources, POLICY, 0, n_views, 2)])
+    assert joined([load_views(store, units, sources, POLICY, 0, first, 2)]) != joined(
+        [load_views(store, units, sources, POLICY, 0, first, 2, blocks=1)]
+    )

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.loader import Batch
+from pipeline.data.loader import SAMPLE_BLOCKS, Batch
 from pipeline.data.split import Split
 from pipeline.data.statistics import statistics
 from pipeline.distill import checkpoint, train
@@ -24,6 +24,7 @@ from pipeline.distill.inputs import open_data
 from pipeline.distill.losses import infonce
 from pipeline.distill.metrics_log import read_metrics
 from pipeline.distill.model import Targets
+from pipeline.distill.options import DistillOptions
 from pipeline.distill.result import Distilled
 from pipeline.distill.trainer import make_trainer
 from pipeline.distill.validate import validate
@@ -51,6 +52,29 @@ def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run") / "run"
     train.distill(store, path, OPTIONS, False, Silent())
     return path
+
+
+def test_a_run_of_an_earlier_version_keeps_its_held_out_views(
+    run: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--early-stop held-out`` decides by them."""
+    asked: list[int | None] = []
+
+    def open_data(
+        store: Path, options: DistillOptions, threads: int, report: Silent, blocks: int | None
+    ) -> None:
+        asked.append(blocks)
+        raise StoreError("enough")
+
+    monkeypatch.setattr(train, "open_data", open_data)
+    begun = json.loads((run / "options.json").read_text())
+    assert begun.pop("sample") == "blocks-256" == f"blocks-{SAMPLE_BLOCKS}"
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/options.json").write_text(json.dumps(begun))
+    for path in (tmp_path / "new", tmp_path / "old"):
+        with pytest.raises(StoreError, match="enough"):
+            train.distill(store, path, OPTIONS, False, Silent())
+    assert asked == [SAMPLE_BLOCKS, None]
 
 
 def test_the_run_folder(run: Path, store: Path) -> None:

@@ -292,7 +292,7 @@ def test_a_run_on_two_stores_goes_on_as_it_was(store: Path, token_store: Path, t
 def test_one_store_records_what_it_always_did(store: Path, tmp_path: Path) -> None:
     train.distill([WeightedStore(store)], tmp_path / "r", replace(OPTIONS, steps=2), False, Silent())
     begun = json.loads((tmp_path / "r/options.json").read_text())
-    assert set(begun) == {"options", "store_recipe", "stream"}
+    assert set(begun) == {"options", "store_recipe", "stream", "sample"}
     state = torch.load(tmp_path / "r/checkpoints/step-00000002.pt", weights_only=True)["model"]
     heads = {name for name in state if not name.startswith("student.")}
     names = {

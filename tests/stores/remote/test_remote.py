@@ -120,6 +120,24 @@ def test_info_and_verify_say_the_same_as_locally(s3: str, uploaded: str, store: 
     assert json.loads(out.stdout)["views"] == here["views"]
 
 
+def test_info_lists_no_arrays_that_the_index_counts(
+    s3: str, uploaded: str, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store of 1,000 slides has 400,000 files in them, and a service lists 1,000 for a request."""
+    asked: list[str] = []
+    list_files = Objects.list
+
+    def counted(self: Objects, prefix: str = "") -> dict[str, objects.Object]:
+        asked.append(prefix)
+        return list_files(self, prefix)
+
+    monkeypatch.setattr(Objects, "list", counted)
+    with remote.open_store(uploaded) as found:
+        assert store_info(found)["files"] == store_info(store)["files"]
+    assert layout.MANIFEST in asked
+    assert not {"", layout.FEATURES, layout.PIXELS} & set(asked)
+
+
 def test_a_store_with_an_index_is_opened_without_its_records(
     s3: str, uploaded: str, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
