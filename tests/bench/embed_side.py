@@ -1,4 +1,4 @@
-"""What ``g2l embed`` does in ``bench_lazyslide``, in a process of its own; prints seconds and views."""
+"""What ``g2l embed`` does in ``bench_embed``, in a process of its own; prints seconds and views."""
 
 import json
 import sys

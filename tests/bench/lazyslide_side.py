@@ -1,4 +1,4 @@
-"""What LazySlide does in ``bench_lazyslide``, in its own environment; prints views a second."""
+"""What LazySlide does in ``bench_embed``, in its own environment; prints views a second."""
 
 import json
 import sys
