@@ -29,6 +29,8 @@ _FIGURES = {
     "explained": "variance explained",
 }
 _UNKNOWN = "unknown"
+_HEADING = 80
+"""Characters of students' names that stand in the heading of the page."""
 _OF_ONE = ("store", "slides", "student", "weights", "random_weights")
 """Options that show the slides and the student of one run."""
 _RANKING = (
@@ -113,11 +115,8 @@ def write_comparison(paths: Sequence[Path], out: Path, options: ReportOptions) -
         ("training", "Training", _curves(students, groups)),
         ("evaluation", "Evaluation", page.evaluation(tables)),
     ]
-    title = (
-        f"{len(students)} students: {', '.join(dict.fromkeys(s.run.options['student'] for s in students))}"
-    )
     files.sweep_partials_of(out)
-    files.write_text(out, page.page(one_line(title, 160), _lead(groups), SUBTITLE, sections))
+    files.write_text(out, page.page(_heading(students), _lead(groups), SUBTITLE, sections))
     return Report(out, out.stat().st_size, 0, 0, [], len(students))
 
 
@@ -226,6 +225,13 @@ def _table(
         (str(student.number + 1), charts.key(_line(student, [], [])), student.name) for student in students
     ]
     return page.comparison(heads, [(title, rows) for title, rows in kept if rows]) + f"<p>{_RANKING}</p>"
+
+
+def _heading(students: Sequence[Student]) -> str:
+    """How many there are, and of which kinds where that is short; a setting of a kind is for the table."""
+    kinds = dict.fromkeys(str(s.run.options["student"]).partition("?")[0] for s in students)
+    named = ", ".join(one_line(kind.removeprefix("timm:")) for kind in kinds)
+    return f"{len(students)} students" + (f": {named}" if len(named) <= _HEADING else "")
 
 
 def _architecture(student: Student) -> str:

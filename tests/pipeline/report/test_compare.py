@@ -91,6 +91,24 @@ def test_students_of_the_same_views_are_ranked(tmp_path: Path) -> None:
     assert "Not all figures here" not in text
 
 
+@pytest.mark.parametrize(
+    ("names", "heading"),
+    [
+        (["timm:vit_tiny?img_size=112&depth=4", "timm:vit_tiny?depth=2"], "2 students: vit_tiny"),
+        (["hibou-l", "<b>"], "2 students: hibou-l, &lt;b&gt;"),
+        (["a" * 90, "b"], "2 students"),
+    ],
+)
+def test_the_heading_names_kinds_without_their_settings(
+    names: list[str], heading: str, tmp_path: Path
+) -> None:
+    runs = [make_run(tmp_path / str(number), figures(0.7)) for number in range(len(names))]
+    for run, name in zip(runs, names, strict=True):
+        begun = files.read_object(run / "options.json", inside=run)
+        files.write_json(run / "options.json", begun | {"options": begun["options"] | {"student": name}})
+    assert f"<h1>{heading}</h1>" in page_of(tmp_path / "c.html", *runs)
+
+
 def test_other_views_and_other_teachers_are_not_ranked(tmp_path: Path) -> None:
     runs = [
         make_run(tmp_path / "a", figures(0.7)),
