@@ -62,6 +62,8 @@ def fsync_path(path: Path) -> None:
 
 _FLUSHED: set[Path] = set()
 """Folders whose entries in their parents this process has flushed."""
+_MOST_FLUSHED = 1 << 14
+"""That many are remembered: each chunk of pixels has a folder, and those of 1,000 slides would take 600 MB."""
 _CANNOT_FLUSH = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS, errno.ENOTSUP)
 
 
@@ -90,6 +92,8 @@ def make_folder(*folders: Path) -> None:
         except OSError as error:
             if parent in made or error.errno not in _CANNOT_FLUSH:  # folders far above may be closed to us
                 raise
+    if len(_FLUSHED) + len(unsure) > _MOST_FLUSHED:
+        _FLUSHED.clear()  # they are flushed once more when they are used again
     _FLUSHED.update(unsure)
 
 

@@ -116,6 +116,26 @@ def test_large_json_is_refused_unread(tmp_path: Path) -> None:
         files.read_json(path, limit_bytes=50)
 
 
+def test_folders_that_were_flushed_are_not_remembered_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A merge of 1,000 slides kept 600 MB of them; one that was forgotten is flushed again."""
+    flushed: list[Path] = []
+    monkeypatch.setattr(files, "_FLUSHED", set())
+    monkeypatch.setattr(files, "_MOST_FLUSHED", 50)
+    monkeypatch.setattr(files, "fsync_path", flushed.append)
+    for number in range(200):
+        files.make_folder(tmp_path / str(number))
+        assert len(files._FLUSHED) <= 50
+    assert all((tmp_path / str(number)).is_dir() for number in range(200))
+    assert len(flushed) >= 200
+    flushed.clear()
+    files.make_folder(tmp_path / "199")
+    assert not flushed
+    files.make_folder(tmp_path / "0")
+    assert tmp_path in flushed
+
+
 def test_sweep_removes_partials_only(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     for name in ("x/.c.123.partial", "x/keep", ".a.partial", "x/.tmpRgZc5m"):
