@@ -20,7 +20,9 @@ from tests.tools.settings import ROOT
 OWN = {"cli", "pipeline", "stores", "tests"}
 RUNTIME_ONLY = {"openslide-bin": "the C library behind openslide-python"}
 """Dependencies that no file imports, with the reason why they are declared."""
-BY_HAND = {"lazyslide": "a benchmark against it runs in an environment of its own"}
+BY_HAND = dict.fromkeys(
+    ("lazyslide", "slide2vec"), "a benchmark against it runs in an environment of its own"
+)
 """Modules that tests and benchmarks import without a declaration, with the reason."""
 
 

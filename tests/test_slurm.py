@@ -67,7 +67,9 @@ def pretended(folder: Path) -> Path:
         program.parent.mkdir(exist_ok=True)
         program.write_text(f"#!/bin/bash\n{text}\n")
         program.chmod(0o755)
-    (folder / "venv/bin/activate").write_text(f'PATH="{folder}/programs:$PATH"\n')
+    (folder / "venv/bin/activate").write_text(
+        f'PATH="{folder}/programs:{Path(sys.executable).parent}:$PATH"\n'  # an environment has a python
+    )
     return folder
 
 
