@@ -173,7 +173,7 @@ def _sizes(store: StoreLike, index: Index | None) -> tuple[dict[str, int], int]:
             others = [name for name in os.listdir(store) if name not in size]
             listed = dict(walk(store, lambda name, what: None, *others))
         else:
-            listed = store.list_files(size)
+            listed = store.list_files(beside=size)
     size = size or sizes_of(listed)[0]
     size[layout.MANIFEST] = sum(n for name, n in listed.items() if name.startswith(f"{layout.MANIFEST}/"))
     return size, len(listed) + sum(n_files.values())

@@ -102,7 +102,7 @@ def test_an_import_that_nothing_declares_is_found(project: dict[str, Any]) -> No
 
 
 @pytest.mark.slow
-def test_every_dependency_isimported(project: dict[str, Any]) -> None:
+def test_every_dependency_is_imported(project: dict[str, Any]) -> None:
     distributions = packages_distributions()
     used = {_normal(name) for module, _ in _imported(_product()) for name in distributions.get(module, [])}
     assert _names(project["dependencies"]) - used == set(RUNTIME_ONLY)

@@ -19,7 +19,7 @@ from pipeline.data.balance import group_units
 from pipeline.data.joined import Joined, Match, grid, has_views, restricted, root_of
 from pipeline.data.loader import SAMPLE_BLOCKS, Batch, LoaderOptions, ViewLoader, load_views
 from pipeline.data.sources import find_sources
-from pipeline.data.split import Split, find_views, require_rendering
+from pipeline.data.split import Split, find_views, list_slides, require_rendering
 from pipeline.runtime.progress import Reporter
 from pipeline.slides.sources import Source
 from pipeline.views.policy import Policy
@@ -171,7 +171,7 @@ def open_joined(
         )
     found = []
     in_split: dict[str, tuple[str, StoreLike]] = {}
-    listings = [sampler.list_slides(member.files, member.recipe.patch) for member in members]
+    listings = [list_slides(member.files, member.recipe) for member in members]
     for split, seeds in n_seeds.items():
         empty = split in may_be_empty
         units = [

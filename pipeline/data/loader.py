@@ -9,6 +9,7 @@ window while the current one is used.
 import collections
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
@@ -30,7 +31,7 @@ from stores import sampler
 from stores.errors import CorruptStore, ReadError
 from stores.format import manifest, recipe
 from stores.io.location import StoreLike
-from stores.io.ranges import spread
+from stores.io.ranges import aligned, spread
 
 _BLOCKS_BESIDE = 256
 """Blocks whose records are kept for pairs: rows are in order of content, so other tiles of a place are anywhere."""
@@ -38,7 +39,7 @@ CHECK_EVERY = 16  # --check-views sample checks one view of 16
 SAMPLE_BLOCKS = 256
 """Blocks that a sample of views comes from, if they have enough: each one costs a record and the patches of its slide.
 
-Runs depend on it; a change needs another name in `SAMPLE`.
+Runs record it, by its name in `SAMPLE`: one that goes on has to take the sample that it began with.
 """
 _READERS_OF_A_URL = 16
 """Threads that read the records of a sample from a URL: most of the time is waiting. On a disk they gain nothing."""
@@ -365,12 +366,6 @@ def _spread_over(units: list[sampler.Segment], n_views: int, most: int | None) -
     return units
 
 
-def _shares(n: int, parts: int) -> list[range]:
-    """The numbers below `n`, in at most `parts` ranges of nearly one length."""
-    size = max(1, -(-n // parts))
-    return [range(start, min(start + size, n)) for start in range(0, n, size)]
-
-
 def load_views(
     store: StoreLike,
     units: Sequence[sampler.Segment],
@@ -424,9 +419,11 @@ def load_views(
     stored = []
     all_local = all(isinstance(one, Path) for one in ([store] if joined is None else joined.stores))
     readers = 1 if all_local else _READERS_OF_A_URL
-    with PatchPool(threads) as pool, ThreadPoolExecutor(readers, thread_name_prefix="records") as beside:
-        # a share is of few blocks, and of neighbours: no block is read by two
-        for jobs, of_share in beside.map(begin, _shares(len(wanted), readers)):
+    # each reads neighbours, so that hardly a block is read by two
+    shares = aligned(range(len(wanted)), max(1, math.ceil(len(wanted) / readers)))
+    # the pool is closed first, so that readers end at once after an error
+    with ThreadPoolExecutor(readers, thread_name_prefix="records") as beside, PatchPool(threads) as pool:
+        for jobs, of_share in beside.map(begin, shares):
             stored += of_share
             for slot, job in jobs:
                 out[slot] = job.result()[0]

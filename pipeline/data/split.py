@@ -158,6 +158,12 @@ def require_rendering(store: StoreLike, recipe: CompleteRecipe) -> None:
         )
 
 
+def list_slides(store: StoreLike, recipe: CompleteRecipe) -> sampler.Listing:
+    """What `find_views` reads whatever the split, of a store whose recipe is possible; errors as there."""
+    require_possible(recipe, store)
+    return sampler.list_slides(store, recipe.patch)
+
+
 def find_views(
     store: StoreLike,
     recipe: CompleteRecipe,
@@ -176,7 +182,7 @@ def find_views(
     limits
         Views of patches beyond one of them, or that one cannot judge, are left out.
     listing
-        Of the store, where it was read already.
+        What `list_slides` gave, where it was read already.
 
     Raises
     ------
@@ -187,7 +193,7 @@ def find_views(
     OptionError
         When the store lacks the column of a limit, or the limits leave no view.
     """
-    require_possible(recipe, store)
+    listing = listing or list_slides(store, recipe)
     units = sampler.find_units(store, split, n_seeds, recipe.patch, uneven, listing)
     if not units and not may_be_empty:
         raise StoreError(f"{store}: no committed views in the split {split!r}; see `g2l store info {store}`")
@@ -264,8 +270,7 @@ def open_splits(
     """
     require_rendering(store, recipe)
     policy = Policy.from_json(recipe.policy)
-    require_possible(recipe, store)
-    listing = sampler.list_slides(store, recipe.patch)
+    listing = list_slides(store, recipe)
     units = {
         split: find_views(
             store, recipe, split, seeds, split in may_be_empty, limits=limits, report=report, listing=listing

@@ -145,12 +145,10 @@ def open_data(
         held_out = val.sample(0, options.val_views, threads, first.tokens, first.attention, blocks)
     if held_out is not None and held_out.present is not None and held_out.present.sum(axis=0).max() < 2:
         held_out = None
-    fit = (
-        None
-        if held_out is None
-        else replace(train, pairs=None).sample(0, options.val_views, threads, blocks=blocks)
-    )
-    if held_out is None:
+    fit = None
+    if held_out is not None:
+        fit = replace(train, pairs=None).sample(0, options.val_views, threads, blocks=blocks)
+    else:
         report.note(f"no validation: the split val has fewer than two views; {REMEDY}")
     teachings = teachings_of(given, asked, statistics)
     return Data(train, held_out, fit, teachings, terms, tuple(one.recipe for one in asked))

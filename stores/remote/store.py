@@ -47,7 +47,7 @@ class RemoteStore:
         self._listed: dict[str, Object] | None = None
         self._mirror.mkdir(parents=True, exist_ok=True)
         self._chunks.mkdir(exist_ok=True)
-        self._small: dict[str, int] = {}
+        self._small: dict[str, int] = {}  # bytes of every file below `_FETCHED`
         self._later: dict[str, int] = {}
         self._entries: dict[str, dict[str, int]] = {}
         self._fetch_small()
