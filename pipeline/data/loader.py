@@ -42,7 +42,7 @@ SAMPLE_BLOCKS = 256
 Runs record it, by its name in `SAMPLE`: one that goes on has to take the sample that it began with.
 """
 _READERS_OF_A_URL = 16
-"""Threads that read the records of a sample from a URL: most of the time is waiting. On a disk they gain nothing."""
+"""Threads that read from a URL, of records and of patches each: most of the time is waiting."""
 SAMPLE = f"blocks-{SAMPLE_BLOCKS}"
 """Names how a sample is taken. A run that does not name it took views from any number of blocks."""
 
@@ -418,7 +418,8 @@ def load_views(
 
     stored = []
     all_local = all(isinstance(one, Path) for one in ([store] if joined is None else joined.stores))
-    readers = 1 if all_local else _READERS_OF_A_URL
+    readers = 1 if all_local else _READERS_OF_A_URL  # on a disk more gain nothing
+    threads = threads if all_local else max(threads, _READERS_OF_A_URL)
     # each reads neighbours, so that hardly a block is read by two
     shares = aligned(range(len(wanted)), max(1, math.ceil(len(wanted) / readers)))
     # the pool is closed first, so that readers end at once after an error

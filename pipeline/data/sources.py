@@ -31,9 +31,10 @@ def find_sources(
     """
     rows: dict[str, dict[str, Any]] = {row["slide_id"]: row for row in manifest.read_slides(store)}
     places = find_places(store, stored.patch, rows.values(), given, report=report) if given else {}
+    kept = pixels.slides_with_pixels(store)
     sources: dict[str, Source] = {}
     for slide_id in sorted(slide_ids):
-        if pixels.has_pixels(store, slide_id):
+        if slide_id in kept:
             sources[slide_id] = StoreSource(slide_id, store)
             continue
         if slide_id in rows and pseudonyms.is_keyed(rows[slide_id]["fingerprint"]):

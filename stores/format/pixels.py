@@ -5,27 +5,34 @@
 Of the 197 kB of a 256 px patch zstd leaves 164 kB on CMU-1-Small-Region and 180 kB on a dense TCGA slide.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 from zarr.codecs import ZstdCodec
 
-from stores.errors import StoreError
-from stores.format.arrays import ensure_array, open_checked, read_selection, read_spec
+from stores.errors import CorruptStore, StoreError
+from stores.format.arrays import ensure_array, read_spec
+from stores.format.chunks import read_chunk
 from stores.format.encoding import Encoder, Form
 from stores.format.features import ROW_QUANTUM
-from stores.format.layout import MAX_METADATA_BYTES, metadata_file, pixel_array
+from stores.format.layout import MAX_METADATA_BYTES, PIXELS, metadata_file, pixel_array
+from stores.format.metadata import ArraySpec
+from stores.format.shards import file_of
 from stores.io.files import write_bytes
-from stores.io.location import StoreLike, read_file
+from stores.io.location import StoreLike, entries, read_file
 
 
 def has_pixels(store: StoreLike, slide_id: str) -> bool:
     """Whether the store keeps the patches of a slide."""
     return read_file(store, metadata_file(pixel_array(slide_id)), MAX_METADATA_BYTES) is not None
+
+
+def slides_with_pixels(store: StoreLike) -> Collection[str]:
+    """The slides whose patches the store keeps: one listing, where `has_pixels` of each would be a request to a URL."""
+    return entries(store, PIXELS).keys()
 
 
 def form(n_rows: int, size_px: int) -> Form:
@@ -67,20 +74,48 @@ def write_rows(store: Path, slide_id: str, start: int, patches: npt.NDArray[np.u
 class SlidePixels:
     """A slide's patches, open for reading by whole chunks."""
 
+    store: StoreLike
     slide_id: str
-    array: zarr.Array[Any]
+    spec: ArraySpec
 
     @property
     def chunk_rows(self) -> int:
-        return int(self.array.chunks[0])
+        return self.spec.chunks[0]
 
     def read_chunk(self, index: int) -> npt.NDArray[np.uint8]:
-        """uint8 (rows of the chunk, size_px, size_px, 3)."""
-        start = index * self.chunk_rows
-        what = f"{self.slide_id} pixels of rows {start}-{start + self.chunk_rows - 1}"
-        return read_selection(self.array, (slice(start, start + self.chunk_rows),), what)
+        """uint8 (rows of the chunk, size_px, size_px, 3), read-only.
+
+        Raises
+        ------
+        CorruptStore
+            When the chunk is missing or damaged.
+        """
+        rows = range(index * self.chunk_rows, min((index + 1) * self.chunk_rows, self.spec.shape[0]))
+        what = f"{self.slide_id} pixels of rows {rows.start}-{rows.stop - 1}"
+        name, at = pixel_array(self.slide_id), (index, 0, 0, 0)
+        try:
+            chunk = read_chunk(self.store, name, self.spec, at)
+        except StoreError as error:
+            raise type(error)(f"{what}: {error}") from None
+        if chunk is None:
+            raise CorruptStore(f"{what}: {self.store}/{file_of(name, self.spec, at)} is missing")
+        return chunk[: len(rows)]
 
 
 def open_pixels(store: StoreLike, slide_id: str) -> SlidePixels:
-    """Open a slide's patches for reading."""
-    return SlidePixels(slide_id, open_checked(store, pixel_array(slide_id), 4, "uint8"))
+    """Open a slide's patches for reading.
+
+    Raises
+    ------
+    StoreError
+        When the store does not keep them.
+    CorruptStore
+        When they are not what the format says.
+    """
+    name = pixel_array(slide_id)
+    spec = read_spec(store, name, 4, "uint8")
+    if spec.chunks[1:] != spec.shape[1:]:
+        raise CorruptStore(
+            f"{store}/{name}: chunks {spec.chunks} do not hold whole patches of {spec.shape[1:]}"
+        )
+    return SlidePixels(store, slide_id, spec)

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from stores.errors import CorruptStore, StoreError
 from stores.format import chunks, features, recipe
-from stores.format.arrays import ensure_array, open_checked, read_selection, read_spec
+from stores.format.arrays import ensure_array, read_spec
 from stores.format.encoding import Form
 from stores.format.features import block_range, block_rows, require_finite
 from stores.format.layout import feature_array
+from stores.format.metadata import ArraySpec
 from stores.io.location import StoreLike
 
 LEAVES = ("positions", "tokens")
@@ -139,30 +139,41 @@ class ChunkBuffer:
 class SlideTokens:
     """A slide's tokens, open for reading by whole chunks."""
 
+    store: StoreLike
     slide_id: str
-    tokens: zarr.Array[Any]
-    positions: zarr.Array[Any]
+    tokens: ArraySpec
+    positions: ArraySpec
     about: recipe.Tokens
 
     @property
     def n_rows(self) -> int:
-        return int(self.tokens.shape[1])
+        return self.tokens.shape[1]
 
     @property
     def chunk_rows(self) -> int:
-        return int(self.tokens.chunks[1])
+        return self.tokens.chunks[1]
 
     def read_chunk(self, seed: int, index: int) -> npt.NDArray[np.float16]:
         """float16 (rows of the chunk, t, dim). Rows that were never committed are NaN."""
-        start = index * self.chunk_rows
-        what = f"{self.slide_id} seed {seed} tokens of rows {start}-{start + self.chunk_rows - 1}"
-        return read_selection(self.tokens, (seed, slice(start, start + self.chunk_rows)), what)
+        rows = range(index * self.chunk_rows, min((index + 1) * self.chunk_rows, self.n_rows))
+        found = self._read("tokens", self.tokens, (seed, index, 0, 0), rows)
+        return np.full((len(rows), *self.tokens.shape[2:]), np.nan, np.float16) if found is None else found
 
     def read_positions(self, seed: int, block: int) -> npt.NDArray[np.int32]:
-        """int32 (rows of the block, t)."""
+        """int32 (rows of the block, t). Those of rows that were never committed are `NO_POSITION`."""
         rows = block_range(self.n_rows, block)
-        what = f"{self.slide_id} seed {seed} positions of rows {rows.start}-{rows.stop - 1}"
-        return read_selection(self.positions, (seed, slice(rows.start, rows.stop)), what)
+        found = self._read("positions", self.positions, (seed, block, 0), rows)
+        return np.full((len(rows), self.about.count), NO_POSITION, np.int32) if found is None else found
+
+    def _read(self, leaf: str, spec: ArraySpec, at: tuple[int, ...], rows: range) -> npt.NDArray[Any] | None:
+        """The rows of a chunk of one seed, None where there is no such chunk."""
+        name = feature_array(self.slide_id, leaf)
+        try:
+            chunk = chunks.read_chunk(self.store, name, spec, at)
+        except StoreError as error:
+            what = f"{self.slide_id} seed {at[0]} {leaf} of rows {rows.start}-{rows.stop - 1}"
+            raise type(error)(f"{what}: {error}") from None
+        return None if chunk is None else chunk[0, : len(rows)]
 
     def chunks_of(self, block: int) -> range:
         """The chunks that make up a block."""
@@ -181,8 +192,8 @@ def open_tokens(store: StoreLike, slide_id: str, about: recipe.Tokens) -> SlideT
         When they are not what recipe and features say.
     """
     names = {leaf: feature_array(slide_id, leaf) for leaf in LEAVES}
-    tokens = open_checked(store, names["tokens"], 4, "float16")
-    positions = open_checked(store, names["positions"], 3, "int32")
+    tokens = read_spec(store, names["tokens"], 4, "float16")
+    positions = read_spec(store, names["positions"], 3, "int32")
     n_seeds, n_rows = features.open_features(store, slide_id).spec.shape[:2]
     count, dim = about.count, about.dim
     if tokens.shape != (n_seeds, n_rows, count, dim) or positions.shape != (n_seeds, n_rows, count):
@@ -193,7 +204,7 @@ def open_tokens(store: StoreLike, slide_id: str, about: recipe.Tokens) -> SlideT
     expected = (1, chunk_rows(n_rows, count, dim), count, dim)
     if tokens.chunks != expected or positions.chunks != (1, block_rows(n_rows), count):
         raise CorruptStore(f"{store}/{names['tokens']}: chunks {tokens.chunks}, expected {expected}")
-    return SlideTokens(slide_id, tokens, positions, about)
+    return SlideTokens(store, slide_id, tokens, positions, about)
 
 
 def require_positions(positions: npt.NDArray[np.int32], about: recipe.Tokens, what: str) -> None:

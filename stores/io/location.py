@@ -32,7 +32,7 @@ class RemoteFiles(Protocol):
         """Size in bytes of every file, by its name below the store; without those of the folders `beside`."""
 
     def entries(self, folder: str) -> dict[str, int]:
-        """What is in a folder of the manifest, by name: bytes of a file, 0 for a folder. Empty without it."""
+        """What is in a folder, by name: bytes of a file, 0 for a folder. Empty without it."""
 
 
 StoreLike = Path | RemoteFiles
@@ -63,7 +63,7 @@ def names_of(stores: Sequence[object]) -> list[str]:
 
 
 def entries(store: StoreLike, folder: str) -> dict[str, int]:
-    """What is in a folder of a store's manifest, by name: bytes of a file, 0 for a folder. Empty without it."""
+    """What is in a folder of a store, by name: bytes of a file, 0 for a folder. Empty without it."""
     if not isinstance(store, Path):
         return store.entries(folder)
     found = {}

@@ -3,7 +3,7 @@
 import random
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,14 +98,26 @@ class Objects:
 
     def list_beside(self, folders: Collection[str]) -> dict[str, Object]:
         """As `list`, of all that is not in one of some folders at the top: these are not looked into."""
-        listed = self._try("listing", lambda: self._fs.ls(self._root, detail=True)) or []
-        top = [about for about in listed if about["name"].strip("/") != self._root.strip("/")]
+        top = self._listed_in("")
         found = self._objects({about["name"]: about for about in top})
         for about in top:
             name = self._below(about["name"])
             if about.get("type") == "directory" and name not in folders:
                 found |= self.list(name)
         return found
+
+    def entries(self, folder: str) -> dict[str, int]:
+        """What is in a folder, by name: bytes of a file, 0 for a folder. Empty without it."""
+        return {
+            self._below(about["name"]).rpartition("/")[2]: int(about.get("size") or 0)
+            for about in self._listed_in(folder)
+        }
+
+    def _listed_in(self, folder: str) -> Sequence[Mapping[str, Any]]:
+        """What the service says of each file and folder in a folder, without those below."""
+        path = f"{self._root}/{folder}".rstrip("/")
+        listed = self._try(f"listing {folder}", lambda: self._fs.ls(path, detail=True)) or []
+        return [about for about in listed if about["name"].strip("/") != path.strip("/")]
 
     def _objects(self, found: Mapping[str, Any]) -> dict[str, Object]:
         files = {

@@ -66,8 +66,10 @@ class RemoteStore:
         return self._mirror / name
 
     def entries(self, folder: str) -> dict[str, int]:
-        """What is in a folder of the manifest, by name: bytes of a file, 0 for a folder."""
-        return self._entries.get(folder, {})
+        """What is in a folder, by name: bytes of a file, 0 for a folder. Of the manifest, as when it was opened."""
+        if folder.split("/")[0] in _FETCHED:
+            return self._entries.get(folder, {})
+        return self.objects.entries(folder)
 
     def list_files(self, beside: Collection[str] = ()) -> dict[str, int]:
         """Size in bytes of every file of the store, by name.

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stores.format import attention, features, manifest, pixels, recipe, tokens
+from stores.format import attention, features, layout, manifest, pixels, recipe, tokens
+from tests.tools.zarr_arrays import whole
 
 DIM, PATCH_PX = 8, 32
 RECIPE = recipe.Recipe(
@@ -165,9 +166,8 @@ def content(store: Path) -> dict[str, str]:
         found[f"{slide_id} features"] = hashlib.sha256(np.concatenate(values).tobytes()).hexdigest()
         about = recipe.load(store).tokens
         if about is not None:
-            found_tokens = tokens.open_tokens(store, slide_id, about)
-            for leaf in ("tokens", "positions"):
-                held = np.asarray(getattr(found_tokens, leaf)[:])
+            for leaf in tokens.LEAVES:
+                held = whole(store, layout.feature_array(slide_id, leaf))
                 found[f"{slide_id} {leaf}"] = hashlib.sha256(held.tobytes()).hexdigest()
         looks = recipe.load(store).attention
         if looks is not None:
@@ -179,8 +179,8 @@ def content(store: Path) -> dict[str, str]:
             ]
             found[f"{slide_id} attention"] = hashlib.sha256(np.concatenate(maps).tobytes()).hexdigest()
         if pixels.has_pixels(store, slide_id):
-            array = pixels.open_pixels(store, slide_id).array
-            found[f"{slide_id} pixels"] = hashlib.sha256(np.asarray(array[:]).tobytes()).hexdigest()
+            kept = whole(store, layout.pixel_array(slide_id))
+            found[f"{slide_id} pixels"] = hashlib.sha256(kept.tobytes()).hexdigest()
     return found
 
 

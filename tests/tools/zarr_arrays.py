@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import zarr
 from zarr.codecs import Crc32cCodec
 
@@ -37,3 +39,8 @@ def create(
 def writable(store: Path, name: str) -> zarr.Array[Any]:
     """An array that is there."""
     return zarr.open_array(store / name, mode="r+", zarr_format=3).with_config(_EVERY_CHUNK)
+
+
+def whole(store: Path, name: str) -> npt.NDArray[Any]:
+    """All of an array that is there, as Zarr reads it."""
+    return np.asarray(zarr.open_array(store / name, mode="r", zarr_format=3)[...])

@@ -128,7 +128,7 @@ def _array(folder: Path, leaf: str, compact: str | None = None) -> Target:
 def _read_array(store: Path, leaf: str) -> None:
     if leaf == "pixels":
         found = pixels.open_pixels(store, "a")
-        if found.array.shape[0] > 0:
+        if found.spec.shape[0] > 0:
             found.read_chunk(0)
     elif leaf in tokens.LEAVES:
         opened = tokens.open_tokens(store, "a", TOKENS)

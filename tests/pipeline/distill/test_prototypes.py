@@ -25,8 +25,10 @@ from pipeline.distill.prototypes.options import PrototypeOptions
 from pipeline.runtime.progress import Silent
 from stores import sampler
 from stores.errors import DistillError, G2LError, OptionError, StoreError
-from stores.format import features, recipe, tokens
+from stores.format import features, recipe
+from stores.format.layout import feature_array
 from tests.tools.kill import kill_at_random, prototypes_job
+from tests.tools.zarr_arrays import whole
 
 pytestmark = pytest.mark.slow
 
@@ -135,10 +137,10 @@ def test_what_it_writes(fitted: Path, token_store: Path) -> None:
     vectors: dict[str, list[npt.NDArray[np.float64]]] = {"features": [], "tokens": []}
     for unit in units:
         opened = features.open_features(token_store, unit.commit.slide_id)
-        kept = tokens.open_tokens(token_store, unit.commit.slide_id, stored.tokens)
+        kept = whole(token_store, feature_array(unit.commit.slide_id, "tokens"))
         for seed in unit.seeds:
             vectors["features"].append(opened.read_block(seed, 0).astype(np.float64))
-            vectors["tokens"].append(np.asarray(kept.tokens[seed]).reshape(-1, 24).astype(np.float64))
+            vectors["tokens"].append(kept[seed].reshape(-1, 24).astype(np.float64))
     about = json.loads((fitted / "prototypes.json").read_text())
     for name, space in spaces.items():
         x = np.concatenate(vectors[name])

@@ -37,11 +37,13 @@ from pipeline.views.render import render
 from stores import sampler
 from stores.errors import CorruptStore, EncoderError, OptionError, ReadError, RecipeMismatch, StoreError
 from stores.format import features, layout, manifest, recipe, tokens
+from stores.format.layout import feature_array
 from stores.verify import reindex
 from tests.tools.settings import TEACHER, VIT
 from tests.tools.share import contents
 from tests.tools.stores import content, files_of
 from tests.tools.verify import SAME_TEACHER, look, named, structure
+from tests.tools.zarr_arrays import whole
 
 POLICY = POLICIES["g2l"]
 WITH_TOKENS = replace(TEACHER, teacher=VIT, tokens=5)
@@ -97,6 +99,12 @@ def open_of(store: Path, slide_id: str) -> tokens.SlideTokens:
     return tokens.open_tokens(store, slide_id, about)
 
 
+def arrays_of(store: Path, slide_id: str) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.int32]]:
+    """All tokens of a slide and their positions, as Zarr reads them."""
+    found = (whole(store, feature_array(slide_id, leaf)) for leaf in ("tokens", "positions"))
+    return tuple(found)  # type: ignore[return-value]
+
+
 @torch.inference_mode()
 def test_kept_tokens_are_those_of_a_full_forward_pass(
     token_store: Path, slides: Path, request: pytest.FixtureRequest
@@ -108,10 +116,10 @@ def test_kept_tokens_are_those_of_a_full_forward_pass(
         info = inspect(row["slide_id"], slides / row["file_name"])
         reader = OpenSlidePatches(info.path, plan_read(info, 0.5, 256))
         request.addfinalizer(reader.close)
-        opened = open_of(token_store, row["slide_id"])
+        of_slide = arrays_of(token_store, row["slide_id"])
         patches = manifest.read_patches(token_store, row["slide_id"])
         for seed in range(3):
-            kept, places = np.asarray(opened.tokens[seed]), np.asarray(opened.positions[seed])
+            kept, places = (array[seed] for array in of_slide)
             for i in range(0, len(patches), 7):
                 x, y = int(patches.x_px0[i]), int(patches.y_px0[i])
                 view = render(reader.read(x, y), draw.draw(POLICY, row["fingerprint"], x, y, seed), POLICY)
@@ -144,11 +152,11 @@ def test_all_tokens_and_their_recipe(slides: Path, tile_options: TileOptions, tm
     every = replace(WITH_TOKENS, tokens=GRID**2, limit=3)
     stage.extract([slides / "a.tiff"], tmp_path, every, tile_options, Silent())
     assert recipe.load(tmp_path).tokens == recipe.Tokens(GRID**2, GRID, 24, "tokens-1")
-    opened = open_of(tmp_path, "a")
-    assert (np.asarray(opened.positions[:, :3]) == np.arange(GRID**2)).all()
-    assert np.isfinite(opened.tokens[:, :3]).all()
-    assert np.isnan(opened.tokens[:, 3:]).all()
-    assert (np.asarray(opened.positions[:, 3:]) == -1).all()
+    kept, places = arrays_of(tmp_path, "a")
+    assert (places[:, :3] == np.arange(GRID**2)).all()
+    assert np.isfinite(kept[:, :3]).all()
+    assert np.isnan(kept[:, 3:]).all()
+    assert (places[:, 3:] == -1).all()
     assert structure(tmp_path, partial=True) == []
 
 
@@ -206,10 +214,10 @@ def test_a_bad_read_has_no_tokens(
     monkeypatch.setattr(OpenSlidePatches, "read", read)
     options = replace(WITH_TOKENS, threads=1, pixels=False)
     stage.extract([slides / "a.tiff"], tmp_path, options, tile_options, Silent())
-    opened = open_of(tmp_path, "a")
-    assert np.isnan(opened.tokens[:, 1]).all()
-    assert (np.asarray(opened.positions[:, 1]) == -1).all()
-    assert np.isfinite(np.delete(opened.tokens[:], 1, axis=1)).all()
+    kept, places = arrays_of(tmp_path, "a")
+    assert np.isnan(kept[:, 1]).all()
+    assert (places[:, 1] == -1).all()
+    assert np.isfinite(np.delete(kept, 1, axis=1)).all()
     assert structure(tmp_path) == []
 
 
@@ -282,18 +290,13 @@ def test_the_loader_gives_each_view_its_own_tokens(token_store: Path) -> None:
     expected = {}
     for row in rows_of(token_store):
         if row["split"] == "train":
-            opened, kept = (
-                open_of(token_store, row["slide_id"]),
-                features.open_features(token_store, row["slide_id"]),
-            )
+            values, places = arrays_of(token_store, row["slide_id"])
+            kept = features.open_features(token_store, row["slide_id"])
             for seed in range(3):
-                whole = kept.read_block(seed, 0)
+                of_block = kept.read_block(seed, 0)
                 for i in range(kept.n_rows):
-                    key = whole[i].tobytes()
-                    expected[key] = (
-                        np.asarray(opened.tokens[seed, i]),
-                        np.asarray(opened.positions[seed, i]),
-                    )
+                    key = of_block[i].tobytes()
+                    expected[key] = values[seed, i], places[seed, i]
     total = sum(unit.n_views for unit in units)
     seen = 0
     with ViewLoader(token_store, units, sources, POLICY, options, tokens=about) as loader:

@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import cli
 import pipeline
 from pipeline.data.committed import BlockCache
+from pipeline.data.sources import find_sources
+from pipeline.data.split import open_split
 from pipeline.distill import train
 from pipeline.distill.metrics_log import read_metrics
 from pipeline.distill.options import DistillOptions
@@ -173,6 +176,37 @@ def test_an_old_index_does_not_stay_behind_a_url(copy: Path, tmp_path: Path) -> 
         sampler.find_units(found, "train", None)
     put(copy, url)
     assert not (tmp_path / "pushed" / layout.INDEX).exists()
+
+
+def test_which_slides_have_pixels_is_listed_once(
+    s3: str, uploaded: str, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking for the metadata of each took a request a slide, one after the other."""
+    with remote.open_store(uploaded) as found:
+        monkeypatch.setattr(Objects, "get", lambda *given: pytest.fail(f"asks for {given}"))
+        sources = find_sources(found, recipe.load(store), {"a", "c"}, ())
+        assert list(sources) == ["a", "c"]
+        with pytest.raises(OptionError, match="slide x: the store keeps no pixels of it"):
+            find_sources(found, recipe.load(store), {"x"}, ())
+
+
+def test_a_sample_waits_for_many_patches_at_once(store: Path) -> None:
+    put(store, "memory://wait/store")
+    with remote.open_store("memory://wait/store") as found:
+        assert isinstance(found, remote.RemoteStore)
+        get, both = found.objects.get, threading.Barrier(2, timeout=10)
+        first = iter((True, True))
+
+        def slow(name: str, limit: int) -> bytes | None:
+            if name.startswith(layout.PIXELS) and "/c/" in name and next(first, False):
+                both.wait()  # BrokenBarrierError when they are asked for one after the other
+            return get(name, limit)
+
+        found.objects.get = slow  # type: ignore[method-assign, assignment]
+        split = open_split(found, recipe.load_complete(found), "train", None)
+        here = open_split(store, recipe.load_complete(store), "train", None)
+        there = split.sample(0, 64, threads=1)
+        np.testing.assert_array_equal(there.views, here.sample(0, 64, threads=1).views)
 
 
 def test_distill_streams_the_same_run(s3: str, uploaded: str, local_run: Path, tmp_path: Path) -> None:
