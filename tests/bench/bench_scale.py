@@ -8,7 +8,8 @@ the store in memory, in a process of its own.
     python -m tests.bench.bench_scale FOLDER --slides 100 1000
 
 A store of 1,000 slides takes 7 GB of disk, and its server 6 GB of memory. `--without-index` also runs what reads the
-records of a store that has no index.
+records of a store that has no index, `--far MS` what reads a bucket that answers each request after so many
+milliseconds: files by their URL, so that no server takes part of the CPUs.
 """
 
 import argparse
@@ -118,13 +119,27 @@ COMMANDS: dict[str, tuple[str, Callable[[str, Path], float | None]]] = {
 }
 
 
-def _side(name: str, store: str, out: Path) -> None:
+def _answer_later(seconds: float) -> None:
+    """Let every request of this process take longer."""
+    from stores.remote.objects import Objects
+
+    at_once = Objects._try
+
+    def later(self: Objects, what: str, call: Callable[[], object]) -> object:
+        time.sleep(seconds)
+        return at_once(self, what, call)
+
+    Objects._try = later  # type: ignore[method-assign]
+
+
+def _side(name: str, store: str, out: Path, far_ms: float) -> None:
     """Run one command here and print what it took, as JSON."""
     import torch
 
     from pipeline.distill import train  # noqa: F401  (imports are no part of what is measured)
 
     torch.set_num_threads(2)
+    _answer_later(far_ms / 1000)
     opened = 0
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
@@ -143,9 +158,9 @@ def _side(name: str, store: str, out: Path) -> None:
     print(json.dumps(took), flush=True)
 
 
-def run(name: str, store: str, out: Path, what: str = "") -> None:
+def run(name: str, store: str, out: Path, what: str = "", far_ms: float = 0) -> None:
     """Run a command in a process of its own, print its line of the table, and remove what it wrote."""
-    command = [sys.executable, "-m", "tests.bench.bench_scale", "--side", name, store, str(out)]
+    command = [sys.executable, "-m", "tests.bench.bench_scale", "--side", name, store, str(out), str(far_ms)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     took = json.loads(done.stdout.splitlines()[-1])
     shutil.rmtree(out, ignore_errors=True)
@@ -191,7 +206,9 @@ def _made(folder: Path, n_slides: int, first: int = 0, ending: str = "") -> Path
     return store
 
 
-def measure(folder: Path, n_slides: int, only: list[str], remote: bool, without_index: bool) -> None:
+def measure(
+    folder: Path, n_slides: int, only: list[str], remote: bool, without_index: bool, far_ms: float | None
+) -> None:
     """Print the table of one size."""
     store = _made(folder, n_slides)
     print(f"{n_slides} slides of {large_store.PATCHES:,} patches under {large_store.SEEDS} seeds", flush=True)
@@ -211,6 +228,9 @@ def measure(folder: Path, n_slides: int, only: list[str], remote: bool, without_
         for name in ("info", "distill", "plan"):
             run(name, str(store), out, "without an index: ")
         index.write_bytes(raw)
+    if far_ms is not None:
+        for name in ("info", "distill"):
+            run(name, store.absolute().as_uri(), out, f"{far_ms:g} ms away: ", far_ms)
     if remote:
         with served(store) as url:
             for name in ("info", "distill"):
@@ -225,16 +245,17 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     parser.add_argument("--no-remote", action="store_true")
     parser.add_argument("--without-index", action="store_true")
-    parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--far", type=float, metavar="MS")
+    parser.add_argument("--side", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
-        _side(given.side[0], given.side[1], Path(given.side[2]))
+        _side(given.side[0], given.side[1], Path(given.side[2]), float(given.side[3]))
     elif given.serve:
         serve(given.serve)
     else:
         for n_slides in given.slides:
-            measure(given.folder, n_slides, given.only, not given.no_remote, given.without_index)
+            measure(given.folder, n_slides, given.only, not given.no_remote, given.without_index, given.far)
 
 
 if __name__ == "__main__":

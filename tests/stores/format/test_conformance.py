@@ -74,7 +74,7 @@ def lost_tokens(store: Path) -> None:
 
 
 def a_place_outside(store: Path) -> None:
-    places = tokens.open_tokens(store, "a", TOKENS).read_positions(2, 0)
+    places = tokens.open_tokens(store, "a", TOKENS).read_positions(2, 0).copy()
     places[3, 2] = 16
     tokens.write_positions(store, "a", 2, 0, places)
 
