@@ -18,7 +18,7 @@ from stores.format import manifest, recipe
 from stores.format.attention import open_attention, take_rows
 from stores.format.committed import Promises
 from stores.format.feature_rows import RowReader
-from stores.format.tokens import open_tokens, read_rows
+from stores.format.tokens import open_tokens, read_rows, take_positions
 from stores.io.location import StoreLike
 
 _CACHED_BLOCKS = 32
@@ -194,6 +194,14 @@ class BlockCache:
         read = functools.partial(self._token_chunk, slide_id)
         positions = self._positions(slide_id, seed, block)
         return read_rows(opened, read, positions, rows, seed, block)
+
+    def positions(self, commit: Place, rows: npt.NDArray[np.int32], seed: int) -> npt.NDArray[np.int32]:
+        """Positions of the tokens of some rows, int32 (rows, t), as `tokens` gives them, without reading tokens."""
+        assert self._about is not None, "the store has no tokens"
+        opened = self._open_tokens(commit.slide_id, self._about)
+        return take_positions(
+            opened, self._positions(commit.slide_id, seed, commit.block), rows, seed, commit.block
+        )
 
     def attention(self, commit: Place, rows: npt.NDArray[np.int32], seed: int) -> npt.NDArray[np.float16]:
         """Attention float16 (rows, grid * grid) of rows that `targets` took; no columns where none is read."""

@@ -154,7 +154,7 @@ def _other_places(
     if about is None:
         return False
     try:
-        _, found = cache.tokens(commit, np.array([row], np.int32), seed)
+        found = cache.positions(commit, np.array([row], np.int32), seed)
     except StoreError:
         return False  # a bad read, or named by the structure
     return not np.array_equal(found[0], draw.draw_tokens(*key, about.count, about.grid**2))

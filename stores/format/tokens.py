@@ -242,9 +242,17 @@ def read_rows(
     out = np.empty((len(rows), *opened.tokens.shape[2:]), np.float16)
     for index, places in _by_chunk(rows, opened.chunk_rows):
         out[places] = chunk(seed, index)[rows[places] - index * opened.chunk_rows]
-    chosen = positions[rows - block_range(opened.n_rows, block).start]
-    require_positions(chosen, opened.about, what)
+    chosen = take_positions(opened, positions, rows, seed, block)
     return require_finite(out, f"tokens of {what}"), chosen
+
+
+def take_positions(
+    opened: SlideTokens, positions: npt.NDArray[np.int32], rows: npt.NDArray[np.int32], seed: int, block: int
+) -> npt.NDArray[np.int32]:
+    """Those of some committed rows, int32 (rows, t), out of those of the block; CorruptStore when they are wrong."""
+    chosen = positions[rows - block_range(opened.n_rows, block).start]
+    require_positions(chosen, opened.about, f"{opened.slide_id} seed {seed} block {block}")
+    return chosen
 
 
 def _by_chunk(rows: npt.NDArray[np.int32], size: int) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
