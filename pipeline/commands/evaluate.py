@@ -1,5 +1,6 @@
 """The commands ``g2l evaluate ...``: parse, call one function, print. Heavy imports stand inside the commands."""
 
+import html
 import sys
 from pathlib import Path
 from typing import Any
@@ -149,5 +150,5 @@ def evaluate_all(config: Path, out: Path, as_json: bool, **values: Any) -> None:
     with reporter_for(sys.stderr) as report:
         tables = run_bench(bench, out, report, build(opts.CompareOptions, values))
     last = ["", *(f"written: {path}" for path in tables.written), *tables.failures()]
-    print_result(as_json, tables.to_json(), lambda: [*tables.markdown(), *last])
+    print_result(as_json, tables.to_json(), lambda: [*map(html.unescape, tables.markdown()), *last])
     sys.exit(tables.exit_code)

@@ -97,7 +97,8 @@ class Distilled:
                 f"the student is that of step {found['best_step']}, whose held-out CKA was the highest"
             )
         if found.get("slides_per_step") is not None:
-            lines.append(f"a step had views of {found['slides_per_step']:.1f} slides, on the mean")
+            mean = f"{found['slides_per_step']:.1f}"
+            lines.append(f"a step had views of {mean} {'slide' if mean == '1.0' else 'slides'}, on the mean")
         lines.append(
             f"{found['views_per_s']:.1f} views/s, waited for data {found['data_wait']:.1%} of the time, "
             f"peak memory {human_bytes(found['peak_rss_bytes'])}"

@@ -49,6 +49,9 @@ def begun_otherwise(folder: Path, name: str, value: Any, before: Any, place: str
     flag, given, begun = name.replace("_", "-"), _words(value), _words(before)
     said = f"--{flag} {given}: {folder}" if given else f"--{flag}: not given, and {folder}"
     how = f"with {begun}; use that" if begun else "without it; leave it out"
+    if isinstance(value, bool):  # a switch, which is given or not
+        said = f"--{flag}: {folder}" if value else f"--{flag}: not given, and {folder}"
+        how = "without it; leave it out" if value else "with it; give it"
     return OptionError(f"{said} was begun {how}, or another {place}")
 
 

@@ -235,6 +235,15 @@ def test_what_fails_is_said_at_once_and_again_at_the_end(folder: Path) -> None:
     assert [line.split(":")[1].strip() for line in last[1:]] == list(tables.failed)
 
 
+def test_what_markdown_escapes_is_printed_as_it_is(folder: Path) -> None:
+    config = folder / "bench.yaml"
+    config.write_text(config.read_text().replace("  untrained:", "  untrained_:"))
+    done = CliRunner().invoke(g2l, ["evaluate", "all", "--config", str(config), "--out", str(folder / "out")])
+    assert "untrained&#95;" in (folder / "out" / "table.md").read_text()
+    assert "untrained_ " in done.stdout
+    assert "&#" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

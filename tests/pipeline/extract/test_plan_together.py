@@ -84,7 +84,7 @@ def test_a_store_that_is_begun_is_no_other(slides: Path, store: Path, tmp_path: 
         with pytest.raises(kind, match=match):
             g2l_api.plan(given.pop("inputs", store), **given)
 
-    refused("--pixels False: .* was begun with True", pixels=False)
+    refused("--pixels: not given, and .* was begun with it; give it, or another --store", pixels=False)
     refused("--teacher h-optimus-0: .* was begun with tests.tools.tiny:teacher", teacher="h-optimus-0")
     refused("--dim 8: .* was begun with 24", dim=8)
     refused("--tokens 4: .* was begun without it; leave it out, or another --store", tokens=4)

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.distill.options import DistillOptions
 from pipeline.runtime.options import to_json
-from pipeline.runtime.resume import BEGUN, require_same_options
+from pipeline.runtime.resume import BEGUN, begun_otherwise, require_same_options
 from stores.errors import OptionError
 
 OPTIONS = DistillOptions(student="s", lr=0.0003, ema=0.9, qc_max=("blur=0.5", "fold=0.2"))
@@ -35,3 +35,11 @@ def test_what_differs_is_named(begun: dict[str, Any], now: dict[str, Any], said:
     with pytest.raises(OptionError) as refused:
         require_same_options(tmp_path, replace(OPTIONS, **now), frozenset())
     assert str(refused.value) == said.replace("RUN", str(tmp_path))
+
+
+def test_a_switch_is_given_or_not() -> None:
+    def said(now: bool) -> str:
+        return str(begun_otherwise(Path("s"), "pixels", now, not now, "--store"))
+
+    assert said(True) == "--pixels: s was begun without it; leave it out, or another --store"
+    assert said(False) == "--pixels: not given, and s was begun with it; give it, or another --store"
