@@ -23,6 +23,7 @@ from stores.io.location import StoreLike
 from stores.remote.objects import THREADS, Object, Objects, is_url, remote_url
 
 _FETCHED = (layout.OPTIONS, layout.MANIFEST)
+_LOCKS = 1024
 _CACHE, _CACHE_LOCK = "g2l-cache-", ".lock"
 
 
@@ -43,7 +44,7 @@ class RemoteStore:
         self._limit, self._held = cache_bytes, 0
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
-        self._busy: dict[str, threading.Lock] = {}
+        self._busy = tuple(threading.Lock() for _ in range(_LOCKS))
         self._listed: dict[str, Object] | None = None
         self._mirror.mkdir(parents=True, exist_ok=True)
         self._chunks.mkdir(exist_ok=True)
@@ -57,9 +58,7 @@ class RemoteStore:
 
     def __truediv__(self, name: str) -> Path:
         if name in self._later:
-            with self._lock:
-                busy = self._busy.setdefault(name, threading.Lock())
-            with busy:
+            with self._busy_with(name):
                 if name in self._later:
                     self._fetch_one(name, self._later[name])
                     del self._later[name]
@@ -149,15 +148,17 @@ class RemoteStore:
         return self._through_cache(part, lambda: self.objects.get_range(name, start, length))
 
     def _through_cache(self, key: str, fetch: Callable[[], bytes | None]) -> bytes | None:
-        with self._lock:
-            busy = self._busy.setdefault(key, threading.Lock())
-        with busy:
+        with self._busy_with(key):
             data = self._cached(key)
             if data is None:
                 data = fetch()
                 if data is not None:
                     self._keep(key, data)
         return data
+
+    def _busy_with(self, key: str) -> threading.Lock:
+        """Held by who fetches a file; hardly ever by who fetches another one."""
+        return self._busy[hash(key) % _LOCKS]
 
     def _cached(self, name: str) -> bytes | None:
         with self._lock:
@@ -180,7 +181,6 @@ class RemoteStore:
                 oldest, size = self._sizes.popitem(last=False)
                 self._held -= size
                 self._path(oldest).unlink(missing_ok=True)
-                self._busy.pop(oldest, None)
             self._path(name).write_bytes(data)
             self._held += len(data)
             self._sizes[name] = len(data)
