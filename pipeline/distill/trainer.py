@@ -214,6 +214,8 @@ def make_trainer(student: Encoder, data: Taught, options: DistillOptions, ranks:
     if ranks.device.type != "cpu":  # where it was built; tensors without memory cannot be moved at all
         model = model.to(ranks.device)
     model.train()
+    if options.channels_last:
+        model.student.use_channels_last()
     if options.checkpointing:
         use_checkpointing(model.student)
     if options.micro_batch is not None:

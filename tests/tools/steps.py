@@ -37,20 +37,22 @@ def a_batch(count: int, n_teachers: int = 1, grid: int = 4, tokens: int = 0) -> 
     """Views, and targets of each teacher: features, the first tokens of the grid, attention. Some of several miss."""
     made = torch.Generator().manual_seed(1)
     views = torch.randint(0, 256, (count, PX, PX, 3), dtype=torch.uint8, generator=made)
-    every = [
-        Targets(
-            torch.randn(count, DIM, generator=made),
-            torch.randn(count, tokens, DIM, generator=made),
-            torch.arange(tokens).expand(count, -1),
-            torch.rand(count, grid**2, generator=made),
-        )
-        for _ in range(n_teachers)
-    ]
+    every = [targets_of(count, made, grid, tokens) for _ in range(n_teachers)]
     if n_teachers == 1:
         return views, every[0]
     present = torch.ones(count, n_teachers, dtype=torch.uint8)
     present[::3, 1] = 0
     return views, replace(every[0], others=tuple(every[1:]), present=present)
+
+
+def targets_of(count: int, made: torch.Generator, grid: int = 4, tokens: int = 0) -> Targets:
+    """Those of a teacher of `DIM` numbers, as drawn."""
+    return Targets(
+        torch.randn(count, DIM, generator=made),
+        torch.randn(count, tokens, DIM, generator=made),
+        torch.arange(tokens).expand(count, -1),
+        torch.rand(count, grid**2, generator=made),
+    )
 
 
 def gradients(trainer: Trainer) -> dict[str, Tensor]:
