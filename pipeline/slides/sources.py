@@ -146,6 +146,7 @@ class _FromStore:
         self._chunk: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def read(self, row: int, x_px0: int, y_px0: int) -> npt.NDArray[np.uint8]:
+        self._array.require_row(row)
         index, offset = divmod(row, self._array.chunk_rows)
         if index != self._index:
             self._chunk, self._index = self._array.read_chunk(index), index

@@ -329,6 +329,8 @@ def _require_same_pixels(slide_id: str, a: Source, of_a: Views, b: Source, of_b:
     common = np.intersect1d(_readable(of_a.values()), _readable(of_b.values()))
     size = forms[0]["chunk_grid"]["configuration"]["chunk_shape"][0]
     opened = [pixels.open_pixels(s.store, slide_id) for s in (a, b)]
+    for of_one in opened:
+        of_one.require_row(int(common.max(initial=0)))
     for index in np.unique(common // size).tolist():
         if _same_bytes(a, b, layout.chunk_file(name, (index, 0, 0, 0))):
             continue

@@ -79,8 +79,19 @@ class SlidePixels:
     spec: ArraySpec
 
     @property
+    def n_rows(self) -> int:
+        return self.spec.shape[0]
+
+    @property
     def chunk_rows(self) -> int:
         return self.spec.chunks[0]
+
+    def require_row(self, row: int) -> None:
+        """Raise CorruptStore when the array ends before a row that the manifest lists."""
+        if row >= self.n_rows:
+            raise CorruptStore(
+                f"{self.store}: keeps {self.n_rows} patches of slide {self.slide_id}, and the manifest lists row {row}"
+            )
 
     def read_chunk(self, index: int) -> npt.NDArray[np.uint8]:
         """uint8 (rows of the chunk, size_px, size_px, 3), read-only.
@@ -90,7 +101,7 @@ class SlidePixels:
         CorruptStore
             When the chunk is missing or damaged.
         """
-        rows = range(index * self.chunk_rows, min((index + 1) * self.chunk_rows, self.spec.shape[0]))
+        rows = range(index * self.chunk_rows, min((index + 1) * self.chunk_rows, self.n_rows))
         what = f"{self.slide_id} pixels of rows {rows.start}-{rows.stop - 1}"
         name, at = pixel_array(self.slide_id), (index, 0, 0, 0)
         try:

@@ -1,6 +1,7 @@
 """The loader: views as the teacher saw them, every one once an epoch, the same stream from any position."""
 
 import itertools
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -93,6 +94,16 @@ def test_a_changed_pixel_is_noticed(store: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ViewMismatch, match=r"slide a row \d+ \(\d+,\d+\) seed \d: the rebuilt view has crc32"
     ):
+        stream(path, OPTIONS, 0, 99)
+
+
+def test_fewer_patches_than_the_manifest_lists(store: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(store, tmp_path / "s"))
+    file = path / "pixels.zarr/a/zarr.json"
+    about = json.loads(file.read_text())
+    about["shape"][0] = 5
+    file.write_text(json.dumps(about))
+    with pytest.raises(CorruptStore, match=r"keeps 5 patches of slide a, and the manifest lists row \d+"):
         stream(path, OPTIONS, 0, 99)
 
 

@@ -211,6 +211,18 @@ def test_each_with_rows_that_the_other_lacks(made: Path, tmp_path: Path) -> None
         joined([one, other], tmp_path / "out")
 
 
+def test_pixels_that_end_before_the_patches(made: Path, tmp_path: Path) -> None:
+    stores = [Path(shutil.copytree(made, tmp_path / name)) for name in "tu"]
+    damage_pixel(stores[1])  # so that they are compared
+    for store in stores:
+        file = store / "pixels.zarr/a/zarr.json"
+        about = json.loads(file.read_text())
+        about["shape"][0] = 3
+        file.write_text(json.dumps(about))
+    with pytest.raises(CorruptStore, match=r"keeps 3 patches of slide a, and the manifest lists row \d+"):
+        joined(stores, tmp_path / "out")
+
+
 def test_another_recipe_is_named_with_both_stores(made: Path, tmp_path: Path) -> None:
     changed = replace(RECIPE, patch=replace(RECIPE.patch, mpp=0.25))
     other = make_store(tmp_path / "t", [], changed)
