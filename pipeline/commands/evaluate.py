@@ -150,5 +150,6 @@ def evaluate_all(config: Path, out: Path, as_json: bool, **values: Any) -> None:
     with reporter_for(sys.stderr) as report:
         tables = run_bench(bench, out, report, build(opts.CompareOptions, values))
     last = ["", *(f"written: {path}" for path in tables.written), *tables.failures()]
+    # a terminal shows no entities, which keep foreign text from being Markdown
     print_result(as_json, tables.to_json(), lambda: [*map(html.unescape, tables.markdown()), *last])
     sys.exit(tables.exit_code)

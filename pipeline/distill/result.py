@@ -97,8 +97,7 @@ class Distilled:
                 f"the student is that of step {found['best_step']}, whose held-out CKA was the highest"
             )
         if found.get("slides_per_step") is not None:
-            mean = f"{found['slides_per_step']:.1f}"
-            lines.append(f"a step had views of {mean} {'slide' if mean == '1.0' else 'slides'}, on the mean")
+            lines.append(f"slides in a step: {found['slides_per_step']:.1f} on the mean")
         lines.append(
             f"{found['views_per_s']:.1f} views/s, waited for data {found['data_wait']:.1%} of the time, "
             f"peak memory {human_bytes(found['peak_rss_bytes'])}"

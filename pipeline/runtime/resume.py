@@ -47,11 +47,13 @@ def require_same_options(out: Path, options: Any, free: frozenset[str]) -> None:
 def begun_otherwise(folder: Path, name: str, value: Any, before: Any, place: str) -> OptionError:
     """The error that `folder`, which the option `place` names, was begun with another `value` of an option."""
     flag, given, begun = name.replace("_", "-"), _words(value), _words(before)
-    said = f"--{flag} {given}: {folder}" if given else f"--{flag}: not given, and {folder}"
-    how = f"with {begun}; use that" if begun else "without it; leave it out"
+    absent = f"--{flag}: not given, and {folder}"
     if isinstance(value, bool):  # a switch, which is given or not
-        said = f"--{flag}: {folder}" if value else f"--{flag}: not given, and {folder}"
+        said = f"--{flag}: {folder}" if value else absent
         how = "without it; leave it out" if value else "with it; give it"
+    else:
+        said = f"--{flag} {given}: {folder}" if given else absent
+        how = f"with {begun}; use that" if begun else "without it; leave it out"
     return OptionError(f"{said} was begun {how}, or another {place}")
 
 

@@ -5,7 +5,6 @@
 Of the 197 kB of a 256 px patch zstd leaves 164 kB on CMU-1-Small-Region and 180 kB on a dense TCGA slide.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from stores.format.arrays import ensure_array, read_spec
 from stores.format.chunks import read_chunk
 from stores.format.encoding import Encoder, Form
 from stores.format.features import ROW_QUANTUM
-from stores.format.layout import MAX_METADATA_BYTES, PIXELS, metadata_file, pixel_array
+from stores.format.layout import MAX_METADATA_BYTES, METADATA, PIXELS, metadata_file, pixel_array
 from stores.format.metadata import ArraySpec
 from stores.format.shards import file_of
 from stores.io.files import write_bytes
@@ -30,9 +29,9 @@ def has_pixels(store: StoreLike, slide_id: str) -> bool:
     return read_file(store, metadata_file(pixel_array(slide_id)), MAX_METADATA_BYTES) is not None
 
 
-def slides_with_pixels(store: StoreLike) -> Collection[str]:
+def slides_with_pixels(store: StoreLike) -> set[str]:
     """The slides whose patches the store keeps: one listing, where `has_pixels` of each would be a request to a URL."""
-    return entries(store, PIXELS).keys()
+    return entries(store, PIXELS).keys() - {METADATA}
 
 
 def form(n_rows: int, size_px: int) -> Form:

@@ -108,10 +108,11 @@ class Objects:
 
     def entries(self, folder: str) -> dict[str, int]:
         """What is in a folder, by name: bytes of a file, 0 for a folder. Empty without it."""
-        return {
-            self._below(about["name"]).rpartition("/")[2]: int(about.get("size") or 0)
-            for about in self._listed_in(folder)
-        }
+        found = {}
+        for about in self._listed_in(folder):
+            is_folder = about.get("type") == "directory"  # some services give it a size
+            found[self._below(about["name"]).rpartition("/")[2]] = 0 if is_folder else int(about["size"])
+        return found
 
     def _listed_in(self, folder: str) -> Sequence[Mapping[str, Any]]:
         """What the service says of each file and folder in a folder, without those below."""
